@@ -1,0 +1,209 @@
+"""The strict notebook runner, on tiny notebooks with real kernels; what papermill lets pass must fail here."""
+
+import argparse
+import json
+import sys
+import time
+
+import nbformat
+import pytest
+
+from oelkit import notebooks
+from oelkit.notebooks import NotebookError, Parameter, convert, parameters_of, run_notebooks
+
+PARAMETERS = """run = "demo"
+steps = 3  # how many
+lr = 1e-3
+fast = False
+model = "a#b"
+seeds = [0, 1]
+limit: int | None = None"""
+
+
+def write(root, name, *sources, parameters=PARAMETERS):
+    cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "oelkit").mkdir()
+    return tmp_path
+
+
+def published(root, run="demo"):
+    return sorted(path.name for path in (root / "runs" / run / "notebooks").iterdir())
+
+
+def fails(root, match, *args, **kwargs):
+    with pytest.raises(NotebookError, match=match) as caught:
+        run_notebooks(*args, root=root, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_in_order_with_parameters_for_those_that_declare_them(root, capfd):
+    values = "[run, steps, lr, fast, model, seeds, limit, os.getcwd(), sys.executable]"
+    show = f"import json, os, sys\nprint(json.dumps({values}))"
+    write(root, "01_first", "assert steps == 3", "open('order', 'a').write('1')", parameters='run = "demo"\nsteps = 3')
+    write(root, "02_second", show, "open('order', 'a').write('2')")
+    given = {"lr": "0.5", "fast": "true", "model": "x y", "seeds": "4,5", "limit": 7}
+    copies = run_notebooks(parameters=given, run="r1", root=root)
+    assert (root / "order").read_text() == "12"
+    assert [copy.name for copy in copies] == ["01_first.ipynb", "02_second.ipynb"]
+    assert published(root, "r1") == ["01_first.html", "01_first.ipynb", "02_second.html", "02_second.ipynb"]
+    output = next(cell for cell in nbformat.read(copies[1], 4).cells if cell.source == show).outputs[0]
+    assert json.loads(output.text) == ["r1", 3, 0.5, True, "x y", [4, 5], 7, str(root), sys.executable]
+    assert str(root) in (root / "runs/r1/notebooks/02_second.html").read_text()
+    out, err = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["01_first", "02_second"]
+    assert err == ""
+
+
+def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    write(root, "01_a", "1 / 0")
+    write(root, "02_b", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    (copy,) = run_notebooks(["notebooks/02_b.ipynb"], root=root)
+    assert "image/png" in copy.read_text()
+    assert published(root) == ["02_b.html", "02_b.ipynb"]
+
+
+def test_error_keeps_the_failed_state_stops_and_spares_the_earlier_copy(root):
+    write(root, "01_a", "x = 1", "x / 0", "x = 2")
+    write(root, "02_b", "open('ran', 'w')")
+    folder = root / "runs" / "demo" / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / "01_a.ipynb").write_text("earlier")
+    fails(root, r"01_a failed in cell 4 \('x / 0'\): ZeroDivisionError: .*01_a.failed.ipynb")
+    assert (folder / "01_a.ipynb").read_text() == "earlier"
+    assert published(root) == ["01_a.failed.ipynb", "01_a.ipynb"]
+    assert not (root / "ran").exists()
+    write(root, "01_a", "x = 1")
+    run_notebooks(["01_a"], root=root)
+    assert published(root) == ["01_a.html", "01_a.ipynb"]  # the stale failure is gone
+
+
+@pytest.mark.parametrize(
+    ("source", "match", "timeout"),
+    [
+        ("while True: pass", "time-out of 8 s passed", 8),
+        ("import os; os._exit(1)", "kernel died", 60),
+        ("import sys; sys.exit()", "exits here", 60),
+    ],
+)
+def test_what_papermill_calls_completed_is_marked_failed(root, source, match, timeout):
+    write(root, "01_a", source, "after = 1")
+    began = time.monotonic()
+    fails(root, match, timeout=timeout)
+    assert time.monotonic() - began < timeout + 20
+    assert published(root) == ["01_a.failed.ipynb"]
+    cells = nbformat.read(root / "runs/demo/notebooks/01_a.failed.ipynb", 4).cells
+    failed = [cell for cell in cells if cell.metadata.papermill.status == "failed"]
+    assert [cell.source for cell in failed] == [source]
+    assert "error" in [output.output_type for output in failed[0].outputs]
+    assert cells[-1].metadata.papermill.status == "pending"
+
+
+def test_time_out_is_of_the_notebook_not_of_the_cell(root):
+    write(root, "01_a", *["import time; time.sleep(4)"] * 3)
+    fails(root, "failed in cell [34] .*time-out of 6 s", timeout=6)
+
+
+def test_publishes_no_widget_state(root):
+    source = "from IPython.display import display\nimport ipywidgets\nw = ipywidgets.IntSlider()\ndisplay(w)"
+    write(root, "01_a", source)
+    (copy,) = run_notebooks(root=root)
+    assert "widget-view" not in copy.read_text() and "widgets" not in nbformat.read(copy, 4).metadata
+    assert "IntSlider" in copy.read_text()
+
+
+@pytest.mark.parametrize("run", ["a/b", "../x", "", ".hidden", "a b", "ä"])
+def test_refuses_an_unsafe_run_name(root, run):
+    write(root, "01_a", "1")
+    fails(root, "run name", run=run)
+    assert not (root / "runs").exists()
+
+
+def test_refuses_bad_input_before_anything_runs(root):
+    fails(root, "there are no notebooks")
+    write(root, "01_a", "open('ran', 'w')")
+    write(root, "02_b", "1", parameters="other = 1")
+    fails(root, "unknown notebook '03_c'; there are: 01_a, 02_b", ["01_a", "03_c"])
+    fails(root, "unknown parameter 'stpes': 01_a, 02_b know only: .*steps", parameters={"stpes": 1})
+    fails(root, "unknown parameter 'other'", ["01_a"], parameters={"other": 2})
+    fails(root, "other='two' is not of the kind int", parameters={"other": "two"})
+    fails(root, "--run", parameters={"run": "x"})
+    fails(root, "timeout", timeout=0)
+    fails(root, "timeout", timeout=float("nan"))
+    assert not (root / "runs").exists()
+    (root / "runs").write_text("a file in the way")
+    fails(root, "cannot write to the run folder")
+    (root / "notebooks" / "02_b.ipynb").write_text("{")
+    fails(root, "02_b.ipynb is not a readable notebook", ["02_b"])
+    assert not (root / "ran").exists()
+
+
+def test_reads_the_parameters_cell(root):
+    write(root, "01_a", "steps = 9", parameters=PARAMETERS + "\nhere = str(1)\na = b = (1,\n  2)")
+    found = parameters_of(root / "notebooks" / "01_a.ipynb")
+    assert {name: parameter.default for name, parameter in found.items()} == {
+        "run": "demo", "steps": 3, "lr": 1e-3, "fast": False, "model": "a#b", "seeds": [0, 1], "limit": None,
+        "a": (1, 2), "b": (1, 2),
+    }  # fmt: skip
+    assert found["limit"].kinds == {"int", "None"} and found["steps"].kinds == {"int"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "default", "value", "expected"),
+    [
+        ("int", 3, "4", 4), ("int", 3, " -4 ", -4), ("float", 0.1, "1e-3", 1e-3), ("float", 0.1, "2", 2.0),
+        ("bool", True, "False", False), ("bool", True, "true", True), ("str", "a", "5", "5"),
+        ("str", "a", "None", "None"), ("list", [], "[1]", [1]),
+        ("list", [1], "[2, 3]", [2, 3]), ("list", [1], "2,3", [2, 3]), ("list", ["a"], "['b']", ["b"]),
+        ("str None", None, "None", None), ("str None", None, "nf4", "nf4"), ("int None", None, "5", 5),
+        ("None", None, "anything", "anything"), ("float", 0.1, 2, 2.0), ("dict", {}, "{'r': 4}", {"r": 4}),
+    ],
+)  # fmt: skip
+def test_converts(kinds, default, value, expected):
+    result = convert("x", value, Parameter(set(kinds.split()), default))
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "default", "value"),
+    [
+        ("int", 3, "4.0"), ("int", 3, "four"), ("int", 3, "True"), ("int", 3, True), ("int", 3, ""),
+        ("float", 0.1, "fast"),
+        ("bool", True, "1"), ("bool", True, "yes"), ("str", "a", 5), ("list", [1], "4"), ("list", [1], "['a']"),
+        ("list", [1], "[1"), ("int", 3, None), ("int None", None, "x"), ("int", 3, "__import__('os')"),
+    ],
+)  # fmt: skip
+def test_refuses_the_ill_typed(kinds, default, value):
+    with pytest.raises(NotebookError, match="parameter x="):
+        convert("x", value, Parameter(set(kinds.split()), default))
+
+
+def test_command_line(root, monkeypatch, capsys):
+    write(root, "01_a", "assert steps == 5 and run == 'mine'")
+    monkeypatch.chdir(root / "notebooks")  # the root is found from below
+
+    def call(*argv):
+        parser = argparse.ArgumentParser()
+        notebooks.add_arguments(parser)
+        return notebooks.main(parser.parse_args(argv))
+
+    assert call("01_a", "-p", "steps=5", "--run", "mine", "--timeout", "60") == 0
+    assert published(root, "mine") == ["01_a.html", "01_a.ipynb"]
+    for bad in ("-p steps", "-p steps=1 -p steps=2", "-p nope=1", "--run a/b", "99_x", "-p steps=6"):
+        assert call(*bad.split()) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
