@@ -260,9 +260,9 @@ def kernel_manager() -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    # figures inline even where MPLBACKEND=Agg is set for scripts; no debugger banner, no warnings on the terminal
+    # figures inline even where MPLBACKEND=Agg is set for scripts; no debugger banner, no kernel log on the terminal
     env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    spec = KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=40"]), env=env)
+    spec = KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=50"]), env=env)
 
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = property(lambda self: spec)
@@ -302,7 +302,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run what `add_arguments` parsed; 0, or 1 after one sentence on stderr."""
+    """Run what `add_arguments` parsed; 0, or 1 after one sentence on stderr (130 after Ctrl-C)."""
     try:
         parameters: dict[str, str] = {}
         for pair in args.parameter:
@@ -315,4 +315,7 @@ def main(args: argparse.Namespace) -> int:
     except NotebookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0

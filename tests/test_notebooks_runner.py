@@ -100,11 +100,12 @@ def test_error_keeps_the_failed_state_stops_and_spares_the_earlier_copy(root):
         ("import sys; sys.exit()", "exits here", 60),
     ],
 )
-def test_what_papermill_calls_completed_is_marked_failed(root, source, match, timeout):
+def test_what_papermill_calls_completed_is_marked_failed(root, capfd, source, match, timeout):
     write(root, "01_a", source, "after = 1")
     began = time.monotonic()
     fails(root, match, timeout=timeout)
     assert time.monotonic() - began < timeout + 20
+    assert capfd.readouterr().err == ""
     assert published(root) == ["01_a.failed.ipynb"]
     cells = nbformat.read(root / "runs/demo/notebooks/01_a.failed.ipynb", 4).cells
     failed = [cell for cell in cells if cell.metadata.papermill.status == "failed"]
