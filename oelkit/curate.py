@@ -1,0 +1,405 @@
+"""Curate experience items: accept, reject, edit, merge … through an append-only log that can always be undone.
+
+The state is a fold over the log, undo and redo are records like any other, and the extracted items are never changed,
+so nothing that a person did or a model wrote is ever lost. Every operation is on disk before the state changes. No user
+interface here (that is `widgets`), and no model: near-duplicates are found by the words they share.
+Departure: the paper feeds every extracted item to the teacher. That is `auto_curate`, less its literal duplicates.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import os
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+from oelkit.records import Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
+
+_STATUS = {"accept": "accepted", "reject": "rejected", "skip": "skipped"}
+_GONE = ("merged", "split")  # out of the view, never out of the state
+_MAKES = ("merge", "split", "add")  # these make an item of each text
+_NONE, _ONE, _SOME, _MANY = range(1), range(1, 2), range(1, 10**9), range(2, 10**9)
+_SHAPE = {  # how many items and texts an operation takes
+    "accept": (_SOME, _NONE), "reject": (_SOME, _NONE), "skip": (_SOME, _NONE), "restore": (_SOME, _NONE),
+    "edit": (_ONE, _ONE), "move": (_ONE, _NONE), "merge": (_MANY, _ONE), "split": (_ONE, _MANY), "add": (_NONE, _ONE),
+}
+
+
+@dataclass(frozen=True)
+class CuratedItem(ExperienceItem):
+    """An experience item as it stands now: `text` is one line, `original` what was first written, to the byte."""
+
+    status: str = "pending"
+    """pending, skipped (seen, undecided), accepted, rejected; merged and split once others took its place."""
+    parents: tuple[str, ...] = ()
+    original: str = ""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of the log."""
+
+    n: int
+    """Counts from 1 without a gap: a gap shows that the log was damaged."""
+    op: str
+    author: str
+    time: str
+    reason: str = ""
+    ids: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    """The texts of `ids` when it was done: a log is never applied to items that say something else."""
+    new: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    to: int | None = None
+    evidence: tuple[Evidence, ...] = ()
+    extra: dict = field(default_factory=dict, hash=False)
+
+
+class Curation:
+    """Items, their log and the state that follows from both.
+
+    If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an operation takes ids, it
+    takes one or a list, and a list is one step of undo. A wrong call raises ValueError and changes nothing; so does
+    `records.ConflictError`, raised if another editor has written to the log since: open it again.
+    """
+
+    def __init__(self, items: Iterable[ExperienceItem], log_path: str | os.PathLike | None = None, *,
+                 author: str = "user"):
+        self.author = author
+        self.log_path = Path(log_path) if log_path is not None else None
+        self._source = tuple(items)
+        double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
+        if double:
+            raise ValueError(f"items need distinct ids; more than one is called {double[0]!r}")
+        self._size = 0
+        log = []
+        if self.log_path is not None and self.log_path.exists():
+            self._size = self.log_path.stat().st_size  # before reading: a line that comes in between is then a conflict
+            log = _read_log(self.log_path)
+        self._load(log)
+
+    @classmethod
+    def open(cls, items_path: str | os.PathLike, log_path: str | os.PathLike, *, author: str = "user") -> Curation:
+        """The curation of an items.jsonl with its log (created by the first operation)."""
+        return cls(read_jsonl(items_path, ExperienceItem), log_path, author=author)
+
+    def _load(self, log: Sequence[Operation]) -> None:
+        self._log, self._done, self._undone = list(log), [], []
+        place = self.log_path or "log"
+        if [op.n for op in log] != list(range(1, len(log) + 1)):
+            raise RecordError(f"{place}: an operation is missing or doubled (`n` must count 1, 2, 3 …). Restore the "
+                              "log from a copy, or move it away to start anew", list(log))
+        for op in log:
+            _turn(op, self._done, self._undone)
+        self._state = _fold(self._source, self._done, f"{place}: ")
+
+    # -- operations
+
+    def accept(self, id: str | Sequence[str], reason: str = "", author: str | None = None) -> None:
+        """Keep: the teacher will read it."""
+        self._do("accept", id, reason, author)
+
+    def reject(self, id: str | Sequence[str], reason: str = "", author: str | None = None) -> None:
+        """Leave out."""
+        self._do("reject", id, reason, author)
+
+    def skip(self, id: str | Sequence[str], reason: str = "", author: str | None = None) -> None:
+        """Seen, not decided."""
+        self._do("skip", id, reason, author)
+
+    def restore(self, id: str | Sequence[str], reason: str = "", author: str | None = None) -> None:
+        """Back to the original text, pending; a merged or split item is in the view again, beside what came of it."""
+        self._do("restore", id, reason, author)
+
+    def edit(self, id: str, text: str, reason: str = "", author: str | None = None) -> None:
+        """Another text, the same status. Line breaks become spaces."""
+        self._do("edit", id, reason, author, texts=(text,))
+
+    def move(self, id: str, to: int, reason: str = "", author: str | None = None) -> None:
+        """To index `to` of `items`. The first are the oldest: a token budget cuts from the top."""
+        self._do("move", id, reason, author, to=to)
+
+    def merge(self, ids: Sequence[str], text: str | None = None, reason: str = "", author: str | None = None) -> str:
+        """One item in place of several, with all their evidence; returns its id. Default text: theirs, joined.
+
+        It stands where the first of them stood, and keeps their status if they share one (else: pending).
+        """
+        if text is None:
+            text = " ".join(dict.fromkeys(self.item(i).text for i in _ids(ids)))
+        return self._do("merge", ids, reason, author, texts=(text,))[0]
+
+    def split(self, id: str, texts: Sequence[str], reason: str = "", author: str | None = None) -> list[str]:
+        """Several items in place of one, each with its evidence and status; returns their ids."""
+        return list(self._do("split", id, reason, author, texts=_ids(texts)))
+
+    def add(self, text: str, evidence: Iterable[Evidence] = (), reason: str = "", author: str | None = None) -> str:
+        """An item of one's own, at the end and accepted; returns its id."""
+        return self._do("add", (), reason, author, texts=(text,), evidence=tuple(evidence))[0]
+
+    def undo(self, reason: str = "", author: str | None = None) -> None:
+        """Take back the last operation that is not undone yet."""
+        self._do("undo", (), reason, author)
+
+    def redo(self, reason: str = "", author: str | None = None) -> None:
+        """Do again what was undone last; any other operation in between ends this."""
+        self._do("redo", (), reason, author)
+
+    def _do(self, op: str, id: str | Sequence[str], reason: str, author: str | None, **fields: Any) -> tuple[str, ...]:
+        n, ids = len(self._log) + 1, _ids(id)
+        new = [f"{op}-{n}.{k}" if op == "split" else f"{op}-{n}" for k, _ in enumerate(fields.get("texts", ()), 1)]
+        while set(new) & self._state.keys():  # items that an earlier curation made may bear such a name
+            new = [f"{i}'" for i in new]
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        done = Operation(n, op, self.author if author is None else author, now, reason, ids,
+                         tuple(self.item(i).text for i in ids), tuple(new) if op in _MAKES else (), **fields)
+        # All that can go wrong with the operation goes wrong here, on copies, before a byte is written.
+        stack, undone = self._done.copy(), self._undone.copy()
+        _turn(done, stack, undone)
+        if op == "undo":
+            state = _fold(self._source, stack)
+        else:
+            state = dict(self._state)
+            _step(state, stack[-1])
+        if self.log_path is not None:
+            self._size = append_jsonl(self.log_path, done, expected_size=self._size)
+        self._log.append(done)
+        self._done, self._undone, self._state = stack, undone, state
+        return done.new
+
+    # -- what follows from them
+
+    @property
+    def items(self) -> list[CuratedItem]:
+        """The current view, in order; without the items that others took the place of."""
+        return [item for item in self._state.values() if item.status not in _GONE]
+
+    @property
+    def log(self) -> list[Operation]:
+        """Every operation ever, undo and redo among them."""
+        return list(self._log)
+
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._done)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._undone)
+
+    def item(self, id: str) -> CuratedItem:
+        """One item, also one that was merged or split."""
+        if id not in self._state:
+            raise ValueError(f"no item is called {id!r}")
+        return self._state[id]
+
+    def __repr__(self) -> str:
+        counts = Counter(item.status for item in self.items)
+        return f"Curation({len(self.items)} items: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ")"
+
+    def kept(self, include_pending: bool = False) -> list[CuratedItem]:
+        """The accepted items in order; with `include_pending` also those neither accepted nor rejected."""
+        wanted = ("accepted", "pending", "skipped") if include_pending else ("accepted",)
+        return [item for item in self.items if item.status in wanted]
+
+    def within_budget(self, budget_tokens: int, tokenizer: Any,
+                      include_pending: bool = False) -> tuple[list[CuratedItem], list[CuratedItem]]:
+        """(what fits, what was cut) of the kept items: the oldest, on top, go first (as in the paper).
+
+        `tokenizer`: a Transformers or tokenizers one, or a function from a text to its number of tokens.
+        """
+        if tokenizer is None or budget_tokens < 0:
+            raise ValueError("a token budget needs a tokenizer and must not be negative")
+        kept = self.kept(include_pending)
+        cut = bisect.bisect_left(range(len(kept)), True, key=lambda first:
+                                 _count(experience_text(kept[first:]), tokenizer) <= budget_tokens)
+        return kept[cut:], kept[:cut]
+
+    def experience(self, budget_tokens: int | None = None, tokenizer: Any = None, include_pending: bool = False) -> str:
+        """The text that the teacher reads: the kept items, one a line; see `within_budget` for what a budget cuts."""
+        if budget_tokens is None:
+            return experience_text(self.kept(include_pending))
+        return experience_text(self.within_budget(budget_tokens, tokenizer, include_pending)[0])
+
+    def diff(self) -> dict[str, list[tuple[str, str]]]:
+        """For each edited item of the view the runs of words ("=" kept, "-" removed, "+" new) from original to text."""
+        return {i.id: _word_diff(i.original, i.text) for i in self.items if i.text != one_line(i.original)}
+
+    def duplicates(self, threshold: float = 0.8) -> list[list[str]]:
+        """Groups of ids whose items share words: Jaccard overlap of at least `threshold` (0 to 1), also by a chain.
+
+        Only a hint for a reader: "H is a hole, G is not." and "G is a hole, H is not." overlap wholly.
+        """
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+        groups: list[list[tuple[str, set]]] = []
+        for item in self.items:
+            words = set(_words(item.text))
+            near = [g for g in groups if any(len(words & w) >= threshold * len(words | w) for _, w in g)]
+            groups = [g for g in groups if g not in near] + [[m for g in near for m in g] + [(item.id, words)]]
+        order = {item.id: k for k, item in enumerate(self.items)}
+        found = [sorted((i for i, _ in g), key=order.get) for g in groups if len(g) > 1]
+        return sorted(found, key=lambda ids: order[ids[0]])
+
+    def to_frame(self) -> Any:
+        """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_frame needs pandas: pip install pandas") from None
+        columns = ["id", "status", "text", "original", "evidence", "parents", "model", "round", "draw"]
+        return pandas.DataFrame([[getattr(item, c) for c in columns] for item in self.items], columns=columns)
+
+
+def replay(items: Iterable[ExperienceItem], log: str | os.PathLike | Sequence[Operation]) -> Curation:
+    """A recorded session (a log file or its operations) on the same items; later operations are not written to it."""
+    curation = Curation(items)
+    curation._load(_read_log(Path(log)) if isinstance(log, (str, os.PathLike)) else log)
+    return curation
+
+
+def auto_curate(curation: Curation) -> Curation:
+    """The headless default: accepts every pending item, rejects one with the very words of an earlier (author "auto").
+
+    Case and punctuation aside the words must be the same, in the same order. What a person decided stays. Returns it.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    pending = [item for item in curation.items if item.status == "pending"]
+    for item in [item for item in curation.items if item.status != "pending"] + pending:
+        first.setdefault(_words(item.text), item.id)
+    fresh = [item.id for item in pending if first[_words(item.text)] == item.id]
+    if fresh:
+        curation.accept(fresh, author="auto")
+    for item in pending:
+        if first[_words(item.text)] != item.id:
+            curation.reject(item.id, f"duplicates {first[_words(item.text)]}", author="auto")
+    return curation
+
+
+def experience_text(items: Iterable[ExperienceItem]) -> str:
+    """The items as the teacher reads them, one line each."""
+    return "\n".join(f"- EXPERIENCE ITEM: {one_line(item.text)}" for item in items)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks of any kind: what a model wrote must not be able to start a line of its own."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def _ids(ids: str | Sequence[str]) -> tuple[str, ...]:
+    return (ids,) if isinstance(ids, str) else tuple(ids)
+
+
+def _read_log(path: Path) -> list[Operation]:
+    try:
+        return read_jsonl(path, Operation)
+    except RecordError as e:
+        if any(field is not None for _, field, _ in e.bad):
+            raise
+        # Not JSON: the remains of a crash. Were it anything else, the count of the operations around it had a gap.
+        lines = ", ".join(str(line) for line, _, _ in e.bad)
+        warnings.warn(f"{path}: line {lines} was cut off by a crash and is left out", stacklevel=4)
+        return e.records
+
+
+def _turn(op: Operation, done: list[Operation], undone: list[Operation]) -> None:
+    """Undo and redo move operations between two stacks; what is on `done` makes the state."""
+    if op.op == "undo" or op.op == "redo":
+        source, target = (done, undone) if op.op == "undo" else (undone, done)
+        if not source:
+            raise ValueError(f"there is nothing to {op.op}")
+        target.append(source.pop())
+    else:
+        done.append(op)
+        undone.clear()
+
+
+def _fold(items: Iterable[ExperienceItem], ops: Iterable[Operation], place: str = "") -> dict[str, CuratedItem]:
+    state = {i.id: CuratedItem(i.id, one_line(i.text), i.evidence, i.model, i.round, i.draw, i.extra, original=i.text)
+             for i in items}
+    for op in ops:
+        try:
+            _step(state, op)
+        except ValueError as e:
+            raise ValueError(f"{place}operation {op.n} does not fit these items: {e}. Give the items that the log "
+                             "was made for, or move the log away to start anew") from None
+    return state
+
+
+def _step(state: dict[str, CuratedItem], op: Operation) -> None:
+    """Applies one operation to the ordered state, in place. Raises before it changes anything."""
+    if op.op not in _SHAPE:
+        raise ValueError(f"unknown operation {op.op!r}")
+    if len(op.ids) not in _SHAPE[op.op][0] or len(op.texts) not in _SHAPE[op.op][1] or len(set(op.ids)) < len(op.ids):
+        raise ValueError(f"{op.op} does not go with {len(set(op.ids))} item(s) and {len(op.texts)} text(s)")
+    for i in op.ids:
+        if i not in state:
+            raise ValueError(f"no item is called {i!r}")
+    targets, texts = [state[i] for i in op.ids], [one_line(text) for text in op.texts]
+    if not all(texts):
+        raise ValueError(f"{op.op}: the text is empty; reject the item instead")
+    for item, before in zip(targets, op.before):
+        if item.text != before:
+            raise ValueError(f"item {item.id!r} says {item.text[:60]!r}, not {before[:60]!r}")
+        if item.status in _GONE and op.op != "restore":
+            raise ValueError(f"item {item.id!r} was {item.status}; restore it first")
+    if len(op.before) != len(op.ids) or len(op.new) != (len(texts) if op.op in _MAKES else 0):
+        raise ValueError(f"{op.op}: ids and texts of the record do not match")
+    if set(op.new) & state.keys() or len(set(op.new)) < len(op.new):
+        raise ValueError(f"{op.op}: an item is called {op.new[0]!r} already")
+    match op.op:
+        case "accept" | "reject" | "skip":
+            state.update({i.id: replace(i, status=_STATUS[op.op]) for i in targets})
+        case "restore":
+            state.update({i.id: replace(i, status="pending", text=one_line(i.original)) for i in targets})
+        case "edit":
+            state[targets[0].id] = replace(targets[0], text=texts[0])
+        case "move":
+            view = [i.id for i in state.values() if i.status not in _GONE and i is not targets[0]]
+            if op.to is None or not 0 <= op.to <= len(view):
+                raise ValueError(f"move: the place must be 0 to {len(view)}, got {op.to}")
+            del state[targets[0].id]
+            _insert(state, targets, [*view, None][op.to])
+        case "add":
+            _insert(state, [CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, status="accepted",
+                                        original=op.texts[0])], None)
+        case "merge" | "split":
+            top = next(i for i in state.values() if i.id in op.ids)
+            statuses = {i.status for i in targets}
+            made = replace(top, parents=op.ids, extra={}, status=statuses.pop() if len(statuses) == 1 else "pending",
+                           evidence=tuple(dict.fromkeys(e for i in targets for e in i.evidence)))
+            state.update({i.id: replace(i, status="merged" if op.op == "merge" else "split") for i in targets})
+            _insert(state, [replace(made, id=i, text=text, original=raw)
+                            for i, text, raw in zip(op.new, texts, op.texts)], top.id)
+
+
+def _insert(state: dict[str, CuratedItem], new: list[CuratedItem], before: str | None) -> None:
+    items = list(state.values())
+    at = len(items) if before is None else list(state).index(before)
+    state.clear()
+    state.update({item.id: item for item in items[:at] + new + items[at:]})
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.casefold())) or (text,)  # an item of nothing but signs is a word of its own
+
+
+def _word_diff(old: str, new: str) -> list[tuple[str, str]]:
+    a, b = old.split(), new.split()
+    parts = []
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        runs = [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
+        parts += [(sign, " ".join(words)) for sign, words in runs if words]
+    return parts
+
+
+def _count(text: str, tokenizer: Any) -> int:
+    if not hasattr(tokenizer, "encode"):
+        return tokenizer(text)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return len(getattr(ids, "ids", ids))
