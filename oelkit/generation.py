@@ -1,0 +1,123 @@
+"""Sampling replies: token ids in, token ids out, for many prompts at once.
+
+What it does: batches prompts of like length, samples with Transformers' `generate`, and from time to time drops the rows that
+have finished from the batch. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
+the teacher scores those, never a re-tokenised text.
+
+In float32 greedy replies do not depend on the batch. In bfloat16 they may: another batch shape sums in another order, and two
+nearly equal logits can swap; sampled replies then differ from that token on.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from oelkit.policy import Policy, token_batches
+
+
+COMPACT = 16  # new tokens between two looks at which rows have finished
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said to one prompt."""
+
+    ids: list[int]
+    """The sampled ids, the end-of-sequence token included if one was sampled."""
+    text: str
+    """Those ids decoded, special tokens left out."""
+    truncated: bool
+    """True where max_new_tokens cut the reply off."""
+
+
+def generate(policy: Policy, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 256, temperature: float = 0.7,
+             top_p: float = 1.0, top_k: int = 0, seed: int = 0, adapter: str | None = "student",
+             batch_tokens: int = 32_768, progress: bool = False) -> list[Reply]:
+    """One reply a prompt, in the order given; temperature=0 is greedy.
+
+    The model's own generation_config does not matter, but for its end-of-sequence ids. The seed fixes the replies for the same
+    prompts and batch_tokens (at most so many tokens, prompt + reply, in a batch: lower it when memory runs out); the global
+    random generators are left alone. ValueError, naming the prompt's index, where a prompt is empty or does not fit the context.
+    """
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}, top_k={top_k}: need "
+                         "max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+    for i, prompt in enumerate(prompts):
+        if not prompt or len(prompt) + max_new_tokens > policy.context_length:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens: it must not be empty and must leave room for "
+                             f"{max_new_tokens} new ones in the context of {policy.context_length}")
+    # fresh, so that the folder's own penalties and cut-offs do not alter the distribution that training assumes
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
+    eos = policy.eos_ids
+    config = GenerationConfig(eos_token_id=eos or None, pad_token_id=policy.pad_id, **sampling)
+    causal, out = policy.causal, [None] * len(prompts)
+    own, training = causal.generation_config, policy.model.training
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    bar = tqdm(total=len(prompts), desc="generate", unit="reply", disable=not progress, mininterval=1)
+    try:
+        causal.generation_config = config
+        policy.model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), policy.use(adapter, merge=True), bar:
+            torch.manual_seed(seed)
+            for batch in token_batches([len(p) + max_new_tokens for p in prompts], batch_tokens):
+                for i, ids in zip(batch, _sample(policy, [prompts[i] for i in batch], max_new_tokens, eos)):
+                    out[i] = Reply(ids, policy.decode(ids), ids[-1] not in eos)
+                bar.update(len(batch))
+    finally:
+        causal.generation_config = own
+        policy.model.train(training)
+    return out
+
+
+def _sample(policy: Policy, prompts: list[Sequence[int]], max_new_tokens: int, eos: list[int]) -> list[list[int]]:
+    """Sampled ids of one batch; every COMPACT tokens the finished rows leave the batch and its KV cache."""
+    width, pad, device = max(map(len, prompts)), policy.pad_id, policy.device
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    cache, ends = DynamicCache(config=policy.causal.config), torch.tensor(eos, device=device)
+    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    rows, replies = list(range(len(prompts))), [[] for _ in prompts]
+    for start in range(0, max_new_tokens, COMPACT):
+        before = ids.shape[1]
+        ids = policy.causal.generate(input_ids=ids, attention_mask=mask, past_key_values=cache,
+                                     max_new_tokens=min(COMPACT, max_new_tokens - start))
+        new = ids[:, before:]
+        ended = torch.isin(new, ends)
+        for row, tokens, end in zip(rows, new.tolist(), ended.tolist()):
+            replies[row] += tokens[:end.index(True) + 1] if True in end else tokens
+        alive = (~ended.any(1)).nonzero()[:, 0]
+        if not len(alive):
+            break
+        if len(alive) < len(rows):
+            cache.batch_select_indices(alive)
+            ids, mask, rows = ids[alive], mask[alive], [rows[i] for i in alive.tolist()]
+        mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1] - before)], 1)
+    return replies
+
+
+class _GrowingLayer(DynamicLayer):
+    """A KV cache layer that has room to grow: Transformers' own copies all keys and values again for each new token."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._append("_key_room", self.keys, key_states)
+        self.values = self._append("_value_room", self.values, value_states)
+        return self.keys, self.values
+
+    def _append(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        room, used = getattr(self, name, None), old.shape[-2] if old.numel() else 0
+        total = used + new.shape[-2]
+        # rows dropped or cache cropped by others: old is then no view of the room any more
+        if room is None or total > room.shape[-2] or old.data_ptr() != room.data_ptr():
+            room = new.new_empty(*new.shape[:2], total + COMPACT, new.shape[-1])
+            if used:
+                room[:, :, :used] = old
+            setattr(self, name, room)
+        room[:, :, used:total] = new
+        return room[:, :, :total]

@@ -1,0 +1,388 @@
+"""The policy: one language model, its tokenizer, and two LoRA adapters over one set of frozen base weights.
+
+What it does: loads `micro`, a local folder or a hub id, dense or in NF4; turns messages into token ids; switches between the
+student (trains), the teacher (the student as it was when `freeze_teacher` was last called) and the bare base model; gives the
+final hidden states that the losses of `kl` work on. What it does not: sample (see `generation`), or know what a game is.
+
+Departure from the paper: the paper fine-tunes all weights and keeps a second copy of the model as the teacher; here the student
+is a LoRA adapter and the teacher is a second, frozen adapter, so that teacher and student share the base weights.
+
+Rules that callers keep: finish the teacher's forward before the student's, and do not switch adapters between a forward and its
+backward (gradient checkpointing would recompute with the wrong adapter).
+"""
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+_bnb_log = logging.getLogger("bitsandbytes")  # PEFT imports bitsandbytes, which on a CPU warns of kernels nobody asked for
+_level = _bnb_log.level
+_bnb_log.setLevel(logging.ERROR)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model  # noqa: E402
+from peft import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
+_bnb_log.setLevel(_level)
+
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # PEFT's "all-linear" leaves the head out
+SMALL = 300_000_000  # below this many parameters 16-bit or 4-bit weights save nothing that matters: dense float32 everywhere
+
+
+@dataclass
+class Policy:
+    """A model with its tokenizer; `model` is the PeftModel with the adapters "student" and "teacher"."""
+
+    model: PeftModel
+    tokenizer: object
+    name: str
+    """What the caller named: "micro", a hub id or a folder; goes into the records."""
+    prompts: str = "paper"
+    """Name of the default prompt set (the model folder's oelkit.json may say another)."""
+    enable_thinking: bool | None = None
+    """Passed to the chat template; None leaves it to the template's own default."""
+
+    def __post_init__(self) -> None:
+        self.causal = self.model.get_base_model()
+        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self._head: torch.Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal.get_input_embeddings().weight.device
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt + reply, in tokens."""
+        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", 0) or self.tokenizer.model_max_length
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Token ids that end a reply: the tokenizer's and those of the model's generation_config."""
+        ids = self.causal.generation_config.eos_token_id
+        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else (self.eos_ids or [0])[0]
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The student's LoRA weights."""
+        return [p for n, p in self.model.named_parameters() if ".student." in n]
+
+    # -- text and ids
+
+    def encode(self, messages: list[dict], reply_prefix: str = "") -> list[int]:
+        """Prompt ids of chat messages, generation prompt and the first words of the reply (`reply_prefix`) included."""
+        thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **thinking)
+        return self.tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]  # the template has the specials
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    # -- adapters
+
+    @contextmanager
+    def use(self, adapter: str | None, merge: bool = False) -> Iterator[Policy]:
+        """Run with "student", "teacher" or None (bare base); afterwards active adapter and requires_grad are as before.
+
+        merge=True (only without gradients): dense float32 weights W become W + BA for the time being, which saves the adapter's
+        own products at every token; the very same W comes back afterwards. Otherwise ignored: 16-bit W + BA rounds, and 4-bit
+        weights are never merged.
+        """
+        if adapter not in ("student", "teacher", None):
+            raise ValueError(f'no adapter {adapter!r}: say "student", "teacher" or None for the base model')
+        tuner = self.model.base_model
+        grads = [(p, p.requires_grad) for layer in self.layers for p in layer.parameters()]
+        active, disabled = tuner.active_adapters[0], self.layers[0].disable_adapters
+        merge = merge and adapter is not None and not torch.is_grad_enabled() and all(map(_mergeable, self.layers))
+        weights = []
+        try:
+            if merge:
+                for layer in self.layers:
+                    weight = layer.get_base_layer().weight
+                    weights.append((weight, weight.data))
+                    weight.data = weight.data + layer.get_delta_weight(adapter)
+            if adapter is None or merge:
+                tuner.disable_adapter_layers()
+            else:
+                tuner.enable_adapter_layers()
+                self.model.set_adapter(adapter, inference_mode=adapter == "teacher")
+            yield self
+        finally:
+            for weight, data in weights:
+                weight.data = data
+            tuner.enable_adapter_layers()
+            self.model.set_adapter(active)
+            if disabled:
+                tuner.disable_adapter_layers()
+            for p, flag in grads:
+                p.requires_grad_(flag)
+
+    @torch.no_grad()
+    def freeze_teacher(self) -> None:
+        """Make the teacher the student of this moment (called at the start of a round)."""
+        parameters = dict(self.model.named_parameters())
+        for name, p in parameters.items():
+            if ".teacher." in name:
+                p.copy_(parameters[name.replace(".teacher.", ".student.")])
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the student as a PEFT adapter folder (adapter_config.json, adapter_model.safetensors, oelkit.json)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(self.model, adapter_name="student", save_embedding_layers=False)
+        save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        config = self.model.peft_config["student"]
+        was, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(str(folder))
+        config.inference_mode = was
+        base = {"base": self.name, "base_embedding": self._fingerprint()}
+        (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
+
+    def load_adapter(self, folder: str | Path) -> None:
+        """Load a PEFT LoRA folder into the student; ValueError where it was trained on another base or has another shape."""
+        folder, ours = Path(folder), self.model.peft_config["student"]
+        theirs = _adapter_config(folder)
+        notes = folder / "oelkit.json"
+        if notes.is_file():
+            mark, here = json.loads(notes.read_text()).get("base_embedding"), self._fingerprint()
+            # 2 % and a bit: the same base in bfloat16 passes, another one does not
+            if mark and (len(mark) != len(here) or any(abs(a - b) > 0.02 * abs(b) + 1e-4 for a, b in zip(mark, here))):
+                raise ValueError(f"{folder}: this adapter was trained on another base model "
+                                 f"({theirs.base_model_name_or_path}), not on {self.name}; load it with that one")
+        for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+            if getattr(theirs, key) != getattr(ours, key):
+                raise ValueError(f"{folder}: its LoRA has {key}={getattr(theirs, key)}, the policy {getattr(ours, key)}; "
+                                 f"pass adapter={str(folder)!r} to load_policy, which takes the adapter's own settings")
+        state = load_file(folder / "adapter_model.safetensors")
+        expected = get_peft_model_state_dict(self.model, adapter_name="student", save_embedding_layers=False)
+        wrong = [k for k in {**state, **expected} if k not in state or k not in expected or state[k].shape != expected[k].shape]
+        if wrong:
+            raise ValueError(f"{folder}: an adapter of another base model than {self.name} "
+                             f"({theirs.base_model_name_or_path}): {len(wrong)} tensors do not fit, the first is {wrong[0]}")
+        set_peft_model_state_dict(self.model, state, adapter_name="student")
+
+    def _fingerprint(self) -> list[float]:
+        """A few embedding values: they tell one base from another, at whatever path and in whatever dtype it lies."""
+        weight = self.causal.get_input_embeddings().weight
+        return weight[:: max(1, len(weight) // 16), 0].float().tolist()
+
+    # -- tensors for the losses
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The frozen output matrix [V, D]; ValueError where logits are not just hidden states times this matrix."""
+        if self._head is None:
+            head = self.causal.get_output_embeddings()
+            where = f"{self.name}: the losses need logits that are the hidden states times one frozen matrix, but "
+            if isinstance(head, LoraLayer) or any(p.requires_grad for p in head.parameters()):
+                raise ValueError(where + "its head is trained; leave lm_head out of target_modules and modules_to_save")
+            if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+                raise ValueError(where + f"its head is a {type(head).__name__} with a bias or another form")
+            ids = torch.arange(8, device=self.device)[None] % len(head.weight)
+            with torch.no_grad():
+                logits, plain = self.causal(input_ids=ids, use_cache=False).logits, head(self.hidden(ids))
+            # catches soft-caps, logit scales and whatever comes next without naming a single architecture
+            if (logits - plain).abs().max() > 1e-4 * plain.abs().max():
+                raise ValueError(where + "it scales or caps them (soft-cap, logit scale); this model is not supported")
+            self._head = head.weight.detach()
+        return self._head
+
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [B, T, D] of right-padded ids [B, T], with the adapter in use and the caller's grad mode.
+
+        No attention mask: attention is causal, so that a real token never sees the padding to its right, and a missing mask lets
+        SDPA take its fast path. What stands at padded positions means nothing.
+        """
+        return self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def reply_hidden(policy: Policy, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Hidden states [N, D] from which each reply token is predicted; N = all reply tokens, row after row.
+
+    One forward pass over one micro-batch of prompt + reply ids, padded on the right. Adapter (`policy.use`) and grad mode are the
+    caller's. ValueError where a prompt is empty or prompt + reply is longer than the context.
+    """
+    for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
+        if not p or len(p) + len(r) > policy.context_length:
+            raise ValueError(f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be empty and "
+                             f"both together must fit the context of {policy.context_length}")
+    # the last reply token predicts nothing, so it is not fed
+    rows = [torch.tensor([*p, *r][:-1] if len(r) else p) for p, r in zip(prompts, replies)]
+    hidden = policy.hidden(pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device))
+    return torch.cat([hidden[i, len(p) - 1:len(p) - 1 + len(r)] for i, (p, r) in enumerate(zip(prompts, replies))])
+
+
+@torch.no_grad()
+def token_logprobs(policy: Policy, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *,
+                   adapter: str | None = "student", temperature: float = 1.0,
+                   batch_tokens: int = 16_384) -> list[torch.Tensor]:
+    """Log-probability of every reply token: one float32 tensor [len(reply)] a pair, in the order given."""
+    head, out = policy.head_weight, [None] * len(prompts)
+    with policy.use(adapter, merge=True):
+        for batch in token_batches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+            hidden = reply_hidden(policy, [prompts[i] for i in batch], [replies[i] for i in batch])
+            ids = torch.tensor([t for i in batch for t in replies[i]], dtype=torch.long, device=hidden.device)
+            rows = max(1, 2**24 // len(head))  # never all [N, V] logits at once
+            parts = [(h @ head.T).float().div_(temperature).log_softmax(-1).gather(-1, t[:, None])[:, 0]
+                     for h, t in zip(hidden.split(rows), ids.split(rows))]
+            for i, logprobs in zip(batch, torch.cat(parts).cpu().split([len(replies[i]) for i in batch])):
+                out[i] = logprobs
+    return out
+
+
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped by like length, each group at most batch_tokens when padded (one that is longer goes alone)."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # longest first: it sets the group's width
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > batch_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def answer_text(text: str) -> str:
+    """The answer in a thinking model's reply: what follows `</think>`; "" where the thinking never ended."""
+    thought, end, answer = text.rpartition("</think>")
+    return answer.strip() if end else "" if text.lstrip().startswith("<think>") else text
+
+
+# -- loading
+
+
+def load_policy(name_or_path: str | Path, *, quantize: str | None = "auto", dtype: str | torch.dtype = "auto",
+                device: str | torch.device = "auto", lora: dict | None = None, adapter: str | Path | None = None,
+                revision: str | None = None, enable_thinking: bool | None = None,
+                gradient_checkpointing: bool = False) -> Policy:
+    """Load "micro", a local model folder or a hub id as a policy, in eval mode, with a fresh student (= teacher = base).
+
+    quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
+    dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact, and fastest on most of them; it
+    takes 4 bytes a parameter) and for models below 0.3 B parameters; else bfloat16, or float16 on cards below compute
+    capability 8. The adapters are float32 always.
+    lora: arguments of peft.LoraConfig over r=16, lora_alpha=32, all linear layers but the head.
+    adapter: a PEFT folder to start from, with its own LoRA settings; the teacher starts as its copy.
+    Raises FileNotFoundError (no such folder or id), ConnectionError (hub id without network), ValueError (not a model, no chat
+    template, adapter of another base, unknown option), RuntimeError (no CUDA here).
+    """
+    if quantize not in ("auto", "nf4", None):
+        raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError('device="cuda", but this machine has no usable CUDA device; pass device="cpu" or "auto"')
+    lora_config = LoraConfig(**{**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}) if adapter is None \
+        else _adapter_config(Path(adapter))
+    name, source = str(name_or_path), _find(name_or_path)
+    config = _from_hub(AutoConfig, name, source, revision)
+    tokenizer = _from_hub(AutoTokenizer, name, source, revision)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
+                         "chat_template.jinja into the model folder")
+    with torch.device("meta"):
+        small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL
+    if quantize == "auto":
+        quantize = "nf4" if device.type == "cuda" and not small else None
+    if dtype == "auto":
+        full = device.type == "cpu" or (small and quantize is None)
+        dtype = torch.float32 if full else \
+            torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    options = {"dtype": dtype, "device_map": {"": device}}
+    if quantize == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    causal = _from_hub(AutoModelForCausalLM, name, source, revision, **options).eval()
+    if quantize == "nf4":
+        _keep_gradients(causal)
+    if gradient_checkpointing:  # works in train mode only; the non-reentrant kind needs no trainable inputs
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.random.fork_rng():  # LoRA's A is random: the same in each process, and the caller's generator untouched
+        torch.manual_seed(0)
+        lora_config.inference_mode = False
+        lora_config.base_model_name_or_path = name
+        model = get_peft_model(causal.requires_grad_(False), lora_config, adapter_name="student").eval()
+        model.add_adapter("teacher", lora_config)
+    model.set_adapter("student")
+    notes = Path(source) / "oelkit.json"
+    prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
+    policy = Policy(model.eval(), tokenizer, name, prompts, enable_thinking)
+    if adapter is not None:
+        policy.load_adapter(adapter)
+    policy.freeze_teacher()
+    return policy
+
+
+def _find(name_or_path: str | Path) -> str:
+    """The folder of "micro" or of a path, or the hub id as it is."""
+    if name_or_path == "micro":
+        for root in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
+            if (root / "data/micro/config.json").is_file():
+                return str(root / "data/micro")
+        raise FileNotFoundError("micro: found no data/micro above the working directory or the oelkit package; "
+                                "start from a clone of the repository")
+    path, text = Path(name_or_path).expanduser(), str(name_or_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{text}: not a model folder, there is no config.json in it")
+        return str(path)
+    if isinstance(name_or_path, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
+        raise FileNotFoundError(f"{text}: no such model folder")
+    return text
+
+
+def _from_hub(auto, name: str, source: str, revision: str | None, **options):
+    """auto.from_pretrained, with Transformers' many errors turned into one clear sentence each."""
+    try:
+        return auto.from_pretrained(source, revision=revision, **options)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        chain, e = [], error
+        while e is not None and e not in chain:
+            chain.append(e)
+            e = e.__cause__ or e.__context__
+        if any(isinstance(e, GatedRepoError) for e in chain):
+            raise FileNotFoundError(f"{name}: a gated model; accept its terms on the hub and log in (hf auth login)") from error
+        if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+            raise FileNotFoundError(f"{name}: neither a folder here nor a model on the hub (or a private one)") from error
+        if any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain):
+            raise ConnectionError(f"{name}: no such folder here, and the hub cannot be reached to look for that id; "
+                                  "check the name, the network, or pass a local folder") from error
+        reason = str(error).strip().splitlines()
+        raise ValueError(f"{name}: not a usable causal language model ({reason[0] if reason else error!r})") from error
+
+
+def _adapter_config(folder: Path) -> LoraConfig:
+    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder}: no adapter there (adapter_config.json and adapter_model.safetensors)")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder}: a {config.peft_type} adapter; oelkit trains LoRA adapters only")
+    return config
+
+
+def _mergeable(layer: LoraLayer) -> bool:
+    """A plain LoRA over a dense float32 matrix, with no variant (DoRA, …) whose delta is not just BA."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    return weight is not None and weight.dtype == torch.float32 and not layer.lora_variant
+
+
+def _keep_gradients(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU: its packed product has no autograd, so that after one generate
+    in eval mode every gradient through the layer is silently lost (bitsandbytes 0.50)."""
+    import bitsandbytes  # only where something is quantised: it prints and takes a second
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

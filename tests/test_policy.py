@@ -1,0 +1,353 @@
+"""Loading, adapters, hidden states, log-probabilities; on a tiny random model and, where one is named, a real one."""
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from conftest import make_model
+from transformers import AutoModelForCausalLM
+
+from oelkit.generation import generate
+from oelkit.kl import cross_entropy
+from oelkit.policy import answer_text, load_policy, reply_hidden, token_batches, token_logprobs
+
+MESSAGES = [{"role": "user", "content": "go left the"}]
+PROMPTS = [[5, 6, 7], [9], [20, 30, 40, 50, 60, 70, 80]]
+REPLIES = [[8, 2], [11, 12, 13, 14], [90]]
+
+
+def shake(policy, adapter="student", seed=1):
+    """Random LoRA B weights, so that the adapter says something."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in policy.model.named_parameters():
+            if f".{adapter}." in name and "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=g) * 0.1)
+
+
+def sft_loss(policy):
+    return cross_entropy(reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head_weight)
+
+
+def close(a, b, tolerance):
+    """Relative to the size of b, so that small gradients cannot pass for equal ones."""
+    return (a - b).norm() <= tolerance * b.norm() and b.norm() > 1e-6
+
+
+def test_text_and_ids(tiny, tiny_model):
+    ids = tiny.encode(MESSAGES)
+    assert tiny.tokenizer.decode(ids) == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
+    assert tiny.decode(ids) == "user\ngo left the\nassistant\n"
+    assert tiny.encode(MESSAGES, "- EXP")[:len(ids)] == ids and tiny.decode(tiny.encode(MESSAGES, "- EXP")).endswith("- EXP")
+    assert tiny.eos_ids == [2] and tiny.pad_id == 0 and tiny.context_length == 512
+    thinking = load_policy(tiny_model, enable_thinking=True)
+    assert thinking.decode(thinking.encode(MESSAGES)).endswith("<think>\n")
+
+
+def test_answer_text():
+    assert answer_text("<think>[up]?</think>\n\n[left]") == "[left]"
+    assert answer_text("[up]?</think>[left]") == "[left]"
+    assert answer_text("<think>[up]? or") == "" and answer_text(" [left] ") == " [left] "
+
+
+def test_student_starts_as_the_base_in_float32_and_only_lora_trains(tiny, tiny_model):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    ids = torch.tensor([PROMPTS[2]])
+    assert torch.equal(tiny.model(input_ids=ids).logits, base(input_ids=ids).logits)
+    trained = [n for n, p in tiny.model.named_parameters() if p.requires_grad]
+    assert trained and all(".student." in n for n in trained) and len(trained) == len(tiny.trainable()) == 2 * 7 * 2
+    assert not any("lm_head" in n or "embed" in n for n in trained)
+    assert not tiny.model.training
+
+
+def test_lora_arguments(tiny_model):
+    policy = load_policy(tiny_model, lora={"r": 4, "target_modules": ["q_proj"]})
+    assert {tuple(p.shape) for p in policy.trainable()} == {(4, 64), (64, 4)} and len(policy.trainable()) == 4
+
+
+def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_model):
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    a = load_policy(tiny_model)
+    assert torch.equal(torch.rand(3), want)
+    b = load_policy(tiny_model)
+    assert all(torch.equal(p, q) for p, q in zip(a.trainable(), b.trainable()))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("outer", ["student", None])
+def test_use_switches_and_restores(tiny, merge, outer):
+    shake(tiny), shake(tiny, "teacher", 2)
+    ids = torch.tensor([PROMPTS[2]])
+
+    def logits():
+        with torch.no_grad():
+            return tiny.model(input_ids=ids).logits
+
+    weights = {n: p.clone() for n, p in tiny.model.named_parameters()}
+    flags = {n: p.requires_grad for n, p in tiny.model.named_parameters()}
+    seen = {}
+    with tiny.use(outer):
+        before, inner = logits(), {n: p.requires_grad for n, p in tiny.model.named_parameters()}
+        for adapter in ("student", "teacher", None):
+            with torch.no_grad(), tiny.use(adapter, merge=merge):
+                seen[adapter] = logits()
+        assert torch.equal(logits(), before)
+        assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == inner
+        with pytest.raises(KeyError), torch.no_grad(), tiny.use("teacher", merge=merge):
+            raise KeyError
+        assert torch.equal(logits(), before)
+    assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == flags
+    assert all(torch.equal(p, weights[n]) for n, p in tiny.model.named_parameters())
+    # a merged float32 weight is the same function up to rounding; the adapters really differ
+    with torch.no_grad():
+        with tiny.use("student"):
+            torch.testing.assert_close(seen["student"], logits(), rtol=1e-3, atol=1e-4)
+        with tiny.use("teacher"):
+            torch.testing.assert_close(seen["teacher"], logits(), rtol=1e-3, atol=1e-4)
+    assert (seen["student"] - seen["teacher"]).abs().max() > 0.1 < (seen["student"] - seen[None]).abs().max()
+    with pytest.raises(ValueError, match="no adapter 'pupil'"), tiny.use("pupil"):
+        pass
+
+
+def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, tiny_model):
+    shake(tiny)
+    tiny.freeze_teacher()
+    tiny.save_adapter(tmp_path / "start")
+    before = token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher")
+    optimizer = torch.optim.AdamW(tiny.trainable(), lr=1e-2)
+    for _ in range(3):
+        sft_loss(tiny).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher")))
+    assert (before[0] - token_logprobs(tiny, PROMPTS, REPLIES)[0]).abs().max() > 1e-3
+    fresh = load_policy(tiny_model, adapter=tmp_path / "start")
+    for adapter in ("teacher", "student"):
+        for a, b in zip(before, token_logprobs(fresh, PROMPTS, REPLIES, adapter=adapter)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_saved_adapter_is_plain_peft(tiny, tmp_path, tiny_model):
+    from peft import PeftModel
+
+    shake(tiny)
+    tiny.save_adapter(tmp_path)
+    assert sorted(f.name for f in tmp_path.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path).eval()
+    ids = torch.tensor([PROMPTS[2]])
+    torch.testing.assert_close(plain(input_ids=ids).logits, tiny.model(input_ids=ids).logits)
+    assert tiny.model.peft_config["student"].inference_mode is False
+
+
+def test_token_logprobs_equal_the_definition(tiny):
+    shake(tiny)
+    for temperature in (1.0, 0.7):
+        got = token_logprobs(tiny, PROMPTS, REPLIES, temperature=temperature)
+        assert [len(g) for g in got] == [2, 4, 1]
+        small = token_logprobs(tiny, PROMPTS, REPLIES, temperature=temperature, batch_tokens=1)
+        for prompt, reply, g, s in zip(PROMPTS, REPLIES, got, small):
+            with torch.no_grad():
+                logits = tiny.model(input_ids=torch.tensor([prompt + reply])).logits[0] / temperature
+            want = logits.log_softmax(-1)[len(prompt) - 1:-1].gather(-1, torch.tensor(reply)[:, None])[:, 0]
+            torch.testing.assert_close(g, want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(s, want, rtol=1e-4, atol=1e-5)
+
+
+def test_reply_hidden_times_head_is_the_logits_and_padding_does_not_matter(tiny):
+    together = reply_hidden(tiny, PROMPTS, REPLIES)
+    alone = torch.cat([reply_hidden(tiny, [p], [r]) for p, r in zip(PROMPTS, REPLIES)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    logits = tiny.model(input_ids=torch.tensor([PROMPTS[1] + REPLIES[1]])).logits[0, :-1]
+    torch.testing.assert_close(together[2:6] @ tiny.head_weight.T, logits, rtol=1e-4, atol=1e-4)
+    assert not tiny.head_weight.requires_grad
+    assert reply_hidden(tiny, [[5, 6]], [[]]).shape == (0, 64)
+    with pytest.raises(ValueError, match="sequence 1: 510 prompt and 4 reply"):
+        reply_hidden(tiny, [[5], [5] * 510], [[6], [7] * 4])
+
+
+def test_token_batches_keep_all_and_stay_within_the_budget():
+    lengths = [3, 100, 7, 7, 50, 1]
+    groups = token_batches(lengths, 100)
+    assert sorted(i for g in groups for i in g) == list(range(6))
+    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 100 for g in groups)
+    assert groups[0] == [1] and token_batches([], 10) == []
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
+    grads = []
+    for checkpointing in (False, True):
+        policy = load_policy(tiny_model, gradient_checkpointing=checkpointing)
+        shake(policy)
+        policy.model.train()
+        sft_loss(policy).backward()
+        grads.append([p.grad for p in policy.trainable()])
+    assert all(g is not None for g in grads[1])
+    assert all(close(a, b, 1e-4) for a, b in zip(*grads))
+
+
+# -- NF4 on a CPU
+
+
+def lora_gradients(policy):
+    sft_loss(policy).backward()
+    return {n: p.grad for n, p in policy.model.named_parameters() if ".student." in n and p.grad is not None}
+
+
+@pytest.mark.parametrize("workaround", [True, False])
+def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkeypatch):
+    """Generate, then train: the gradients are those of a fresh model. The second case shows what happens without the work-around."""
+    from bitsandbytes.nn.modules import has_avx512bf16
+
+    fresh = load_policy(tiny_model, quantize="nf4", device="cpu")
+    if not workaround:
+        if not has_avx512bf16():
+            pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack the weights")
+        monkeypatch.setattr("oelkit.policy._keep_gradients", lambda model: None)
+    used = load_policy(tiny_model, quantize="nf4", device="cpu")
+    shake(fresh), shake(used)
+    generate(used, PROMPTS, max_new_tokens=4)
+    want, got = lora_gradients(fresh), lora_gradients(used)
+    attention = [n for n in want if "self_attn" in n]
+    assert len(attention) == 2 * 4 * 2
+    same = [n in got and close(got[n], want[n], 1e-4) for n in attention]
+    assert all(same) if workaround else not any(same)
+
+
+def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
+    policy = load_policy(tiny_model, quantize="nf4", device="cpu")
+    weight = policy.layers[0].get_base_layer().weight
+    assert weight.dtype == torch.uint8 and all(p.dtype == torch.float32 for p in policy.trainable())
+    assert policy.head_weight.dtype == torch.float32
+    shake(policy)
+    before = weight.data.clone()
+    with torch.no_grad(), policy.use("student", merge=True):
+        assert not policy.layers[0].disable_adapters and torch.equal(weight.data, before)
+
+
+def test_bfloat16_on_request(tiny_model):
+    policy = load_policy(tiny_model, dtype="bfloat16")
+    assert policy.head_weight.dtype == torch.bfloat16 and all(p.dtype == torch.float32 for p in policy.trainable())
+    assert len(generate(policy, PROMPTS, max_new_tokens=3)) == 3
+
+
+# -- bad input: one clear sentence each
+
+
+def test_missing_folder_and_not_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        load_policy("./nowhere/at/all")
+    with pytest.raises(ValueError, match="not a model folder"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text('{"hello": 1}')
+    with pytest.raises(ValueError, match="not a usable causal language model"):
+        load_policy(tmp_path)
+
+
+def test_hub_id_without_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="nobody/nothing: no such folder here, and the hub cannot be reached"):
+        load_policy("nobody/nothing")
+
+
+def test_unknown_hub_id(monkeypatch):
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+                            endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        try:
+            with pytest.raises(FileNotFoundError, match="neither a folder here nor a model on the hub"):
+                load_policy("nobody/nothing")
+        finally:
+            server.shutdown()
+
+
+def test_no_chat_template(tmp_path):
+    with pytest.raises(ValueError, match="no chat template"):
+        load_policy(make_model(tmp_path, chat_template=None))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(tiny_model):
+    with pytest.raises(RuntimeError, match="no usable CUDA device"):
+        load_policy(tiny_model, device="cuda")
+
+
+def test_unknown_quantisation(tiny_model):
+    with pytest.raises(ValueError, match="quantize='int3'"):
+        load_policy(tiny_model, quantize="int3")
+
+
+def test_adapters_that_do_not_fit(tiny, tmp_path, tiny_model):
+    with pytest.raises(FileNotFoundError, match="no adapter there"):
+        load_policy(tiny_model, adapter=tmp_path)
+    other_shape = load_policy(make_model(tmp_path / "wide", intermediate_size=192))
+    other_shape.save_adapter(tmp_path / "wide_adapter")
+    (tmp_path / "wide_adapter/oelkit.json").unlink()  # as a plain PEFT adapter
+    with pytest.raises(ValueError, match="another base model"):
+        load_policy(tiny_model, adapter=tmp_path / "wide_adapter")
+    load_policy(make_model(tmp_path / "twin", seed=1)).save_adapter(tmp_path / "twin_adapter")  # same shapes
+    with pytest.raises(ValueError, match="another base model"):
+        load_policy(tiny_model, adapter=tmp_path / "twin_adapter")
+    small = load_policy(tiny_model, lora={"r": 4})
+    small.save_adapter(tmp_path / "r4")
+    with pytest.raises(ValueError, match="r=4, the policy 16"):
+        tiny.load_adapter(tmp_path / "r4")
+    assert load_policy(tiny_model, adapter=tmp_path / "r4").model.peft_config["student"].r == 4
+
+
+def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="its head is trained"):
+        load_policy(tiny_model, lora={"target_modules": ["q_proj", "lm_head"]}).head_weight
+    from conftest import make_tokenizer
+    from transformers import CohereConfig, CohereForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = CohereConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, logit_scale=0.5,
+                          num_attention_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=2)
+    CohereForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="scales or caps"):
+        load_policy(tmp_path).head_weight
+
+
+def test_model_folder_names_its_prompts(tmp_path):
+    folder = make_model(tmp_path)
+    assert load_policy(folder).prompts == "paper"
+    (folder / "oelkit.json").write_text(json.dumps({"prompts": "brief"}))
+    assert load_policy(folder).prompts == "brief"
+
+
+# -- a real model
+
+
+def test_real_model(real_model, tmp_path):
+    policy = load_policy(real_model)
+    prompts = [policy.encode([{"role": "user", "content": text}]) for text in ("What is 2 + 2?", "Name a colour of the sky.")]
+    replies = generate(policy, prompts, max_new_tokens=12, temperature=0)
+    assert any(word in replies[1].text.lower() for word in ("blue", "sky", "colo"))
+    logprobs = token_logprobs(policy, prompts, [r.ids for r in replies])
+    assert all(torch.isfinite(x).all() and x.exp().mean() > 0.2 for x in logprobs)
+    shake(policy)
+    policy.save_adapter(tmp_path)
+    again = load_policy(real_model, adapter=tmp_path)
+    for a, b in zip(token_logprobs(policy, prompts, [r.ids for r in replies]),
+                    token_logprobs(again, prompts, [r.ids for r in replies])):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
