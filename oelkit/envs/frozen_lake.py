@@ -1,0 +1,149 @@
+"""Frozen Lake in text, on the dynamics of gymnasium's own `FrozenLake-v1`.
+
+What is told is a board and what happened; which symbol is a hole and which a goal is for the player to find out. The
+paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards that TextArena 0.7.4 draws for a seed.
+The others draw start, goals and holes at random and are split by layout, so that "unseen" means a layout that no
+training seed can give.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
+
+from ..records import Outcome
+from .protocol import ACTIONS, STEPS, TextEnv
+
+SYMBOLS = {"hole": "H", "goal": "G", "decoy": "X", "player": "P", "free": "."}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are: cell numbers from 0, row by row, on a size x size board."""
+
+    size: int
+    start: int
+    goals: tuple[int, ...]
+    holes: tuple[int, ...]
+    decoys: tuple[int, ...] = ()
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the layout belongs to the held-out quarter (by a checksum of everything but the decoys)."""
+        return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
+
+    def neighbours(self, cell: int) -> dict[str, int]:
+        """The cells next to a cell, by action; what lies outside the board is left out."""
+        row, column = divmod(cell, self.size)
+        steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
+        return {a: r * self.size + c for a, (r, c) in steps.items() if 0 <= r < self.size and 0 <= c < self.size}
+
+    def shortest_path(self, start: int | None = None, avoid: tuple[int, ...] | None = None) -> list[str] | None:
+        """Actions of a shortest path to a goal round the holes (first in ACTIONS order), or None."""
+        start, avoid = self.start if start is None else start, self.holes if avoid is None else avoid
+        queue, paths = deque([start]), {start: []}
+        while queue:
+            cell = queue.popleft()
+            if cell in self.goals:
+                return paths[cell]
+            for action, to in self.neighbours(cell).items():
+                if to not in paths and to not in avoid:
+                    paths[to] = paths[cell] + [action]
+                    queue.append(to)
+        return None
+
+    def cells(self, symbols: dict[str, str] = SYMBOLS, player: int | None = None) -> list[list[str]]:
+        """The board as rows of symbols, the player on top."""
+        flat = [symbols["free"]] * self.size**2
+        for kind, places in (("hole", self.holes), ("goal", self.goals), ("decoy", self.decoys)):
+            for cell in places:
+                flat[cell] = symbols[kind]
+        flat[self.start if player is None else player] = symbols["player"]
+        return [flat[i : i + self.size] for i in range(0, len(flat), self.size)]
+
+
+def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
+    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed (its draws, from a private generator)."""
+    rng, last = random.Random(seed), size * size - 1
+    if not 0 <= holes < last - 1:
+        raise ValueError(f"{holes} holes do not fit between the corners of a {size}x{size} board")
+    for _ in range(10_000):
+        layout = Layout(size, 0, (last,), tuple(rng.sample(range(1, last), holes)))
+        if layout.shortest_path() is not None:
+            return layout
+    raise ValueError(f"no solvable {size}x{size} layout with {holes} holes found: ask for fewer holes")
+
+
+class FrozenLakeEnv(TextEnv):
+    """Frozen Lake as text; `corners` is the paper's fixed start and goal, which has no split.
+
+    `holes`, `goals` and `decoys` are a number or a (low, high) range; random layouts are solvable in `min_moves` to
+    `max_turns` moves. `symbols` renames what is on the board (keys of SYMBOLS). Other arguments: see TextEnv.
+    """
+
+    def __init__(
+        self,
+        size: int = 4,
+        holes: int | tuple[int, int] = (1, 4),
+        goals: int | tuple[int, int] = 1,
+        decoys: int | tuple[int, int] = 0,
+        corners: bool = False,
+        split: str | None = None,
+        min_moves: int = 2,
+        symbols: dict[str, str] | None = None,
+        **kwargs: Any,
+    ):
+        if unknown := set(symbols or {}) - set(SYMBOLS):
+            raise ValueError(f"unknown symbols {sorted(unknown)}: the names are {sorted(SYMBOLS)}")
+        super().__init__(SYMBOLS | (symbols or {}), split, **kwargs)
+        if corners and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
+            raise ValueError("with corners=True holes is one number, goals 1, decoys 0 and split None")
+        self.size, self.corners, self.min_moves = size, corners, min_moves
+        self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in (holes, goals, decoys)]
+        if 1 + sum(high for _, high in self.counts) > size * size:
+            raise ValueError(f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} board")
+
+    def _draw(self, seed: int | None) -> Layout | None:
+        rng = self.np_random
+        if self.corners:  # TextArena's draw for this seed
+            return paper_layout(int(rng.integers(2**31)) if seed is None else seed, self.size, self.counts[0][0])
+        holes, goals, decoys = (int(rng.integers(low, high + 1)) for low, high in self.counts)
+        start, *drawn = (int(x) for x in rng.permutation(self.size**2)[: 1 + holes + goals + decoys])
+        parts = drawn[:goals], drawn[goals : goals + holes], drawn[goals + holes :]
+        layout = Layout(self.size, start, *(tuple(sorted(p)) for p in parts))
+        path = layout.shortest_path()
+        return layout if path is not None and self.min_moves <= len(path) <= self.max_turns else None
+
+    def _start(self) -> None:
+        names = {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}
+        desc = ["".join(row) for row in self.layout.cells(names)]
+        self._lake = Dynamics(desc=desc, is_slippery=False)
+        self._lake.reset(seed=0)  # nothing in it is random: one start, no slipping
+
+    @property
+    def position(self) -> int:
+        """The player's cell."""
+        return int(self._lake.s)
+
+    @position.setter
+    def position(self, cell: int) -> None:
+        self._lake.s = cell
+
+    def _cells(self) -> list[list[str]]:
+        return self.layout.cells(self.symbols, self.position)
+
+    def _move(self, action: str) -> tuple[str, Outcome | None]:
+        if action not in self.layout.neighbours(self.position):
+            return "You hit a wall.", Outcome.INVALID
+        cell, reward, ended, _, _ = self._lake.step(ACTIONS.index(action))
+        moved = f"You moved {action} to {self.place(*divmod(int(cell), self.layout.size))}"
+        if ended and reward > 0:
+            return f"{moved} and reached the goal. You won.", Outcome.SUCCESS
+        if ended:
+            return f"{moved} and fell into a hole. You lost.", Outcome.FAILURE
+        return f"{moved}.", None

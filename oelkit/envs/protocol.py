@@ -1,0 +1,159 @@
+"""The paper's reply protocol, shared by every text world: a reply goes in, a board and textual feedback come out.
+
+An action is the last bracketed legal action in the whole reply. A first invalid reply (no legal action, or a step into
+a wall) is a warning that uses up a turn; a second in a row ends the game. A game has at most `max_turns` turns. No
+reward reaches training: it exists to measure the pass rate (arXiv 2603.16856, section 4).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+from ..records import Outcome
+
+CHARSET = "".join(map(chr, range(32, 127))) + "\n√"
+ACTIONS = ("left", "down", "right", "up")  # gymnasium's FrozenLake order
+STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
+BOARDS = ("labelled", "grid")
+NO_MOVE = "No move found: answer with one of [left] [down] [right] [up]."
+_BRACKETED = re.compile(r"\[\s*(left|down|right|up|a|s|d|w)\s*\]", re.IGNORECASE)
+_ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
+
+
+def parse_action(reply: str) -> str | None:
+    """The last bracketed legal action of a reply ([left] [down] [right] [up], or [a] [s] [d] [w]), or None."""
+    found = _BRACKETED.findall(reply)
+    return _ALIASES.get(found[-1].lower(), found[-1].lower()) if found else None
+
+
+def label(row: int, column: int) -> str:
+    """The name of a cell on a labelled board: row letter, column digit ('b3')."""
+    return f"{chr(ord('a') + row)}{column + 1}"
+
+
+def render_board(cells: list[list[str]], board: str) -> str:
+    """A board as text: 'labelled' writes every cell as label + symbol, 'grid' draws the paper's boxes."""
+    if board == "labelled":
+        return "\n".join("".join(f" {label(r, c)}{x}" for c, x in enumerate(row)) for r, row in enumerate(cells))
+    line = "+" + "+".join(["-----"] * len(cells[0])) + "+"
+    rows = ["|" + "|".join(f" {' ' if x == '.' else x:^3} " for x in row) + "|" for row in cells]
+    return "\n".join([line] + [part for row in rows for part in (row, line)])
+
+
+def parse_board(text: str) -> list[list[str]]:
+    """The cells of the first board in a text, in either rendering ([] where there is none); '.' is a free cell."""
+    rows: list[list[str]] = []
+    for line in text.split("\n"):
+        if re.fullmatch(r" ?[a-z]\d+\S( [a-z]\d+\S)+", line):  # a template may have stripped the first space
+            rows.append([cell[-1] for cell in line.split()])
+        elif re.fullmatch(r"\|(.....\|)+", line):
+            rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
+        elif rows and not line.startswith("+"):
+            break
+    return rows
+
+
+class TextEnv(gym.Env):
+    """A world that is played in text; subclasses give `position`, `_draw`, `_start`, `_cells`, `_move`.
+
+    The action is the model's whole reply; `step` returns the board as text, reward 1.0 on success and else 0.0, and an
+    `info` with `action` (None where the reply had none), `feedback` and `outcome` (None while the game goes on).
+    `action_space` is what gymnasium's tools sample from; `step` takes any string. `split` is 'train' or 'unseen' (a
+    layout that no training seed can give), or None for all layouts. `symbols` are what is on the board, by kind.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
+    layout: Any = None  # what a seed draws: the board at the start
+    position: Any  # all that changes in a game; hashable, may be set (`bounds` looks ahead with it)
+
+    def __init__(
+        self,
+        symbols: dict[str, str],
+        split: str | None = None,
+        board: str = "grid",
+        max_turns: int = 5,
+        render_mode: str | None = None,
+    ):
+        if board not in BOARDS:
+            raise ValueError(f"board must be one of {BOARDS}, got {board!r}")
+        if split not in (None, "train", "unseen"):
+            raise ValueError(f"split must be 'train', 'unseen' or None, got {split!r}")
+        if max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {max_turns}")
+        letters = list(symbols.values())
+        if len(set(letters)) < len(letters) or any(len(x) != 1 or x.isspace() or x in "|+" for x in letters):
+            raise ValueError(f"symbols must differ and be one printable character each, not | or +: got {symbols}")
+        self.board, self.max_turns, self.render_mode = board, max_turns, render_mode
+        self.symbols, self.split = symbols, split
+        self.observation_space = spaces.Text(10_000, charset=CHARSET + "".join(set(letters) - set(CHARSET)))
+        self.action_space = spaces.Text(10_000, min_length=0, charset=CHARSET)
+
+    def _draw(self, seed: int | None) -> Any:
+        """A layout (with a property `unseen`) from `self.np_random`, which `seed` has just seeded."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        """Put the game at the start of `self.layout`."""
+        raise NotImplementedError
+
+    def _cells(self) -> list[list[str]]:
+        raise NotImplementedError
+
+    def _move(self, action: str) -> tuple[str, Outcome | None]:
+        """Play one action: what happened in words, and the outcome (None: goes on, INVALID: it could not be done)."""
+        raise NotImplementedError
+
+    def place(self, row: int, column: int) -> str:
+        """A cell's name in words that fit the board's rendering."""
+        return label(row, column) if self.board == "labelled" else f"row {row + 1}, column {column + 1}"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start the game of a seed, or of a layout given as options={"layout": ...}; returns (observation, info)."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"layout"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}: there is only 'layout'")
+        self.layout = options.get("layout") or self._draw_split(seed)
+        self._start()
+        self.turn, self._warned, self._outcome = 0, False, None
+        return render_board(self._cells(), self.board), {"action": None, "feedback": "", "outcome": None}
+
+    def _draw_split(self, seed: int | None) -> Any:
+        for _ in range(10_000):
+            layout = self._draw(seed)
+            if layout is not None and (self.split is None or layout.unseen == (self.split == "unseen")):
+                return layout
+        raise ValueError(f"no layout found that {type(self).__name__} may use: ask for fewer holes or a larger board")
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Play one reply; see the class for what comes back."""
+        if self.layout is None or self._outcome is not None:
+            raise RuntimeError("no game is going on (not begun, or over): call reset() first")
+        self.turn += 1
+        move = parse_action(action)
+        feedback, outcome = self._move(move) if move else (NO_MOVE, Outcome.INVALID)
+        invalid = outcome is Outcome.INVALID
+        if invalid and self._warned:
+            feedback += " Second invalid move in a row: you lost."
+        elif invalid:
+            feedback, outcome = f"{feedback} Warning: a second invalid move in a row loses.", None
+        self._warned = invalid
+        if outcome is None and self.turn >= self.max_turns:
+            feedback, outcome = f"{feedback} No turns left: you lost.", Outcome.TURN_LIMIT
+        self._outcome = outcome
+        info = {"action": move, "feedback": feedback, "outcome": outcome}
+        over = outcome is Outcome.TURN_LIMIT
+        observation = render_board(self._cells(), self.board)
+        return observation, float(outcome is Outcome.SUCCESS), outcome is not None and not over, over, info
+
+    def render(self):
+        """The board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
+        if self.render_mode == "rgb_array":
+            from .picture import board_image
+
+            return board_image(self._cells(), {symbol: kind for kind, symbol in self.symbols.items()})
+        return render_board(self._cells(), self.board)

@@ -1,0 +1,175 @@
+"""Sokoban in text: push every box onto a target. Own generator (gymnasium has none), symbols as in TextArena 0.7.4.
+
+A room is made by reverse play: it starts solved, the player walks and pulls, and of the positions just after a pull one
+is kept in which the boxes are farthest from their targets. So every room is solvable, though not always within the
+turns of a game, as in the paper. Departure: TextArena searches depth first and draws other rooms for a seed; these are
+as hard as its own (random player 16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..records import Outcome
+from .protocol import ACTIONS, STEPS, TextEnv
+
+SYMBOLS = {"wall": "#", "free": ".", "target": "O", "box": "X", "done": "√", "player": "P", "player on target": "S"}
+# What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger, row and column).
+BRUSHES = (
+    ((0, -1), (0, 0), (0, 1)),
+    ((-1, 0), (0, 0), (1, 0)),
+    ((0, -1), (0, 0), (1, 0)),
+    ((0, 1), (0, 0), (1, 0)),
+    ((0, -1), (0, 0), (1, -1), (1, 0)),
+)
+Position = tuple[int, tuple[int, ...]]  # the player's cell and the boxes' cells, sorted
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where things are: cell numbers from 0, row by row, on a size x size board whose border is all wall."""
+
+    size: int
+    walls: frozenset[int]
+    targets: tuple[int, ...]
+    boxes: tuple[int, ...]
+    player: int
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the room belongs to the held-out quarter (by a checksum of all of it)."""
+        return zlib.crc32(repr((sorted(self.walls), self.targets, self.boxes, self.player)).encode()) % 4 == 0
+
+    def move(self, position: Position, action: str) -> Position | None:
+        """The position after an action, or None where a wall, or something behind the box, is in the way."""
+        player, boxes = position
+        step = STEPS[action][0] * self.size + STEPS[action][1]
+        to, behind = player + step, player + 2 * step
+        if to in self.walls or (to in boxes and (behind in self.walls or behind in boxes)):
+            return None
+        return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
+
+    def solution(self, limit: int | None = None) -> list[str] | None:
+        """Actions of a shortest solution (breadth first), or None where there is none (within `limit` moves)."""
+        start = (self.player, self.boxes)
+        queue, paths = deque([start]), {start: []}
+        while queue:
+            position = queue.popleft()
+            if position[1] == self.targets:
+                return paths[position]
+            if limit is not None and len(paths[position]) >= limit:
+                continue
+            for action in ACTIONS:
+                to = self.move(position, action)
+                if to is not None and to not in paths:
+                    paths[to] = paths[position] + [action]
+                    queue.append(to)
+        return None
+
+    def cells(self, position: Position | None = None) -> list[list[str]]:
+        """The board as rows of symbols."""
+        player, boxes = position or (self.player, self.boxes)
+        flat = [SYMBOLS["wall" if i in self.walls else "free"] for i in range(self.size**2)]
+        for cell in self.targets:
+            flat[cell] = SYMBOLS["target"]
+        for cell in boxes:
+            flat[cell] = SYMBOLS["done" if cell in self.targets else "box"]
+        flat[player] = SYMBOLS["player on target" if player in self.targets else "player"]
+        return [flat[i : i + self.size] for i in range(0, len(flat), self.size)]
+
+
+def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
+    """Walls of a random room: a digger strolls about a solid block and clears a brush at each step."""
+    at, step, floor = rng.integers(1, size - 1, 2), (0, 1), set()
+    for _ in range(int(3.4 * size)):
+        if rng.random() < 0.35:
+            step = STEPS[ACTIONS[rng.integers(4)]]
+        at = np.clip(at + step, 1, size - 2)
+        brush = BRUSHES[rng.integers(len(BRUSHES))]
+        floor |= {(int(at[0]) + r, int(at[1]) + c) for r, c in brush}
+    inside = {r * size + c for r, c in floor if 0 < r < size - 1 and 0 < c < size - 1}
+    return frozenset(range(size * size)) - inside
+
+
+def play_back(solved: Room, limit: int = 20_000) -> list[Position]:
+    """Positions just after a pull (box i began on target i), found by playing a solved room backwards breadth first.
+
+    The player pulls whenever a box is behind it. Looks at `limit` positions, which only many boxes exceed.
+    """
+    start = (solved.player, solved.targets)
+    queue, seen, pulled = deque([start]), {start}, set()
+    while queue and len(seen) < limit:
+        player, boxes = queue.popleft()
+        for r, c in STEPS.values():
+            step = r * solved.size + c
+            to, behind = player + step, player - step
+            if to in solved.walls or to in boxes:
+                continue
+            before = (to, tuple(player if b == behind else b for b in boxes))
+            if behind in boxes:
+                pulled.add(before)
+            if before not in seen:
+                seen.add(before)
+                queue.append(before)
+    return sorted(pulled)
+
+
+def draw_room(rng: np.random.Generator, size: int = 6, boxes: int = 1) -> Room:
+    """One solvable room from a numpy Generator."""
+    while True:
+        walls = dig(rng, size)
+        free = sorted(set(range(size * size)) - walls)
+        if len(free) <= boxes + 1:
+            continue
+        player, *targets = (int(x) for x in rng.permutation(free)[: boxes + 1])
+        solved = Room(size, walls, tuple(sorted(targets)), tuple(sorted(targets)), player)
+
+        def distance(position: Position) -> int:
+            pairs = zip(position[1], solved.targets, strict=True)
+            return sum(abs(b // size - t // size) + abs(b % size - t % size) for b, t in pairs)
+
+        open_ = [p for p in play_back(solved) if not {p[0], *p[1]} & set(solved.targets)]
+        if open_:
+            farthest = max(map(distance, open_))
+            choice = [p for p in open_ if distance(p) == farthest]
+            player, found = choice[rng.integers(len(choice))]
+            return Room(size, walls, solved.targets, tuple(sorted(found)), player)
+
+
+class SokobanEnv(TextEnv):
+    """Sokoban as text; `boxes` 1 to 3 on a size x size board; `split` is 'train', 'unseen' or None (no split)."""
+
+    def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
+        super().__init__(SYMBOLS, split, **kwargs)
+        if boxes not in (1, 2, 3) or not 5 <= size <= 12:
+            raise ValueError(f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}")
+        self.size, self.boxes = size, boxes
+
+    def _draw(self, seed: int | None) -> Room:
+        return draw_room(self.np_random, self.size, self.boxes)
+
+    def _start(self) -> None:
+        self.position = (self.layout.player, self.layout.boxes)
+
+    def _cells(self) -> list[list[str]]:
+        return self.layout.cells(self.position)
+
+    def _move(self, action: str) -> tuple[str, Outcome | None]:
+        room, before = self.layout, self.position
+        after = room.move(before, action)
+        if after is None:
+            ahead = room.move((before[0], ()), action)
+            return ("You hit a wall." if ahead is None else "The box is blocked."), Outcome.INVALID
+        self.position = after
+        told = f"You moved {action} to {self.place(*divmod(after[0], room.size))}"
+        if pushed := set(after[1]) - set(before[1]):
+            (box,) = pushed
+            told += f" and pushed a box to {self.place(*divmod(box, room.size))}"
+            told += ", onto a target" if box in room.targets else ""
+        solved = after[1] == room.targets
+        return f"{told}. You won." if solved else f"{told}.", Outcome.SUCCESS if solved else None
