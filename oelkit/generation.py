@@ -1,11 +1,11 @@
 """Sampling replies: token ids in, token ids out, for many prompts at once.
 
-What it does: batches prompts of like length, samples with Transformers' `generate`, and from time to time drops the rows that
-have finished from the batch. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
+What it does: batches prompts of like length, samples with Transformers' `generate`, and now and then drops the rows
+that have finished. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
 the teacher scores those, never a re-tokenised text.
 
-In float32 greedy replies do not depend on the batch. In bfloat16 they may: another batch shape sums in another order, and two
-nearly equal logits can swap; sampled replies then differ from that token on.
+In float32 greedy replies do not depend on the batch. In 16 bits they may: another batch shape sums in another order,
+two nearly equal logits can swap, and the replies differ from that token on.
 """
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], *, max_new_tokens
              batch_tokens: int = 32_768, progress: bool = False) -> list[Reply]:
     """One reply a prompt, in the order given; temperature=0 is greedy.
 
-    The model's own generation_config does not matter, but for its end-of-sequence ids. The seed fixes the replies for the same
-    prompts and batch_tokens (at most so many tokens, prompt + reply, in a batch: lower it when memory runs out); the global
-    random generators are left alone. ValueError, naming the prompt's index, where a prompt is empty or does not fit the context.
+    Of the model's own generation_config only the end-of-sequence ids count. The seed fixes the replies for the same
+    prompts and batch_tokens (prompt + reply tokens in a batch at most: lower it when memory runs out); the global
+    random generators are left alone. adapter: "student", "teacher" or None for the base model. ValueError, naming the
+    index, where a prompt is empty or does not leave room for max_new_tokens in the context.
     """
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}, top_k={top_k}: need "
-                         "max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+        raise ValueError(f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}, top_k={top_k}: "
+                         "need max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
     for i, prompt in enumerate(prompts):
         if not prompt or len(prompt) + max_new_tokens > policy.context_length:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens: it must not be empty and must leave room for "

@@ -1,14 +1,14 @@
 """The losses of distillation, on hidden states, without ever holding logits of all tokens.
 
-What it does: reverse KL (the method), forward KL and cross-entropy (the off-policy arms) between what a student's and a teacher's
-final hidden states say through one frozen head, chunk of rows by chunk of rows. As the head is frozen, the gradient with respect to
-the student's hidden states is formed in the forward pass, so that no chunk's logits outlive it. What it does not: run the model,
-or know about prompts and replies.
+What it does: reverse KL (the method), forward KL and cross-entropy (the off-policy arms) between what a student's and
+a teacher's final hidden states say through one frozen head, chunk of rows by chunk of rows. As the head is frozen, the
+gradient with respect to the student's hidden states is formed in the forward pass: no chunk's logits outlive it. What
+it does not: run the model, or know about prompts and replies.
 
-Departure from the paper: the default is the full vocabulary; top_k=256 gives the paper's loss (sum over the student's top-k ids of the
-full distributions' terms, neither renormalised nor completed by a tail term).
+Departure from the paper: the default is the full vocabulary; top_k=256 gives the paper's loss (the sum over the
+student's top-k ids of the full distributions' terms, neither renormalised nor completed by a tail term).
 
-With s, t the log-softmax of the two logits z/T: reverse KL of a row = sum_v p_s (s - t), forward KL = sum_v p_t (t - s).
+With s, t the log-softmax of both logits z/T, a row's reverse KL is sum_v p_s (s - t), its forward KL sum_v p_t (t - s).
 """
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from collections.abc import Callable
 import torch
 
 
-def reverse_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0,
-               top_k: int | None = None, weights: torch.Tensor | None = None, chunk: int | None = None) -> torch.Tensor:
+def reverse_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head: torch.Tensor, *,
+               temperature: float = 1.0, top_k: int | None = None, weights: torch.Tensor | None = None,
+               chunk: int | None = None) -> torch.Tensor:
     """KL(student || teacher), weighted sum over rows (scalar); arXiv 2602.12275.
 
     student_hidden, teacher_hidden: [N, D], rows of the same N reply tokens; only the first gets a gradient.
-    head: [V, D], frozen. weights: [N], e.g. 1 / (reply length * batch size); None is the mean over rows. temperature divides both
-    logits. top_k: only the student's k likeliest ids, with the gradient through their full-softmax probabilities.
-    chunk: rows at a time; None keeps the working memory at a few buffers of 16 MB (CUDA: 128 MB). Raises ValueError for a trainable
-    head or shapes that do not fit.
+    head: [V, D], frozen. weights: [N], e.g. 1 / (reply length * batch size); None is the mean over rows. temperature
+    divides both logits. top_k: only the student's k likeliest ids, gradient through their full-softmax probabilities.
+    chunk: rows at a time; None keeps the working memory at a few buffers of 16 MB (CUDA: 128 MB).
+    Raises ValueError for a trainable head, a temperature that is not above 0 and shapes that do not fit.
     """
     def rows(z: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids = z.topk(min(top_k, z.shape[1]), 1).indices if top_k else None
@@ -42,9 +43,10 @@ def reverse_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head:
     return _loss(student_hidden, teacher_hidden, head, temperature, weights, chunk, rows)
 
 
-def forward_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0,
-               top_k: int | None = None, weights: torch.Tensor | None = None, chunk: int | None = None) -> torch.Tensor:
-    """KL(teacher || student), weighted sum over rows (scalar); arguments as in reverse_kl (top_k: the student's ids there too)."""
+def forward_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head: torch.Tensor, *,
+               temperature: float = 1.0, top_k: int | None = None, weights: torch.Tensor | None = None,
+               chunk: int | None = None) -> torch.Tensor:
+    """KL(teacher || student), weighted sum over rows (scalar); arguments as in reverse_kl (top_k: the student's)."""
     def rows(z: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids = z.topk(min(top_k, z.shape[1]), 1).indices if top_k else None
         s, t = z.log_softmax(1), _logits(teacher, head, temperature).log_softmax(1)
@@ -58,9 +60,10 @@ def forward_kl(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, head:
     return _loss(student_hidden, teacher_hidden, head, temperature, weights, chunk, rows)
 
 
-def cross_entropy(student_hidden: torch.Tensor, target_ids: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0,
-                  weights: torch.Tensor | None = None, chunk: int | None = None) -> torch.Tensor:
-    """-log p_student of target_ids [N], weighted sum over rows (scalar): SFT on given replies; arguments as in reverse_kl."""
+def cross_entropy(student_hidden: torch.Tensor, target_ids: torch.Tensor, head: torch.Tensor, *,
+                  temperature: float = 1.0, weights: torch.Tensor | None = None,
+                  chunk: int | None = None) -> torch.Tensor:
+    """-log p_student of target_ids [N], weighted sum over rows (scalar), for SFT; arguments as in reverse_kl."""
     def rows(z: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         s, targets = z.log_softmax(1), targets[:, None]
         loss = -s.gather(1, targets)[:, 0]
@@ -70,7 +73,8 @@ def cross_entropy(student_hidden: torch.Tensor, target_ids: torch.Tensor, head: 
 
 
 @torch.no_grad()
-def entropy(hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0, chunk: int | None = None) -> torch.Tensor:
+def entropy(hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0,
+            chunk: int | None = None) -> torch.Tensor:
     """Entropy in nats of the next-token distribution of each row of hidden [N, D] -> [N]; no gradient."""
     parts = []
     for h in hidden.split(chunk or _rows(head)):
@@ -86,8 +90,8 @@ def _loss(student_hidden: torch.Tensor, target: torch.Tensor, head: torch.Tensor
         raise ValueError("the head is trainable, but these losses give it no gradient: freeze it (head.detach())")
     if student_hidden.ndim != 2 or n == 0 or len(target) != n or student_hidden.shape[1] != head.shape[1] \
             or (weights is not None and weights.shape != (n,)):
-        raise ValueError(f"shapes do not fit: student_hidden {tuple(student_hidden.shape)}, target {tuple(target.shape)}, "
-                         f"head {tuple(head.shape)}, weights {None if weights is None else tuple(weights.shape)}; "
+        got = [None if x is None else tuple(x.shape) for x in (student_hidden, target, head, weights)]
+        raise ValueError(f"shapes do not fit: hidden states, target, head and weights are {got}; "
                          "need [N, D], [N, ...], [V, D], [N] with N > 0")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")

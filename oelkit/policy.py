@@ -1,32 +1,34 @@
 """The policy: one language model, its tokenizer, and two LoRA adapters over one set of frozen base weights.
 
-What it does: loads `micro`, a local folder or a hub id, dense or in NF4; turns messages into token ids; switches between the
-student (trains), the teacher (the student as it was when `freeze_teacher` was last called) and the bare base model; gives the
-final hidden states that the losses of `kl` work on. What it does not: sample (see `generation`), or know what a game is.
+What it does: loads `micro`, a local folder or a hub id, dense or in NF4; turns messages into token ids; switches
+between student (trains), teacher (the student as it was when `freeze_teacher` was last called) and bare base model;
+gives the final hidden states that the losses of `kl` work on. What it does not: sample (see `generation`).
 
-Departure from the paper: the paper fine-tunes all weights and keeps a second copy of the model as the teacher; here the student
-is a LoRA adapter and the teacher is a second, frozen adapter, so that teacher and student share the base weights.
+Departure from the paper: it fine-tunes all weights and keeps a second copy of the model as the teacher; here the
+student is a LoRA adapter and the teacher a second, frozen adapter, so that both share the base weights.
 
-Rules that callers keep: finish the teacher's forward before the student's, and do not switch adapters between a forward and its
-backward (gradient checkpointing would recompute with the wrong adapter).
+Rules that callers keep: finish the teacher's forward before the student's, and do not switch adapters between a forward
+and its backward (gradient checkpointing would recompute with the wrong adapter).
 """
 from __future__ import annotations
 
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-_bnb_log = logging.getLogger("bitsandbytes")  # PEFT imports bitsandbytes, which on a CPU warns of kernels nobody asked for
+_bnb_log = logging.getLogger("bitsandbytes")  # PEFT imports it, and on a CPU it warns of kernels nobody asked for
 _level = _bnb_log.level
 _bnb_log.setLevel(logging.ERROR)
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model  # noqa: E402
@@ -35,7 +37,8 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 _bnb_log.setLevel(_level)
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # PEFT's "all-linear" leaves the head out
-SMALL = 300_000_000  # below this many parameters 16-bit or 4-bit weights save nothing that matters: dense float32 everywhere
+SMALL = 300_000_000  # fewer parameters than this: 16-bit or 4-bit weights save nothing that matters, so dense float32
+MERGE = 20_000_000  # more weights than this: merging costs more than the adapter's own products (measured on a CPU)
 
 
 @dataclass
@@ -63,7 +66,8 @@ class Policy:
     @property
     def context_length(self) -> int:
         """Longest prompt + reply, in tokens."""
-        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", 0) or self.tokenizer.model_max_length
+        positions = getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
+        return positions or self.tokenizer.model_max_length
 
     @property
     def eos_ids(self) -> list[int]:
@@ -87,7 +91,8 @@ class Policy:
         """Prompt ids of chat messages, generation prompt and the first words of the reply (`reply_prefix`) included."""
         thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **thinking)
-        return self.tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]  # the template has the specials
+        # the template has written the special tokens already
+        return self.tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -97,25 +102,26 @@ class Policy:
 
     @contextmanager
     def use(self, adapter: str | None, merge: bool = False) -> Iterator[Policy]:
-        """Run with "student", "teacher" or None (bare base); afterwards active adapter and requires_grad are as before.
+        """Run with "student", "teacher" or None (bare base); active adapter and requires_grad are as before afterwards.
 
-        merge=True (only without gradients): dense float32 weights W become W + BA for the time being, which saves the adapter's
-        own products at every token; the very same W comes back afterwards. Otherwise ignored: 16-bit W + BA rounds, and 4-bit
-        weights are never merged.
+        merge=True allows, without gradients, to replace the weights W of a small dense float32 model by W + BA for the
+        time being, which saves the adapter's own products; the very same W comes back. Ignored for others: in 16 bits
+        W + BA is rounded, and 4-bit weights are never merged.
         """
         if adapter not in ("student", "teacher", None):
             raise ValueError(f'no adapter {adapter!r}: say "student", "teacher" or None for the base model')
         tuner = self.model.base_model
-        grads = [(p, p.requires_grad) for layer in self.layers for p in layer.parameters()]
+        grads = [(p, p.requires_grad) for p in self.model.parameters()]
         active, disabled = tuner.active_adapters[0], self.layers[0].disable_adapters
-        merge = merge and adapter is not None and not torch.is_grad_enabled() and all(map(_mergeable, self.layers))
+        merge = merge and adapter is not None and not torch.is_grad_enabled() and self._mergeable()
         weights = []
         try:
             if merge:
                 for layer in self.layers:
                     weight = layer.get_base_layer().weight
                     weights.append((weight, weight.data))
-                    weight.data = weight.data + layer.get_delta_weight(adapter)
+                    b, a = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+                    weight.data = torch.addmm(weight.data, b, a, alpha=layer.scaling[adapter])
             if adapter is None or merge:
                 tuner.disable_adapter_layers()
             else:
@@ -131,6 +137,13 @@ class Policy:
                 tuner.disable_adapter_layers()
             for p, flag in grads:
                 p.requires_grad_(flag)
+
+    def _mergeable(self) -> bool:
+        """A small model whose LoRA layers all are plain ones over dense float32 matrices (no DoRA, no 4 bits)."""
+        bases = [layer.get_base_layer() for layer in self.layers]
+        return (all(type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 for base in bases)
+                and not any(layer.lora_variant for layer in self.layers)
+                and sum(base.weight.numel() for base in bases) < MERGE)
 
     @torch.no_grad()
     def freeze_teacher(self) -> None:
@@ -154,7 +167,7 @@ class Policy:
         (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
 
     def load_adapter(self, folder: str | Path) -> None:
-        """Load a PEFT LoRA folder into the student; ValueError where it was trained on another base or has another shape."""
+        """Load a PEFT LoRA folder into the student; ValueError where it is of another base model or another shape."""
         folder, ours = Path(folder), self.model.peft_config["student"]
         theirs = _adapter_config(folder)
         notes = folder / "oelkit.json"
@@ -166,14 +179,16 @@ class Policy:
                                  f"({theirs.base_model_name_or_path}), not on {self.name}; load it with that one")
         for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
             if getattr(theirs, key) != getattr(ours, key):
-                raise ValueError(f"{folder}: its LoRA has {key}={getattr(theirs, key)}, the policy {getattr(ours, key)}; "
-                                 f"pass adapter={str(folder)!r} to load_policy, which takes the adapter's own settings")
+                raise ValueError(f"{folder}: its LoRA has {key}={getattr(theirs, key)}, the policy "
+                                 f"{getattr(ours, key)}; give the folder to load_policy(adapter=...), "
+                                 "which takes the adapter's own settings")
         state = load_file(folder / "adapter_model.safetensors")
         expected = get_peft_model_state_dict(self.model, adapter_name="student", save_embedding_layers=False)
-        wrong = [k for k in {**state, **expected} if k not in state or k not in expected or state[k].shape != expected[k].shape]
-        if wrong:
+        shapes, want = ({k: v.shape for k, v in tensors.items()} for tensors in (state, expected))
+        if shapes != want:
+            wrong = sorted(k for k in {**shapes, **want} if shapes.get(k) != want.get(k))
             raise ValueError(f"{folder}: an adapter of another base model than {self.name} "
-                             f"({theirs.base_model_name_or_path}): {len(wrong)} tensors do not fit, the first is {wrong[0]}")
+                             f"({theirs.base_model_name_or_path}): {len(wrong)} tensors do not fit, first {wrong[0]}")
         set_peft_model_state_dict(self.model, state, adapter_name="student")
 
     def _fingerprint(self) -> list[float]:
@@ -194,8 +209,11 @@ class Policy:
             if not isinstance(head, torch.nn.Linear) or head.bias is not None:
                 raise ValueError(where + f"its head is a {type(head).__name__} with a bias or another form")
             ids = torch.arange(8, device=self.device)[None] % len(head.weight)
+            training = self.model.training
+            self.model.eval()  # no dropout between the two
             with torch.no_grad():
                 logits, plain = self.causal(input_ids=ids, use_cache=False).logits, head(self.hidden(ids))
+            self.model.train(training)
             # catches soft-caps, logit scales and whatever comes next without naming a single architecture
             if (logits - plain).abs().max() > 1e-4 * plain.abs().max():
                 raise ValueError(where + "it scales or caps them (soft-cap, logit scale); this model is not supported")
@@ -205,8 +223,8 @@ class Policy:
     def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Final hidden states [B, T, D] of right-padded ids [B, T], with the adapter in use and the caller's grad mode.
 
-        No attention mask: attention is causal, so that a real token never sees the padding to its right, and a missing mask lets
-        SDPA take its fast path. What stands at padded positions means nothing.
+        No attention mask: attention is causal, so that a real token never sees the padding to its right, and without a
+        mask SDPA takes its fast path. What stands at padded positions means nothing.
         """
         return self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
@@ -214,13 +232,13 @@ class Policy:
 def reply_hidden(policy: Policy, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> torch.Tensor:
     """Hidden states [N, D] from which each reply token is predicted; N = all reply tokens, row after row.
 
-    One forward pass over one micro-batch of prompt + reply ids, padded on the right. Adapter (`policy.use`) and grad mode are the
-    caller's. ValueError where a prompt is empty or prompt + reply is longer than the context.
+    One forward pass over one micro-batch of prompt + reply ids, padded on the right. Adapter (`policy.use`) and grad
+    mode are the caller's. ValueError where a prompt is empty or prompt + reply is longer than the context.
     """
     for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
         if not p or len(p) + len(r) > policy.context_length:
-            raise ValueError(f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be empty and "
-                             f"both together must fit the context of {policy.context_length}")
+            raise ValueError(f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be empty "
+                             f"and both together must fit the context of {policy.context_length}")
     # the last reply token predicts nothing, so it is not fed
     rows = [torch.tensor([*p, *r][:-1] if len(r) else p) for p, r in zip(prompts, replies)]
     hidden = policy.hidden(pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device))
@@ -268,53 +286,58 @@ def load_policy(name_or_path: str | Path, *, quantize: str | None = "auto", dtyp
                 device: str | torch.device = "auto", lora: dict | None = None, adapter: str | Path | None = None,
                 revision: str | None = None, enable_thinking: bool | None = None,
                 gradient_checkpointing: bool = False) -> Policy:
-    """Load "micro", a local model folder or a hub id as a policy, in eval mode, with a fresh student (= teacher = base).
+    """Load "micro", a local model folder or a hub id, in eval mode, with a fresh student (= teacher = base).
 
     quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
-    dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact, and fastest on most of them; it
-    takes 4 bytes a parameter) and for models below 0.3 B parameters; else bfloat16, or float16 on cards below compute
-    capability 8. The adapters are float32 always.
+    dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact; fastest on most; 4 bytes a
+    parameter) and for dense models below 0.3 B; else bfloat16, or float16 on cards below compute capability 8.
+    The adapters are float32 always.
     lora: arguments of peft.LoraConfig over r=16, lora_alpha=32, all linear layers but the head.
     adapter: a PEFT folder to start from, with its own LoRA settings; the teacher starts as its copy.
-    Raises FileNotFoundError (no such folder or id), ConnectionError (hub id without network), ValueError (not a model, no chat
-    template, adapter of another base, unknown option), RuntimeError (no CUDA here).
+    enable_thinking: handed to the chat template (None: its own default). gradient_checkpointing: active in train mode.
+    Raises FileNotFoundError (no such folder or id), ConnectionError (hub id, no network), ValueError (not a model, no
+    chat template, adapter of another base, unknown option), RuntimeError (no CUDA here).
     """
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError('device="cuda", but this machine has no usable CUDA device; pass device="cpu" or "auto"')
-    lora_config = LoraConfig(**{**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}) if adapter is None \
-        else _adapter_config(Path(adapter))
+    settings = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
+    lora_config = LoraConfig(**settings) if adapter is None else _adapter_config(Path(adapter))
     name, source = str(name_or_path), _find(name_or_path)
-    config = _from_hub(AutoConfig, name, source, revision)
-    tokenizer = _from_hub(AutoTokenizer, name, source, revision)
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        with torch.device("meta"):
+            small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL
     if not tokenizer.chat_template:
         raise ValueError(f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
                          "chat_template.jinja into the model folder")
-    with torch.device("meta"):
-        small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
     if dtype == "auto":
-        full = device.type == "cpu" or (small and quantize is None)
-        dtype = torch.float32 if full else \
-            torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        exact = device.type == "cpu" or (small and quantize is None)
+        modern = not exact and torch.cuda.get_device_capability(device)[0] >= 8
+        dtype = torch.float32 if exact else torch.bfloat16 if modern else torch.float16
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    options = {"dtype": dtype, "device_map": {"": device}}
-    if quantize == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    causal = _from_hub(AutoModelForCausalLM, name, source, revision, **options).eval()
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype) if quantize == "nf4" else None
+    with _clear_errors(name):  # safetensors only: the other format is a pickle
+        causal, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, device_map={"": device}, use_safetensors=True,
+            output_loading_info=True, **({"quantization_config": bits} if bits else {}))
+    if info["missing_keys"]:
+        raise ValueError(f"{name}: its weight files lack {sorted(info['missing_keys'])[0]} and perhaps more")
     if quantize == "nf4":
         _keep_gradients(causal)
-    if gradient_checkpointing:  # works in train mode only; the non-reentrant kind needs no trainable inputs
+    if gradient_checkpointing:  # the non-reentrant kind needs no trainable inputs
         causal.gradient_checkpointing_enable({"use_reentrant": False})
-    with torch.random.fork_rng():  # LoRA's A is random: the same in each process, and the caller's generator untouched
-        torch.manual_seed(0)
-        lora_config.inference_mode = False
-        lora_config.base_model_name_or_path = name
-        model = get_peft_model(causal.requires_grad_(False), lora_config, adapter_name="student").eval()
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(0)  # LoRA's A is random: the same in each process, and the caller's generator untouched
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks Transformers by names that are about to go
+        lora_config.inference_mode, lora_config.base_model_name_or_path = False, name
+        model = get_peft_model(causal.requires_grad_(False), lora_config, adapter_name="student")
         model.add_adapter("teacher", lora_config)
     model.set_adapter("student")
     notes = Path(source) / "oelkit.json"
@@ -344,24 +367,26 @@ def _find(name_or_path: str | Path) -> str:
     return text
 
 
-def _from_hub(auto, name: str, source: str, revision: str | None, **options):
-    """auto.from_pretrained, with Transformers' many errors turned into one clear sentence each."""
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Transformers' many errors about a model that cannot be loaded, turned into one clear sentence each."""
     try:
-        return auto.from_pretrained(source, revision=revision, **options)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         chain, e = [], error
         while e is not None and e not in chain:
             chain.append(e)
             e = e.__cause__ or e.__context__
-        if any(isinstance(e, GatedRepoError) for e in chain):
-            raise FileNotFoundError(f"{name}: a gated model; accept its terms on the hub and log in (hf auth login)") from error
-        if any(isinstance(e, RepositoryNotFoundError) for e in chain):
-            raise FileNotFoundError(f"{name}: neither a folder here nor a model on the hub (or a private one)") from error
-        if any(isinstance(e, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for e in chain):
+        kinds = tuple(map(type, chain))
+        if hub.GatedRepoError in kinds:
+            raise FileNotFoundError(f"{name}: a gated model; accept its terms on the hub and log in to it") from error
+        if hub.RepositoryNotFoundError in kinds:
+            raise FileNotFoundError(f"{name}: neither a folder here nor a (public) model on the hub") from error
+        if hub.LocalEntryNotFoundError in kinds or hub.OfflineModeIsEnabled in kinds:
             raise ConnectionError(f"{name}: no such folder here, and the hub cannot be reached to look for that id; "
                                   "check the name, the network, or pass a local folder") from error
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"{name}: not a usable causal language model ({reason[0] if reason else error!r})") from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"{name}: not a usable causal language model ({reason})") from error
 
 
 def _adapter_config(folder: Path) -> LoraConfig:
@@ -373,15 +398,9 @@ def _adapter_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _mergeable(layer: LoraLayer) -> bool:
-    """A plain LoRA over a dense float32 matrix, with no variant (DoRA, …) whose delta is not just BA."""
-    weight = getattr(layer.get_base_layer(), "weight", None)
-    return weight is not None and weight.dtype == torch.float32 and not layer.lora_variant
-
-
 def _keep_gradients(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU: its packed product has no autograd, so that after one generate
-    in eval mode every gradient through the layer is silently lost (bitsandbytes 0.50)."""
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU: its packed product has no autograd, so that after one
+    generate in eval mode every gradient through the layer is silently lost (bitsandbytes 0.50)."""
     import bitsandbytes  # only where something is quantised: it prints and takes a second
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):

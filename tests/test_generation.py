@@ -9,7 +9,8 @@ from oelkit.policy import load_policy
 
 def some_prompts(n, seed=0, low=3, high=40):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 250, (int(torch.randint(low, high, (1,), generator=g)),), generator=g).tolist() for _ in range(n)]
+    lengths = torch.randint(low, high, (n,), generator=g).tolist()
+    return [torch.randint(3, 250, (length,), generator=g).tolist() for length in lengths]
 
 
 def by_hand(policy, prompt, n):

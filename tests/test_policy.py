@@ -39,7 +39,8 @@ def test_text_and_ids(tiny, tiny_model):
     ids = tiny.encode(MESSAGES)
     assert tiny.tokenizer.decode(ids) == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
     assert tiny.decode(ids) == "user\ngo left the\nassistant\n"
-    assert tiny.encode(MESSAGES, "- EXP")[:len(ids)] == ids and tiny.decode(tiny.encode(MESSAGES, "- EXP")).endswith("- EXP")
+    prefixed = tiny.encode(MESSAGES, "- EXP")
+    assert prefixed[:len(ids)] == ids and tiny.decode(prefixed).endswith("- EXP")
     assert tiny.eos_ids == [2] and tiny.pad_id == 0 and tiny.context_length == 512
     thinking = load_policy(tiny_model, enable_thinking=True)
     assert thinking.decode(thinking.encode(MESSAGES)).endswith("<think>\n")
@@ -197,7 +198,7 @@ def lora_gradients(policy):
 
 @pytest.mark.parametrize("workaround", [True, False])
 def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkeypatch):
-    """Generate, then train: the gradients are those of a fresh model. The second case shows what happens without the work-around."""
+    """Generate, then train: gradients as in a fresh model; the second case shows that they differ without the fix."""
     from bitsandbytes.nn.modules import has_avx512bf16
 
     fresh = load_policy(tiny_model, quantize="nf4", device="cpu")
@@ -247,6 +248,33 @@ def test_missing_folder_and_not_a_model(tmp_path):
         load_policy(tmp_path)
 
 
+def test_damaged_weights(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = make_model(tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weight files lack model.layers.1.mlp.up_proj.weight"):
+        load_policy(tmp_path)
+    weights.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="not a usable causal language model"):
+        load_policy(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="not a usable causal language model"):
+        load_policy(tmp_path)
+
+
+def test_a_model_of_another_kind(tmp_path):
+    from conftest import make_tokenizer
+
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="not a usable causal language model") as error:
+        load_policy(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_hub_id_without_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="nobody/nothing: no such folder here, and the hub cannot be reached"):
@@ -273,7 +301,7 @@ def test_unknown_hub_id(monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
                             endpoint + "/{repo_id}/resolve/{revision}/{filename}")
         try:
-            with pytest.raises(FileNotFoundError, match="neither a folder here nor a model on the hub"):
+            with pytest.raises(FileNotFoundError, match="neither a folder here nor a .public. model on the hub"):
                 load_policy("nobody/nothing")
         finally:
             server.shutdown()
@@ -320,8 +348,8 @@ def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
     from transformers import CohereConfig, CohereForCausalLM
 
     tokenizer = make_tokenizer()
-    config = CohereConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, logit_scale=0.5,
-                          num_attention_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=2)
+    config = CohereConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                          logit_scale=0.5, num_attention_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=2)
     CohereForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="scales or caps"):
@@ -340,7 +368,8 @@ def test_model_folder_names_its_prompts(tmp_path):
 
 def test_real_model(real_model, tmp_path):
     policy = load_policy(real_model)
-    prompts = [policy.encode([{"role": "user", "content": text}]) for text in ("What is 2 + 2?", "Name a colour of the sky.")]
+    questions = ("What is 2 + 2?", "Name a colour of the sky.")
+    prompts = [policy.encode([{"role": "user", "content": text}]) for text in questions]
     replies = generate(policy, prompts, max_new_tokens=12, temperature=0)
     assert any(word in replies[1].text.lower() for word in ("blue", "sky", "colo"))
     logprobs = token_logprobs(policy, prompts, [r.ids for r in replies])
