@@ -264,20 +264,23 @@ def replay(items: Iterable[ExperienceItem], log: str | os.PathLike | Sequence[Op
 
 
 def auto_curate(curation: Curation) -> Curation:
-    """The headless default: accepts every pending item, rejects one with the very words of an earlier (author "auto").
+    """The headless default: accepts every pending item, rejects one with the very words of an earlier of its draw (author "auto").
 
     Case and punctuation aside the words must be the same, in the same order. What a person decided stays. Returns it.
     """
-    first: dict[tuple[str, ...], str] = {}
+    def key(item: CuratedItem) -> tuple:
+        return item.draw, *_words(item.text)
+
+    first: dict[tuple, str] = {}
     pending = [item for item in curation.items if item.status == "pending"]
     for item in [item for item in curation.items if item.status != "pending"] + pending:
-        first.setdefault(_words(item.text), item.id)
-    fresh = [item.id for item in pending if first[_words(item.text)] == item.id]
+        first.setdefault(key(item), item.id)
+    fresh = [item.id for item in pending if first[key(item)] == item.id]
     if fresh:
         curation.accept(fresh, author="auto")
     for item in pending:
-        if first[_words(item.text)] != item.id:
-            curation.reject(item.id, f"duplicates {first[_words(item.text)]}", author="auto")
+        if first[key(item)] != item.id:
+            curation.reject(item.id, f"duplicates {first[key(item)]}", author="auto")
     return curation
 
 

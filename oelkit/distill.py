@@ -1,0 +1,127 @@
+"""Distill: on-policy context distillation (arXiv 2602.12275; 2603.16856, section 3). The whole method is on this page.
+
+A state is a stored prompt without experience. The student answers it as it is; the teacher, the same model frozen at the
+start of the round, sees the experience in front of the state and scores the student's own tokens; the loss is the mean over
+those tokens of KL(student || teacher), and only the student's LoRA adapter learns. No environment, no reward.
+
+Departures from the paper: a LoRA adapter in place of all weights, hence a larger learning rate; the full vocabulary by
+default (top_k=256 is the paper's); one optimiser step a batch as there. The off-policy arms (`forward_kl`, `sft`) learn from
+the teacher's replies instead of the student's, to show what being on-policy is worth.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from . import kl
+from .generation import Reply, generate
+from .policy import Policy, reply_hidden, token_batches
+from .prompts import Prompts, load_prompts, with_experience
+from .records import State
+
+LOSSES = ("reverse_kl", "forward_kl", "sft")
+
+
+def distill(
+    policy: Policy,
+    states: Sequence[State],
+    experiences: Sequence[str],
+    *,
+    steps: int = 40,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    warmup: int = 0,
+    loss: str = "reverse_kl",
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    retain: float = 0.0,
+    max_new_tokens: int | None = None,
+    batch_tokens: int = 16_384,
+    prompts: str | Prompts | None = None,
+    seed: int = 0,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = False,
+) -> list[dict]:
+    """Train the student on `states` towards the teacher that reads one of `experiences`; returns one dict a step.
+
+    loss: "reverse_kl" on the student's samples, or "forward_kl" / "sft" on the teacher's. temperature: of the sampling and
+    of both distributions. warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which the
+    student too reads the experience, so that it does not forget how. batch_tokens: tokens (padding included) of a micro-batch.
+    Each dict: step, loss (nats a token), entropy (of the student), reply_tokens, truncated (shares of the batch), grad_norm, lr,
+    seconds. ValueError where there is nothing to learn from (no states, no experience) and for unknown losses.
+    """
+    experiences = [text for text in experiences if text.strip()]
+    if not states:
+        raise ValueError("nothing to distill on: there are no states")
+    if not experiences:
+        raise ValueError("nothing to distill: no experience is left (no items were extracted, or all were rejected)")
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r}: say one of {LOSSES}")
+    prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
+    sampling = {"max_new_tokens": max_new_tokens or prompts.max_new_tokens, "temperature": temperature}
+    rng, head = random.Random(seed), policy.head_weight
+    policy.freeze_teacher()
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
+    history, deck = [], []
+    for step in tqdm(range(steps), desc="distill", unit="step", disable=not progress, mininterval=1):
+        began = time.perf_counter()
+        while len(deck) < batch_size:
+            deck += rng.sample(list(states), len(states))  # every state once before any comes again
+        batch, deck = deck[:batch_size], deck[batch_size:]
+        told = [with_experience(prompts, state.prompt, rng.choice(experiences)) for state in batch]
+        teacher_ids = [policy.encode(messages) for messages in told]
+        student_ids = [policy.encode(state.prompt) for state in batch]
+        for i in rng.sample(range(batch_size), int(retain * batch_size)):
+            student_ids[i] = teacher_ids[i]
+
+        # who speaks: the student (on-policy) or the teacher (off-policy); the token ids are never decoded on their way
+        speaker, asked = ("student", student_ids) if loss == "reverse_kl" else ("teacher", teacher_ids)
+        replies = generate(policy, asked, adapter=speaker, seed=seed * 100_003 + step, **sampling)
+
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
+        total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, top_k, temperature, batch_tokens)
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        history.append({
+            "step": step, "loss": total, "entropy": entropy, "lr": optimizer.param_groups[0]["lr"],
+            "reply_tokens": sum(len(r.ids) for r in replies) / batch_size,
+            "truncated": sum(r.truncated for r in replies) / batch_size,
+            "grad_norm": float(grad_norm), "seconds": time.perf_counter() - began,
+        })  # fmt: skip
+        if on_step:
+            on_step(history[-1])
+    return history
+
+
+def _backward(
+    policy: Policy, student_ids: list[list[int]], teacher_ids: list[list[int]], replies: list[Reply], head: torch.Tensor,
+    loss: str, top_k: int | None, temperature: float, batch_tokens: int,
+) -> tuple[float, float]:
+    """Accumulate the gradient of one batch; (loss, student entropy) as means over tokens, then over replies."""
+    total = entropy = 0.0
+    for rows in token_batches([len(t) + len(r.ids) for t, r in zip(teacher_ids, replies, strict=True)], batch_tokens):
+        ids = [replies[i].ids for i in rows]
+        weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
+        targets = torch.tensor([token for y in ids for token in y], device=head.device)
+        if loss != "sft":  # the teacher's forward is finished before the student's begins
+            with torch.no_grad(), policy.use("teacher"):
+                targets = reply_hidden(policy, [teacher_ids[i] for i in rows], ids)
+        with policy.use("student"):
+            hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+            options = {"temperature": temperature, "weights": weights}
+            if loss == "sft":
+                value = kl.cross_entropy(hidden, targets, head, **options)
+            else:
+                value = getattr(kl, loss)(hidden, targets, head, top_k=top_k, **options)
+            value.backward()
+        total += value.item()
+        entropy += float(kl.entropy(hidden.detach(), head, temperature=temperature) @ weights)
+    return total, entropy

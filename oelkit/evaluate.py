@@ -1,0 +1,116 @@
+"""Evaluate: pass rates with intervals, paired differences, and what a model has not forgotten.
+
+Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired bootstrap over map seeds for a
+difference. The random policy, the best fixed plan and the ceiling of a world come from `envs.bounds`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .generation import generate
+from .policy import Policy
+from .prompts import Prompts
+from .records import Outcome, Trajectory, read_jsonl
+from .rollout import rollout
+
+
+@dataclass(frozen=True)
+class Report:
+    """Pass rate over n episodes with its 95 % Wilson interval; reply tokens and truncation a turn."""
+
+    pass_rate: float
+    low: float
+    high: float
+    n: int
+    reply_tokens: float
+    truncated: float
+    trajectories: list[Trajectory]
+
+    @property
+    def passes(self) -> list[bool]:
+        """Success by episode, in the order of the seeds (for pairing)."""
+        return [t.outcome is Outcome.SUCCESS for t in self.trajectories]
+
+    def summary(self) -> dict[str, float]:
+        """The figures alone, as they go into metrics.json."""
+        return {k: getattr(self, k) for k in ("pass_rate", "low", "high", "n", "reply_tokens", "truncated")}
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a rate (default: 95 %)."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} of {n} is not a rate")
+    rate, scale = successes / n, 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / scale
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
+    # at the ends the bound is 0 or 1 exactly, but for rounding
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of b - a over paired episodes with its 95 % percentile interval: (difference, low, high)."""
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"{len(a)} and {len(b)} episodes cannot be paired")
+    difference = np.asarray(b, float) - np.asarray(a, float)
+    draws = np.random.default_rng(seed).integers(len(difference), size=(resamples, len(difference)))
+    low, high = np.quantile(difference[draws].mean(1), (0.025, 0.975))
+    return float(difference.mean()), float(low), float(high)
+
+
+def summarise(trajectories: Sequence[Trajectory]) -> Report:
+    """The report of finished games."""
+    passes = sum(t.outcome is Outcome.SUCCESS for t in trajectories)
+    turns = [turn for t in trajectories for turn in t.turns]
+    low, high = wilson(passes, len(trajectories))
+    return Report(passes / len(trajectories), low, high, len(trajectories), sum(t.reply_tokens for t in turns) / len(turns),
+                  sum(t.truncated for t in turns) / len(turns), list(trajectories))  # fmt: skip
+
+
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    seeds: Sequence[int],
+    experience: str | Sequence[str] = "",
+    *,
+    sampling_seeds: Sequence[int] = (0,),
+    top_p: float = 0.8,
+    top_k: int = 20,
+    **options: Any,
+) -> Report:
+    """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said otherwise) and report.
+
+    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K draws) episode i reads text
+    i mod K. Other options go to `rollout`.
+    """
+    texts = [experience] if isinstance(experience, str) else list(experience) or [""]
+    games: list[Trajectory] = []
+    for s in sampling_seeds:
+        told = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
+        games += rollout(policy, env_id, seeds, told, seed=s, top_p=top_p, top_k=top_k, **options)
+    return summarise(games)
+
+
+def probe(policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False) -> dict[str, float]:
+    """Share of exact greedy answers to a file of questions, over all and by kind: what the policy has not forgotten.
+
+    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n".
+    """
+    rows = read_jsonl(path)
+    if not rows:
+        raise ValueError(f"{path}: no questions in it")
+    longest = max(len(policy.tokenizer(row["answer"])["input_ids"]) for row in rows) + 8
+    asked = [policy.encode(row["messages"]) for row in rows]
+    replies = generate(policy, asked, max_new_tokens=longest, temperature=0, adapter=adapter, progress=progress)
+    right = [reply.text.strip() == row["answer"].strip() for reply, row in zip(replies, rows, strict=True)]
+    kinds = sorted({row["kind"] for row in rows})
+    by_kind = {k: [ok for ok, row in zip(right, rows, strict=True) if row["kind"] == k] for k in kinds}
+    return {"all": sum(right) / len(right), **{k: sum(v) / len(v) for k, v in by_kind.items()}, "n": len(rows)}
