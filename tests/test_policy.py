@@ -81,6 +81,7 @@ def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_mo
 @pytest.mark.parametrize("outer", ["student", None])
 def test_use_switches_and_restores(tiny, merge, outer):
     shake(tiny), shake(tiny, "teacher", 2)
+    tiny.trainable()[0].requires_grad_(False)  # somebody's own choice, which PEFT's set_adapter would undo
     ids = torch.tensor([PROMPTS[2]])
 
     def logits():
