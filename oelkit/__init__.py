@@ -1,0 +1,20 @@
+"""oelkit: Online Experiential Learning of language models, in notebooks.
+
+A model plays (`rollout`), writes down what it learned (`extract`), a person may edit that (`Curation`), the model absorbs it
+into its weights (`distill`), and one sees what it gained and lost (`evaluate`). `run_loop` does all of it in rounds.
+"""
+
+from .curate import Curation, auto_curate
+from .distill import distill
+from .evaluate import evaluate, paired_bootstrap, probe, wilson
+from .extract import extract, parse_items
+from .loop import Run, Settings, run_loop, summary
+from .policy import Policy, load_policy
+from .prompts import load_prompts
+from .rollout import rollout, states
+
+__version__ = "0.1.0"
+__all__ = [
+    "Curation", "Policy", "Run", "Settings", "auto_curate", "distill", "evaluate", "extract", "load_policy", "load_prompts",
+    "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary", "wilson",
+]  # fmt: skip

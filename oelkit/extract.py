@@ -41,7 +41,7 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
 def extract(
     policy: Policy,
     trajectories: Sequence[Trajectory],
-    previous: str = "",
+    previous: str | Sequence[str] = "",
     *,
     draws: int = 1,
     show_previous: bool = True,
@@ -56,7 +56,7 @@ def extract(
 ) -> list[ExperienceItem]:
     """Read the games one by one and return the items of all draws, oldest first within each draw.
 
-    previous: experience from before, which every draw starts from. budget_tokens: cap of a draw's items (with `previous`
+    previous: experience from before that the draws start from, one text for all or one a draw. budget_tokens: cap of a draw's items (with `previous`
     first to go out of sight). draws: independent passes, told apart by `ExperienceItem.draw`. ValueError for no trajectories.
     """
     if not trajectories:
@@ -65,8 +65,10 @@ def extract(
     orders = [random.Random(f"{seed}/{d}").sample(range(len(trajectories)), len(trajectories)) for d in range(draws)]
     items: list[list[ExperienceItem]] = [[] for _ in range(draws)]
 
+    before = [previous] * draws if isinstance(previous, str) else list(previous)
+
     def known(draw: int) -> str:
-        return "\n".join(filter(None, (previous, experience_text(items[draw]))))
+        return join_experience(before[draw], items[draw])
 
     def add(draw: int, trajectory: Trajectory, reply: str) -> None:
         for n, text in enumerate(parse_items(answer_text(reply), strict)):
@@ -88,7 +90,6 @@ def extract(
     return [item for draw in items for item in draw]
 
 
-def texts_by_draw(items: Sequence[ExperienceItem], previous: str = "") -> list[str]:
-    """One experience text a draw (the paper's K texts), each behind `previous`; [] where there are no items."""
-    draws = sorted({item.draw for item in items})
-    return ["\n".join(filter(None, (previous, experience_text([i for i in items if i.draw == d])))) for d in draws]
+def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
+    """Experience from before with new items behind it, as the teacher reads it."""
+    return "\n".join(filter(None, (previous, experience_text(items))))

@@ -53,6 +53,8 @@ class Policy:
     """Name of the default prompt set (the model folder's oelkit.json may say another)."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves it to the template's own default."""
+    source: str = ""
+    """The model folder, or the hub id again; a folder may hold an oelkit.json and a probe.jsonl."""
 
     def __post_init__(self) -> None:
         self.causal = self.model.get_base_model()
@@ -144,6 +146,14 @@ class Policy:
         return (all(type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 for base in bases)
                 and not any(layer.lora_variant for layer in self.layers)
                 and sum(base.weight.numel() for base in bases) < MERGE)
+
+    def reset(self) -> None:
+        """Make the student, and the teacher with it, the untrained model again."""
+        with torch.random.fork_rng():  # LoRA's A is random: the same at each call, and the caller's generator untouched
+            torch.manual_seed(0)
+            for layer in self.layers:
+                layer.reset_lora_parameters("student", self.model.peft_config["student"].init_lora_weights)
+        self.freeze_teacher()
 
     @torch.no_grad()
     def freeze_teacher(self) -> None:
@@ -342,7 +352,7 @@ def load_policy(name_or_path: str | Path, *, quantize: str | None = "auto", dtyp
     model.set_adapter("student")
     notes = Path(source) / "oelkit.json"
     prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
-    policy = Policy(model.eval(), tokenizer, name, prompts, enable_thinking)
+    policy = Policy(model.eval(), tokenizer, name, prompts, enable_thinking, source)
     if adapter is not None:
         policy.load_adapter(adapter)
     policy.freeze_teacher()

@@ -1,0 +1,317 @@
+"""The loop: rounds of rollout, extract, curate, collect, distill and evaluate in a run folder.
+
+Every stage reads and writes files of its round, so that a run goes on after the last finished stage, and a notebook can call
+the stages one by one. Round k+1 starts from round k's adapter (the last step: no checkpoint is chosen on held-out maps).
+Departure from the paper: by default a round's experience starts with what the rounds before had (`carry`), because a
+teacher that reads fewer rules than its student has absorbed takes them back; data/micro/README.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium
+
+from . import envs
+from .curate import Curation, auto_curate
+from .distill import distill
+from .evaluate import Report, evaluate, probe
+from .extract import extract, join_experience
+from .policy import Policy, load_policy
+from .prompts import load_prompts
+from .records import ExperienceItem, State, Trajectory, append_jsonl, read_jsonl, write_jsonl
+from .rollout import as_experience, rollout, states
+
+HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; every field is a flag of `python -m oelkit loop` and a line of run.json."""
+
+    model: str = "micro"
+    """Embedded model, local folder or hub id."""
+    env: str = "oelkit/FrozenLake4x4-v0"
+    """World to learn; evaluated on its Unseen layouts where it has them."""
+    rounds: int = 2
+    """Rounds of the loop."""
+    seed: int = 0
+    """Of maps, sampling and batches."""
+    games: int = 24
+    """Games a round to extract from."""
+    collect: int = 48
+    """Games a round whose turns become training states."""
+    draws: int = 3
+    """Independent extractions (K experience texts)."""
+    budget_tokens: int = 8192
+    """Cap of one experience text; the oldest items go first."""
+    steps: int = 30
+    """Optimiser steps a round."""
+    batch_size: int = 32
+    """States a step."""
+    lr: float = 1e-3
+    """Learning rate of the adapter."""
+    temperature: float = 1.0
+    """Of playing to learn, extracting and distilling (evaluation: T 0.7, top_p 0.8, top_k 20)."""
+    loss: str = "reverse_kl"
+    """reverse_kl (on-policy), forward_kl or sft (off-policy)."""
+    top_k: int | None = None
+    """KL on the student's top-k ids (256 in the paper); none: full vocabulary."""
+    retain: float = 0.0
+    """Share of a batch on which the student reads the experience too."""
+    carry: bool = True
+    """Start a round's experience with the earlier rounds'."""
+    episodes: int = 128
+    """Held-out maps of each evaluation."""
+    prompts: str | None = None
+    """Prompt set; none: the model's own."""
+    arms: bool = True
+    """After the first round also run the arms off-policy, SFT and raw trajectories."""
+
+
+class Run:
+    """A run folder, its settings and its policy; the methods are the stages of a round, skipped where they are done."""
+
+    def __init__(self, folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True):
+        """Open a run, or go on with one: ValueError where the folder holds a run with other settings."""
+        self.folder, self.settings, self.progress = Path(folder), settings, progress
+        if re.search(r"[^\w.-]", self.folder.name) or self.folder.name.startswith("."):
+            raise ValueError(f"run name {self.folder.name!r}: use letters, digits, '.', '_' and '-'")
+        envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
+        record = self.folder / "run.json"
+        if record.exists():
+            theirs = json.loads(record.read_text())["settings"]
+            differ = {k: (theirs.get(k), v) for k, v in asdict(settings).items() if theirs.get(k) != v and k != "rounds"}
+            if differ:
+                listed = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differ.items())
+                raise ValueError(f"{self.folder} holds a run with other settings ({listed}): choose another name or delete it")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(record, {"settings": asdict(settings), "versions": _versions()})
+        except OSError as error:
+            raise ValueError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
+        self.policy = policy or load_policy(settings.model)
+        self.prompts = load_prompts(settings.prompts or self.policy.prompts)
+        self.play = {"prompts": self.prompts, "temperature": settings.temperature, "progress": progress}
+
+    # -- folders, seeds, weights
+
+    def round_folder(self, k: int) -> Path:
+        """round_K of this run, made if missing."""
+        folder = self.folder / f"round_{k}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def eval_env(self) -> str:
+        """The world of evaluation: the held-out layouts where there are such, else the same world."""
+        unseen = self.settings.env.replace("-v", "Unseen-v")
+        return unseen if unseen in gymnasium.registry else self.settings.env
+
+    @property
+    def eval_seeds(self) -> range:
+        """Map seeds of evaluation, the same for every arm, round and run."""
+        return range(HELD_OUT, HELD_OUT + self.settings.episodes)
+
+    def start_round(self, k: int) -> None:
+        """Give student and teacher the weights that round k starts from."""
+        if k == 1:
+            self.policy.reset()
+        else:
+            self.policy.load_adapter(self.round_folder(k - 1) / "adapter")
+            self.policy.freeze_teacher()
+
+    def _seeds(self, k: int, first: int, n: int) -> range:
+        start = self.settings.seed * 1_000_000 + k * 10_000 + first
+        return range(start, start + n)
+
+    def _timed(self, k: int, stage: str, done: Path, work: Callable[[], None]) -> None:
+        """Do a stage unless its file is there, and note its seconds."""
+        if done.exists():
+            return
+        began = time.perf_counter()
+        work()
+        path = self.round_folder(k) / "seconds.json"
+        seconds = json.loads(path.read_text()) if path.exists() else {}
+        _write_json(path, {**seconds, stage: round(time.perf_counter() - began, 2)})
+
+    # -- the stages of round k; each assumes start_round(k) and the stages before it
+
+    def rollout(self, k: int) -> list[Trajectory]:
+        """Play the games that experience is extracted from, without experience."""
+        path, s = self.round_folder(k) / "trajectories.jsonl", self.settings
+        self._timed(k, "rollout", path, lambda: write_jsonl(path, rollout(
+            self.policy, s.env, self._seeds(k, 0, s.games), seed=s.seed * 100 + k, round=k, **self.play)))
+        return read_jsonl(path, Trajectory)
+
+    def extract(self, k: int) -> list[ExperienceItem]:
+        """Let the policy write down what the games teach, `draws` times."""
+        path, s = self.round_folder(k) / "items.jsonl", self.settings
+
+        def work() -> None:
+            items = extract(self.policy, self.rollout(k), self._before(k), draws=s.draws, budget_tokens=s.budget_tokens,
+                            seed=s.seed * 100 + k, round=k, **self.play)
+            (path.parent / "curation.jsonl").unlink(missing_ok=True)  # a log of other items
+            write_jsonl(path, items)
+
+        self._timed(k, "extract", path, work)
+        return read_jsonl(path, ExperienceItem)
+
+    def curate(self, k: int) -> list[str]:
+        """Accept what no person has decided on (exact duplicates go) and write what the teacher reads, one text a draw."""
+        folder = self.round_folder(k)
+        path = folder / "experience.md"
+
+        def work() -> None:
+            self.extract(k)
+            kept = auto_curate(Curation.open(folder / "items.jsonl", folder / "curation.jsonl")).kept()
+            texts = [join_experience(old, [i for i in kept if i.draw == d]) for d, old in enumerate(self._before(k))]
+            _write(path, "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)))
+
+        self._timed(k, "curate", path, work)
+        return [text.strip() for text in re.split(r"^## Draw \d+$", path.read_text(), flags=re.M)[1:]]
+
+    def collect(self, k: int) -> list[State]:
+        """Play other games without experience: the prompts of their turns are the training states."""
+        path, s = self.round_folder(k) / "states.jsonl", self.settings
+        self._timed(k, "collect", path, lambda: write_jsonl(path, states(rollout(
+            self.policy, s.env, self._seeds(k, 5_000, s.collect), seed=s.seed * 100 + k + 50, round=k, **self.play))))
+        return read_jsonl(path, State)
+
+    def distill(self, k: int) -> None:
+        """Train the adapter of round k from the states and the texts; a line a step goes to metrics.jsonl."""
+        path = self.round_folder(k) / "adapter"
+        self._timed(k, "distill", path, lambda: self._train(k, f"round {k}", self.curate(k), self.settings.loss, path))
+        self.policy.load_adapter(path)
+
+    def evaluate(self, k: int) -> dict:
+        """Measure base, in-context and consolidated arms on held-out maps; returns and writes the round's metrics."""
+        path = self.round_folder(k) / "metrics.json"
+
+        def work() -> None:
+            first = k == 1
+            arms = {"base": self._measure(adapter=None)} if first else {}
+            texts = self.curate(k)
+            arms["in_context"] = self._measure(texts, adapter="teacher")
+            arms["consolidated"] = self._measure()
+            ood = {"base": self._probe(None)} if first else {}
+            ood["consolidated"] = self._probe("student")
+            rows = {name: report.summary() for name, report in arms.items()}
+            passes = arms["in_context"].passes
+            rows["in_context"]["by_draw"] = [sum(passes[d :: len(texts)]) / len(passes[d :: len(texts)]) for d in range(len(texts))]
+            if not first:
+                one = json.loads((self.round_folder(1) / "metrics.json").read_text())
+                rows["base"], ood["base"] = one["pass_rate"]["base"], one["ood"]["base"]
+            items = self.extract(k)
+            kept = Curation.open(path.parent / "items.jsonl", path.parent / "curation.jsonl").kept()
+            _write_json(path, {"round": k, "pass_rate": rows, "ood": ood, "items": len(items), "kept": len(kept)})
+
+        self._timed(k, "evaluate", path, work)
+        metrics = json.loads(path.read_text())
+        for kind in ("reply_tokens", "truncated"):
+            metrics[kind] = {name: row[kind] for name, row in metrics["pass_rate"].items()}
+        return {**metrics, "seconds": json.loads((self.round_folder(k) / "seconds.json").read_text())}
+
+    def compare(self) -> dict:
+        """The other arms from round 1's states: off-policy KL, SFT, and raw trajectories in place of items."""
+        path = self.folder / "comparison.json"
+        if not path.exists():
+            self.start_round(1)
+            texts, games = self.curate(1), self.rollout(1)
+            raw = [as_experience(games[i :: self.settings.draws][:1], self.prompts) for i in range(self.settings.draws)]
+            result = {"raw": {"in_context": self._measure(raw).summary()}}
+            for arm, told, loss in (("forward_kl", texts, "forward_kl"), ("sft", texts, "sft"), ("raw", raw, "reverse_kl")):
+                self.policy.reset()
+                self._train(1, arm, told, loss, None)
+                result.setdefault(arm, {}).update({"consolidated": self._measure().summary(), "ood": self._probe("student")})
+            _write_json(path, result)
+        return json.loads(path.read_text())
+
+    def finish(self) -> dict:
+        """All rounds, done or yet to do, then metrics.json of the whole run; returns it."""
+        rounds = []
+        for k in range(1, self.settings.rounds + 1):
+            self.start_round(k)
+            for stage in (self.rollout, self.extract, self.curate, self.collect, self.distill):
+                stage(k)
+            rounds.append(self.evaluate(k))
+        metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env, "model": self.policy.name,
+                   "seed": self.settings.seed, "bounds": envs.bounds(self.eval_env, self.eval_seeds), "rounds": rounds}
+        if self.settings.arms:
+            metrics["arms"] = self.compare()
+        _write_json(self.folder / "metrics.json", metrics)
+        return metrics
+
+    # -- helpers
+
+    def _before(self, k: int) -> list[str]:
+        """What the draws of round k already know."""
+        return self.curate(k - 1) if k > 1 and self.settings.carry else [""] * self.settings.draws
+
+    def _train(self, k: int, arm: str, texts: list[str], loss: str, folder: Path | None) -> None:
+        s, lines = self.settings, self.folder / "metrics.jsonl"
+        if lines.exists():  # steps of a try that was cut off
+            write_jsonl(lines, [row for row in read_jsonl(lines) if row["arm"] != arm])
+        distill(
+            self.policy, self.collect(k), texts, steps=s.steps, batch_size=s.batch_size, lr=s.lr, loss=loss, top_k=s.top_k,
+            temperature=s.temperature, retain=s.retain, prompts=self.prompts, seed=s.seed * 100 + k, progress=self.progress,
+            on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
+        )  # fmt: skip
+        if folder:
+            partial = folder.with_name("adapter.partial")
+            self.policy.save_adapter(partial)
+            partial.rename(folder)
+
+    def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> Report:
+        return evaluate(self.policy, self.eval_env, self.eval_seeds, texts, adapter=adapter, prompts=self.prompts,
+                        sampling_seeds=(self.settings.seed,), progress=self.progress)
+
+    def _probe(self, adapter: str | None) -> dict[str, float] | None:
+        path = Path(self.policy.source) / "probe.jsonl"
+        return probe(self.policy, path, adapter=adapter) if path.is_file() else None
+
+
+def run_loop(folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True) -> dict:
+    """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
+    return Run(folder, settings, policy, progress=progress).finish()
+
+
+def summary(metrics: dict) -> str:
+    """The table of a run: pass rates with intervals, tokens a reply, OOD, by round."""
+    head = f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
+    rows = [head, "-" * len(head)]
+    for r in metrics["rounds"]:
+        cells = [f"{a['pass_rate']:.1%} [{a['low']:.0%}, {a['high']:.0%}]" for a in
+                 (r["pass_rate"][arm] for arm in ("base", "in_context", "consolidated"))]
+        ood = r["ood"]["consolidated"]
+        rows.append(f"{r['round']:>5}  " + "  ".join(f"{c:>18}" for c in cells) + f"  {r['reply_tokens']['consolidated']:>6.1f}"
+                    f"  {'-' if ood is None else format(ood['all'], '.1%'):>9}  {r['kept']:>5}  {sum(r['seconds'].values()):>5.0f}")
+    b, n = metrics["bounds"], metrics["rounds"][0]["pass_rate"]["base"]["n"]
+    rows.append(f"{n} held-out maps of {metrics['eval_env']}; random policy {b['random']:.1%}, best fixed plan "
+                f"{b['fixed_plan']:.1%}, solvable {b['solvable']:.1%}; 95 % Wilson intervals")
+    for name, arm in metrics.get("arms", {}).items():
+        parts = [f"{k} {v['pass_rate']:.1%}" for k, v in arm.items() if k != "ood"]
+        rows.append(f"arm {name}: " + ", ".join(parts) + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else ""))
+    return "\n".join(rows)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "peft", "gymnasium")}}
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    _write(path, json.dumps(value, indent=1) + "\n")
