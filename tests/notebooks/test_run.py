@@ -1,0 +1,63 @@
+"""Every notebook executes on its own, through the strict runner, on a run of its own at the default scale."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from oelkit.notebooks import find_root, run_notebooks
+
+ROOT = find_root(Path(__file__))
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def run():
+    """The name of a fresh run; its folder goes away afterwards, unless the test fails (then it says why)."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    yield name
+    shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
+
+
+def check(copy, folder):
+    """The notebook has shown something, and left its figures and its metrics."""
+    name, number = copy.stem, copy.stem[:2]
+    notebook = nbformat.read(copy, as_version=4)
+    kinds = [kind for cell in notebook.cells for o in cell.get("outputs", []) for kind in o.get("data", {})]
+    assert "image/png" in kinds
+    assert [f for f in (folder / "figures").glob(f"{number}_*.png") if f.stat().st_size > 5_000]
+    assert json.loads((folder / "notebooks" / f"{name}.metrics.json").read_text())
+    assert copy.with_suffix(".html").stat().st_size > 100_000
+    assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if "Warning" in o.get("text", "")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_alone(name, run):
+    (copy,) = run_notebooks([name], run=run, timeout=300)
+    check(copy, ROOT / "runs" / run)
+
+
+def test_the_first_notebooks_share_one_run(run):
+    names = [n for n in NAMES if n[:2] in ("01", "02", "03", "04")]
+    folder = ROOT / "runs" / run
+    for copy in run_notebooks(names, {"seed": 5}, run=run, timeout=300):
+        check(copy, folder)
+    metrics = {n[:2]: json.loads((folder / "notebooks" / f"{n}.metrics.json").read_text()) for n in names}
+    assert sum(metrics["02"]["round_1"].values()) == metrics["01"]["n"] == metrics["03"]["games"]
+    assert metrics["04"]["items"] == metrics["03"]["items"]
+    assert (folder / "round_1" / "experience.md").exists()
+
+
+def test_a_recorded_session_is_replayed_on_a_run(run):
+    folder = ROOT / "runs" / run / "round_1"
+    folder.mkdir(parents=True)
+    for name in ("trajectories", "items"):
+        shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", folder)
+    session = ROOT / "data" / "sample" / "curation.jsonl"
+    (copy,) = run_notebooks(["04_curate"], {"session": str(session)}, run=run, timeout=300)
+    log = (folder / "curation.jsonl").read_text()
+    assert log.startswith(session.read_text())  # the decisions of the session, then what was left to decide
+    assert "reject" in log and (folder / "experience.md").exists()
