@@ -61,9 +61,12 @@ def distill(
     if not experiences:
         raise ValueError("nothing to distill: no experience is left (no items were extracted, or all were rejected)")
     if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r}: say one of {LOSSES}")
+        raise ValueError(f"loss={loss!r}: say one of {', '.join(LOSSES)}")
+    if batch_size < 1 or not temperature > 0 or not 0 <= retain <= 1:
+        raise ValueError(f"batch_size={batch_size}, temperature={temperature}, retain={retain}: need at least 1, above 0, 0 to 1")
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     sampling = {"max_new_tokens": max_new_tokens or prompts.max_new_tokens, "temperature": temperature}
+    _check_lengths(policy, states, experiences, prompts, sampling["max_new_tokens"])
     rng, head = random.Random(seed), policy.head_weight
     policy.freeze_teacher()
     optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
@@ -76,7 +79,7 @@ def distill(
         told = [with_experience(prompts, state.prompt, rng.choice(experiences)) for state in batch]
         teacher_ids = [policy.encode(messages) for messages in told]
         student_ids = [policy.encode(state.prompt) for state in batch]
-        for i in rng.sample(range(batch_size), int(retain * batch_size)):
+        for i in rng.sample(range(batch_size), round(retain * batch_size)):
             student_ids[i] = teacher_ids[i]
 
         # who speaks: the student (on-policy) or the teacher (off-policy); the token ids are never decoded on their way
@@ -85,10 +88,12 @@ def distill(
 
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
+        optimizer.zero_grad(set_to_none=True)  # before, not after: what an interrupted call left must not count
         total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, top_k, temperature, batch_tokens)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
+        if not torch.isfinite(grad_norm):
+            raise RuntimeError(f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
         history.append({
             "step": step, "loss": total, "entropy": entropy, "lr": optimizer.param_groups[0]["lr"],
@@ -98,7 +103,23 @@ def distill(
         })  # fmt: skip
         if on_step:
             on_step(history[-1])
+    optimizer.zero_grad(set_to_none=True)
     return history
+
+
+def _check_lengths(
+    policy: Policy, states: Sequence[State], experiences: Sequence[str], prompts: Prompts, max_new_tokens: int
+) -> None:
+    """Say before the first step, not when chance draws the pair, that an experience and a state are too long together."""
+    longest = max(states, key=lambda state: len(policy.encode(state.prompt)))
+    for text in ("", *experiences):
+        tokens = len(policy.encode(with_experience(prompts, longest.prompt, text)))
+        if tokens + max_new_tokens > policy.context_length:
+            what = f"the experience that begins {text[:60]!r} is too long: in front of" if text else "too long:"
+            raise ValueError(
+                f"{what} state {longest.id!r} makes {tokens} tokens, with a reply of {max_new_tokens} more than the context of "
+                f"{policy.context_length}; " + ("lower budget_tokens or reject items" if text else "leave such states out")
+            )
 
 
 def _backward(
@@ -112,7 +133,7 @@ def _backward(
         weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
         targets = torch.tensor([token for y in ids for token in y], device=head.device)
         if loss != "sft":  # the teacher's forward is finished before the student's begins
-            with torch.no_grad(), policy.use("teacher"):
+            with torch.no_grad(), policy.use("teacher", merge=True):
                 targets = reply_hidden(policy, [teacher_ids[i] for i in rows], ids)
         with policy.use("student"):
             hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .generation import generate
-from .policy import Policy
+from .policy import Policy, answer_text
 from .prompts import Prompts
 from .records import Outcome, Trajectory, read_jsonl
 from .rollout import rollout
@@ -71,8 +71,8 @@ def summarise(trajectories: Sequence[Trajectory]) -> Report:
     passes = sum(t.outcome is Outcome.SUCCESS for t in trajectories)
     turns = [turn for t in trajectories for turn in t.turns]
     low, high = wilson(passes, len(trajectories))
-    return Report(passes / len(trajectories), low, high, len(trajectories), sum(t.reply_tokens for t in turns) / len(turns),
-                  sum(t.truncated for t in turns) / len(turns), list(trajectories))  # fmt: skip
+    return Report(passes / len(trajectories), low, high, len(trajectories), sum(t.reply_tokens for t in turns) / max(1, len(turns)),
+                  sum(t.truncated for t in turns) / max(1, len(turns)), list(trajectories))  # fmt: skip
 
 
 def evaluate(
@@ -91,7 +91,9 @@ def evaluate(
     experience: "" measures the policy alone, a text the in-context arm; of several texts (the K draws) episode i reads text
     i mod K. Other options go to `rollout`.
     """
-    texts = [experience] if isinstance(experience, str) else list(experience) or [""]
+    texts = [experience] if isinstance(experience, str) else list(experience)
+    if not texts or not len(sampling_seeds):
+        raise ValueError("nothing to evaluate: the list of experiences or of sampling seeds is empty")
     games: list[Trajectory] = []
     for s in sampling_seeds:
         told = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
@@ -102,15 +104,19 @@ def evaluate(
 def probe(policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False) -> dict[str, float]:
     """Share of exact greedy answers to a file of questions, over all and by kind: what the policy has not forgotten.
 
-    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n".
+    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n" (questions).
+    ValueError where the file has no questions or one lacks a key, FileNotFoundError where there is none.
     """
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{path}: no questions in it")
-    longest = max(len(policy.tokenizer(row["answer"])["input_ids"]) for row in rows) + 8
+    for i, row in enumerate(rows, 1):
+        if not {"kind", "messages", "answer"} <= row.keys():
+            raise ValueError(f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}")
+    longest = max(len(policy.tokenizer(row["answer"], add_special_tokens=False)["input_ids"]) for row in rows) + 8
     asked = [policy.encode(row["messages"]) for row in rows]
     replies = generate(policy, asked, max_new_tokens=longest, temperature=0, adapter=adapter, progress=progress)
-    right = [reply.text.strip() == row["answer"].strip() for reply, row in zip(replies, rows, strict=True)]
+    right = [answer_text(reply.text).strip() == row["answer"].strip() for reply, row in zip(replies, rows, strict=True)]
     kinds = sorted({row["kind"] for row in rows})
     by_kind = {k: [ok for ok, row in zip(right, rows, strict=True) if row["kind"] == k] for k in kinds}
     return {"all": sum(right) / len(right), **{k: sum(v) / len(v) for k, v in by_kind.items()}, "n": len(rows)}

@@ -7,6 +7,7 @@ of a step are one generation call. The strict parser is the paper's; the default
 
 from __future__ import annotations
 
+import bisect
 import random
 import re
 from collections.abc import Sequence
@@ -19,23 +20,55 @@ from .policy import Policy, answer_text
 from .prompts import MARKER, Prompts, extract_messages, load_prompts
 from .records import Evidence, ExperienceItem, Trajectory
 
-_TOLERANT = re.compile(r"[-*•#>\d.()\s]*\**\s*experience[ _-]*items?\s*#?\d*\s*\**\s*:\s*\**", re.IGNORECASE)
+# every repetition is bounded, so that a reply of nothing but blanks or stars takes no time either
+_MARK = re.compile(
+    r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}", re.IGNORECASE
+)
+_BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:
     """The items of a reply, one line each, in order.
 
     strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE ITEM:`, `- Experience Item:`,
-    no dash, a number, bold, several on a line, and the text on the line after the marker.
+    no dash, a number, bold, several on a line, and the text (or a list of texts) on the lines after the marker.
     """
+    lines, found = text.split("\n"), []
     if strict:
-        found = [line[len(MARKER) :] for line in text.split("\n") if line.startswith(MARKER)]
+        found = [line[len(MARKER) :] for line in lines if line.startswith(MARKER)]
     else:
-        marks = list(_TOLERANT.finditer(text))
-        ends = [m.start() for m in marks[1:]] + [len(text)]
-        # \s* of the marker has eaten a line break where the text stands on the next line
-        found = [text[m.end() : end].split("\n")[0].strip(" *_`") for m, end in zip(marks, ends, strict=True)]
+        for i, line in enumerate(lines):
+            marks = list(_MARK.finditer(line))
+            for mark, after in zip(marks, marks[1:]):  # what leads in the next marker on the line is no text
+                found.append(_plain(line[mark.end() : after.start()].rstrip(" \t-+*•>#_`")))
+            if marks:
+                found += [_plain(line[marks[-1].end() :])] if line[marks[-1].end() :].strip() else _below(lines, i + 1)
     return [item for item in map(one_line, found) if item]
+
+
+def _below(lines: list[str], start: int) -> list[str]:
+    """The text under a marker that stands alone on its line: one line, or all lines of a list."""
+    found = []
+    for i in range(start, len(lines)):
+        bullet = _BULLET.match(lines[i])
+        if _MARK.search(lines[i]) or (found and not bullet):
+            break
+        if lines[i].strip():
+            found.append(_plain(lines[i][bullet.end() :] if bullet else lines[i]))
+            if not bullet:
+                break
+    return found
+
+
+def _plain(text: str) -> str:
+    """Without emphasis around all of it, or an end of emphasis that began before the marker."""
+    text = text.strip()
+    for sign in ("**", "__", "*", "`"):
+        if text.endswith(sign) and text.count(sign) % 2:
+            text = text[: -len(sign)].rstrip()
+        elif text.startswith(sign) and text.endswith(sign) and text.count(sign) == 2:
+            text = text[len(sign) : -len(sign)].strip()
+    return text
 
 
 def extract(
@@ -56,38 +89,51 @@ def extract(
 ) -> list[ExperienceItem]:
     """Read the games one by one and return the items of all draws, oldest first within each draw.
 
-    previous: experience from before that the draws start from, one text for all or one a draw. budget_tokens: cap of a draw's items (with `previous`
-    first to go out of sight). draws: independent passes, told apart by `ExperienceItem.draw`. ValueError for no trajectories.
+    previous: experience from before that the draws start from, one text for all or one a draw. draws: independent passes,
+    told apart by `ExperienceItem.draw`. show_previous: whether a draw reads what it knows so far. budget_tokens: cap of a
+    draw's experience, `previous` included; the oldest lines go first. The progress bar counts the replies without an item
+    (`empty`). ValueError for no trajectories, no draws, or a list of `previous` of another length.
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
+    before = [previous] * draws if isinstance(previous, str) else list(previous)
+    if draws < 1 or len(before) != draws:
+        raise ValueError(f"{draws} draws with {len(before)} previous experiences: need at least one draw and a text for each")
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     orders = [random.Random(f"{seed}/{d}").sample(range(len(trajectories)), len(trajectories)) for d in range(draws)]
-    items: list[list[ExperienceItem]] = [[] for _ in range(draws)]
-
-    before = [previous] * draws if isinstance(previous, str) else list(previous)
-
-    def known(draw: int) -> str:
-        return join_experience(before[draw], items[draw])
-
-    def add(draw: int, trajectory: Trajectory, reply: str) -> None:
-        for n, text in enumerate(parse_items(answer_text(reply), strict)):
-            evidence = Evidence(trajectory.id, len(trajectory.turns) - 1)
-            name = f"r{round}-d{draw}-{trajectory.id}-{n}"
-            items[draw].append(ExperienceItem(name, text, (evidence,), policy.name, round, draw))
-        while budget_tokens is not None and len(policy.tokenizer(experience_text(items[draw]))["input_ids"]) > budget_tokens:
-            items[draw].pop(0)
-
     pairs = [[(d, trajectories[orders[d][step]]) for d in range(draws)] for step in range(len(trajectories))]
     if not show_previous:  # nothing depends on what came before: one call
         pairs = [[pair for step in pairs for pair in step]]
-    for step, group in enumerate(tqdm(pairs, desc="extract", unit="game", disable=not progress, mininterval=1)):
-        asked = [policy.encode(extract_messages(prompts, t, known(d) if show_previous else "")) for d, t in group]
+    items: list[list[ExperienceItem]] = [[] for _ in range(draws)]
+    known, empty = [cap(policy, text, budget_tokens) for text in before], 0
+    bar = tqdm(pairs, desc="extract", unit="game", disable=not progress, mininterval=1)
+    for step, group in enumerate(bar):
+        asked = [policy.encode(extract_messages(prompts, t, known[d] if show_previous else "")) for d, t in group]
         replies = generate(policy, asked, max_new_tokens=max_new_tokens or prompts.max_new_tokens, temperature=temperature,
                            seed=seed * 1009 + step)  # fmt: skip
-        for (draw, trajectory), reply in zip(group, replies, strict=True):
-            add(draw, trajectory, reply.text)
+        for (d, t), reply in zip(group, replies, strict=True):
+            texts = parse_items(answer_text(reply.text), strict)
+            evidence, empty = (Evidence(t.id, max(0, len(t.turns) - 1)),), empty + (not texts)
+            items[d] += [ExperienceItem(f"r{round}-d{d}-{t.id}-{n}", text, evidence, policy.name, round, d)
+                         for n, text in enumerate(texts)]  # fmt: skip
+            known[d] = cap(policy, join_experience(before[d], items[d]), budget_tokens)
+            lines = known[d].count("\n") + bool(known[d])  # an item is one line
+            items[d] = items[d][max(0, len(items[d]) - lines) :]
+        bar.set_postfix(items=sum(map(len, items)), empty=empty, refresh=False)
     return [item for draw in items for item in draw]
+
+
+def cap(policy: Policy, experience: str, budget_tokens: int | None) -> str:
+    """The last lines of an experience that fit the budget: the oldest go first (None: all of it)."""
+    lines = experience.split("\n")
+
+    def fits(first: int) -> bool:
+        ids = policy.tokenizer("\n".join(lines[first:]), add_special_tokens=False)["input_ids"]
+        return len(ids) <= budget_tokens
+
+    if budget_tokens is None:
+        return experience
+    return "\n".join(lines[bisect.bisect_left(range(len(lines)), True, key=fits) :])
 
 
 def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:

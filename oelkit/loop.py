@@ -14,7 +14,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from . import envs
 from .curate import Curation, auto_curate
 from .distill import distill
 from .evaluate import Report, evaluate, probe
-from .extract import extract, join_experience
+from .extract import cap, extract, join_experience
 from .policy import Policy, load_policy
 from .prompts import load_prompts
-from .records import ExperienceItem, State, Trajectory, append_jsonl, read_jsonl, write_jsonl
+from .records import ExperienceItem, RecordError, State, Trajectory, append_jsonl, read_jsonl, write_jsonl
 from .rollout import as_experience, rollout, states
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
@@ -82,25 +82,42 @@ class Run:
 
     def __init__(self, folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True):
         """Open a run, or go on with one: ValueError where the folder holds a run with other settings."""
-        self.folder, self.settings, self.progress = Path(folder), settings, progress
-        if re.search(r"[^\w.-]", self.folder.name) or self.folder.name.startswith("."):
-            raise ValueError(f"run name {self.folder.name!r}: use letters, digits, '.', '_' and '-'")
+        self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
+        self.settings = settings = replace(settings, model=policy.name) if policy else settings
+        if not (0 <= settings.seed < HELD_OUT // 1_000_000 and 1 <= settings.rounds < 100 and settings.draws >= 1
+                and 1 <= settings.games <= 5_000 and 1 <= settings.collect <= 5_000 and settings.episodes >= 1):
+            raise ValueError(f"{settings}: seed must be 0 to 899, rounds 1 to 99, games and collect 1 to 5000, draws and "
+                             "episodes at least 1")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         record = self.folder / "run.json"
         if record.exists():
-            theirs = json.loads(record.read_text())["settings"]
-            differ = {k: (theirs.get(k), v) for k, v in asdict(settings).items() if theirs.get(k) != v and k != "rounds"}
-            if differ:
-                listed = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differ.items())
-                raise ValueError(f"{self.folder} holds a run with other settings ({listed}): choose another name or delete it")
+            self._compare_settings(record)
+        there = self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(record, {"settings": asdict(settings), "versions": _versions()})
-        except OSError as error:
+            _write(self.folder / "run.json.try", "")
+            (self.folder / "run.json.try").unlink()
+        except OSError as error:  # before the model is loaded
             raise ValueError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
-        self.policy = policy or load_policy(settings.model)
-        self.prompts = load_prompts(settings.prompts or self.policy.prompts)
+        try:
+            self.policy = policy or load_policy(settings.model)
+            self.prompts = load_prompts(settings.prompts or self.policy.prompts)
+        except BaseException:
+            if not there:  # a misspelt model leaves no run behind
+                self.folder.rmdir()
+            raise
+        _write_json(record, {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": _versions()})
         self.play = {"prompts": self.prompts, "temperature": settings.temperature, "progress": progress}
+
+    def _compare_settings(self, record: Path) -> None:
+        try:
+            theirs = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{record}: not the record of a run ({error!r}); choose another name or delete it") from error
+        differ = {k: (theirs.get(k), v) for k, v in asdict(self.settings).items() if theirs.get(k) != v and k != "rounds"}
+        if differ:
+            listed = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differ.items())
+            raise ValueError(f"{self.folder} holds a run with other settings ({listed}): choose another name or delete it")
 
     # -- folders, seeds, weights
 
@@ -134,16 +151,17 @@ class Run:
         return range(start, start + n)
 
     def _timed(self, k: int, stage: str, done: Path, work: Callable[[], None]) -> None:
-        """Do a stage unless its file is there, and note its seconds."""
+        """Do a stage unless its file is there, from the weights that its round starts from, and note its seconds."""
         if done.exists():
             return
+        self.start_round(k)
         began = time.perf_counter()
         work()
         path = self.round_folder(k) / "seconds.json"
         seconds = json.loads(path.read_text()) if path.exists() else {}
         _write_json(path, {**seconds, stage: round(time.perf_counter() - began, 2)})
 
-    # -- the stages of round k; each assumes start_round(k) and the stages before it
+    # -- the stages of round k; each reads the files of the stages before it, and makes those that are missing
 
     def rollout(self, k: int) -> list[Trajectory]:
         """Play the games that experience is extracted from, without experience."""
@@ -159,25 +177,47 @@ class Run:
         def work() -> None:
             items = extract(self.policy, self.rollout(k), self._before(k), draws=s.draws, budget_tokens=s.budget_tokens,
                             seed=s.seed * 100 + k, round=k, **self.play)
-            (path.parent / "curation.jsonl").unlink(missing_ok=True)  # a log of other items
+            log = path.parent / "curation.jsonl"
+            if log.exists():  # of other items: it does not fit these, but nobody's work is deleted
+                log.rename(path.parent / "curation.old.jsonl")
             write_jsonl(path, items)
 
         self._timed(k, "extract", path, work)
         return read_jsonl(path, ExperienceItem)
 
     def curate(self, k: int) -> list[str]:
-        """Accept what no person has decided on (exact duplicates go) and write what the teacher reads, one text a draw."""
+        """Accept what no person has decided on (exact duplicates go) and write what the teacher reads, one text a draw.
+
+        What a person adds is for every draw. Done anew where items.jsonl or curation.jsonl is newer than experience.md.
+        """
         folder = self.round_folder(k)
-        path = folder / "experience.md"
+        path, sources = folder / "experience.md", [folder / "items.jsonl", folder / "curation.jsonl"]
 
         def work() -> None:
             self.extract(k)
-            kept = auto_curate(Curation.open(folder / "items.jsonl", folder / "curation.jsonl")).kept()
-            texts = [join_experience(old, [i for i in kept if i.draw == d]) for d, old in enumerate(self._before(k))]
+            kept = auto_curate(Curation.open(*sources)).kept()
+            texts = [join_experience(old, [i for i in kept if i.draw == d or not i.model])
+                     for d, old in enumerate(self._before(k))]  # fmt: skip
+            texts = [cap(self.policy, text, self.settings.budget_tokens) for text in texts]
             _write(path, "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)))
 
+        if path.exists() and any(f.exists() and f.stat().st_mtime_ns > path.stat().st_mtime_ns for f in sources):
+            path.unlink()
         self._timed(k, "curate", path, work)
-        return [text.strip() for text in re.split(r"^## Draw \d+$", path.read_text(), flags=re.M)[1:]]
+        parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
+        return [text.strip() for text in parts[1:] or parts * self.settings.draws]  # a person's file may lack the headings
+
+    def experiences(self, k: int) -> list[str]:
+        """The texts of `curate` that say anything, which the teacher reads; ValueError where none does."""
+        texts, folder = [text for text in self.curate(k) if text], self.round_folder(k)
+        if not texts and (items := self.extract(k)):
+            raise ValueError(f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add some in "
+                             f"{folder / 'curation.jsonl'}")  # fmt: skip
+        if not texts:
+            raise ValueError(f"nothing to distill in round {k}: {self.policy.name} wrote no item about {self.settings.games} "
+                             f"games (draws: {self.settings.draws}); start a run with more games or a higher temperature, or "
+                             f"write items by hand into {folder / 'items.jsonl'}")  # fmt: skip
+        return texts
 
     def collect(self, k: int) -> list[State]:
         """Play other games without experience: the prompts of their turns are the training states."""
@@ -189,7 +229,8 @@ class Run:
     def distill(self, k: int) -> None:
         """Train the adapter of round k from the states and the texts; a line a step goes to metrics.jsonl."""
         path = self.round_folder(k) / "adapter"
-        self._timed(k, "distill", path, lambda: self._train(k, f"round {k}", self.curate(k), self.settings.loss, path))
+        self._timed(k, "distill", path, lambda: self._train(
+            k, f"round {k}", self.experiences(k), self.settings.loss, path))
         self.policy.load_adapter(path)
 
     def evaluate(self, k: int) -> dict:
@@ -197,23 +238,28 @@ class Run:
         path = self.round_folder(k) / "metrics.json"
 
         def work() -> None:
-            first = k == 1
+            self.policy.load_adapter(path.parent / "adapter")
+            one = self.round_folder(1) / "metrics.json"
+            first = not one.exists()
             arms = {"base": self._measure(adapter=None)} if first else {}
-            texts = self.curate(k)
+            texts = self.experiences(k)
             arms["in_context"] = self._measure(texts, adapter="teacher")
             arms["consolidated"] = self._measure()
             ood = {"base": self._probe(None)} if first else {}
             ood["consolidated"] = self._probe("student")
             rows = {name: report.summary() for name, report in arms.items()}
             passes = arms["in_context"].passes
-            rows["in_context"]["by_draw"] = [sum(passes[d :: len(texts)]) / len(passes[d :: len(texts)]) for d in range(len(texts))]
+            by_draw = [passes[d :: len(texts)] for d in range(len(texts))]
+            rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in by_draw if p]
             if not first:
-                one = json.loads((self.round_folder(1) / "metrics.json").read_text())
-                rows["base"], ood["base"] = one["pass_rate"]["base"], one["ood"]["base"]
+                theirs = json.loads(one.read_text())
+                rows["base"], ood["base"] = theirs["pass_rate"]["base"], theirs["ood"]["base"]
             items = self.extract(k)
             kept = Curation.open(path.parent / "items.jsonl", path.parent / "curation.jsonl").kept()
             _write_json(path, {"round": k, "pass_rate": rows, "ood": ood, "items": len(items), "kept": len(kept)})
 
+        if not path.exists():
+            self.distill(k)
         self._timed(k, "evaluate", path, work)
         metrics = json.loads(path.read_text())
         for kind in ("reply_tokens", "truncated"):
@@ -225,8 +271,8 @@ class Run:
         path = self.folder / "comparison.json"
         if not path.exists():
             self.start_round(1)
-            texts, games = self.curate(1), self.rollout(1)
-            raw = [as_experience(games[i :: self.settings.draws][:1], self.prompts) for i in range(self.settings.draws)]
+            texts, games = self.experiences(1), self.rollout(1)
+            raw = [as_experience([game], self.prompts) for game in games[: self.settings.draws]]
             result = {"raw": {"in_context": self._measure(raw).summary()}}
             for arm, told, loss in (("forward_kl", texts, "forward_kl"), ("sft", texts, "sft"), ("raw", raw, "reverse_kl")):
                 self.policy.reset()
@@ -239,8 +285,7 @@ class Run:
         """All rounds, done or yet to do, then metrics.json of the whole run; returns it."""
         rounds = []
         for k in range(1, self.settings.rounds + 1):
-            self.start_round(k)
-            for stage in (self.rollout, self.extract, self.curate, self.collect, self.distill):
+            for stage in (self.rollout, self.extract, self.experiences, self.collect, self.distill):
                 stage(k)
             rounds.append(self.evaluate(k))
         metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env, "model": self.policy.name,
@@ -248,6 +293,7 @@ class Run:
         if self.settings.arms:
             metrics["arms"] = self.compare()
         _write_json(self.folder / "metrics.json", metrics)
+        self.policy.load_adapter(self.round_folder(self.settings.rounds) / "adapter")  # not the last arm's
         return metrics
 
     # -- helpers
@@ -259,7 +305,11 @@ class Run:
     def _train(self, k: int, arm: str, texts: list[str], loss: str, folder: Path | None) -> None:
         s, lines = self.settings, self.folder / "metrics.jsonl"
         if lines.exists():  # steps of a try that was cut off
-            write_jsonl(lines, [row for row in read_jsonl(lines) if row["arm"] != arm])
+            try:
+                rows = read_jsonl(lines)
+            except RecordError as error:
+                rows = error.records
+            write_jsonl(lines, [row for row in rows if row["arm"] != arm])
         distill(
             self.policy, self.collect(k), texts, steps=s.steps, batch_size=s.batch_size, lr=s.lr, loss=loss, top_k=s.top_k,
             temperature=s.temperature, retain=s.retain, prompts=self.prompts, seed=s.seed * 100 + k, progress=self.progress,
@@ -277,6 +327,13 @@ class Run:
     def _probe(self, adapter: str | None) -> dict[str, float] | None:
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
+
+
+def run_folder(name: str, root: str | Path = "runs") -> Path:
+    """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' and '-'")
+    return Path(root) / name
 
 
 def run_loop(folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True) -> dict:

@@ -15,6 +15,10 @@ from .records import Trajectory, Turn
 
 MARKER = "- EXPERIENCE ITEM:"
 _FOLDER = Path(__file__).parent / "prompts"
+_FIELDS = {  # what a template may use
+    "experience": "items", "act": "history observation turn max_turns", "history": "turn observation move feedback",
+    "extract": "game previous", "turn": "turn observation board reply action feedback", "previous": "items",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,23 @@ def load_prompts(name: str | Path) -> Prompts:
         raise ValueError(f"no prompt set {str(name)!r}: known are {known}, or give the path of a .toml file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(Prompts)} - {"name"}
     if set(raw) != wanted:
         raise ValueError(f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}")
+    for key, value in raw.items():
+        kind = int if key == "max_new_tokens" else str
+        if type(value) is not kind:
+            raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
+        try:  # now, and not in the middle of a run
+            if key in _FIELDS:
+                value.format(**dict.fromkeys(_FIELDS[key].split(), ""))
+        except (ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in braces; write any other "
+                "brace twice"
+            ) from error
     return Prompts(name=str(name), **raw)
 
 
@@ -83,7 +99,14 @@ def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> 
 
 def extract_messages(prompts: Prompts, trajectory: Trajectory, previous: str = "") -> list[dict[str, str]]:
     """The user message that asks what a trajectory teaches, given the experience so far (may be empty)."""
-    game = "".join(
+    known = prompts.previous.format(items=previous) if previous else ""
+    text = prompts.extract.format(game=game_text(prompts, trajectory), previous=known)
+    return [{"role": "user", "content": text.strip("\n")}]
+
+
+def game_text(prompts: Prompts, trajectory: Trajectory) -> str:
+    """A whole game in words: of each turn the board, the full reply and what came of it."""
+    return "".join(
         prompts.turn.format(
             turn=i + 1,
             observation=t.observation,
@@ -94,5 +117,3 @@ def extract_messages(prompts: Prompts, trajectory: Trajectory, previous: str = "
         )
         for i, t in enumerate(trajectory.turns)
     )
-    known = prompts.previous.format(items=previous) if previous else ""
-    return [{"role": "user", "content": prompts.extract.format(game=game, previous=known).strip("\n")}]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from . import envs
 from .generation import generate
 from .policy import Policy, answer_text
-from .prompts import Prompts, act_messages, load_prompts, with_experience
+from .prompts import Prompts, act_messages, game_text, load_prompts, with_experience
 from .records import Outcome, State, Trajectory, Turn
 
 
@@ -67,15 +67,14 @@ def rollout(
         for i, prompt, prompt_ids, reply in zip(live, asked, ids, replies, strict=True):
             before = boards[i]
             boards[i], _, _, _, info = games[i].step(answer_text(reply.text))
-            played[i].append(
-                Turn(before, prompt, reply.text, info["action"], info["feedback"], len(prompt_ids), len(reply.ids), reply.truncated)
-            )
+            played[i].append(Turn(before, prompt, reply.text, info["action"], info["feedback"], len(prompt_ids),
+                                  len(reply.ids), reply.truncated))  # fmt: skip
             outcomes[i] = info["outcome"]
         bar.update(sum(outcome is not None for outcome in outcomes) - bar.n)
     bar.close()
-    world = env_id.split("/")[-1]
+    name = f"{env_id.split('/')[-1]}-r{round}"
     return [
-        Trajectory(f"{world}-r{round}-m{s}-s{seed}-{i}", env_id, int(s), policy.name, round, tuple(turns), outcome, turns[-1].feedback)
+        Trajectory(f"{name}-m{s}-s{seed}-{i}", env_id, int(s), policy.name, round, tuple(turns), outcome, turns[-1].feedback)
         for i, (s, turns, outcome) in enumerate(zip(seeds, played, outcomes, strict=True))
     ]
 
@@ -93,7 +92,4 @@ def states(trajectories: Sequence[Trajectory]) -> list[State]:
 
 def as_experience(trajectories: Sequence[Trajectory], prompts: Prompts) -> str:
     """Raw trajectories as the text of an experience, for the arm that skips extraction."""
-    games = ["".join(prompts.turn.format(
-        turn=i + 1, observation=t.observation, board=f"{t.observation}\n" if i == 0 else "", reply=t.reply,
-        action=t.action or "?", feedback=t.feedback) for i, t in enumerate(game.turns)) for game in trajectories]
-    return "\n".join(games).strip("\n")
+    return "\n".join(game_text(prompts, game) for game in trajectories).strip("\n")

@@ -1,0 +1,143 @@
+"""Prompt sets and the messages made from them."""
+import re
+from dataclasses import fields
+
+import pytest
+
+from oelkit.prompts import Prompts, act_messages, extract_messages, load_prompts, with_experience
+from oelkit.records import Outcome, State, Trajectory, Turn
+
+BOARD = " a1P a2H\n b1. b2G"
+
+
+def turn(reply="I go [down].", action="down", feedback="You moved to b1.", observation=BOARD):
+    return Turn(observation, [], reply, action, feedback, 1, 1, False)
+
+
+def game(*turns):
+    return Trajectory("t", "e", 0, "m", 1, turns, Outcome.FAILURE, turns[-1].feedback)
+
+
+def text(messages):
+    assert [m["role"] for m in messages] == ["user"]
+    return messages[0]["content"]
+
+
+@pytest.mark.parametrize("name", ["paper", "brief"])
+def test_sets_load_and_fill(name):
+    prompts = load_prompts(name)
+    assert prompts.name == name and prompts.board in ("labelled", "grid") and prompts.max_new_tokens > 0
+    asked = text(act_messages(prompts, BOARD, [turn()]))
+    assert BOARD.strip("\n") in asked and not re.search(r"\{\w+\}", asked)
+    read = text(extract_messages(prompts, game(turn()), "KNOWN"))
+    assert "KNOWN" in read and "down" in read and not re.search(r"\{\w+\}", read)
+    assert "KNOWN" not in text(extract_messages(prompts, game(turn())))
+
+
+def test_paper_says_no_rule_of_the_game():
+    for prompt in (act_messages(load_prompts("paper"), BOARD), act_messages(load_prompts("brief"), BOARD)):
+        assert not re.search(r"(?i)\b(hole|goal|ice|frozen|lake|wall|player|box|target|reach|avoid|push)", text(prompt))
+
+
+def test_history_shows_moves_and_feedback_not_the_reasoning():
+    turns = [turn("SECRET THOUGHTS [down]"), turn("no idea", None, "No move found.", "SECOND BOARD")]
+    asked = text(act_messages(load_prompts("paper"), "THIRD BOARD", turns))
+    assert "You played [down]. You moved to b1." in asked and "You played no move. No move found." in asked
+    assert asked.index(BOARD.strip()) < asked.index("SECOND BOARD") < asked.index("THIRD BOARD")
+    assert "SECRET" not in asked and "no idea" not in asked
+    assert "this is turn 3" in asked and "at most 5 turns" in asked
+
+
+def test_extraction_shows_the_whole_reply():
+    read = text(extract_messages(load_prompts("paper"), game(turn("MY THOUGHTS [down]"), turn("X", None, "LOST"))))
+    assert read.index("MY THOUGHTS") < read.index("LOST")
+
+
+def test_experience_stands_behind_the_intro_and_before_all_that_differs():
+    prompts = load_prompts("paper")
+    plain = act_messages(prompts, BOARD, [turn()])
+    told = text(with_experience(prompts, plain, "- EXPERIENCE ITEM: E"))
+    intro = prompts.intro.strip("\n")
+    assert told.startswith(intro)
+    assert told.index(intro) < told.index("- EXPERIENCE ITEM: E") < told.index("Turn 1, the board")
+    # only the block is new, and what stands in front of it is the same for every state
+    other = text(with_experience(prompts, act_messages(prompts, "OTHER", []), "- EXPERIENCE ITEM: E"))
+    shared = told.index("- EXPERIENCE ITEM: E") + len("- EXPERIENCE ITEM: E")
+    assert told[:shared] == other[:shared]
+    block = prompts.experience.format(items="- EXPERIENCE ITEM: E")
+    assert told.replace(block, "") == text(plain)
+
+
+def test_experience_of_a_set_without_intro_comes_first_and_an_empty_one_changes_nothing():
+    prompts = load_prompts("brief")
+    plain = act_messages(prompts, BOARD)
+    assert text(with_experience(prompts, plain, "E")).startswith("Notes, maybe wrong:\nE\nBoard:")
+    assert with_experience(prompts, plain, "") == plain
+
+
+def test_experience_goes_into_the_last_user_message_of_a_log_and_leaves_the_log_alone():
+    log = [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, {"role": "assistant", "content": "B"},
+           {"role": "user", "content": "C"}]
+    state = State("s", "t", 0, log)
+    told = with_experience(load_prompts("paper"), state.prompt, "E")
+    assert [m["content"] for m in told[:3]] == ["S", "A", "B"] and told[3]["content"].endswith("C")
+    assert "E" in told[3]["content"] and state.prompt[3]["content"] == "C"
+    with pytest.raises(ValueError, match="no place for the experience"):
+        with_experience(load_prompts("paper"), log[:1], "E")
+
+
+def test_braces_and_template_syntax_in_text_are_not_interpreted():
+    nasty = "{observation} {0} {{x}} {% for %} %s {unknown!r:>9}"
+    for name in ("paper", "brief"):
+        prompts = load_prompts(name)
+        asked = text(with_experience(prompts, act_messages(prompts, nasty, [turn(feedback=nasty)]), nasty))
+        assert asked.count(nasty) == (3 if name == "paper" else 2)  # brief shows no history
+        read = text(extract_messages(prompts, game(turn(nasty, "down", nasty, nasty)), nasty))
+        assert read.count(nasty) == (4 if name == "paper" else 3)  # brief shows no reply
+
+
+def test_a_chat_template_does_not_interpret_it_either(tiny):
+    nasty = "{{ 1 + 1 }} {% set x = 1 %} {observation}"
+    assert nasty in tiny.decode(tiny.encode([{"role": "user", "content": nasty}]))
+
+
+GOOD = {f.name: "''" for f in fields(Prompts)} | {"max_new_tokens": "8"}
+
+
+def write(path, **changes):
+    path.write_text("".join(f"{k} = {v}\n" for k, v in (GOOD | changes).items() if v and k != "name"))
+    return path
+
+
+def test_a_set_of_ones_own(tmp_path):
+    path = write(tmp_path / "mine.toml", act="'{{\"move\": ?}} {observation}'")
+    assert text(act_messages(load_prompts(path), "B")) == '{"move": ?} B'
+    assert load_prompts(str(path)).name == str(path)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"act": "= ="}, "not valid TOML"),
+    ({"act": None}, r"missing \['act'\]"),
+    ({"acts": "''"}, r"unknown \['acts'\]"),
+    ({"max_new_tokens": "'8'"}, "max_new_tokens must be int"),
+    ({"board": "3"}, "board must be str"),
+    ({"act": "'{board}'"}, r"act cannot be filled in \(KeyError\('board'\)\).*history observation turn max_turns"),
+    ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
+    ({"act": "'{'"}, "act cannot be filled in"),
+    ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
+])
+def test_a_bad_set_is_one_clear_error(tmp_path, changes, message):
+    path = write(tmp_path / "bad.toml", **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        load_prompts(path)
+    assert "bad.toml" in str(error.value)
+
+
+def test_an_unknown_set_and_a_file_that_is_not_text(tmp_path):
+    with pytest.raises(ValueError, match="no prompt set 'papre': known are brief, paper"):
+        load_prompts("papre")
+    with pytest.raises(ValueError, match="no prompt set '.*none.toml'"):
+        load_prompts(tmp_path / "none.toml")
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="x.toml: not valid TOML"):
+        load_prompts(tmp_path / "x.toml")
