@@ -18,6 +18,7 @@ OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUND
 
 run: .venv/installed
 	$(PY) -m oelkit notebooks --run '$(RUN)' --timeout '$(TIMEOUT)' $(OVERRIDES) $(ARGS)
+	@if [ -e 'runs/$(RUN)/metrics.json' ]; then $(PY) -m oelkit report --run '$(RUN)'; fi
 
 test: .venv/installed-test
 	$(PY) -m pytest $(ARGS)

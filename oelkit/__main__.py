@@ -1,0 +1,179 @@
+"""The command line: notebooks, the loop, its steps on files, and the report. It parses, calls the library and prints.
+
+What the library refuses becomes one line on stderr and exit status 1 (2: usage, 130: Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from . import notebooks
+
+EPILOG = """\
+examples:
+  python -m oelkit loop --run first                      the whole loop on the embedded model, some minutes on a CPU
+  python -m oelkit loop --run first --resume             go on after Ctrl-C; with a higher --rounds: add rounds
+  python -m oelkit notebooks 01_rollout --run look       execute a notebook; its copy lands in runs/look/notebooks
+  python -m oelkit play --seeds 0:32 --out games.jsonl   a step alone, files in and files out; then
+  python -m oelkit extract --trajectories games.jsonl --out items.jsonl
+  python -m oelkit distill --trajectories games.jsonl --experience items.jsonl --out adapter
+  python -m oelkit evaluate --adapter adapter --episodes 128
+
+An experience FILE is plain text, an experience.md of a run (a text a draw) or an items.jsonl, of which the decisions in
+a curation.jsonl beside it hold. A mistake ends with one line; OELKIT_DEBUG=1 shows where it came from."""
+STEPS = {  # what each does, and the fields of Settings that it takes
+    "play": ("play games and write their trajectories", "model env seed temperature prompts"),
+    "extract": ("write down what trajectories teach", "model seed temperature draws budget_tokens prompts"),
+    "distill": ("train an adapter that needs the experience no more; no environment, no reward",
+                "model seed temperature steps batch_size lr loss top_k retain prompts"),
+    "evaluate": ("measure the pass rate on held-out maps", "model env seed episodes prompts"),
+}  # fmt: skip
+
+
+def _seeds(text: str) -> range:
+    if not re.fullmatch(r"\d{1,9}:\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of map seeds such as 0:32")
+    return range(*map(int, text.split(":")))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands; the flags of the loop, and those that steps share with it, are the fields of `loop.Settings`."""
+    tree = ast.parse((Path(__file__).parent / "loop.py").read_text(encoding="utf-8"))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
+    fields = {a.target.id: (a, text) for a, text in zip(body, body[1:]) if isinstance(a, ast.AnnAssign)}
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EPILOG}
+    top = argparse.ArgumentParser("python -m oelkit", description="Online Experiential Learning in rounds.", **options)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, names: str = "") -> argparse.ArgumentParser:
+        new = commands.add_parser(name, help=text, description=f"{name}: {text}.", **options)
+        for field in names.split():
+            (assigned, doc), flag = fields[field], f"--{field.replace('_', '-')}"
+            kind, default = ast.unparse(assigned.annotation).split(" |")[0], ast.literal_eval(assigned.value)
+            text = doc.value.value.replace("%", "%%") + ("" if default is None else " (default: %(default)s)")
+            how = {"type": {"str": str, "int": int, "float": float}.get(kind), "metavar": kind.upper()}
+            how = {"action": argparse.BooleanOptionalAction} if kind == "bool" else how
+            new.add_argument(flag, default=default, help=text, **how)
+        return new
+
+    notebooks.add_arguments(command("notebooks", "execute notebooks in order on one run; the first error stops"))
+    loop = command("loop", "all steps in rounds, with a table and a report at the end", " ".join(fields))
+    loop.add_argument("--resume", action="store_true", help="go on with a run of the same settings")
+    loop.set_defaults(fields=list(fields))
+    for one in (loop, command("report", "write report.html of a finished run again and print its table")):
+        one.add_argument("--run", default="demo", metavar="NAME", help="run folder runs/NAME (default: demo)")
+    step = {name: command(name, *about) for name, about in STEPS.items()}
+    for name, one in step.items():
+        one.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to start from")
+        one.add_argument("--out", required=name != "evaluate", metavar="PATH", help="file or folder that is written")
+        one.add_argument("--force", action="store_true", help="write over what is there")
+        one.add_argument("--previous" if name == "extract" else "--experience", dest="experience", metavar="FILE",
+                         required=name == "distill", help="what the model reads (default: nothing)")  # fmt: skip
+    step["play"].add_argument("--seeds", type=_seeds, default=range(32), metavar="A:B", help="maps (default: 0:32)")
+    step["extract"].add_argument("--trajectories", required=True, metavar="FILE", help="a trajectories.jsonl")
+    source = step["distill"].add_mutually_exclusive_group(required=True)
+    source.add_argument("--states", metavar="FILE", help="a states.jsonl: the prompts to train on")
+    source.add_argument("--trajectories", metavar="FILE", help="a trajectories.jsonl: the prompts of its turns")
+    return top
+
+
+def _texts(path: str | None) -> list[str]:
+    """The experience texts in a file, one a draw; [""] where there is none."""
+    from .curate import Curation, experience_text, replay
+    from .records import ExperienceItem, read_jsonl
+
+    if path and path.endswith(".jsonl"):
+        items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
+        items = replay(items, log).kept() if log.exists() else items
+        texts = [experience_text(i for i in items if i.draw == draw) for draw in sorted({i.draw for i in items})]
+    else:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+        texts = [part.strip() for part in re.split(r"^## Draw \d+$", text, flags=re.M) if part.strip()]
+    return texts or [""]
+
+
+def _loop(args: argparse.Namespace) -> None:
+    from .loop import Settings, run_folder, run_loop, summary
+    from .report import findings, write_report
+
+    folder = run_folder(args.run, notebooks.find_root() / "runs")
+    if args.command == "loop":
+        if (folder / "run.json").exists() and not args.resume:
+            raise ValueError(f"{folder} holds a run already: go on with --resume, or choose another --run NAME")
+        settings = Settings(**{name: getattr(args, name) for name in args.fields})
+        run_loop(folder, settings, progress=sys.stderr.isatty())
+    report = write_report(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    print(summary(metrics), *findings(metrics), f"report: {report}", sep="\n")
+
+
+def _step(args: argparse.Namespace) -> None:
+    import gymnasium
+
+    from . import distill, envs, evaluate, extract, load_policy, rollout, states
+    from .loop import HELD_OUT
+    from .records import State, Trajectory, read_jsonl, write_jsonl
+
+    out, what = args.out and Path(args.out), args.command
+    if out and out.exists() and not args.force:
+        raise ValueError(f"{out} is there already: choose another --out, or give --force")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    # what can be wrong with the input is an error before the model is loaded
+    games = read_jsonl(args.trajectories, Trajectory) if getattr(args, "trajectories", None) else []
+    found = (read_jsonl(args.states, State) if args.states else states(games)) if what == "distill" else []
+    texts, options = _texts(args.experience), {"progress": sys.stderr.isatty()}
+    if "env" in args:
+        envs.make(args.env)
+    policy = load_policy(args.model, adapter=args.adapter)
+    options |= {k: getattr(args, k) for k in STEPS[what][1].split() if k not in ("model", "env", "episodes")}
+    if what == "play":
+        told = [texts[i % len(texts)] for i in range(len(args.seeds))]
+        write_jsonl(out, rollout(policy, args.env, args.seeds, told, **options))
+    elif what == "extract":
+        write_jsonl(out, extract(policy, games, [texts[d % len(texts)] for d in range(args.draws)], **options))
+    elif what == "distill":
+        rows = distill(policy, found, texts, **options)
+        policy.save_adapter(out)
+        print(*(f"loss {row['loss']:.4f} at step {row['step']}" for row in (rows[:1] + rows[-1:])), sep="\n")
+    else:
+        env, unseen = args.env, args.env.replace("-v", "Unseen-v")
+        env = unseen if unseen in gymnasium.registry else env  # as the loop evaluates
+        seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
+        row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
+        print(f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}")
+        if out:
+            row = {"env": env, "model": args.model, "adapter": args.adapter, "experience": args.experience, **row}
+            out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    if out:
+        print(f"written: {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "notebooks":
+            return notebooks.main(args)
+        (_loop if args.command in ("loop", "report") else _step)(args)
+    except KeyboardInterrupt:
+        print("interrupted" + (": go on with --resume" if args.command == "loop" else ""), file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("OELKIT_DEBUG"):
+            raise
+        named = isinstance(error, OSError) and error.filename
+        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
