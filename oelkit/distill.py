@@ -1,12 +1,12 @@
 """Distill: on-policy context distillation (arXiv 2602.12275; 2603.16856, section 3). The whole method is on this page.
 
-A state is a stored prompt without experience. The student answers it as it is; the teacher, the same model frozen at the
-start of the round, sees the experience in front of the state and scores the student's own tokens; the loss is the mean over
-those tokens of KL(student || teacher), and only the student's LoRA adapter learns. No environment, no reward.
+A state is a stored prompt without experience. The student answers it as it is; the teacher, the same model frozen at
+the start of the round, sees the experience in front of the state and scores the student's own tokens; the loss is the
+mean over those tokens of KL(student || teacher), and only the student's LoRA adapter learns. No environment, no reward.
 
 Departures from the paper: a LoRA adapter in place of all weights, hence a larger learning rate; the full vocabulary by
-default (top_k=256 is the paper's); one optimiser step a batch as there. The off-policy arms (`forward_kl`, `sft`) learn from
-the teacher's replies instead of the student's, to show what being on-policy is worth.
+default (top_k=256 is the paper's); one optimiser step a batch as there. The off-policy arms (`forward_kl`, `sft`) learn
+from the teacher's replies instead of the student's, to show what being on-policy is worth.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ def distill(
 ) -> list[dict]:
     """Train the student on `states` towards the teacher that reads one of `experiences`; returns one dict a step.
 
-    loss: "reverse_kl" on the student's samples, or "forward_kl" / "sft" on the teacher's. temperature: of the sampling and
-    of both distributions. warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which the
-    student too reads the experience, so that it does not forget how. batch_tokens: tokens (padding included) of a micro-batch.
-    Each dict: step, loss (nats a token), entropy (of the student), reply_tokens, truncated (shares of the batch), grad_norm, lr,
-    seconds. ValueError where there is nothing to learn from (no states, no experience) and for unknown losses.
+    loss: "reverse_kl" on the student's samples, or "forward_kl" / "sft" on the teacher's. temperature: of the sampling
+    and of both distributions. warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which
+    the student too reads the experience, so that it does not forget how. batch_tokens: of a micro-batch, padding
+    included. Each dict: step, loss (nats a token), entropy (nats, the student's), reply_tokens (a reply), truncated
+    (share of the batch), grad_norm (before clipping to 1), lr, seconds. ValueError where there is nothing to learn from
+    (no states, no experience), for a state or experience over the context and for wrong arguments; RuntimeError where
+    the gradient is not finite.
     """
     experiences = [text for text in experiences if text.strip()]
     if not states:
@@ -63,7 +65,8 @@ def distill(
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r}: say one of {', '.join(LOSSES)}")
     if batch_size < 1 or not temperature > 0 or not 0 <= retain <= 1:
-        raise ValueError(f"batch_size={batch_size}, temperature={temperature}, retain={retain}: need at least 1, above 0, 0 to 1")
+        raise ValueError(f"batch_size={batch_size}, temperature={temperature}, retain={retain}: "
+                         "need at least 1, above 0, and 0 to 1")  # fmt: skip
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     sampling = {"max_new_tokens": max_new_tokens or prompts.max_new_tokens, "temperature": temperature}
     _check_lengths(policy, states, experiences, prompts, sampling["max_new_tokens"])
@@ -89,7 +92,9 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
         optimizer.zero_grad(set_to_none=True)  # before, not after: what an interrupted call left must not count
-        total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, top_k, temperature, batch_tokens)
+        total, entropy = _backward(
+            policy, student_ids, teacher_ids, replies, head, loss, top_k, temperature, batch_tokens
+        )
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         if not torch.isfinite(grad_norm):
             raise RuntimeError(f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype")
@@ -110,21 +115,20 @@ def distill(
 def _check_lengths(
     policy: Policy, states: Sequence[State], experiences: Sequence[str], prompts: Prompts, max_new_tokens: int
 ) -> None:
-    """Say before the first step, not when chance draws the pair, that an experience and a state are too long together."""
+    """Say before the first step, not when chance draws the pair, that a state and an experience are too long."""
     longest = max(states, key=lambda state: len(policy.encode(state.prompt)))
     for text in ("", *experiences):
         tokens = len(policy.encode(with_experience(prompts, longest.prompt, text)))
         if tokens + max_new_tokens > policy.context_length:
-            what = f"the experience that begins {text[:60]!r} is too long: in front of" if text else "too long:"
-            raise ValueError(
-                f"{what} state {longest.id!r} makes {tokens} tokens, with a reply of {max_new_tokens} more than the context of "
-                f"{policy.context_length}; " + ("lower budget_tokens or reject items" if text else "leave such states out")
-            )
+            what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
+            todo = "lower budget_tokens or reject items" if text else "leave such states out"
+            raise ValueError(f"{what}state {longest.id!r} makes {tokens} tokens: with a reply of {max_new_tokens} that "
+                             f"is more than the context of {policy.context_length}; {todo}")  # fmt: skip
 
 
 def _backward(
-    policy: Policy, student_ids: list[list[int]], teacher_ids: list[list[int]], replies: list[Reply], head: torch.Tensor,
-    loss: str, top_k: int | None, temperature: float, batch_tokens: int,
+    policy: Policy, student_ids: list[list[int]], teacher_ids: list[list[int]], replies: list[Reply],
+    head: torch.Tensor, loss: str, top_k: int | None, temperature: float, batch_tokens: int,
 ) -> tuple[float, float]:
     """Accumulate the gradient of one batch; (loss, student entropy) as means over tokens, then over replies."""
     total = entropy = 0.0
@@ -136,13 +140,17 @@ def _backward(
             with torch.no_grad(), policy.use("teacher", merge=True):
                 targets = reply_hidden(policy, [teacher_ids[i] for i in rows], ids)
         with policy.use("student"):
-            hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
-            options = {"temperature": temperature, "weights": weights}
-            if loss == "sft":
-                value = kl.cross_entropy(hidden, targets, head, **options)
-            else:
-                value = getattr(kl, loss)(hidden, targets, head, top_k=top_k, **options)
-            value.backward()
+            policy.model.train()  # LoRA dropout and gradient checkpointing, where the policy was loaded with such
+            try:
+                hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+                options = {"temperature": temperature, "weights": weights}
+                if loss == "sft":
+                    value = kl.cross_entropy(hidden, targets, head, **options)
+                else:
+                    value = getattr(kl, loss)(hidden, targets, head, top_k=top_k, **options)
+                value.backward()
+            finally:
+                policy.model.eval()
         total += value.item()
         entropy += float(kl.entropy(hidden.detach(), head, temperature=temperature) @ weights)
     return total, entropy

@@ -1,7 +1,7 @@
 """Evaluate: pass rates with intervals, paired differences, and what a model has not forgotten.
 
-Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired bootstrap over map seeds for a
-difference. The random policy, the best fixed plan and the ceiling of a world come from `envs.bounds`.
+Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired bootstrap over episodes for
+a difference. The random policy, the best fixed plan and the ceiling of a world come from `envs.bounds`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def summarise(trajectories: Sequence[Trajectory]) -> Report:
     passes = sum(t.outcome is Outcome.SUCCESS for t in trajectories)
     turns = [turn for t in trajectories for turn in t.turns]
     low, high = wilson(passes, len(trajectories))
-    return Report(passes / len(trajectories), low, high, len(trajectories), sum(t.reply_tokens for t in turns) / max(1, len(turns)),
-                  sum(t.truncated for t in turns) / max(1, len(turns)), list(trajectories))  # fmt: skip
+    tokens, cut = (sum(getattr(t, k) for t in turns) / max(1, len(turns)) for k in ("reply_tokens", "truncated"))
+    return Report(passes / len(trajectories), low, high, len(trajectories), tokens, cut, list(trajectories))
 
 
 def evaluate(
@@ -88,8 +88,8 @@ def evaluate(
 ) -> Report:
     """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said otherwise) and report.
 
-    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K draws) episode i reads text
-    i mod K. Other options go to `rollout`.
+    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K draws) episode i reads
+    text i mod K. Other options go to `rollout`.
     """
     texts = [experience] if isinstance(experience, str) else list(experience)
     if not texts or not len(sampling_seeds):
@@ -101,11 +101,13 @@ def evaluate(
     return summarise(games)
 
 
-def probe(policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False) -> dict[str, float]:
+def probe(
+    policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False
+) -> dict[str, float]:
     """Share of exact greedy answers to a file of questions, over all and by kind: what the policy has not forgotten.
 
-    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n" (questions).
-    ValueError where the file has no questions or one lacks a key, FileNotFoundError where there is none.
+    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n", the
+    number of questions. ValueError where there is none or one lacks a key, FileNotFoundError where there is no file.
     """
     rows = read_jsonl(path)
     if not rows:

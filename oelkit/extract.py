@@ -1,8 +1,8 @@
 """Extract: the policy reads its own trajectories and writes down in a line or two what they teach.
 
 One game a step, with the experience so far shown (or not); items are appended, over the cap the oldest go first
-(arXiv 2603.16856, section 3). Draws are independent runs over the games in another order and with another seed; all draws
-of a step are one generation call. The strict parser is the paper's; the default also takes what real models write instead.
+(arXiv 2603.16856, section 3). Draws are independent passes over the games, each in its own order; all draws of a step
+are one generation call. The strict parser is the paper's; the default also takes what real models write instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .records import Evidence, ExperienceItem, Trajectory
 
 # every repetition is bounded, so that a reply of nothing but blanks or stars takes no time either
 _MARK = re.compile(
-    r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}", re.IGNORECASE
+    r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
+    re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 
@@ -30,8 +31,8 @@ _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 def parse_items(text: str, strict: bool = False) -> list[str]:
     """The items of a reply, one line each, in order.
 
-    strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE ITEM:`, `- Experience Item:`,
-    no dash, a number, bold, several on a line, and the text (or a list of texts) on the lines after the marker.
+    strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE ITEM:`,
+    `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a list of them) below the marker.
     """
     lines, found = text.split("\n"), []
     if strict:
@@ -89,16 +90,16 @@ def extract(
 ) -> list[ExperienceItem]:
     """Read the games one by one and return the items of all draws, oldest first within each draw.
 
-    previous: experience from before that the draws start from, one text for all or one a draw. draws: independent passes,
-    told apart by `ExperienceItem.draw`. show_previous: whether a draw reads what it knows so far. budget_tokens: cap of a
-    draw's experience, `previous` included; the oldest lines go first. The progress bar counts the replies without an item
-    (`empty`). ValueError for no trajectories, no draws, or a list of `previous` of another length.
+    previous: experience from before that the draws start from, one text for all or one a draw. draws: independent
+    passes, told apart by `ExperienceItem.draw`. show_previous: whether a draw reads what it knows so far.
+    budget_tokens: cap of a draw's experience, `previous` included; the oldest lines go first. The progress bar counts
+    the replies without an item (`empty`). ValueError for no trajectories, no draws, or a `previous` of another length.
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
     before = [previous] * draws if isinstance(previous, str) else list(previous)
     if draws < 1 or len(before) != draws:
-        raise ValueError(f"{draws} draws with {len(before)} previous experiences: need at least one draw and a text for each")
+        raise ValueError(f"{draws} draws with {len(before)} previous experiences: need a draw, and a text for each")
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     orders = [random.Random(f"{seed}/{d}").sample(range(len(trajectories)), len(trajectories)) for d in range(draws)]
     pairs = [[(d, trajectories[orders[d][step]]) for d in range(draws)] for step in range(len(trajectories))]
@@ -109,8 +110,8 @@ def extract(
     bar = tqdm(pairs, desc="extract", unit="game", disable=not progress, mininterval=1)
     for step, group in enumerate(bar):
         asked = [policy.encode(extract_messages(prompts, t, known[d] if show_previous else "")) for d, t in group]
-        replies = generate(policy, asked, max_new_tokens=max_new_tokens or prompts.max_new_tokens, temperature=temperature,
-                           seed=seed * 1009 + step)  # fmt: skip
+        replies = generate(policy, asked, max_new_tokens=max_new_tokens or prompts.max_new_tokens,
+                           temperature=temperature, seed=seed * 1009 + step)  # fmt: skip
         for (d, t), reply in zip(group, replies, strict=True):
             texts = parse_items(answer_text(reply.text), strict)
             evidence, empty = (Evidence(t.id, max(0, len(t.turns) - 1)),), empty + (not texts)

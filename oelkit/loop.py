@@ -1,7 +1,7 @@
 """The loop: rounds of rollout, extract, curate, collect, distill and evaluate in a run folder.
 
-Every stage reads and writes files of its round, so that a run goes on after the last finished stage, and a notebook can call
-the stages one by one. Round k+1 starts from round k's adapter (the last step: no checkpoint is chosen on held-out maps).
+Every stage reads and writes files of its round, so that a run goes on after the last finished stage, and a notebook can
+call the stages one by one. Round k+1 starts from round k's adapter (its last step: nothing is chosen on held-out maps).
 Departure from the paper: by default a round's experience starts with what the rounds before had (`carry`), because a
 teacher that reads fewer rules than its student has absorbed takes them back; data/micro/README.md has the measurements.
 """
@@ -84,10 +84,10 @@ class Run:
         """Open a run, or go on with one: ValueError where the folder holds a run with other settings."""
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
-        if not (0 <= settings.seed < HELD_OUT // 1_000_000 and 1 <= settings.rounds < 100 and settings.draws >= 1
-                and 1 <= settings.games <= 5_000 and 1 <= settings.collect <= 5_000 and settings.episodes >= 1):
-            raise ValueError(f"{settings}: seed must be 0 to 899, rounds 1 to 99, games and collect 1 to 5000, draws and "
-                             "episodes at least 1")
+        for name, low, high in (("seed", 0, 899), ("rounds", 1, 99), ("games", 1, 5_000), ("collect", 1, 5_000),
+                                ("draws", 1, 1_000), ("episodes", 1, 1_000_000)):  # fmt: skip
+            if not low <= getattr(settings, name) <= high:  # else map seeds of rounds and runs would meet
+                raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         record = self.folder / "run.json"
         if record.exists():
@@ -113,11 +113,11 @@ class Run:
         try:
             theirs = json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{record}: not the record of a run ({error!r}); choose another name or delete it") from error
-        differ = {k: (theirs.get(k), v) for k, v in asdict(self.settings).items() if theirs.get(k) != v and k != "rounds"}
+            raise ValueError(f"{record}: not a run's record ({error!r}); choose another name or delete it") from error
+        ours = {k: v for k, v in asdict(self.settings).items() if k != "rounds"}
+        differ = ", ".join(f"{k} was {theirs.get(k)!r}, is {v!r}" for k, v in ours.items() if theirs.get(k) != v)
         if differ:
-            listed = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differ.items())
-            raise ValueError(f"{self.folder} holds a run with other settings ({listed}): choose another name or delete it")
+            raise ValueError(f"{self.folder} holds a run with other settings ({differ}): take another name or delete it")
 
     # -- folders, seeds, weights
 
@@ -205,18 +205,20 @@ class Run:
             path.unlink()
         self._timed(k, "curate", path, work)
         parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
-        return [text.strip() for text in parts[1:] or parts * self.settings.draws]  # a person's file may lack the headings
+        # a person's file may lack the headings
+        return [text.strip() for text in parts[1:] or parts * self.settings.draws]
 
     def experiences(self, k: int) -> list[str]:
         """The texts of `curate` that say anything, which the teacher reads; ValueError where none does."""
         texts, folder = [text for text in self.curate(k) if text], self.round_folder(k)
         if not texts and (items := self.extract(k)):
-            raise ValueError(f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add some in "
-                             f"{folder / 'curation.jsonl'}")  # fmt: skip
+            raise ValueError(f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add "
+                             f"some in {folder / 'curation.jsonl'}")  # fmt: skip
         if not texts:
-            raise ValueError(f"nothing to distill in round {k}: {self.policy.name} wrote no item about {self.settings.games} "
-                             f"games (draws: {self.settings.draws}); start a run with more games or a higher temperature, or "
-                             f"write items by hand into {folder / 'items.jsonl'}")  # fmt: skip
+            raise ValueError(f"nothing to distill in round {k}: {self.policy.name} wrote no item about "
+                             f"{self.settings.games} games (draws: {self.settings.draws}); start a run with more games "
+                             f"or a higher temperature, or write items by hand into "
+                             f"{folder / 'items.jsonl'}")  # fmt: skip
         return texts
 
     def collect(self, k: int) -> list[State]:
@@ -274,10 +276,11 @@ class Run:
             texts, games = self.experiences(1), self.rollout(1)
             raw = [as_experience([game], self.prompts) for game in games[: self.settings.draws]]
             result = {"raw": {"in_context": self._measure(raw).summary()}}
-            for arm, told, loss in (("forward_kl", texts, "forward_kl"), ("sft", texts, "sft"), ("raw", raw, "reverse_kl")):
+            for arm, loss in (("forward_kl", "forward_kl"), ("sft", "sft"), ("raw", "reverse_kl")):
                 self.policy.reset()
-                self._train(1, arm, told, loss, None)
-                result.setdefault(arm, {}).update({"consolidated": self._measure().summary(), "ood": self._probe("student")})
+                self._train(1, arm, raw if arm == "raw" else texts, loss, None)
+                row = {"consolidated": self._measure().summary(), "ood": self._probe("student")}
+                result.setdefault(arm, {}).update(row)
             _write_json(path, result)
         return json.loads(path.read_text())
 
@@ -288,8 +291,9 @@ class Run:
             for stage in (self.rollout, self.extract, self.experiences, self.collect, self.distill):
                 stage(k)
             rounds.append(self.evaluate(k))
-        metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env, "model": self.policy.name,
-                   "seed": self.settings.seed, "bounds": envs.bounds(self.eval_env, self.eval_seeds), "rounds": rounds}
+        metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env,
+                   "model": self.policy.name, "seed": self.settings.seed,
+                   "bounds": envs.bounds(self.eval_env, self.eval_seeds), "rounds": rounds}  # fmt: skip
         if self.settings.arms:
             metrics["arms"] = self.compare()
         _write_json(self.folder / "metrics.json", metrics)
@@ -311,9 +315,9 @@ class Run:
                 rows = error.records
             write_jsonl(lines, [row for row in rows if row["arm"] != arm])
         distill(
-            self.policy, self.collect(k), texts, steps=s.steps, batch_size=s.batch_size, lr=s.lr, loss=loss, top_k=s.top_k,
-            temperature=s.temperature, retain=s.retain, prompts=self.prompts, seed=s.seed * 100 + k, progress=self.progress,
-            on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
+            self.policy, self.collect(k), texts, steps=s.steps, batch_size=s.batch_size, lr=s.lr, loss=loss,
+            top_k=s.top_k, temperature=s.temperature, retain=s.retain, prompts=self.prompts, seed=s.seed * 100 + k,
+            progress=self.progress, on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
         )  # fmt: skip
         if folder:
             partial = folder.with_name("adapter.partial")
@@ -343,14 +347,17 @@ def run_loop(folder: str | Path, settings: Settings, policy: Policy | None = Non
 
 def summary(metrics: dict) -> str:
     """The table of a run: pass rates with intervals, tokens a reply, OOD, by round."""
-    head = f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
+    head = (f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  "
+            f"{'items':>5}  {'s':>5}")  # fmt: skip
     rows = [head, "-" * len(head)]
     for r in metrics["rounds"]:
         cells = [f"{a['pass_rate']:.1%} [{a['low']:.0%}, {a['high']:.0%}]" for a in
                  (r["pass_rate"][arm] for arm in ("base", "in_context", "consolidated"))]
         ood = r["ood"]["consolidated"]
-        rows.append(f"{r['round']:>5}  " + "  ".join(f"{c:>18}" for c in cells) + f"  {r['reply_tokens']['consolidated']:>6.1f}"
-                    f"  {'-' if ood is None else format(ood['all'], '.1%'):>9}  {r['kept']:>5}  {sum(r['seconds'].values()):>5.0f}")
+        kept = "-" if ood is None else f"{ood['all']:.1%}"
+        rows.append(f"{r['round']:>5}  " + "  ".join(f"{c:>18}" for c in cells)
+                    + f"  {r['reply_tokens']['consolidated']:>6.1f}  {kept:>9}  {r['kept']:>5}"
+                    f"  {sum(r['seconds'].values()):>5.0f}")  # fmt: skip
     b, n = metrics["bounds"], metrics["rounds"][0]["pass_rate"]["base"]["n"]
     rows.append(f"{n} held-out maps of {metrics['eval_env']}; random policy {b['random']:.1%}, best fixed plan "
                 f"{b['fixed_plan']:.1%}, solvable {b['solvable']:.1%}; 95 % Wilson intervals")
@@ -361,7 +368,8 @@ def summary(metrics: dict) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "peft", "gymnasium")}}
+    packages = ("torch", "transformers", "peft", "gymnasium")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Prompt sets: the texts a model is asked with, as data (TOML files in `oelkit/prompts/`, or your own by path).
 
-A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering that
-goes with it, and the most new tokens of a reply. What fills a template is never itself read as a template.
+A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering
+that goes with it, and the most new tokens of a reply. What fills a template is never itself read as a template.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def act_messages(
 def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> list[dict]:
     """The same messages with the experience block in the last user message, behind the set's intro where it begins so.
 
-    It comes before all that differs from state to state, so that the teacher's prompts share their beginning; it works on
-    any stored prompt, also of logs from elsewhere. An empty experience changes nothing.
+    It comes before all that differs from state to state, so that the teacher's prompts share their beginning; it works
+    on any stored prompt, also of logs from elsewhere. An empty experience changes nothing.
     """
     if not experience:
         return messages

@@ -1,7 +1,7 @@
 """Rollout: the policy plays text worlds, all live games of a turn in one generation call, and leaves trajectories.
 
-What it does not: judge or train. No reward reaches a trajectory, only the outcome. It holds the paper's protocol through
-the world itself (`envs.protocol`); sampling defaults to the paper's T = 0.7.
+What it does not: judge or train. No reward reaches a trajectory, only the outcome. It holds the paper's protocol
+through the world itself (`envs.protocol`); sampling defaults to the paper's T = 0.7.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def rollout(
     """Play one game a map seed and return the trajectories in that order.
 
     experience: text for every prompt, or one text a game. prompts: a set or its name (None: the model's default), which
-    also chooses the board's rendering and the default of max_new_tokens. seed: of the sampling. ValueError for an unknown
-    world, no seeds, or a list of experiences of another length; a prompt over the context is an error of `generate`.
+    also chooses the board's rendering and the default of max_new_tokens. seed: of the sampling. ValueError for an
+    unknown world, no seeds, or a list of experiences of another length; a prompt over the context is one of `generate`.
     """
     if not len(seeds):
         raise ValueError("no games to play: seeds is empty")
@@ -74,9 +74,10 @@ def rollout(
     bar.close()
     name = f"{env_id.split('/')[-1]}-r{round}"
     return [
-        Trajectory(f"{name}-m{s}-s{seed}-{i}", env_id, int(s), policy.name, round, tuple(turns), outcome, turns[-1].feedback)
+        Trajectory(f"{name}-m{s}-s{seed}-{i}", env_id, int(s), policy.name, round, tuple(turns), outcome,
+                   turns[-1].feedback)
         for i, (s, turns, outcome) in enumerate(zip(seeds, played, outcomes, strict=True))
-    ]
+    ]  # fmt: skip
 
 
 def states(trajectories: Sequence[Trajectory]) -> list[State]:

@@ -64,7 +64,8 @@ def test_summary_of_games():
 
 
 def test_evaluate_reads_the_texts_in_turn(tiny):
-    report = evaluate(tiny, "oelkit/FrozenLake3x3-v0", range(4), ["TEXT0", "TEXT1", "TEXT2"], sampling_seeds=(0, 1), **LAKE)
+    texts = ["TEXT0", "TEXT1", "TEXT2"]
+    report = evaluate(tiny, "oelkit/FrozenLake3x3-v0", range(4), texts, sampling_seeds=(0, 1), **LAKE)
     asked = [g.turns[0].prompt[0]["content"] for g in report.trajectories]
     assert report.n == 8 and [g.seed for g in report.trajectories] == [0, 1, 2, 3] * 2
     assert all(f"TEXT{i % 3}" in text for i, text in enumerate(asked))
@@ -89,7 +90,8 @@ def test_probe_counts_exact_greedy_answers_by_kind(tiny, tmp_path):
     said = generate(tiny, [tiny.encode(m) for m in asked], max_new_tokens=12, temperature=0)
     answers = ["".join(r.text).strip() for r in said]
     # the probe allows 8 tokens more than the longest answer: make all as long as what was said
-    rows = [{"kind": "copy" if i < 3 else "sum", "messages": m, "answer": a} for i, (m, a) in enumerate(zip(asked, answers))]
+    kinds = ["copy", "copy", "copy", "sum"]
+    rows = [{"kind": k, "messages": m, "answer": a} for k, m, a in zip(kinds, asked, answers)]
     path = tmp_path / "probe.jsonl"
     write_jsonl(path, rows)
     full = probe(tiny, path)
@@ -109,7 +111,8 @@ def test_probe_right_and_wrong(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "generate", lambda policy, prompts, **options: [
         Reply([1], text, False) for text in (" yes\n", "<think>no</think>yes", "yes.", "no")])
     path = tmp_path / "probe.jsonl"
-    write_jsonl(path, [{"kind": kind, "messages": [{"role": "user", "content": "?"}], "answer": "yes"} for kind in "aabb"])
+    question = [{"role": "user", "content": "?"}]
+    write_jsonl(path, [{"kind": kind, "messages": question, "answer": "yes"} for kind in "aabb"])
     assert probe(tiny, path) == {"all": 0.5, "a": 1.0, "b": 0.0, "n": 4}
 
 

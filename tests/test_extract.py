@@ -89,9 +89,9 @@ def test_well_formed_replies_give_their_lines(lines):
     assert parse_items(reply) == lines
 
 
-@pytest.mark.parametrize("piece", [" ", "*", "\n", "- ", "\t", "1. ", "experience ", "EXPERIENCE ITEM", "EXPERIENCE ITEM:",
-                                   "EXPERIENCE ITEM:\n", "experience item" + " " * 1000, "EXPERIENCE ITEM:" + "\n" * 1000,
-                                   "** `", "EXPERIENCE ITEM: x - "])
+@pytest.mark.parametrize("piece", [
+    " ", "*", "\n", "- ", "\t", "1. ", "experience ", "EXPERIENCE ITEM", "EXPERIENCE ITEM:", "EXPERIENCE ITEM:\n",
+    "experience item" + " " * 1000, "EXPERIENCE ITEM:" + "\n" * 1000, "** `", "EXPERIENCE ITEM: x - "])
 def test_100_kb_take_no_time(piece):
     reply = (piece * (100_000 // len(piece) + 1))[:100_000]
     began = time.perf_counter()
