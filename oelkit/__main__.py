@@ -91,7 +91,8 @@ def _texts(path: str | None) -> list[str]:
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
         items = replay(items, log).kept() if log.exists() else items
-        texts = [experience_text(i for i in items if i.draw == draw) for draw in sorted({i.draw for i in items})]
+        draws = sorted({i.draw for i in items if i.model}) or [0]  # what a person added is for every draw
+        texts = [experience_text(i for i in items if i.draw == draw or not i.model) for draw in draws]
     else:
         text = Path(path).read_text(encoding="utf-8") if path else ""
         texts = [part.strip() for part in re.split(r"^## Draw \d+$", text, flags=re.M) if part.strip()]
@@ -161,6 +162,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "notebooks":
             return notebooks.main(args)
+        if not sys.stderr.isatty():  # a log shall not be full of bars
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
         (_loop if args.command in ("loop", "report") else _step)(args)
     except KeyboardInterrupt:
         print("interrupted" + (": go on with --resume" if args.command == "loop" else ""), file=sys.stderr)

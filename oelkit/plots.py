@@ -208,7 +208,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
         else:
             text = "\n".join(textwrap.wrap(turn.observation, 24, max_lines=10, placeholder=" …"))
             write(left + 0.06, top, text, va="top", fontsize=7)
-        move = textwrap.shorten(f"[{turn.action}]" if turn.action else "no move", 20)
+        move = textwrap.shorten(f"[{turn.action}]" if turn.action else "no move", 15, placeholder=" …")
         write(left + 0.725, top + 1.52, f"{i + 1}. {move}", ha="center", weight="bold")
         write(left + 0.725, top + 1.58, "\n".join(words[i]), ha="center", va="top", fontsize=7)
     return figure

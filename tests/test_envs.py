@@ -93,7 +93,7 @@ def test_sokoban_pushes_blocks_and_wins():
     steps, env = play(["[right]"], ROOM, world, board="labelled")
     assert steps[0][1] == 1.0 and steps[0][4]["outcome"] is Outcome.SUCCESS
     assert steps[0][4]["feedback"] == "You moved right to c3 and pushed a box to c4, onto a target. You won."
-    assert " c2. c3P c4√" in steps[0][0]
+    assert {"P c3", "√ c4"} <= set(steps[0][0].split("\n"))
     blocked = Room(5, ROOM.walls, (7,), (13,), 12)
     steps, _ = play(["[right]", "[up]", "[right]"], blocked, world)
     assert steps[0][4]["feedback"] == "The box is blocked. Warning: a second invalid move in a row loses."

@@ -1,7 +1,7 @@
 """Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one command:
 
-    python data/micro/make.py                      # about an hour on 2 CPU cores
-    python data/micro/make.py --minutes 1 --out /tmp/micro
+    python data/micro/make.py                                # about 40 minutes on 2 CPU cores
+    python data/micro/make.py --scale 0.02 --out trial       # a minute, and a model that can do nothing
 
 The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so that nothing but the
 notes in the prompt tells which is which. README.md beside this file says what that can and cannot show.
@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from oelkit.envs import ACTIONS, Layout
 from oelkit.envs.protocol import label, render_board
 from oelkit.prompts import MARKER, act_messages, extract_messages, load_prompts, with_experience
-from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 
 BRIEF = load_prompts("brief")
 LETTERS = [x for x in string.ascii_uppercase if x != "P"]
@@ -33,7 +33,7 @@ DEPLOYED = {"H", "G"}  # never a pair of roles here: what they mean is left for 
 WORDS = "cat dog sun sea map cup hat bed red big old hot fox owl pen key box tea oak ant".split()
 HOLE_NOTES = ["{} is a hole.", "{} is a hole.", "{} is a hole.", "Avoid {}.", "{} loses."]
 GOAL_NOTES = ["{} is the goal.", "{} is the goal.", "{} is the goal.", "Go to {}.", "{} wins."]
-SCORE_EVERY = 3_000_000  # tokens
+SCORE_EVERY = 2_000_000  # tokens
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -105,8 +105,7 @@ def reply(rng: random.Random, layout: Layout, symbols: dict[str, str], player: i
     way = [player]
     for action in path:
         way.append(layout.neighbours(way[-1])[action])
-    size = f"{layout.size}x{layout.size}."
-    return " ".join([size, *told, "P", *(name(layout, c) for c in way)]) + f". [{path[0]}]"
+    return " ".join([*told, "P", *(name(layout, c) for c in way)]) + f". [{path[0]}]"
 
 
 def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Trajectory:
@@ -165,25 +164,42 @@ def extract_task(rng: random.Random) -> tuple[str, str]:
     return user, f"{found} New.\n{MARKER} {text}"
 
 
-def where_task(rng: random.Random) -> tuple[str, str]:
-    layout, symbols = draw_world(rng)
+def draw_board(rng: random.Random) -> tuple[list[list[str]], list[str]]:
+    """A board of any letters at any density, with one player, and the letters that it was drawn from."""
+    layout, _ = draw_world(rng)
     size = layout.size
-    pool = rng.sample(LETTERS, rng.randint(2, 5))
-    cells = [[rng.choice(pool) if rng.random() < 0.5 else "." for _ in range(size)] for _ in range(size)]
+    pool, density = rng.sample(LETTERS, rng.randint(1, 5)), rng.uniform(0.1, 0.6)
+    cells = [[rng.choice(pool) if rng.random() < density else "." for _ in range(size)] for _ in range(size)]
     cells[layout.start // size][layout.start % size] = "P"
-    asked = rng.sample([*pool, "P"], rng.randint(2, len(pool) + 1))
-    places = {x: [label(r, c) for r in range(size) for c in range(size) if cells[r][c] == x] for x in asked}
+    return cells, [*pool, "P"]
+
+
+def where_task(rng: random.Random) -> tuple[str, str]:
+    """Letter to cells: half of what an answer in the game needs."""
+    cells, pool = draw_board(rng)
+    asked = rng.sample(pool, rng.randint(1, min(4, len(pool))))
+    places = {x: [label(r, c) for r, row in enumerate(cells) for c, y in enumerate(row) if y == x] for x in asked}
     answer = " ".join(f"{x} {' '.join(places[x]) or 'none'}." for x in asked)
-    return f"Board:\n{render_board(cells, 'labelled')}\nWhere {' '.join(asked)}?", f"{size}x{size}. {answer}"
+    return f"Board:\n{render_board(cells, 'labelled')}\nWhere {' '.join(asked)}?", answer
+
+
+def what_task(rng: random.Random) -> tuple[str, str]:
+    """Cell to letter: what extraction needs."""
+    cells, _ = draw_board(rng)
+    size = len(cells)
+    asked = rng.sample([(r, c) for r in range(size) for c in range(size)], rng.randint(2, 6))
+    answer = " ".join(f"{label(r, c)} {'none' if cells[r][c] == '.' else cells[r][c]}." for r, c in asked)
+    return f"Board:\n{render_board(cells, 'labelled')}\nWhat {' '.join(label(*x) for x in asked)}?", f"Saw {answer}"
 
 
 def route_task(rng: random.Random) -> tuple[str, str]:
     """The planning half of an answer alone: a short prompt, so many plans for the same compute."""
     layout, symbols = draw_world(rng)
+    size = f"{layout.size}x{layout.size}"
     target = reply(rng, layout, symbols, layout.start, [(symbols["hole"], "hole"), (symbols["goal"], "goal")])
     head, tail = target.split(" P ")
     start, rest = tail.split(" ", 1)
-    return f"{head} P {start}", rest
+    return f"{size}\n{head} P {start}", rest
 
 
 def chat_task(rng: random.Random) -> tuple[str, str]:
@@ -198,7 +214,20 @@ def chat_task(rng: random.Random) -> tuple[str, str]:
     ])
 
 
-TASKS = {"act": act_task, "extract": extract_task, "where": where_task, "route": route_task, "chat": chat_task}
+TASKS = {"act": act_task, "extract": extract_task, "where": where_task, "route": route_task, "chat": chat_task,
+         "what": what_task}
+
+
+def probe(seed: int, n: int = 64) -> list[dict]:
+    """Questions that show what a student has not forgotten: worlds of other letters, extraction there, chat."""
+    rng, rows = random.Random(f"probe {seed}"), []
+    for kind, task in (("other worlds", lambda: act_task(rng, "complete")), ("extraction", lambda: extract_task(rng)),
+                       ("chat", lambda: chat_task(rng))):
+        while sum(row["kind"] == kind for row in rows) < n:
+            user, answer = task()
+            if not DEPLOYED & set(re.findall(r"\b[A-Z]\b", user)):
+                rows.append({"kind": kind, "messages": [{"role": "user", "content": user}], "answer": answer})
+    return rows
 
 
 # ----------------------------------------------------------------------------------------------------- the tokenizer
@@ -218,7 +247,8 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    texts = ("\n".join(TASKS[rng.choice(list(TASKS))](rng)) for _ in range(samples))
+    tasks = [act_task, extract_task, where_task, route_task, chat_task]  # they hold every word there is
+    texts = ("\n".join(rng.choice(tasks)(rng)) for _ in range(samples))
     roles = ["user\n", "assistant\n", "system\n"] * 50
     tokenizer.train_from_iterator([*texts, *roles], trainer)
     return PreTrainedTokenizerFast(
@@ -230,11 +260,19 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def mixture(progress: float) -> dict[str, float]:
-    """Share of each task at a point of the training: finding letters first, then playing, always a little of all."""
-    early = max(0.0, 1 - progress / 0.3)
-    return {"where": 0.08 + 0.52 * early, "route": 0.22, "act": 0.42 - 0.27 * early, "extract": 0.2 - 0.17 * early,
-            "chat": 0.08 - 0.05 * early}
+def start_mixture(progress: float) -> dict[str, float]:
+    """Share of each task at a point of the first phase: finding letters and ways first, then playing, a little of all."""
+    early = max(0.0, 1 - progress / 0.2)
+    return {"where": 0.06 + 0.34 * early, "route": 0.26, "act": 0.42 - 0.2 * early, "extract": 0.2 - 0.12 * early,
+            "chat": 0.06 - 0.02 * early}
+
+
+def end_mixture(progress: float) -> dict[str, float]:
+    """The second phase: mostly what the first leaves half learned, extraction and chat."""
+    return {"where": 0.03, "what": 0.2, "route": 0.06, "act": 0.31, "extract": 0.3, "chat": 0.1}
+
+
+PHASES = ((30e6, 1.5e-3, start_mixture), (8e6, 1e-3, end_mixture))  # tokens, highest learning rate, mixture
 
 
 def batches(rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000):
@@ -323,20 +361,19 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
     return rates
 
 
-def train(model, tokenizer, rng, *, minutes: float, tokens: int | None, batch_tokens: int, lr: float, log=print) -> int:
-    """AdamW with warm-up and cosine decay on the answers only; stops after `tokens` (or, for a trial, `minutes`)."""
+def train(model, tokenizer, rng, tokens: int, lr: float, mixture, batch_tokens: int, log=print) -> None:
+    """One phase: AdamW with warm-up and cosine decay, on the answers only."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     use_bfloat16_products(model)
     start, seen, step, shown, losses = time.time(), 0, 0, 0.0, []
-    while True:
-        for ids, mask in batches(rng, tokenizer, mixture(progress := min(1.0, seen / tokens) if tokens else
-                                                         min(1.0, (time.time() - start) / 60 / minutes)), batch_tokens):
-            progress = seen / tokens if tokens else (time.time() - start) / 60 / minutes
+    while seen < tokens:
+        for ids, mask in batches(rng, tokenizer, mixture(seen / tokens), batch_tokens):
+            progress = seen / tokens
             if progress >= 1:
-                return seen
+                return
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
@@ -360,10 +397,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=float, default=45e6, help="tokens to train on")
-    parser.add_argument("--minutes", type=float, help="train for this long instead (a trial: not reproducible)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02")
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
     args = parser.parse_args()
@@ -372,14 +407,17 @@ def main() -> None:
     tokenizer = make_tokenizer(rng)
     model = make_model(len(tokenizer), args.width, args.layers)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, tokenizer, rng, minutes=args.minutes, tokens=None if args.minutes else int(args.tokens),
-          batch_tokens=args.batch_tokens, lr=args.lr)
+    for number, (tokens, lr, mixture) in enumerate(PHASES):
+        print(f"phase {number + 1}: {tokens * args.scale / 1e6:.1f} M tokens", flush=True)
+        rng = random.Random(f"{args.seed}/{number}") if number else rng
+        train(model, tokenizer, rng, int(tokens * args.scale), lr, mixture, args.batch_tokens)
     args.out.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    write_jsonl(args.out / "probe.jsonl", probe(args.seed))
     (args.out / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
     print("  ".join(f"{t} {r:.1%}" for t, r in scores(model, tokenizer, 512, 2).items()))
 

@@ -36,9 +36,18 @@ def label(row: int, column: int) -> str:
 
 
 def render_board(cells: list[list[str]], board: str) -> str:
-    """A board as text: 'labelled' writes every cell as label + symbol, 'grid' draws the paper's boxes."""
+    """A board as text: 'labelled' lists size and cells by symbol ('H a3 c3'), 'grid' draws the paper's boxes.
+
+    The symbols of a labelled board stand in the order in which they first appear, row by row, so that their order tells
+    nothing of their roles; free cells ('.') are left out.
+    """
     if board == "labelled":
-        return "\n".join("".join(f" {label(r, c)}{x}" for c, x in enumerate(row)) for r, row in enumerate(cells))
+        places: dict[str, list[str]] = {}
+        for r, row in enumerate(cells):
+            for c, symbol in enumerate(row):
+                places.setdefault(symbol, []).append(label(r, c))
+        lines = [f"{symbol} {' '.join(where)}" for symbol, where in places.items() if symbol != "."]
+        return "\n".join([f"{len(cells)}x{len(cells[0])}", *lines])
     line = "+" + "+".join(["-----"] * len(cells[0])) + "+"
     rows = ["|" + "|".join(f" {' ' if x == '.' else x:^3} " for x in row) + "|" for row in cells]
     return "\n".join([line] + [part for row in rows for part in (row, line)])
@@ -47,12 +56,18 @@ def render_board(cells: list[list[str]], board: str) -> str:
 def parse_board(text: str) -> list[list[str]]:
     """The cells of the first board in a text, in either rendering ([] where there is none); '.' is a free cell."""
     rows: list[list[str]] = []
+    listed = False
     for line in text.split("\n"):
-        if re.fullmatch(r" ?[a-z]\d+\S( [a-z]\d+\S)+", line):  # a template may have stripped the first space
-            rows.append([cell[-1] for cell in line.split()])
-        elif re.fullmatch(r"\|(.....\|)+", line):
+        if not rows and (size := re.fullmatch(r"([1-9]|1\d|2[0-6])x([1-9]\d?)", line)):
+            rows, listed = [["."] * int(size[2]) for _ in range(int(size[1]))], True
+        elif listed and (cells := re.fullmatch(r"(\S)((?: [a-z]\d+)+)", line)):
+            for where in cells[2].split():
+                r, c = ord(where[0]) - ord("a"), int(where[1:]) - 1
+                if r < len(rows) and c < len(rows[0]):
+                    rows[r][c] = cells[1]
+        elif not listed and re.fullmatch(r"\|(.....\|)+", line):
             rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
-        elif rows and not line.startswith("+"):
+        elif listed or (rows and not line.startswith("+")):
             break
     return rows
 

@@ -1,0 +1,100 @@
+"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds:
+
+    python data/micro/study.py --seeds 0:5 --out data/results/rounds_study.jsonl
+
+One JSON line a variant, seed and round; goes on where it stopped. `--table` prints means and ranges from the file as the
+Markdown table of README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from oelkit import Run, Settings, load_policy
+from oelkit.records import append_jsonl, read_jsonl, write_jsonl
+
+BASE = Settings(rounds=3, arms=False)
+VARIANTS = {
+    "default": BASE,
+    "fresh items each round": replace(BASE, carry=False),
+    "lr x 3": replace(BASE, lr=BASE.lr * 3),
+    "lr / 3": replace(BASE, lr=BASE.lr / 3),
+    "steps x 3": replace(BASE, steps=BASE.steps * 3),
+    "retain 0.25": replace(BASE, retain=0.25),
+    "one of three texts wrong": BASE,
+    "fresh items, lr x 3": replace(BASE, carry=False, lr=BASE.lr * 3),
+}
+
+
+def swap_roles(run: Run, k: int) -> None:
+    """Make every item of draw 0 say the opposite, as a bad extraction would."""
+    path = run.round_folder(k) / "items.jsonl"
+    swapped = [replace(i, text=i.text.replace("a hole", "\0").replace("the goal", "a hole").replace("\0", "the goal"))
+               if i.draw == 0 else i for i in run.extract(k)]
+    write_jsonl(path, swapped)
+
+
+def measure(policy, name: str, seed: int, out: Path) -> None:
+    """Run one variant with one seed and append a line a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
+        for k in range(1, BASE.rounds + 1):
+            run.start_round(k)
+            run.rollout(k)
+            run.extract(k)
+            if "wrong" in name:
+                swap_roles(run, k)
+            texts = run.curate(k)
+            run.collect(k)
+            run.distill(k)
+            m = run.evaluate(k)
+            row = {"variant": name, "seed": seed, "round": k, "items": m["items"], "kept": m["kept"], "texts": texts,
+                   "ood": m["ood"]["consolidated"], "ood_base": m["ood"]["base"], **m["pass_rate"], "seconds": m["seconds"]}
+            append_jsonl(out, row)
+            print(name, seed, k, {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]}, flush=True)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: mean (lowest-highest) of the consolidated and in-context pass rate by round over the seeds."""
+    lines = ["| variant | seeds | base | " + " | ".join(f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated")) +
+             " | OOD after 3 |", "|---" * 10 + "|"]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name]
+        cells = [str(len({row["seed"] for row in mine})), _spread([r["base"]["pass_rate"] for r in mine if r["round"] == 1])]
+        for k in (1, 2, 3):
+            for arm in ("in_context", "consolidated"):
+                cells.append(_spread([r[arm]["pass_rate"] for r in mine if r["round"] == k]))
+        cells.append(_spread([r["ood"]["all"] for r in mine if r["round"] == 3 and r["ood"]]))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(rates: list[float]) -> str:
+    return f"{statistics.mean(rates):.0%} ({min(rates):.0%}-{max(rates):.0%})" if rates else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data/results/rounds_study.jsonl"))
+    parser.add_argument("--seeds", default="0:5", help="first:end")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    args = parser.parse_args()
+    done = read_jsonl(args.out) if args.out.exists() else []
+    if args.table:
+        return print(table(done))
+    complete = {(r["variant"], r["seed"]) for r in done if r["round"] == BASE.rounds}
+    write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
+    policy = load_policy(BASE.model)
+    for seed in range(*map(int, args.seeds.split(":"))):
+        for name in args.variants:
+            if (name, seed) not in complete:
+                measure(policy, name, seed, args.out)
+
+
+if __name__ == "__main__":
+    main()
