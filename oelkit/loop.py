@@ -60,7 +60,7 @@ class Settings:
     lr: float = 1e-3
     """Learning rate of the adapter."""
     temperature: float = 1.0
-    """Of playing to learn, extracting and distilling (evaluation: T 0.7, top_p 0.8, top_k 20)."""
+    """Of playing to learn and distilling (extraction: T 0.7; evaluation: T 0.7, top_p 0.8, top_k 20)."""
     loss: str = "reverse_kl"
     """reverse_kl (on-policy), forward_kl or sft (off-policy)."""
     top_k: int | None = None
@@ -176,7 +176,7 @@ class Run:
 
         def work() -> None:
             items = extract(self.policy, self.rollout(k), self._before(k), draws=s.draws, budget_tokens=s.budget_tokens,
-                            seed=s.seed * 100 + k, round=k, **self.play)
+                            seed=s.seed * 100 + k, round=k, **(self.play | {"temperature": 0.7}))
             log = path.parent / "curation.jsonl"
             if log.exists():  # of other items: it does not fit these, but nobody's work is deleted
                 log.rename(path.parent / "curation.old.jsonl")

@@ -346,8 +346,9 @@ def load_policy(name_or_path: str | Path, *, quantize: str | None = "auto", dtyp
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)  # LoRA's A is random: the same in each process, and the caller's generator untouched
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks Transformers by names that are about to go
-        lora_config.inference_mode, lora_config.base_model_name_or_path = False, name
+        lora_config.inference_mode, lora_config.base_model_name_or_path = False, None  # PEFT warns of any but the path
         model = get_peft_model(causal.requires_grad_(False), lora_config, adapter_name="student")
+        lora_config.base_model_name_or_path = name
         model.add_adapter("teacher", lora_config)
     model.set_adapter("student")
     notes = Path(source) / "oelkit.json"

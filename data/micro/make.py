@@ -267,12 +267,17 @@ def start_mixture(progress: float) -> dict[str, float]:
             "chat": 0.06 - 0.02 * early}
 
 
-def end_mixture(progress: float) -> dict[str, float]:
-    """The second phase: mostly what the first leaves half learned, extraction and chat."""
+def late_mixture(progress: float) -> dict[str, float]:
+    """The second phase: more of what the first leaves half learned, extraction and chat."""
     return {"where": 0.03, "what": 0.2, "route": 0.06, "act": 0.31, "extract": 0.3, "chat": 0.1}
 
 
-PHASES = ((30e6, 1.5e-3, start_mixture), (8e6, 1e-3, end_mixture))  # tokens, highest learning rate, mixture
+def end_mixture(progress: float) -> dict[str, float]:
+    """The third phase: extraction and what it rests on."""
+    return {"what": 0.22, "route": 0.05, "act": 0.23, "extract": 0.42, "chat": 0.08}
+
+
+PHASES = ((30e6, 1.5e-3, start_mixture), (8e6, 1e-3, late_mixture), (6e6, 1e-3, end_mixture))  # tokens, highest learning rate, mixture
 
 
 def batches(rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000):
