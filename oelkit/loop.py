@@ -3,7 +3,8 @@
 Every stage reads and writes files of its round, so that a run goes on after the last finished stage, and a notebook can
 call the stages one by one. Round k+1 starts from round k's adapter (its last step: nothing is chosen on held-out maps).
 Departure from the paper: by default a round's experience starts with what the rounds before had (`carry`), because a
-teacher that reads fewer rules than its student has absorbed takes them back; data/micro/README.md has the measurements.
+teacher that reads fewer rules than its student has absorbed takes them back, and on a quarter of each batch the student
+reads the experience too (`retain`); data/micro/README.md has the measurements.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Settings:
     """reverse_kl (on-policy), forward_kl or sft (off-policy)."""
     top_k: int | None = None
     """KL on the student's top-k ids (256 in the paper); none: full vocabulary."""
-    retain: float = 0.0
-    """Share of a batch on which the student reads the experience too."""
+    retain: float = 0.25
+    """Share of a batch on which the student reads the experience too, so that it does not forget how to."""
     carry: bool = True
     """Start a round's experience with the earlier rounds'."""
     episodes: int = 128

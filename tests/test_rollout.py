@@ -1,5 +1,6 @@
 """Playing: one call of the model a turn, and what the records hold."""
 import importlib
+from dataclasses import replace
 
 import pytest
 
@@ -126,8 +127,9 @@ def test_prompt_set_chooses_board_and_reply_length_and_env_kwargs_win(tiny, call
     assert calls[0][1]["max_new_tokens"] == load_prompts("brief").max_new_tokens
     for options, board in (({}, "labelled"), ({"env_kwargs": {"board": "grid"}}, "grid")):
         assert play(tiny, [1], **options)[0].turns[0].observation == envs.make(LAKE, board=board).reset(seed=1)[0]
-    paper = play(tiny, [1], prompts="paper", env_kwargs={"max_turns": 3})[0]
-    assert "at most 3 turns" in paper.turns[0].prompt[0]["content"]
+    counted = replace(load_prompts("brief"), act="turn {turn} of {max_turns}")
+    turns = play(tiny, [1], prompts=counted, env_kwargs={"max_turns": 3})[0].turns
+    assert [t.prompt[0]["content"] for t in turns] == [f"turn {i + 1} of 3" for i in range(len(turns))]
     assert calls[-1][1]["adapter"] == "student"
     play(tiny, [1], adapter=None, temperature=0, top_p=0.5, top_k=3)
     assert {k: calls[-1][1][k] for k in ("adapter", "temperature", "top_p", "top_k")} == {

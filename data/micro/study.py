@@ -20,13 +20,13 @@ from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
     "default": BASE,
-    "fresh items each round": replace(BASE, carry=False),
-    "lr x 3": replace(BASE, lr=BASE.lr * 3),
-    "lr / 3": replace(BASE, lr=BASE.lr / 3),
-    "steps x 3": replace(BASE, steps=BASE.steps * 3),
-    "retain 0.25": replace(BASE, retain=0.25),
+    "no retention": replace(BASE, retain=0.0),
+    "fresh items": replace(BASE, carry=False),
+    "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
     "one of three texts wrong": BASE,
-    "fresh items, lr x 3": replace(BASE, carry=False, lr=BASE.lr * 3),
+    "one text wrong, no retention": replace(BASE, retain=0.0),
+    "lr 5e-4": replace(BASE, lr=5e-4),
+    "lr 2e-3, no retention": replace(BASE, lr=2e-3, retain=0.0),
 }
 
 
