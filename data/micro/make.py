@@ -1,6 +1,6 @@
 """Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one command:
 
-    python data/micro/make.py                                # about 40 minutes on 2 CPU cores
+    python data/micro/make.py                                # about 45 minutes on 2 CPU cores
     python data/micro/make.py --scale 0.02 --out trial       # a minute, and a model that can do nothing
 
 The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so that nothing but the
@@ -320,7 +320,7 @@ def make_model(vocabulary: int, width: int = 128, layers: int = 5) -> Qwen3ForCa
 
 
 class _Bfloat16Product(torch.autograd.Function):
-    """x @ w.T with bfloat16 factors and float32 sums and results: 1.5x the tokens a second of float32 on AVX512-BF16."""
+    """x @ w.T with bfloat16 factors and float32 sums and results: faster than float32 where the CPU has AVX512-BF16."""
 
     @staticmethod
     def forward(ctx, x, w):
