@@ -1,0 +1,185 @@
+"""The figures: what they show is what the metrics say, nothing is cut off, nothing is left open."""
+import copy
+import math
+import warnings
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from oelkit import envs, plots  # noqa: E402
+from oelkit.evaluate import wilson  # noqa: E402
+from oelkit.records import Outcome, Trajectory, Turn  # noqa: E402
+
+
+def rate(passes, n=128):
+    low, high = wilson(passes, n)
+    return {"pass_rate": passes / n, "low": low, "high": high, "n": n, "reply_tokens": 20 + passes / 9,
+            "truncated": 0.02}
+
+
+def make_metrics(consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0.88, 0.9), arms=True):
+    """Metrics as `Run.finish` returns them; probe: OOD of the base and after each round."""
+    def ood(share):
+        return probe and {"all": share, "copy": share, "other_letters": share - 0.05, "n": 200}
+
+    rounds = []
+    for k, passes in enumerate(consolidated, 1):
+        rows = {"base": rate(base), "in_context": {**rate(in_context), "by_draw": [0.7, 0.9]},
+                "consolidated": rate(passes)}
+        rounds.append({
+            "round": k, "pass_rate": rows, "items": 30 + k, "kept": 20 + k,
+            "ood": {"base": ood(probe and probe[0]), "consolidated": ood(probe and probe[min(k, len(probe) - 1)])},
+            **{kind: {arm: row[kind] for arm, row in rows.items()} for kind in ("reply_tokens", "truncated")},
+            "seconds": {"rollout": 1.5, "distill": 20.0}})
+    metrics = {"run": "demo", "env": "oelkit/FrozenLake4x4-v0", "eval_env": "oelkit/FrozenLake4x4Unseen-v0",
+               "model": "micro", "seed": 0, "bounds": {"random": 0.031, "fixed_plan": 0.062, "solvable": 1.0},
+               "rounds": rounds}
+    if arms:
+        metrics["arms"] = {"raw": {"in_context": rate(40), "consolidated": rate(30), "ood": ood(0.85)},
+                           "forward_kl": {"consolidated": rate(94), "ood": ood(0.7)},
+                           "sft": {"consolidated": rate(80), "ood": ood(0.6)}}
+    return metrics
+
+
+def make_rows(steps=8, arms=(("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))):
+    return [{"arm": arm, "round": k, "step": s, "loss": math.exp(-s / k), "entropy": 0.3} for arm, k in arms
+            for s in range(steps)]
+
+
+def make_game(moves=("[left]", "[down]", "no idea", "[right]", "[right]"), env_id="oelkit/FrozenLake4x4-v0", seed=3):
+    env = envs.make(env_id, board="labelled", max_turns=max(5, len(moves)))
+    board, turns = env.reset(seed=seed)[0], []
+    for reply in moves:
+        after, *_, info = env.step(reply)
+        prompt = [{"role": "user", "content": board}]
+        turns.append(Turn(board, prompt, reply, info["action"], info["feedback"], 9, 3, False))
+        board = after
+        if info["outcome"]:
+            break
+    return Trajectory(f"game-m{seed}", env_id, seed, "micro", 1, tuple(turns), info["outcome"] or Outcome.UNKNOWN,
+                      info["feedback"])
+
+
+def texts(figure):
+    return [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+
+
+def words(figure):
+    return " | ".join(t.get_text() for t in texts(figure))
+
+
+def assert_whole(figure):
+    """Every text lies inside the figure, and drawing warns of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) > -0.01 and drawn.x1 < width + 0.01 and drawn.y1 < height + 0.01, drawn
+
+
+METRICS = {
+    "one round": make_metrics((115,)),
+    "two rounds": make_metrics(),
+    "five rounds": make_metrics((100, 110, 90, 20, 0), probe=(1.0, 1.0, 0.5, 0.0)),
+    "no probe, no arms": make_metrics(probe=None, arms=False),
+    "nothing passes": make_metrics((0, 0), base=0, in_context=0),
+}
+
+
+@pytest.mark.parametrize("name", ["pass_rates", "arms", "reply_tokens", "ood"])
+@pytest.mark.parametrize("case", METRICS)
+def test_figures_are_whole_and_leave_nothing_behind(name, case):
+    before, given = dict(plt.rcParams), copy.deepcopy(METRICS[case])
+    figure = getattr(plots, name)(given)
+    assert isinstance(figure, Figure) and given == METRICS[case]
+    assert_whole(figure)
+    assert plt.get_fignums() == [] and dict(plt.rcParams) == before
+
+
+def test_pass_rates_shows_rates_intervals_floors_and_n():
+    metrics = make_metrics()
+    figure = plots.pass_rates(metrics)
+    axis = figure.axes[0]
+    bars = dict(zip(("base", "in_context", "consolidated"), axis.containers, strict=True))
+    for arm, bar in bars.items():
+        points, _, (whiskers,) = bar.lines
+        rows = [r["pass_rate"][arm] for r in metrics["rounds"]]
+        assert list(points.get_ydata()) == [row["pass_rate"] for row in rows]
+        for segment, row in zip(whiskers.get_segments(), rows, strict=True):
+            assert sorted(segment[:, 1]) == pytest.approx([row["low"], row["high"]])
+        assert matplotlib.colors.same_color(points.get_color(), plots.COLOURS[arm])
+    dashed = sorted(line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--")
+    assert dashed == [0.031, 0.062, 1.0]
+    said = words(figure)
+    for text in ("128 held-out maps", "Wilson", "random policy 3.1%", "best fixed plan 6.2%", "solvable in time 100"):
+        assert text in said
+    draws = [line for line in axis.lines if list(line.get_ydata()) == [0.7, 0.9]]
+    assert len(draws) == 2  # one a round
+
+
+def test_labels_of_near_floors_do_not_overlap():
+    figure = plots.pass_rates(make_metrics())
+    figure.draw_without_rendering()
+    one, two = (next(t for t in texts(figure) if name in t.get_text()) for name in ("random", "fixed"))
+    assert not one.get_window_extent().overlaps(two.get_window_extent())
+
+
+def test_arms_has_a_bar_an_arm_and_the_probe_beside_it():
+    metrics = make_metrics()
+    left, right = plots.arms(metrics).axes
+    assert sorted(bar.get_width() for bar in left.patches) == pytest.approx(sorted(
+        [7 / 128, 104 / 128, 115 / 128, 40 / 128, 30 / 128, 94 / 128, 80 / 128]))
+    assert sorted(bar.get_width() for bar in right.patches) == pytest.approx([0.6, 0.7, 0.85, 0.88, 0.91])
+    assert "n = 128" in left.get_title(loc="left") and "n = 200" in right.get_title(loc="left")
+    assert "no OOD probe" in words(plots.arms(make_metrics(probe=None)))
+
+
+def test_training_has_a_line_an_arm_and_round():
+    figure = plots.training(make_rows())
+    loss, entropy = figure.axes
+    assert len(loss.lines) == len(entropy.lines) == 5
+    assert len({line.get_color() for line in loss.lines}) == 5
+    assert list(loss.lines[1].get_ydata()) == [math.exp(-s / 2) for s in range(8)]
+    assert loss.get_yscale() == "log"
+    assert_whole(figure)
+    zero = plots.training([{**row, "loss": 0.0} for row in make_rows(1)])  # a loss of 0 has no logarithm
+    assert zero.axes[0].get_yscale() == "linear"
+    assert_whole(zero)
+    assert plt.get_fignums() == []
+
+
+def test_ood_shows_every_kind_before_and_after():
+    axis = plots.ood(make_metrics()).axes[0]
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx(
+        [0.91, 0.91, 0.86, 0.88, 0.88, 0.83, 0.9, 0.9, 0.85])
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["all", "copy", "other\nletters"]
+    assert "200 questions" in axis.get_title(loc="left")
+    assert "no OOD probe" in words(plots.ood(make_metrics(probe=None)))
+
+
+@pytest.mark.parametrize("game", [
+    make_game(), make_game(("[left]",)), make_game(("?", "?")), make_game(("[left]", "[right]") * 6),
+    make_game(("[left]", "[up]", "[right]"), "oelkit/Sokoban-v0", 1)])
+def test_strip_draws_each_turn(game):
+    figure = plots.strip(game)
+    assert len(figure.axes) == len(game.turns)
+    said = " ".join(words(figure).split())
+    for i, turn in enumerate(game.turns):
+        assert f"{i + 1}. {f'[{turn.action}]' if turn.action else 'no move'}" in said
+        assert turn.feedback in said
+    assert f"{game.id}: {game.outcome.replace('_', ' ')}" in said
+    assert_whole(figure)
+    assert plt.get_fignums() == []
+
+
+def test_strip_shows_foreign_text_as_it_is():
+    r"""Logs of an agent: no board, an unknown action, and text that matplotlib would read as mathematics."""
+    turn = Turn(r"Cost: $\frac{1$ per <b>item</b>", [], "r", "buy $x^2 now or never", "$\\sqrt$ " * 60, 1, 1, False)
+    figure = plots.strip(Trajectory("a$b$", "logs", None, "m", 1, (turn,) * 2, Outcome.UNKNOWN, "the $end"))
+    assert_whole(figure)
+    said = words(figure)
+    assert r"$\frac{1$" in said and "the $end" in said and "…" in said

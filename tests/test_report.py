@@ -1,0 +1,123 @@
+"""The report: one file that loads nothing, runs nothing a model wrote, and says what came out and what did not."""
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from test_plots import make_game, make_metrics, make_rows
+
+from oelkit.records import RecordError, write_jsonl
+from oelkit.report import MISSED, findings, write_report
+
+EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text by the tag that it stands in."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+
+def make_run(folder, metrics):
+    rounds = [r["round"] for r in metrics["rounds"]]
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "run.json").write_text(json.dumps({"settings": {"model": "micro", "lr": 0.001, "top_k": None},
+                                                 "versions": {"torch": "2.13"}}))
+    write_jsonl(folder / "metrics.jsonl", make_rows(arms=[(f"round {k}", k) for k in rounds]))
+    for k in rounds:
+        (folder / f"round_{k}").mkdir()
+        write_jsonl(folder / f"round_{k}" / "trajectories.jsonl", [make_game(), make_game(("[up]", EVIL), seed=5)])
+        text = f"## Draw 0\n- EXPERIENCE ITEM: {EVIL}\n"
+        (folder / f"round_{k}" / "experience.md").write_bytes(text.encode(errors="replace"))
+    return folder
+
+
+@pytest.mark.parametrize("metrics", [make_metrics(), make_metrics((90,), probe=None, arms=False)], ids=["full", "bare"])
+def test_report_is_self_contained_and_escaped(tmp_path, metrics):
+    run = make_run(tmp_path / "demo", {**metrics, "model": "<i>m</i>"})
+    path = write_report(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "i", "object"} & {tag for tag, _ in page.tags}
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
+    figures = sorted(f.read_bytes() for f in (run / "figures").glob("*.png"))
+    assert sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources) == figures
+    assert len(figures) == 5 + len({1, metrics["rounds"][-1]["round"]})
+    own = text.replace("&lt;img src=http://x.example/a.png", "")
+    assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
+    assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text
+    assert "<script>alert(1)</script>" in "".join(page.texts["pre"])  # as text
+    cells = page.texts["td"]
+    assert page.texts["th"][:4] == ["round", "base", "in context", "consolidated"]
+    assert "5.5% [3%, 11%]" in cells and "21 of 31" in cells
+    assert "".join(page.texts["li"]) == "".join(findings(metrics))
+    assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(page.texts["small"])
+    assert not list(run.glob("*.partial"))
+
+
+def test_report_can_be_written_again(tmp_path):
+    run = make_run(tmp_path / "demo", make_metrics((90,)))
+    first = write_report(run).read_text(encoding="utf-8")
+    (run / "round_1" / "experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: another\n")
+    second = write_report(run).read_text(encoding="utf-8")
+    assert "another" in second and "another" not in first
+
+
+def test_unfinished_run_and_damaged_records(tmp_path):
+    run = make_run(tmp_path / "demo", make_metrics())
+    write_report(run)
+    before = (run / "report.html").read_bytes()
+    with (run / "round_2" / "trajectories.jsonl").open("a") as f:
+        f.write('{"schema": 1, "id": 3}\n')
+    with pytest.raises(RecordError, match=r"round_2.trajectories.jsonl, line 3: field 'id'"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    (run / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match="loop --run demo --resume"):
+        write_report(run)
+
+
+def missed(metrics):
+    return [line.removeprefix(MISSED) for line in findings(metrics) if line.startswith(MISSED)]
+
+
+def test_findings_of_a_run_in_which_all_came_out():
+    said = findings(make_metrics((115, 116), base=3))
+    assert missed(make_metrics((115, 116), base=3)) == []
+    text = " ".join(said)
+    for part in ("base model passes 2.3% [1%, 7%] of 128", "best fixed plan 6.2%", "its own notes in context, 81.2%",
+                 "absorbed them, without notes, 89.8%", "1.11 of in context", "Round 2 stays within the interval of",
+                 "Other abilities are kept", "is above SFT on the teacher's replies, 62.5%",
+                 "is above raw games in context, 31.2%"):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("metrics, part", [
+    (make_metrics(base=60), "the base is better than a player who guesses"),
+    (make_metrics(in_context=9), "own notes in context, 7.0% [4%, 13%], is not told apart from the base"),
+    (make_metrics((2, 100), base=40), "absorbed them, without notes, 1.6% [0%, 6%], is below the base"),
+    (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
+    (make_metrics((115, 95)), "Round 2 falls below round 1: 74.2%"),
+    (make_metrics((115, 115), probe=(0.91, 0.9, 0.7)), "Other abilities are partly lost: 70.0% of 200"),
+    (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
+])
+def test_findings_say_what_did_not_come_out(metrics, part):
+    assert any(part in line for line in missed(metrics)), missed(metrics)
+
+
+def test_findings_of_one_round_without_probe_and_arms():
+    said = findings(make_metrics((115,), probe=None, arms=False))
+    assert len(said) == 4 and not any("Round 1 " in line or "OOD" in line for line in said)
