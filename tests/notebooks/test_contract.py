@@ -7,7 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from oelkit.curate import replay
 from oelkit.notebooks import parameters_of, tags
+from oelkit.records import ExperienceItem, Trajectory, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -121,3 +123,13 @@ def test_ends_with_what_comes_next(path):
 def test_never_asks_and_never_looks_whether_it_is_headless(path):
     source = "\n".join(cell.source for cell in code(path)).lower()
     assert not re.search(r"\binput\(|headless|papermill|getpass|isatty", source)
+
+
+def test_the_sample_records_fit_together():
+    folder = ROOT / "data" / "sample"
+    games = {game.id: game for game in read_jsonl(folder / "trajectories.jsonl", Trajectory)}
+    items = read_jsonl(folder / "items.jsonl", ExperienceItem)
+    assert all(seen.turn < len(games[seen.trajectory_id].turns) for item in items for seen in item.evidence)
+    curation = replay(items, folder / "curation.jsonl")
+    assert {item.status for item in curation.items} == {"accepted", "rejected"} and curation.diff()
+    assert {"merge", "edit", "undo"} <= {operation.op for operation in curation.log}
