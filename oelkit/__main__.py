@@ -85,14 +85,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _texts(path: str | None) -> list[str]:
     """The experience texts in a file, one a draw; [""] where there is none."""
-    from .curate import Curation, experience_text, replay
+    from .curate import experience_text, for_draw, replay
     from .records import ExperienceItem, read_jsonl
 
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
         items = replay(items, log).kept() if log.exists() else items
         draws = sorted({i.draw for i in items if i.model}) or [0]  # what a person added is for every draw
-        texts = [experience_text(i for i in items if i.draw == draw or not i.model) for draw in draws]
+        texts = [experience_text(for_draw(items, draw)) for draw in draws]
     else:
         text = Path(path).read_text(encoding="utf-8") if path else ""
         texts = [part.strip() for part in re.split(r"^## Draw \d+$", text, flags=re.M) if part.strip()]

@@ -264,24 +264,40 @@ def replay(items: Iterable[ExperienceItem], log: str | os.PathLike | Sequence[Op
 
 
 def auto_curate(curation: Curation) -> Curation:
-    """The headless default: accepts every pending item, rejects one with the very words of an earlier of its draw (author "auto").
+    """The headless default for what no person has decided on (author "auto"); a second call does nothing. Returns it.
 
-    Case and punctuation aside the words must be the same, in the same order. What a person decided stays. Returns it.
+    Of three draws or more, what more than half of them wrote in the same words (case and punctuation aside) is merged and
+    accepted, and the rest is rejected: a misreading seldom happens twice (self-consistency, arXiv 2203.11171). Where they
+    agree on nothing, as with free wording, every item is accepted but those with the words of an earlier one of its draw.
     """
-    def key(item: CuratedItem) -> tuple:
-        return item.draw, *_words(item.text)
-
-    first: dict[tuple, str] = {}
-    pending = [item for item in curation.items if item.status == "pending"]
-    for item in [item for item in curation.items if item.status != "pending"] + pending:
-        first.setdefault(key(item), item.id)
-    fresh = [item.id for item in pending if first[key(item)] == item.id]
-    if fresh:
-        curation.accept(fresh, author="auto")
-    for item in pending:
-        if first[key(item)] != item.id:
-            curation.reject(item.id, f"duplicates {first[key(item)]}", author="auto")
+    settled = {(i.draw, *_words(i.text)): i.id for i in curation.items if i.status != "pending"}
+    draws = {i.draw for i in curation.items if i.model}
+    groups: dict[tuple[str, ...], list[CuratedItem]] = {}
+    for item in [i for i in curation.items if i.status == "pending"]:
+        if twin := settled.get((item.draw, *_words(item.text))):
+            curation.reject(item.id, f"duplicates {twin}", author="auto")
+        else:
+            groups.setdefault(_words(item.text), []).append(item)
+    wrote = {words: len({i.draw for i in group}) for words, group in groups.items()}
+    agreed = {words for words, n in wrote.items() if len(draws) >= 3 and n > len(draws) / 2}
+    for words, group in groups.items():
+        ids, reason = [i.id for i in group], f"written by {wrote[words]} of {len(draws)} draws"
+        if words in agreed:
+            curation.accept(curation.merge(ids, group[0].text, reason, author="auto"), author="auto")
+        elif agreed:
+            curation.reject(ids, reason, author="auto")
+        else:
+            first = {i.draw: i.id for i in reversed(group)}
+            curation.accept([id for id in ids if id in first.values()], author="auto")
+            for item in group:
+                if item.id != first[item.draw]:
+                    curation.reject(item.id, f"duplicates {first[item.draw]}", author="auto")
     return curation
+
+
+def for_draw(items: Iterable[ExperienceItem], draw: int) -> list[ExperienceItem]:
+    """The items that belong to a draw's text: its own, a person's, and what was merged."""
+    return [i for i in items if i.draw == draw or not i.model or len(getattr(i, "parents", ())) > 1]
 
 
 def experience_text(items: Iterable[ExperienceItem]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import gymnasium
 
 from . import envs
-from .curate import Curation, auto_curate
+from .curate import Curation, auto_curate, for_draw
 from .distill import distill
 from .evaluate import Report, evaluate, probe
 from .extract import cap, extract, join_experience
@@ -50,7 +50,7 @@ class Settings:
     """Games a round to extract from."""
     collect: int = 48
     """Games a round whose turns become training states."""
-    draws: int = 3
+    draws: int = 8
     """Independent extractions (K experience texts)."""
     budget_tokens: int = 8192
     """Cap of one experience text; the oldest items go first."""
@@ -187,9 +187,9 @@ class Run:
         return read_jsonl(path, ExperienceItem)
 
     def curate(self, k: int) -> list[str]:
-        """Accept what no person has decided on (exact duplicates go) and write what the teacher reads, one text a draw.
+        """Accept what no person has decided on (see `auto_curate`) and write what the teacher reads, one text a draw.
 
-        What a person adds is for every draw. Done anew where items.jsonl or curation.jsonl is newer than experience.md.
+        What a person adds, and what was merged, is for every draw. Done anew where items.jsonl or curation.jsonl is newer than experience.md.
         """
         folder = self.round_folder(k)
         path, sources = folder / "experience.md", [folder / "items.jsonl", folder / "curation.jsonl"]
@@ -197,8 +197,7 @@ class Run:
         def work() -> None:
             self.extract(k)
             kept = auto_curate(Curation.open(*sources)).kept()
-            texts = [join_experience(old, [i for i in kept if i.draw == d or not i.model])
-                     for d, old in enumerate(self._before(k))]  # fmt: skip
+            texts = [join_experience(old, for_draw(kept, d)) for d, old in enumerate(self._before(k))]
             texts = [cap(self.policy, text, self.settings.budget_tokens) for text in texts]
             _write(path, "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)))
 

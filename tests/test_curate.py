@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit.curate import Curation, auto_curate, experience_text, replay
+from oelkit.curate import Curation, auto_curate, experience_text, for_draw, replay
 from oelkit.records import ConflictError, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl, write_jsonl
 
 TEXTS = ["H is a hole.", "G is the goal.", "Avoid H or G,\nthey block  your path", "h is a HOLE", "Move right first."]
@@ -159,18 +159,12 @@ def test_to_frame():
     assert len(Curation([]).to_frame()) == 0
 
 
-def test_curate_imports_neither_pandas_nor_torch():
-    import subprocess
-    code = "import sys, oelkit.curate; assert not {'pandas', 'torch', 'transformers', 'numpy'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_auto_curate_keeps_all_but_the_same_words():
     c = auto_curate(Curation([*items(), ExperienceItem("g", "G is a hole.", (), "m", 1, 0),
                               ExperienceItem("s", "→", (), "m", 1, 0), ExperienceItem("s2", "←", (), "m", 1, 0)]))
     assert {i.id: i.status for i in c.items} == {"i0": "accepted", "i1": "accepted", "i2": "accepted", "i3": "rejected",
                                                  "i4": "accepted", "g": "accepted", "s": "accepted", "s2": "accepted"}
-    assert c.log[-1].reason == "duplicates i0" and {op.author for op in c.log} == {"auto"}
+    assert [op.reason for op in c.log if op.op == "reject"] == ["duplicates i0"] and {op.author for op in c.log} == {"auto"}
     n = len(c.log)
     assert len(auto_curate(c).log) == n
 
@@ -182,7 +176,21 @@ def test_auto_curate_leaves_what_a_person_decided():
     c.skip("i4")
     auto_curate(c)
     assert [i.status for i in c.items] == ["rejected", "rejected", "accepted", "accepted", "skipped"]
-    assert c.log[-1].ids == ("i0",) and c.log[-1].reason == "duplicates i3"
+    assert [(op.ids, op.reason) for op in c.log if op.author == "auto"] == [(("i0",), "duplicates i3"), (("i2",), "")]
+
+
+def test_auto_curate_keeps_what_most_draws_agree_on():
+    said = [(0, "H is a hole."), (0, "G is a hole."), (1, "H is a hole"), (1, "G is the goal."), (2, "G is the goal."), (2, "h is a hole.")]
+    items = [ExperienceItem(f"n{n}", text, (Evidence(f"t{n}", 0),), "m", 1, d) for n, (d, text) in enumerate(said)]
+    c = auto_curate(Curation(items))
+    assert [i.text for i in c.kept()] == ["H is a hole.", "G is the goal."]
+    assert [e.trajectory_id for i in c.kept() for e in i.evidence] == ["t0", "t2", "t5", "t3", "t4"]
+    assert c.item("n1").status == "rejected" and c.log[-1].author == "auto"
+    assert all(for_draw(c.kept(), d) == c.kept() for d in range(3))  # merged: for every draw
+    n = len(c.log)
+    assert len(auto_curate(c).log) == n
+    free = [ExperienceItem(str(d), f"words {d}", (), "m", 1, d) for d in range(4)]  # no two alike: nothing to agree on
+    assert [i.text for i in for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
 
 
 # -- the log
