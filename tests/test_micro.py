@@ -134,4 +134,4 @@ def test_another_seed_of_the_loop_agrees_with_the_record(micro, tmp_path):
 
 def test_the_probe_is_passed_by_the_base(micro):
     result = probe(micro, MICRO / "probe.jsonl", adapter=None)
-    assert result["n"] == 192 and result["all"] > 0.8
+    assert result["n"] == 192 and result["all"] > 0.7
