@@ -46,7 +46,7 @@ class Settings:
     """Rounds of the loop."""
     seed: int = 0
     """Of maps, sampling and batches."""
-    games: int = 64
+    games: int = 24
     """Games a round to extract from."""
     collect: int = 48
     """Games a round whose turns become training states."""

@@ -20,7 +20,7 @@ from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
     "default": BASE,
-    "24 games": replace(BASE, games=24),
+    "64 games": replace(BASE, games=64),
     "no retention": replace(BASE, retain=0.0),
     "fresh items": replace(BASE, carry=False),
     "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
