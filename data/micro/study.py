@@ -14,7 +14,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from oelkit import Run, Settings, load_policy
+from oelkit import Run, Settings, envs, load_policy, plots
+from oelkit.loop import HELD_OUT
 from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 
 BASE = Settings(rounds=3, arms=False)
@@ -74,6 +75,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def figure(rows: list[dict], path: Path, seed: int = 0) -> None:
+    """The pass rates of the default with one seed, as the README shows them."""
+    mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
+    rates = [{"round": r["round"], "pass_rate": {a: r[a] for a in ("base", "in_context", "consolidated")}} for r in mine]
+    seeds = range(HELD_OUT, HELD_OUT + BASE.episodes)
+    limits = envs.bounds(BASE.env.replace("-v", "Unseen-v"), seeds)
+    plots.pass_rates({"rounds": rates, "bounds": limits}).savefig(path, dpi=130)
+
+
 def _spread(rates: list[float]) -> str:
     return f"{statistics.mean(rates):.0%} ({min(rates):.0%}-{max(rates):.0%})" if rates else "-"
 
@@ -84,10 +94,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0:5", help="first:end")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--figure", type=Path, help="only draw the default's seed 0 into this file")
     args = parser.parse_args()
     done = read_jsonl(args.out) if args.out.exists() else []
     if args.table:
         return print(table(done))
+    if args.figure:
+        return figure(done, args.figure)
     complete = {(r["variant"], r["seed"]) for r in done if r["round"] == BASE.rounds}
     write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
     policy = load_policy(BASE.model)
