@@ -60,10 +60,11 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
         bars = _whiskers([_passed(row) for row in rows]) if key == "pass_rate" else None
         axis.errorbar(xs, ys, bars, fmt="o", color=COLOURS[arm], capsize=3, markersize=5, label=NAMES[arm])
         axis.plot(xs, ys, color=COLOURS[arm], lw=1, alpha=0.5)
-        for x, y in zip(xs, ys, strict=True):
-            axis.annotate(f"{y:.1f}" if key == "reply_tokens" else f"{y:.0%}", (x, y), (6, 0), va="center", fontsize=8,
-                          textcoords="offset points", color=COLOURS[arm],
-                          path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
+        for x, y in zip(xs, ys, strict=True) if len(numbers) < 4 else ():  # of more the labels would overlap
+            place = {"xytext": (6, 0), "va": "center"} if bars else {"xytext": (0, 7), "ha": "center"}
+            text, halo = f"{y:.1f}" if key == "reply_tokens" else f"{y:.0%}", withStroke(linewidth=3, foreground="white")
+            axis.annotate(text, (x, y), textcoords="offset points", fontsize=8, color=COLOURS[arm], path_effects=[halo],
+                          **place)  # fmt: skip
     axis.set(xlabel="round", xticks=numbers, xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
     axis.grid(axis="x", visible=False)
     if key != "reply_tokens":

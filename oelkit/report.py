@@ -121,7 +121,7 @@ def write_report(run_folder: str | Path) -> Path:
         won, lost = [[t for t in played if (t.outcome is Outcome.SUCCESS) == good] for good in (True, False)]
         if k in (1, last):
             shown = (lost + won if k == 1 else won + lost)[0]
-            says = (f"After {k - 1} rounds of training, without notes: {len(won)} of {len(played)} games won. "
+            says = (f"Trained {k - 1} round{'s' * (k != 2)}, without notes: {len(won)} of {len(played)} games won. "
                     f"Here: the first that ended in {shown.outcome.replace('_', ' ')}.")  # fmt: skip
             games.append(figure(f"game_{k}", plots.strip(shown), says))
         text = escape((folder / f"round_{k}" / "experience.md").read_text(encoding="utf-8").strip())
