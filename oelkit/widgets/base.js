@@ -1,0 +1,61 @@
+// What both views share. Text of models is untrusted: it only ever becomes a text node or an attribute.
+
+/** An element: el("button", { class: "x", onclick: f, hidden: true }, "text or", node, …). */
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+/** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;
+ *  keep(): a row that stays in the page wherever one scrolls (the one with the focus), or -1. */
+function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
+  const rows = el("div", { class: "oel-rows", role: "list" });
+  const box = el("div", { class: "oel-list", ...attributes }, rows);
+  let tops = [0], drawn = new Map();
+
+  const at = (y) => {  // the row at that height
+    let low = 0, high = tops.length - 2;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (tops[middle] <= y) low = middle; else high = middle - 1;
+    }
+    return low;
+  };
+  function draw() {
+    const wanted = new Set(), n = tops.length - 1;
+    if (n) for (let i = at(box.scrollTop - 200); i <= at(box.scrollTop + box.clientHeight + 200); i++) wanted.add(i);
+    if (keep() >= 0 && keep() < n) wanted.add(keep());
+    const before = drawn;
+    drawn = new Map([...wanted].sort((a, b) => a - b).map((i) => [i, before.get(i) ?? row(i)]));
+    const nodes = new Set(drawn.values());
+    for (const child of [...rows.children]) if (!nodes.has(child)) child.remove();
+    let next = rows.firstChild;
+    for (const [i, node] of drawn) {  // a node that is in its place is not touched, so that it keeps the focus
+      node.style.top = `${tops[i]}px`;
+      if (node === next) next = next.nextSibling; else rows.insertBefore(node, next);
+    }
+  }
+  /** After rows came, went or changed. */
+  function refresh() {
+    tops = [0];
+    for (let i = 0; i < count(); i++) tops.push(tops[i] + height(i));
+    rows.style.height = `${tops.at(-1)}px`;
+    drawn.clear();
+    draw();
+  }
+  function reveal(i) {
+    if (tops[i + 1] > box.scrollTop + box.clientHeight) box.scrollTop = tops[i + 1] - box.clientHeight;
+    if (tops[i] < box.scrollTop) box.scrollTop = tops[i];
+    draw();
+  }
+  box.addEventListener("scroll", draw);
+  new ResizeObserver(draw).observe(box);
+  return { box, refresh, reveal };
+}
+

@@ -1,0 +1,34 @@
+"""What both views share: front end from files, plain HTML in place of the live view in a saved notebook.
+
+Text of models is untrusted: escaped here, and only ever a text node in the browser.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import anywidget
+
+
+def source(name: str) -> str:
+    """`_esm` or `_css` of a view: base.js or base.css and then its own file, as one text."""
+    path = Path(__file__).with_name(name)
+    return path.with_stem("base").read_text("utf-8") + path.read_text("utf-8")
+
+
+class View(anywidget.AnyWidget):
+    """A widget whose `still` is shown where no kernel runs: in saved, converted and GitHub-rendered notebooks."""
+
+    still = ""
+    """HTML, escaped by whoever sets it."""
+    _ipython_display_ = None  # ipywidgets 7 (Colab) would leave text/html out
+
+    def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
+        data, metadata = super()._repr_mimebundle_(**options)
+        return {**data, "text/html": self.still}, metadata
+
+
+def pre(text: str) -> str:
+    """HTML of a text as it is, long lines broken."""
+    return f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .6em">{escape(text)}</pre>'
