@@ -66,7 +66,7 @@ class Curation:
 
     If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an operation takes ids, it
     takes one or a list, and a list is one step of undo. A wrong call raises ValueError and changes nothing; so does
-    `records.ConflictError`, raised if another editor has written to the log since: open it again.
+    `records.ConflictError`, raised if another editor has written to the log since: `reload` it.
     """
 
     def __init__(self, items: Iterable[ExperienceItem], log_path: str | os.PathLike | None = None, *,
@@ -77,17 +77,19 @@ class Curation:
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:
             raise ValueError(f"items need distinct ids; more than one is called {double[0]!r}")
-        self._size = 0
-        log = []
-        if self.log_path is not None and self.log_path.exists():
-            self._size = self.log_path.stat().st_size  # before reading: a line that comes in between is then a conflict
-            log = _read_log(self.log_path)
-        self._load(log)
+        self.reload()
 
     @classmethod
     def open(cls, items_path: str | os.PathLike, log_path: str | os.PathLike, *, author: str = "user") -> Curation:
         """The curation of an items.jsonl with its log (created by the first operation)."""
         return cls(read_jsonl(items_path, ExperienceItem), log_path, author=author)
+
+    def reload(self) -> None:
+        """Read the log again, after somebody else has written to it."""
+        there = self.log_path is not None and self.log_path.exists()
+        # The size before reading: a line that comes in between is then a conflict.
+        self._size = self.log_path.stat().st_size if there else 0
+        self._load(_read_log(self.log_path) if there else [])
 
     def _load(self, log: Sequence[Operation]) -> None:
         self._log, self._done, self._undone = list(log), [], []
@@ -126,12 +128,14 @@ class Curation:
         self._do("move", id, reason, author, to=to)
 
     def merge(self, ids: Sequence[str], text: str | None = None, reason: str = "", author: str | None = None) -> str:
-        """One item in place of several, with all their evidence; returns its id. Default text: theirs, joined.
+        """One item in place of several, with all their evidence; returns its id. Default text: theirs, joined, the
+        same words only once.
 
         It stands where the first of them stood, and keeps their status if they share one (else: pending).
         """
         if text is None:
-            text = " ".join(dict.fromkeys(self.item(i).text for i in _ids(ids)))
+            texts = [self.item(i).text for i in _ids(ids)]
+            text = " ".join({_words(t): t for t in reversed(texts)}[w] for w in dict.fromkeys(map(_words, texts)))
         return self._do("merge", ids, reason, author, texts=(text,))[0]
 
     def split(self, id: str, texts: Sequence[str], reason: str = "", author: str | None = None) -> list[str]:
@@ -142,13 +146,15 @@ class Curation:
         """An item of one's own, at the end and accepted; returns its id."""
         return self._do("add", (), reason, author, texts=(text,), evidence=tuple(evidence))[0]
 
-    def undo(self, reason: str = "", author: str | None = None) -> None:
-        """Take back the last operation that is not undone yet."""
+    def undo(self, reason: str = "", author: str | None = None) -> Operation:
+        """Take back the last operation that is not undone yet; returns it."""
         self._do("undo", (), reason, author)
+        return self._undone[-1]
 
-    def redo(self, reason: str = "", author: str | None = None) -> None:
-        """Do again what was undone last; any other operation in between ends this."""
+    def redo(self, reason: str = "", author: str | None = None) -> Operation:
+        """Do again what was undone last, and return it; any other operation in between ends this."""
         self._do("redo", (), reason, author)
+        return self._done[-1]
 
     def _do(self, op: str, id: str | Sequence[str], reason: str, author: str | None, **fields: Any) -> tuple[str, ...]:
         n, ids = len(self._log) + 1, _ids(id)
@@ -198,33 +204,36 @@ class Curation:
             raise ValueError(f"no item is called {id!r}")
         return self._state[id]
 
+    def history(self, id: str) -> list[Operation]:
+        """What was done to an item, made it or replaced it, and is not undone."""
+        return [op for op in self._done if id in op.ids or id in op.new]
+
     def __repr__(self) -> str:
         counts = Counter(item.status for item in self.items)
         return f"Curation({len(self.items)} items: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ")"
 
-    def kept(self, include_pending: bool = False) -> list[CuratedItem]:
-        """The accepted items in order; with `include_pending` also those neither accepted nor rejected."""
-        wanted = ("accepted", "pending", "skipped") if include_pending else ("accepted",)
-        return [item for item in self.items if item.status in wanted]
+    def kept(self, draw: int | None = None) -> list[CuratedItem]:
+        """The accepted items in order: all, or those of one draw's text (see `for_draw`)."""
+        kept = [item for item in self.items if item.status == "accepted"]
+        return kept if draw is None else for_draw(kept, draw)
 
     def within_budget(self, budget_tokens: int, tokenizer: Any,
-                      include_pending: bool = False) -> tuple[list[CuratedItem], list[CuratedItem]]:
+                      draw: int | None = None) -> tuple[list[CuratedItem], list[CuratedItem]]:
         """(what fits, what was cut) of the kept items: the oldest, on top, go first (as in the paper).
 
         `tokenizer`: a Transformers or tokenizers one, or a function from a text to its number of tokens.
         """
         if tokenizer is None or budget_tokens < 0:
             raise ValueError("a token budget needs a tokenizer and must not be negative")
-        kept = self.kept(include_pending)
+        kept = self.kept(draw)
         cut = bisect.bisect_left(range(len(kept)), True, key=lambda first:
-                                 _count(experience_text(kept[first:]), tokenizer) <= budget_tokens)
+                                 count_tokens(experience_text(kept[first:]), tokenizer) <= budget_tokens)
         return kept[cut:], kept[:cut]
 
-    def experience(self, budget_tokens: int | None = None, tokenizer: Any = None, include_pending: bool = False) -> str:
+    def experience(self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None) -> str:
         """The text that the teacher reads: the kept items, one a line; see `within_budget` for what a budget cuts."""
-        if budget_tokens is None:
-            return experience_text(self.kept(include_pending))
-        return experience_text(self.within_budget(budget_tokens, tokenizer, include_pending)[0])
+        kept = self.kept(draw) if budget_tokens is None else self.within_budget(budget_tokens, tokenizer, draw)[0]
+        return experience_text(kept)
 
     def diff(self) -> dict[str, list[tuple[str, str]]]:
         """For each edited item of the view the runs of words ("=" kept, "-" removed, "+" new) from original to text."""
@@ -248,10 +257,8 @@ class Curation:
 
     def to_frame(self) -> Any:
         """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("to_frame needs pandas: pip install pandas") from None
+        import pandas  # no requirement of anything else here
+
         columns = ["id", "status", "text", "original", "evidence", "parents", "model", "round", "draw"]
         return pandas.DataFrame([[getattr(item, c) for c in columns] for item in self.items], columns=columns)
 
@@ -303,6 +310,14 @@ def for_draw(items: Iterable[ExperienceItem], draw: int) -> list[ExperienceItem]
 def experience_text(items: Iterable[ExperienceItem]) -> str:
     """The items as the teacher reads them, one line each."""
     return "\n".join(f"- EXPERIENCE ITEM: {one_line(item.text)}" for item in items)
+
+
+def count_tokens(text: str, tokenizer: Any) -> int:
+    """By a Transformers or tokenizers tokenizer, or by a function from a text to its number of tokens."""
+    if not hasattr(tokenizer, "encode"):
+        return tokenizer(text)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return len(getattr(ids, "ids", ids))
 
 
 def one_line(text: str) -> str:
@@ -415,10 +430,3 @@ def _word_diff(old: str, new: str) -> list[tuple[str, str]]:
         runs = [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
         parts += [(sign, " ".join(words)) for sign, words in runs if words]
     return parts
-
-
-def _count(text: str, tokenizer: Any) -> int:
-    if not hasattr(tokenizer, "encode"):
-        return tokenizer(text)
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return len(getattr(ids, "ids", ids))

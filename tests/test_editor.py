@@ -1,85 +1,160 @@
-"""The experience editor, driven as a person would: every click lands in the log, and text of models stays text."""
-import ipywidgets
+"""The Python side of the experience editor: every message of the browser is an operation in the log, and only what
+changed goes back. What a person sees and presses is in browser/test_editor.py."""
+import json
+
+import nbformat
 import pytest
 
 from oelkit.curate import Curation
-from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl, write_jsonl
 from oelkit.widgets import experience_editor
 
 EVIL = "<script>alert(1)</script>"
-
-
-def find(widget, kind):
-    found = [widget] if isinstance(widget, kind) else []
-    return found + [w for child in getattr(widget, "children", ()) for w in find(child, kind)]
-
-
-def shown(widget):
-    return " ".join(w.value for w in find(widget, ipywidgets.HTML))
+TEXTS = "H is a hole.", EVIL, "G is the goal."
 
 
 @pytest.fixture
 def files(tmp_path):
-    write_jsonl(tmp_path / "items.jsonl", [ExperienceItem(f"i{n}", text, (), "m", 1, 0) for n, text in
-                                           enumerate(("H is a hole.", EVIL, "G is the goal."))])
+    write_jsonl(tmp_path / "items.jsonl", [ExperienceItem(f"i{n}", text, (Evidence("t0", n),), "m", 1, 0)
+                                           for n, text in enumerate(TEXTS)])
     return tmp_path / "items.jsonl", tmp_path / "curation.jsonl"
 
 
-class Table:
+class Browser:
+    """What stands in the browser after each message."""
+
     def __init__(self, curation, **options):
         self.view = experience_editor(curation, **options)
-        self.undo, self.redo = [b for b in find(self.view, ipywidgets.Button) if b.description in ("undo", "redo")]
+        self.view.send = self.hear
+        self.rows, self.state, self.heard = {}, {}, []
+        self.do("hello")
 
-    def row(self, n):
-        return self.view.children[0].children[n].children  # status, accept, reject, text
+    def hear(self, content):
+        self.heard.append(json.loads(content["json"]))
+        self.rows.update(self.heard[-1]["rows"])
+        self.state.update(self.heard[-1])
+
+    def do(self, op, **more):
+        self.view._handle_custom_msg({"op": op, **more}, [])
+        return self.heard[-1]
+
+    def shown(self):
+        return [self.rows[id]["text"] for id in self.state["order"]]
 
 
-def test_every_click_is_an_operation_and_the_view_follows(files):
+def test_every_message_is_an_operation_and_the_view_follows(files):
+    curation = Curation.open(*files, author="ann")
+    browser = Browser(curation)
+    assert browser.state["can"] == [False, False] and browser.state["reads"] == []
+    browser.do("accept", ids=["i0", "i2"], reason="seen")
+    browser.do("reject", ids=["i1"])
+    browser.do("skip", ids=["i1"])
+    browser.do("restore", ids=["i1"])
+    browser.do("edit", ids=["i2"], texts=["G is where to go."])
+    browser.do("move", ids=["i2"], to=0)
+    merged = browser.do("merge", ids=["i2", "i0"])["at"]
+    parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-8.2"
+    own = browser.do("add", texts=["mine"])["at"]
+    assert [op["op"] for op in read_jsonl(files[1])] == ["accept", "reject", "skip", "restore", "edit", "move", "merge",
+                                                         "split", "add"]
+    assert curation.log[0].reason == "seen" and curation.log[0].ids == ("i0", "i2") and curation.log[0].author == "ann"
+    assert browser.state["order"] == [*parts, "i1", own] == [i.id for i in curation.items]
+    assert browser.shown() == ["one", "two", EVIL, "mine"]
+    assert browser.state["reads"] == [f"- EXPERIENCE ITEM: {text}" for text in ("one", "two", "mine")]
+    assert [browser.do("undo")["at"] for _ in range(3)] == [None, merged, "i2"]  # where to look: what is there again
+    assert browser.do("redo")["at"] == merged and browser.state["can"] == [True, True]
+    other = Browser(Curation.open(*files))  # another window, later
+    assert (other.rows, other.state["order"]) == ({id: browser.rows[id] for id in browser.state["order"]},
+                                                  browser.state["order"])
+
+
+def test_only_what_changed_is_sent(files):
     curation = Curation.open(*files)
-    table = Table(curation)
-    assert table.undo.disabled and "0 of 3 items kept" in shown(table.view)
-    table.row(0)[1].click()
-    table.row(1)[2].click()
-    table.row(2)[3].value = "G is where to go."
-    table.row(2)[1].click()
-    assert [op["op"] for op in read_jsonl(files[1])] == ["accept", "reject", "edit", "accept"]
-    assert [i.status for i in curation.items] == ["accepted", "rejected", "accepted"]
-    assert table.row(0)[1].button_style == "success" and table.row(1)[2].button_style == "danger"
-    assert "2 of 3 items kept, 15 words" in shown(table.view)
-    assert "- EXPERIENCE ITEM: G is where to go." in shown(table.view)
-    assert "<script" not in shown(table.view)
-    table.undo.click()
-    table.undo.click()
-    assert table.row(2)[3].value == "G is the goal." and "1 of 3" in shown(table.view)
-    assert len(curation.log) == 6 and not table.redo.disabled  # redrawing is no edit
-    table.redo.click()
-    assert curation.item("i2").text == table.row(2)[3].value == "G is where to go."
-    assert Table(Curation.open(*files)).row(2)[3].value == "G is where to go."
+    browser = Browser(curation)
+    news = browser.do("reject", ids=["i1"])
+    assert list(news["rows"]) == ["i1"] and set(news) == {"rows", "can"}
+    assert browser.do("refresh") == {"rows": {}}
+    curation.accept("i0")  # in another cell
+    assert browser.do("refresh")["rows"]["i0"]["status"] == "accepted"
+    curation.accept("i2")
+    browser.view.refresh()
+    assert browser.rows["i2"]["status"] == "accepted"
+    assert len(browser.do("hello")["rows"]) == 3  # a page that was loaded again knows nothing
 
 
-def test_view_shows_items_that_come_and_go(files):
+def test_refusals_are_told_and_change_nothing(files):
     curation = Curation.open(*files)
-    table = Table(curation, tokenizer=len)
-    curation.merge(["i0", "i2"], "H hole, G goal.")
-    table.row(0)[1].click()  # still i0, which is merged by now: refused in words, and the view is drawn anew
-    assert "restore it first" in shown(table.view)
-    assert [table.row(n)[3].value for n in range(2)] == ["H hole, G goal.", EVIL]
-    table.row(0)[1].click()
-    assert "restore it first" not in shown(table.view)
-    assert f"1 of 2 items kept, {len(curation.experience())} tokens" in shown(table.view)
-
-
-def test_refusals_are_shown_and_change_nothing(files):
-    curation = Curation.open(*files)
-    table = Table(curation)
-    table.row(0)[3].value = "  "
-    assert "text is empty" in shown(table.view) and table.row(0)[3].value == "H is a hole."
+    browser = Browser(curation)
+    assert "text is empty" in browser.do("edit", ids=["i0"], texts=["  "])["error"]
+    assert "no operation 'log'" in browser.do("log")["error"]
+    assert not files[1].exists()
     Curation.open(*files).accept("i1")  # somebody else, in another window
-    table.row(0)[1].click()
-    assert "changed by somebody else" in shown(table.view) and curation.item("i0").status == "pending"
+    assert "changed by somebody else" in browser.do("reject", ids=["i0"])["error"]
+    assert browser.rows["i0"]["status"] == "pending" == browser.rows["i1"]["status"] and len(read_jsonl(files[1])) == 1
+    browser.do("reload")
+    browser.do("reject", ids=["i0"])
+    assert [browser.rows[i]["status"] for i in ("i0", "i1")] == ["rejected", "accepted"]
 
 
-def test_saved_notebooks_keep_html(files):
-    bundle = experience_editor(Curation.open(*files))._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert "&lt;script" in bundle["text/html"] and "<script" not in bundle["text/html"]
+def test_budget_prompt_and_draws():
+    items = [ExperienceItem(f"{d}{n}", f"note {n} of draw {d}", (), "m", 1, d) for d in (0, 1) for n in range(3)]
+    curation = Curation(items)
+    browser = Browser(curation, tokenizer=lambda text: len(text.split()), budget_tokens=16,
+                      prompt=lambda notes: f"Before.\n{notes}\nAfter.")
+    assert browser.state["before"] == "Before.\n\nAfter."
+    browser.do("accept", ids=[i.id for i in items])
+    said = [f"- EXPERIENCE ITEM: note {n} of draw 0" for n in range(3)]
+    assert browser.state["cut"] == ["note 0 of draw 0"] and browser.state["reads"] == said[1:]
+    assert (browser.state["before"], browser.state["after"]) == ("Before.\n", "\nAfter.")
+    assert (browser.state["tokens"], browser.state["prompt_tokens"], browser.state["unit"]) == (16, 18, "tokens")
+    assert [id for id, row in browser.rows.items() if row["cut"]] == ["00"]
+    assert browser.do("draw", draw=1)["reads"] == [line.replace("draw 0", "draw 1") for line in said[1:]]
+    assert [id for id, row in browser.rows.items() if row["cut"]] == ["10"]
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        experience_editor(curation, budget_tokens=5)
+
+
+def test_near_duplicates_word_diff_and_source(files):
+    curation = Curation.open(*files)
+    browser = Browser(curation)
+    assert browser.state["unit"] == "words" and browser.rows["i0"]["tokens"] == 4
+    browser.do("edit", ids=["i2"], texts=["H is a Hole!"])
+    assert browser.rows["i0"]["alike"] == browser.rows["i2"]["alike"] == 0 and browser.rows["i1"]["alike"] is None
+    assert browser.rows["i2"]["diff"][0] == ["-", "G"]
+    merged = browser.do("merge", ids=["i0", "i2"])["at"]
+    own = browser.do("add", texts=["mine"])["at"]
+    assert browser.rows[merged]["text"] == "H is a hole."  # the same words, said once
+    assert [browser.rows[i]["source"] for i in (merged, own, "i1")] == ["merged", "by hand", "draw 0"]
+
+
+def test_where_an_item_comes_from(files):
+    turn = Turn("a board", [], f"reply {EVIL}", "left", "ok", 1, 1, False)
+    game = Trajectory("t0", "e", 1, "m", 1, (turn,), Outcome.SUCCESS, "ok")
+    curation = Curation.open(*files)
+    browser = Browser(curation, games=[game])
+    browser.do("edit", ids=["i0"], texts=["x"], reason="why not")
+    browser.do("accept", ids=["i0"])
+    browser.do("undo")
+    detail = browser.do("look", ids=["i0"])["detail"]
+    assert detail["original"] == "H is a hole." and [h[0::3] for h in detail["history"]] == [["edit", "why not"]]
+    assert detail["evidence"] == [{"game": "t0", "turn": 1, "of": 1, "outcome": "success", "board": "a board",
+                                   "reply": f"reply {EVIL}", "move": "left", "feedback": "ok"}]
+    merged = browser.do("merge", ids=["i0", "i2"])["at"]
+    detail = browser.do("look", ids=[merged])["detail"]
+    assert detail["parents"] == [["i0", "x"], ["i2", "G is the goal."]]
+    assert detail["evidence"][1] == {"game": "t0", "turn": 3}  # beyond the games that are at hand
+
+
+def test_saved_notebooks_keep_html_and_broken_text_reaches_the_browser(tmp_path):
+    curation = Curation([ExperienceItem("i0", f"half \ud83d {EVIL}", (), "m", 1, 0)])
+    view = experience_editor(curation)
+    data, _ = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "&lt;script" in data["text/html"] and "<script" not in data["text/html"]
+    output = nbformat.v4.new_output("display_data", data)
+    cell = nbformat.v4.new_code_cell(outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "saved.ipynb")
+    sent = []
+    view.send = sent.append
+    view._handle_custom_msg({"op": "hello"}, [])
+    assert sent[0]["json"].isascii() and json.loads(sent[0]["json"])["rows"]["i0"]["text"].startswith("half \ud83d")

@@ -8,8 +8,14 @@ function el(tag, attributes = {}, ...children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value != null) node.setAttribute(name, value);
   }
-  node.append(...children);
+  node.append(...children.filter((child) => child != null && child !== false));
   return node;
+}
+
+/** A text with what would not be seen, or would turn its neighbours around, made visible: control and bidi characters. */
+function visible(text) {
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCharCode(c === "\x7f" ? 0x2421 : 0x2400 + c.charCodeAt(0)))
+    .replace(/[\x80-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `\u2039${c.charCodeAt(0).toString(16)}\u203a`);
 }
 
 /** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;

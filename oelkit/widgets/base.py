@@ -26,7 +26,8 @@ class View(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**options)
-        return {**data, "text/html": self.still}, metadata
+        still = self.still.encode("utf-8", "replace").decode()  # a lone surrogate cannot be saved
+        return {**data, "text/html": still}, metadata
 
 
 def pre(text: str) -> str:

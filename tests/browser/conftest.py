@@ -1,0 +1,98 @@
+"""Chromium for the browser tests: Debian's, driven by playwright; no page may ask for anything outside this machine."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from oelkit.widgets import base
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:")
+THEMES = {"light": {}, "dark": {"--jp-layout-color0": "#111", "--jp-ui-font-color0": "#fff"}}
+# JupyterLab's own colours where it says that its theme is dark; the light page has none, as Colab has none
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>test</title>
+<body data-jp-theme-light="{light}" style="margin:0;padding:12px;background:{ground};{variables}"><main id="here"></main></body></html>"""
+# What anywidget gives to a view, with the real Python side behind `kernel`.
+MODEL = """async ([source, style]) => {
+  document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
+  const { default: view } = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const heard = [];
+  const model = {
+    get: (name) => window.traits[name], set() {}, save_changes() {}, off() {},
+    on: (name, callback) => heard.push([name, callback]),
+    send: async (message) => { for (const answer of await kernel(message)) heard.forEach(([, f]) => f(answer, [])); },
+  };
+  await view.render({ model, el: document.getElementById("here") });
+}"""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not CHROMIUM:
+            if os.environ.get("CI") == "true":
+                raise pytest.UsageError("no chromium: .ci/run installs Debian's")
+            item.add_marker(pytest.mark.skip(reason="no chromium here: apt-get install chromium"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """A page on which an outside request, an error or a dialog (as of a script that ran) fails the test at its end."""
+    pages, wrong = [], []
+
+    def watch(request):
+        if not request.url.startswith(LOCAL):
+            wrong.append(f"outside request: {request.url}")
+
+    def make(width=1200, height=800, **options):
+        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        page.on("request", watch)
+        page.on("websocket", watch)
+        page.on("pageerror", lambda error: wrong.append(f"error on the page: {error}"))
+        page.on("dialog", lambda dialog: (wrong.append(f"a script ran: {dialog.message}"), dialog.dismiss()))
+        page.set_default_timeout(20_000)
+        pages.append(page)
+        return page
+
+    make.wrong = wrong
+    yield make
+    for page in pages:
+        page.context.close()
+    assert not wrong, wrong
+
+
+@pytest.fixture
+def show(new_page):
+    """Show a view on a plain page: its front end in Chromium, its Python side here, in between a fake of Jupyter."""
+
+    def show(widget, theme="light", **options):
+        page = new_page(color_scheme=theme, **options)
+        answers = []
+        widget.send = lambda content, buffers=None: answers.append(content)
+
+        def kernel(message):
+            answers.clear()
+            widget._handle_custom_msg(message, [])
+            return list(answers)
+
+        page.expose_function("kernel", kernel)
+        variables = "".join(f"{name}:{value};" for name, value in THEMES[theme].items())
+        page.set_content(PAGE.format(light=str(theme == "light").lower(), variables=variables,
+                                     ground={"light": "#fff", "dark": "#111"}[theme]))
+        traits = {name: value for name, value in widget.get_state().items() if isinstance(value, (str, int, list, dict))}
+        page.evaluate("traits => { window.traits = traits; }", traits)
+        page.evaluate(MODEL, [widget._esm, widget._css])
+        return page
+
+    return show
