@@ -115,7 +115,7 @@ class Run:
             theirs = json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{record}: not a run's record ({error!r}); choose another name or delete it") from error
-        ours = {k: v for k, v in asdict(self.settings).items() if k != "rounds"}
+        ours = {k: v for k, v in asdict(self.settings).items() if k not in ("rounds", "arms")}  # may be added later
         differ = ", ".join(f"{k} was {theirs.get(k)!r}, is {v!r}" for k, v in ours.items() if theirs.get(k) != v)
         if differ:
             raise ValueError(f"{self.folder} holds a run with other settings ({differ}): take another name or delete it")
@@ -196,8 +196,9 @@ class Run:
 
         def work() -> None:
             self.extract(k)
-            kept = auto_curate(Curation.open(*sources)).kept()
-            texts = [join_experience(old, for_draw(kept, d)) for d, old in enumerate(self._before(k))]
+            before = self._before(k)
+            kept = auto_curate(Curation.open(*sources), self.settings.draws if any(before) else None).kept()
+            texts = [join_experience(old, for_draw(kept, d)) for d, old in enumerate(before)]
             texts = [cap(self.policy, text, self.settings.budget_tokens) for text in texts]
             _write(path, "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)))
 
@@ -282,6 +283,8 @@ class Run:
                 row = {"consolidated": self._measure().summary(), "ood": self._probe("student")}
                 result.setdefault(arm, {}).update(row)
             _write_json(path, result)
+            if (whole := self.folder / "metrics.json").exists():
+                _write_json(whole, {**json.loads(whole.read_text()), "arms": result})
         return json.loads(path.read_text())
 
     def finish(self) -> dict:
@@ -294,7 +297,7 @@ class Run:
         metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env,
                    "model": self.policy.name, "seed": self.settings.seed,
                    "bounds": envs.bounds(self.eval_env, self.eval_seeds), "rounds": rounds}  # fmt: skip
-        if self.settings.arms:
+        if self.settings.arms or (self.folder / "comparison.json").exists():
             metrics["arms"] = self.compare()
         _write_json(self.folder / "metrics.json", metrics)
         self.policy.load_adapter(self.round_folder(self.settings.rounds) / "adapter")  # not the last arm's

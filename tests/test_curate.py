@@ -192,6 +192,16 @@ def test_auto_curate_keeps_what_most_draws_agree_on():
     assert [i.text for i in for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
 
 
+def test_auto_curate_counts_draws_that_found_nothing_new():
+    def kept(writers, draws, text="G is a hole."):
+        items = [ExperienceItem(str(d), text.format(d), (), "m", 2, d) for d in range(writers)]
+        return len(auto_curate(Curation(items), draws).kept())
+
+    assert kept(3, None) == 1 and kept(1, 2) == 1
+    assert [kept(n, 10) for n in (4, 5, 10)] == [0, 1, 1]  # four of ten are outvoted by those who found nothing
+    assert [kept(n, 10, "words {}") for n in (5, 6)] == [0, 6]  # no agreement, but most have something to say
+
+
 # -- the log
 
 
