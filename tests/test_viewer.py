@@ -1,55 +1,118 @@
-"""The trajectory viewer, driven as a person would: text of models stays text."""
-import ipywidgets
+"""The trajectory viewer, without a browser: what it tells the page, and what a saved notebook keeps."""
+import dataclasses
+import json
+
 import pytest
 from test_plots import make_game
 
-from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.curate import Curation
+from oelkit.envs import make
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
 from oelkit.widgets import trajectory_viewer
 
 EVIL = "<script>alert(1)</script>"
 
 
-def find(widget, kind):
-    found = [widget] if isinstance(widget, kind) else []
-    return found + [w for child in getattr(widget, "children", ()) for w in find(child, kind)]
+def asked(view, **message):
+    """What the view answers to a message of the page."""
+    heard = []
+    view.send = lambda content, buffers=None: heard.append(json.loads(content["json"]))
+    view._handle_custom_msg(message, [])
+    return heard[0] if heard else None
 
 
-def shown(widget):
-    return " ".join(w.value for w in find(widget, ipywidgets.HTML))
+def log(id="log", **changes):
+    turn = dict(observation="dialogue", prompt=[{"role": "user", "content": "hi"}], reply="on it: lookup(7), then lookup(7)",
+                action="lookup(7)", feedback="done", prompt_tokens=3, reply_tokens=9, truncated=False)
+    return Trajectory(id, "logs", None, "m", 1, (Turn(**{**turn, **changes}),), Outcome.UNKNOWN, "done")
 
 
-def test_viewer_follows_menu_and_slider():
-    games = [make_game(("[left]", "[right]", "[right]")), make_game((EVIL, "[up]"), seed=7)]
-    view = trajectory_viewer(games)
-    kinds = ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.Image
-    (menu,), (slider,), (board,) = (find(view, kind) for kind in kinds)
-    assert slider.max == len(games[0].turns) and bytes(board.value[:4]) == b"\x89PNG"
-    first = bytes(board.value)
-    slider.value = len(games[0].turns)
-    assert bytes(board.value) != first and games[0].turns[-1].feedback in shown(view)
-    menu.value = 1
-    assert (slider.value, slider.max) == (1, 2)
-    assert "&lt;script&gt;" in shown(view) and "<script" not in shown(view) and "none found" in shown(view)
-    slider.value = 2
-    menu.value = 0  # from a shorter game to a longer one and back, at its end
-    slider.value = slider.max
-    menu.value = 1
-    assert games[1].turns[0].feedback in shown(view)
+def test_index_is_light_and_knows_arms_and_maps():
+    a, b, c = make_game(("[left]", "[right]")), make_game(("[up]",) * 3), make_game(("[up]",), seed=7)
+    view = trajectory_viewer({"base": [a], "consolidated": [b, c, dataclasses.replace(c, turns=())]})
+    rows = asked(view, kind="index")["rows"]
+    assert [(r[3], r[5]) for r in rows] == [("base", 2), ("consolidated", len(b.turns)), ("consolidated", 1)]
+    assert rows[0][8] == rows[1][8] != rows[2][8], "games of one map belong together"
+    extra = dataclasses.replace(a, extra={"arm": "in_context"})
+    assert asked(trajectory_viewer([extra, log("x"), log("y")]), kind="index")["rows"][0][3] == "in_context"
+    many = [dataclasses.replace(b, id=f"FrozenLake4x4-v0-r1-m{i}-s1-0") for i in range(2000)]
+    view = trajectory_viewer(many)
+    assert len(json.dumps(asked(view, kind="index"))) < 250_000
+    assert len(json.dumps(view.get_state(), default=str)) < 50_000, "a saved notebook would carry it"
+    assert len(view.still) < 20_000 and "1,960 more" in view.still
 
 
-def test_viewer_shows_logs_without_a_board_and_refuses_nothing():
-    turn = Turn(f"dialogue {EVIL}", [], "reply", None, "ok", 1, 1, False)
-    log = Trajectory("log", "logs", None, "m", 1, (turn,), Outcome.UNKNOWN, "ok")
-    view = trajectory_viewer([log, make_game()])
-    assert "dialogue &lt;script" in shown(view)
-    assert find(view, ipywidgets.Image)[0].layout.display == "none"
-    find(view, ipywidgets.Dropdown)[0].value = 1
-    assert find(view, ipywidgets.Image)[0].layout.display != "none"
+def test_maps_of_logs_are_told_apart_by_seed_or_not_at_all():
+    seeded = [dataclasses.replace(log(str(i)), seed=i // 2) for i in range(4)]
+    maps = [r[8] for r in asked(trajectory_viewer([*seeded, log("a"), log("b")]), kind="index")["rows"]]
+    assert maps[0] == maps[1] != maps[2] == maps[3] and len(set(maps)) == 4
+
+
+def test_a_turn_says_where_the_action_was_and_what_was_thought():
+    game = make_game(("<think>\n[up] or [left]?\n</think>\n\nNot [left]: [ Right ] is it.", "[a] or not"), seed=1)
+    first, second = asked(trajectory_viewer([game]), kind="game", game=0)["turns"]
+    assert first["thinking"] == "[up] or [left]?" and first["reply"] == ["Not [left]: ", "[ Right ]", " is it."]
+    assert second["reply"][1] == "[a]" and second["thinking"] == ""
+    assert first["cells"] and first["kinds"]["H"] == "hole" and first["action"] == "right"
+    turn = asked(trajectory_viewer([log()]), kind="game", game=0)["turns"][0]
+    assert turn["reply"] == ["on it: lookup(7), then ", "lookup(7)", ""] and turn["cells"] == []
+    for reply, thinking, answer in (("<think>and on", "and on", ""), ("", "", ""), ("a</think>", "a", "")):
+        turn = asked(trajectory_viewer([log(reply=reply, action=None)]), kind="game", game=0)["turns"][0]
+        assert (turn["thinking"], turn["reply"]) == (thinking, [answer, "", ""])
+
+
+def test_boards_of_all_worlds_and_renamed_symbols():
+    for env_id in ("oelkit/Sokoban-v0", "oelkit/FrozenLake-v0"):
+        for board in ("grid", "labelled"):
+            observation = make(env_id, board=board).reset(seed=3)[0]
+            turn = asked(trajectory_viewer([log(observation=observation)]), kind="game", game=0)["turns"][0]
+            assert {s for row in turn["cells"] for s in row} <= set(turn["kinds"])
+            assert ("wall" in [turn["kinds"][s] for s in turn["cells"][0]]) == ("Sokoban" in env_id)
+    swapped = {"G": "hole", "H": "goal"}
+    turn = asked(trajectory_viewer([make_game()], kinds=swapped), kind="game", game=0)["turns"][0]
+    assert turn["kinds"] == swapped
+    ragged = "|  P  |  H  |\n|  G  |"
+    assert asked(trajectory_viewer([log(observation=ragged)]), kind="game", game=0)["turns"][0]["cells"] == []
+
+
+def test_search_reads_observations_replies_and_feedback():
+    view = trajectory_viewer([log("a"), log("b", reply="Straße", feedback="A.*B"), log("c", observation="LOOKUP")])
+    assert asked(view, kind="search", text="lookup")["hits"] == [[0, 0], [2, 0]]
+    assert asked(view, kind="search", text="STRASSE")["hits"] == []
+    assert asked(view, kind="search", text="a.*b")["hits"] == [[1, 0]]
+    assert asked(view, kind="search", text="")["hits"] == []
+
+
+def test_from_an_item_to_its_evidence_and_back(tmp_path):
+    games, gone = [log("x"), make_game(("[left]", "[right]"))], []
+    id = games[1].id
+    items = [ExperienceItem("i", "H is a hole.", (Evidence(id, 1), Evidence(id, 1), Evidence("?", 0)), "m", 1, 0)]
+    curation = Curation(items)
+    view = trajectory_viewer(games, items=curation, on_item=gone.append)
+    view.show(id, 1)
+    assert view.at == {"game": 1, "turn": 1, "other": None}
+    curation.edit("i", "H drowns you.")
+    turns = asked(view, kind="game", game=1)["turns"]
+    assert [t["items"] for t in turns] == [[], [["i", "H drowns you."]]]
+    asked(view, kind="item", id="i")
+    assert gone == ["i"]
+    for wrong in ((id, 2), (id, -1), ("nobody", 0)):
+        with pytest.raises(ValueError, match="not among the 2 games"):
+            view.show(*wrong)
+    assert view.at["game"] == 1
+
+
+def test_strange_messages_are_ignored():
+    view = trajectory_viewer([log()])
+    for message in ({}, {"kind": "game", "game": 1}, {"kind": "game", "game": -1}, {"kind": "game", "game": "0"},
+                    {"kind": "search", "text": 5}, {"kind": "item", "id": "i"}, {"kind": "show"}):
+        assert asked(view, **message) is None
     with pytest.raises(ValueError, match="no trajectory"):
         trajectory_viewer([])
 
 
-def test_saved_notebooks_keep_html():
-    bundle = trajectory_viewer([make_game((EVIL,))])._repr_mimebundle_()
+def test_saved_notebooks_keep_a_table():
+    bundle, _ = trajectory_viewer([make_game(("[left]", EVIL)), log(EVIL)])._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "&lt;script" in bundle["text/html"] and "<script" not in bundle["text/html"]
+    assert "left ?" in bundle["text/html"] and "lookup(7)" in bundle["text/html"]

@@ -15,7 +15,7 @@ function el(tag, attributes = {}, ...children) {
 /** A text with what would not be seen, or would turn its neighbours around, made visible: control and bidi characters. */
 function visible(text) {
   return text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCharCode(c === "\x7f" ? 0x2421 : 0x2400 + c.charCodeAt(0)))
-    .replace(/[\x80-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `\u2039${c.charCodeAt(0).toString(16)}\u203a`);
+    .replace(/[\x80-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) => `\u2039${c.charCodeAt(0).toString(16)}\u203a`);
 }
 
 /** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;

@@ -11,10 +11,10 @@ from pathlib import Path
 import anywidget
 
 
-def source(name: str) -> str:
-    """`_esm` or `_css` of a view: base.js or base.css and then its own file, as one text."""
-    path = Path(__file__).with_name(name)
-    return path.with_stem("base").read_text("utf-8") + path.read_text("utf-8")
+def source(*names: str) -> str:
+    """`_esm` or `_css` of a view: base.js or base.css and then its own files, as one text."""
+    paths = [Path(__file__).with_name(name) for name in names]
+    return "".join(path.read_text("utf-8") for path in (paths[0].with_stem("base"), *paths))
 
 
 class View(anywidget.AnyWidget):

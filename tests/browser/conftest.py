@@ -18,11 +18,13 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>test</titl
 MODEL = """async ([source, style]) => {
   document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
   const { default: view } = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-  const heard = [];
-  const model = {
-    get: (name) => window.traits[name], set() {}, save_changes() {}, off() {},
+  const heard = [], tell = (event, ...news) => heard.forEach(([name, f]) => name === event && f(...news));
+  window.model = {
+    get: (name) => window.traits[name], save_changes: () => save(window.traits), off() {},
+    set(name, value) { window.traits[name] = value; tell(`change:${name}`); },
     on: (name, callback) => heard.push([name, callback]),
-    send: async (message) => { for (const answer of await kernel(message)) heard.forEach(([, f]) => f(answer, [])); },
+    hear: (answers) => answers.forEach((answer) => tell("msg:custom", answer, [])),
+    send: async (message) => model.hear(await kernel(message)),
   };
   await view.render({ model, el: document.getElementById("here") });
 }"""
@@ -87,6 +89,7 @@ def show(new_page):
             return list(answers)
 
         page.expose_function("kernel", kernel)
+        page.expose_function("save", widget.set_state)
         variables = "".join(f"{name}:{value};" for name, value in THEMES[theme].items())
         page.set_content(PAGE.format(light=str(theme == "light").lower(), variables=variables,
                                      ground={"light": "#fff", "dark": "#111"}[theme]))
