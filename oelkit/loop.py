@@ -46,15 +46,15 @@ class Settings:
     """Rounds of the loop."""
     seed: int = 0
     """Of maps, sampling and batches."""
-    games: int = 24
+    games: int = 64
     """Games a round to extract from."""
     collect: int = 48
     """Games a round whose turns become training states."""
-    draws: int = 8
+    draws: int = 10
     """Independent extractions (K experience texts)."""
     budget_tokens: int = 8192
     """Cap of one experience text; the oldest items go first."""
-    steps: int = 30
+    steps: int = 20
     """Optimiser steps a round."""
     batch_size: int = 32
     """States a step."""

@@ -247,7 +247,7 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tasks = [act_task, extract_task, where_task, route_task, chat_task]  # they hold every word there is
+    tasks = list(TASKS.values())
     texts = ("\n".join(rng.choice(tasks)(rng)) for _ in range(samples))
     roles = ["user\n", "assistant\n", "system\n"] * 50
     tokenizer.train_from_iterator([*texts, *roles], trainer)
@@ -260,24 +260,14 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def start_mixture(progress: float) -> dict[str, float]:
-    """Share of each task at a point of the first phase: finding letters and ways first, then playing, a little of all."""
-    early = max(0.0, 1 - progress / 0.2)
-    return {"where": 0.06 + 0.34 * early, "route": 0.26, "act": 0.42 - 0.2 * early, "extract": 0.2 - 0.12 * early,
-            "chat": 0.06 - 0.02 * early}
+TOKENS, LR = 48e6, 1.5e-3
 
 
-def late_mixture(progress: float) -> dict[str, float]:
-    """The second phase: more of what the first leaves half learned, extraction and chat."""
-    return {"where": 0.03, "what": 0.2, "route": 0.06, "act": 0.31, "extract": 0.3, "chat": 0.1}
-
-
-def end_mixture(progress: float) -> dict[str, float]:
-    """The third phase: extraction and what it rests on."""
-    return {"what": 0.22, "route": 0.05, "act": 0.23, "extract": 0.42, "chat": 0.08}
-
-
-PHASES = ((30e6, 1.5e-3, start_mixture), (8e6, 1e-3, late_mixture), (6e6, 1e-3, end_mixture))  # tokens, highest learning rate, mixture
+def mixture(progress: float) -> dict[str, float]:
+    """Share of each task at a point of the training: finding letters and cells first, then playing, a little of all."""
+    early = max(0.0, 1 - progress / 0.3)
+    return {"where": 0.05 + 0.2 * early, "what": 0.07 + 0.18 * early, "route": 0.19 - 0.05 * early,
+            "act": 0.36 - 0.2 * early, "extract": 0.26 - 0.13 * early, "chat": 0.07}
 
 
 def batches(rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000):
@@ -366,12 +356,12 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
     return rates
 
 
-def train(model, tokenizer, rng, tokens: int, lr: float, mixture, batch_tokens: int, log=print) -> None:
-    """One phase: AdamW with warm-up and cosine decay, on the answers only."""
+def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
+    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores on the way."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), fused=True)
     use_bfloat16_products(model)
     start, seen, step, shown, losses = time.time(), 0, 0, 0.0, []
     while seen < tokens:
@@ -380,7 +370,7 @@ def train(model, tokenizer, rng, tokens: int, lr: float, mixture, batch_tokens: 
             if progress >= 1:
                 return
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = LR * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             wanted = mask[:, 1:]
             loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
@@ -392,10 +382,10 @@ def train(model, tokenizer, rng, tokens: int, lr: float, mixture, batch_tokens: 
             seen, step = seen + ids.numel(), step + 1
             if time.time() - shown > 60:
                 shown = time.time()
-                log(f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  loss {sum(losses) / len(losses):.3f}", flush=True)
+                print(f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  loss {sum(losses) / len(losses):.3f}", flush=True)
                 losses = []
             if seen // SCORE_EVERY > (seen - ids.numel()) // SCORE_EVERY:
-                log("  ".join(f"{t} {r:.0%}" for t, r in scores(model, tokenizer, 64, 1).items()), flush=True)
+                print("  ".join(f"{t} {r:.0%}" for t, r in scores(model, tokenizer, 64, 1).items()), flush=True)
 
 
 def main() -> None:
@@ -412,10 +402,7 @@ def main() -> None:
     tokenizer = make_tokenizer(rng)
     model = make_model(len(tokenizer), args.width, args.layers)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    for number, (tokens, lr, mixture) in enumerate(PHASES):
-        print(f"phase {number + 1}: {tokens * args.scale / 1e6:.1f} M tokens", flush=True)
-        rng = random.Random(f"{args.seed}/{number}") if number else rng
-        train(model, tokenizer, rng, int(tokens * args.scale), lr, mixture, args.batch_tokens)
+    train(model, tokenizer, rng, int(TOKENS * args.scale), args.batch_tokens)
     args.out.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -9,6 +9,7 @@ Markdown table of README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import tempfile
 from dataclasses import replace
@@ -16,28 +17,30 @@ from pathlib import Path
 
 from oelkit import Run, Settings, envs, load_policy, plots
 from oelkit.loop import HELD_OUT
+from oelkit.prompts import MARKER
 from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
     "default": BASE,
-    "64 games": replace(BASE, games=64),
     "no retention": replace(BASE, retain=0.0),
     "fresh items": replace(BASE, carry=False),
     "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
-    "one of three texts wrong": BASE,
-    "one text wrong, no retention": replace(BASE, retain=0.0),
-    "lr 5e-4": replace(BASE, lr=5e-4),
-    "lr 2e-3, no retention": replace(BASE, lr=2e-3, retain=0.0),
+    "a quarter of the texts wrong": BASE,
+    "lr 3e-3": replace(BASE, lr=3e-3),
+    "lr 3e-3, no retention": replace(BASE, lr=3e-3, retain=0.0),
+    "24 games": replace(BASE, games=24),
+    "forward KL": replace(BASE, loss="forward_kl"),
+    "SFT": replace(BASE, loss="sft"),
 }
 
 
-def swap_roles(run: Run, k: int) -> None:
-    """Make every item of draw 0 say the opposite, as a bad extraction would."""
-    path = run.round_folder(k) / "items.jsonl"
-    swapped = [replace(i, text=i.text.replace("a hole", "\0").replace("the goal", "a hole").replace("\0", "the goal"))
-               if i.draw == 0 else i for i in run.extract(k)]
-    write_jsonl(path, swapped)
+def falsify(path: Path) -> None:
+    """Let a quarter of the texts of an experience.md say the opposite, as if nobody had curated a bad extraction."""
+    wrong = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
+    texts = re.split(r"^(?=## Draw)", path.read_text(encoding="utf-8"), flags=re.M)[1:]
+    texts[::4] = [f"{text.splitlines()[0]}\n{wrong}\n\n" for text in texts[::4]]
+    path.write_text("".join(texts), encoding="utf-8")
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:
@@ -48,8 +51,9 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
             run.start_round(k)
             run.rollout(k)
             run.extract(k)
+            run.curate(k)
             if "wrong" in name:
-                swap_roles(run, k)
+                falsify(run.round_folder(k) / "experience.md")
             texts = run.curate(k)
             run.collect(k)
             run.distill(k)

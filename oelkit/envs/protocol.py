@@ -36,17 +36,17 @@ def label(row: int, column: int) -> str:
 
 
 def render_board(cells: list[list[str]], board: str) -> str:
-    """A board as text: 'labelled' lists size and cells by symbol ('H a3 c3'), 'grid' draws the paper's boxes.
+    """A board as text: 'labelled' lists size and occupied cells, a line each ('H a3'), 'grid' draws the paper's boxes.
 
-    The symbols of a labelled board stand in the order in which they first appear, row by row, so that their order tells
-    nothing of their roles; free cells ('.') are left out.
+    A labelled board writes the symbol beside each of its cells, so that a small model finds either from the other. The
+    symbols stand in the order in which they first appear, row by row, so that their order tells nothing of their roles.
     """
     if board == "labelled":
         places: dict[str, list[str]] = {}
         for r, row in enumerate(cells):
             for c, symbol in enumerate(row):
-                places.setdefault(symbol, []).append(label(r, c))
-        lines = [f"{symbol} {' '.join(where)}" for symbol, where in places.items() if symbol != "."]
+                places.setdefault(symbol, []).append(f"{symbol} {label(r, c)}")
+        lines = [line for symbol, group in places.items() if symbol != "." for line in group]
         return "\n".join([f"{len(cells)}x{len(cells[0])}", *lines])
     line = "+" + "+".join(["-----"] * len(cells[0])) + "+"
     rows = ["|" + "|".join(f" {' ' if x == '.' else x:^3} " for x in row) + "|" for row in cells]
@@ -60,11 +60,10 @@ def parse_board(text: str) -> list[list[str]]:
     for line in text.split("\n"):
         if not rows and (size := re.fullmatch(r"([1-9]|1\d|2[0-6])x([1-9]\d?)", line)):
             rows, listed = [["."] * int(size[2]) for _ in range(int(size[1]))], True
-        elif listed and (cells := re.fullmatch(r"(\S)((?: [a-z]\d+)+)", line)):
-            for where in cells[2].split():
-                r, c = ord(where[0]) - ord("a"), int(where[1:]) - 1
-                if r < len(rows) and c < len(rows[0]):
-                    rows[r][c] = cells[1]
+        elif listed and (cell := re.fullmatch(r"(\S) ([a-z])(\d+)", line)):
+            r, c = ord(cell[2]) - ord("a"), int(cell[3]) - 1
+            if r < len(rows) and c < len(rows[0]):
+                rows[r][c] = cell[1]
         elif not listed and re.fullmatch(r"\|(.....\|)+", line):
             rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
         elif listed or (rows and not line.startswith("+")):
