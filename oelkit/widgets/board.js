@@ -1,6 +1,6 @@
 // A board as SVG: the same drawing as oelkit/envs/picture.py.
 
-const STEP = { left: [-1, 0], right: [1, 0], up: [0, -1], down: [0, 1] };
+const TURN = { left: 180, right: 0, up: -90, down: 90 };
 const TILES = ["#c9a7eb", "#f6c177", "#8fd3c1", "#f2a6b8", "#a8b8f0", "#d5cf7a"];
 
 function shape(tag, attributes, text) {
@@ -31,7 +31,7 @@ function tile(symbol, kind, indoors) {
   }
   square(indoors ? "#f1e9dc" : "#e3f1fa", indoors ? "#e0d3bf" : "#c3deee");
   if (kind === "free" && !indoors)
-    add("path", { d: "M.24 .46L.42 .28M.24 .6L.49 .35", stroke: "#fff", "stroke-width": .05, "stroke-linecap": "round" });
+    add("path", { d: "M.24 .46L.42 .28M.24 .6L.49 .35", stroke: "#fff", "stroke-width": .05 });
   else if (kind === "hole") {
     add("ellipse", { cx: .5, cy: .5, rx: .39, ry: .35, fill: "#3d6f9e", stroke: "#fff", "stroke-width": .03 });
     add("ellipse", { cx: .5, cy: .54, rx: .32, ry: .27, fill: "#16324f" });
@@ -73,8 +73,8 @@ function board({ cells, kinds, action }) {
     svg.append(g);
     if (kind.startsWith("player")) player = [x + .5, y + .5];
   }));
-  if (player && Object.hasOwn(STEP, action ?? "")) {
-    const g = shape("g", { transform: `translate(${player}) rotate(${Math.atan2(...[...STEP[action]].reverse()) * 180 / Math.PI})` });
+  if (player && Object.hasOwn(TURN, action ?? "")) {
+    const g = shape("g", { transform: `translate(${player}) rotate(${TURN[action]})` });
     for (const [stroke, width] of [["#fff", .15], ["#212529", .07]])
       g.append(shape("path", { d: "M.34 0H.62M.62 -.13L.84 0L.62 .13Z", stroke, fill: "#212529", "stroke-width": width,
         "stroke-linejoin": "round" }));

@@ -27,7 +27,7 @@ _STILL = 40  # games in the table of a saved notebook
 class TrajectoryViewer(View):
     """See `trajectory_viewer`, which makes it."""
 
-    _esm, _css = source("board.js", "viewer.js"), source("viewer.css")
+    _esm, _css = source("board.js", "game.js", "viewer.js"), source("viewer.css")
     at = traitlets.Dict({"game": 0, "turn": 0, "other": None}).tag(sync=True)
     """What is open: position of the game among those with a turn, its turn, and the game beside it; all from 0."""
 

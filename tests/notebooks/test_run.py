@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from oelkit import Run, Settings
 from oelkit.notebooks import find_root, run_notebooks
 
 ROOT = find_root(Path(__file__))
@@ -62,3 +63,15 @@ def test_a_recorded_session_is_replayed_on_a_run(run):
     log = (folder / "curation.jsonl").read_text()
     assert log.startswith(session.read_text())  # the decisions of the session, then what was left to decide
     assert "reject" in log and (folder / "experience.md").exists()
+
+
+def test_inspect_plays_the_same_maps_before_and_after_distillation(run):
+    folder = ROOT / "runs" / run
+    loop = Run(folder, Settings(collect=2, steps=1, batch_size=2), progress=False)
+    for name in ("trajectories", "items"):
+        shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", loop.round_folder(1))
+    loop.distill(1)
+    (copy,) = run_notebooks(["02_inspect"], {"maps": 2}, run=run, timeout=300)
+    check(copy, folder)
+    metrics = json.loads((folder / "notebooks" / "02_inspect.metrics.json").read_text())
+    assert [sum(metrics[f"same maps, {arm}"].values()) for arm in ("base", "distilled")] == [2, 2]

@@ -1,0 +1,95 @@
+// One game at one turn: board, thinking, reply, move, feedback, the items it is evidence for, the prompt.
+
+const CLIP = 20000;  // characters that a text shows before one asks for the rest
+const name = (outcome) => outcome.replace("_", " ");
+const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
+const dots = (...parts) => parts.filter(Boolean).join(" · ");
+const pill = (kind, text) => el("span", { class: `ov-pill ov-${kind}` }, text);
+
+/** Text as nodes, with what is searched for marked. */
+function marked(text, query) {
+  if (!query) return [visible(text)];
+  const parts = text.split(new RegExp(`(${query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "gi"));
+  return parts.map((part, i) => (i % 2 ? el("mark", {}, visible(part)) : visible(part)));
+}
+
+/** The same, of a long text only the beginning, unless what is searched for lies behind it. */
+function long(text, query) {
+  const hidden = query && text.toLowerCase().includes(query.toLowerCase(), CLIP - query.length);
+  if (text.length <= CLIP || hidden) return marked(text, query);
+  const more = el("button", { onclick() {
+    more.closest("[tabindex]").focus({ preventScroll: true });
+    more.replaceWith(...marked(text.slice(CLIP), query));
+  } }, `… show ${count(text.length - CLIP, "more character")}`);
+  return [...marked(text.slice(0, CLIP), query), more];
+}
+
+const block = (label, kind, ...content) => el("section", { class: `ov-block ov-${kind}` },
+  el("h4", {}, ...[label].flat()), el("div", { class: "ov-text", dir: "auto" }, ...content));
+
+/** A part that is folded unless its name is in `open`, or a hit is in it. data-focus: see `draw` in viewer.js. */
+function fold(key, label, open, ...content) {
+  const node = el("details", { class: "ov-fold", open: open.has(key) },
+    el("summary", { "data-focus": key }, label), ...content);
+  if (node.querySelector("mark")) node.open = true;
+  else node.addEventListener("toggle", () => (node.open ? open.add(key) : open.delete(key)));
+  return node;
+}
+
+/** The first turn in which two games of a map do not do the same; -1: none. */
+function divergence(a, b) {
+  const done = (t) => t && (t.action ?? t.thinking + t.reply.join(""));
+  const last = Math.max(a.turns.length, b.turns.length);
+  for (let i = 0; i < last; i++) if (done(a.turns[i]) !== done(b.turns[i])) return i;
+  return -1;
+}
+
+function strip({ game, turn: now, differs, key, go }) {
+  if (game.turns.length < 2 || game.turns.length > 24 || !game.turns.every((t) => t.cells.length)) return null;
+  return el("div", { class: "ov-strip" }, ...game.turns.map((t, i) => {
+    const label = `turn ${i + 1}: ${visible(t.action ?? "no move")}${i === differs ? ", first difference" : ""}`;
+    return el("button", { "data-focus": `${key}/${i}`, "aria-label": label, "aria-current": i === now && "step",
+      class: i === differs && "ov-differs", onclick: () => go({ turn: i }) },
+    board(t), el("span", { "aria-hidden": "true" }, `${i + 1}`));
+  }));
+}
+
+function replyOf(turn, query) {
+  const [before, move, after] = turn.reply;
+  const none = turn.thinking ? "no answer: the thinking never ended" : "empty";
+  if (!(before + move + after)) return [el("span", { class: "ov-dim" }, none)];
+  const found = move && el("b", { class: "ov-action" }, ...marked(move, query));
+  return [...long(before, query), found, ...long(after, query)];
+}
+
+/** key: of the game on the page; row: of the index; differs: turn of the first difference, -1: none; caption: whose
+ *  game; go, openItem: what a click on a turn of the strip, on an item, does (openItem may be null). */
+function gameView({ key, row, game, turn: now, differs, caption, query, open, go, openItem }) {
+  const turn = game.turns[now], drawn = turn?.cells.length > 0;
+  const text = (value) => el("div", { class: "ov-text", dir: "auto" }, ...long(value, query));
+  const top = [caption && el("h3", {}, pill(row.outcome, name(row.outcome)), " ", caption),
+    strip({ game, turn: now, differs, key, go })];
+  if (!turn) return el("div", { class: "ov-game" }, ...top,
+    el("p", { class: "ov-dim" }, `ended after ${count(game.turns.length, "turn")}: ${visible(game.feedback)}`));
+  const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
+  const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
+    : el("b", { class: "ov-action" }, visible(turn.action));
+  const item = ([id, words]) => el(openItem ? "button" : "p",
+    openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words));
+  const last = now === game.turns.length - 1 ? ` ov-${row.outcome}` : "";
+  return el("div", { class: "ov-game" }, ...top,
+    el("div", { class: drawn && "ov-turn" },
+      drawn ? el("div", { class: "ov-board" }, board(turn))
+        : block("observation", "seen", ...long(turn.observation, query)),
+      el("div", { class: "ov-texts" },
+        turn.thinking && fold("thinking", `thinking · ${count(turn.thinking.length, "character")}`, open,
+          text(turn.thinking)),
+        block([`reply · ${count(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
+        el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
+        block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
+    turn.items.length > 0
+      && el("section", { class: "ov-items" }, el("h4", {}, "items from this turn"), ...turn.items.map(item)),
+    fold("prompt", `prompt · ${count(turn.prompt_tokens, "token")}`, open,
+      ...turn.prompt.flatMap(([role, words]) => [el("h4", {}, visible(role)), text(words)])),
+    drawn && fold("observation", "board as text", open, text(turn.observation)));
+}
