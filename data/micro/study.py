@@ -1,9 +1,10 @@
 """What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds:
 
-    python data/micro/study.py --seeds 0:5 --out data/results/rounds_study.jsonl
+    python data/micro/study.py --seeds 0:6 --variants default
+    python data/micro/study.py --seeds 0:4
 
 One JSON line a variant, seed and round; goes on where it stopped. `--table` prints means and ranges from the file as the
-Markdown table of README.md beside this file.
+Markdown table of README.md beside this file, `--draw data/results` makes the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 from oelkit import Run, Settings, envs, load_policy, plots
 from oelkit.loop import HELD_OUT
@@ -79,13 +82,30 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: list[dict], path: Path, seed: int = 0) -> None:
-    """The pass rates of the default with one seed, as the README shows them."""
+def draw(rows: list[dict], folder: Path, seed: int = 0) -> None:
+    """pass_rates.png: the default with one seed, as a run draws it; rounds_study.png: a panel a variant, a line a seed."""
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     rates = [{"round": r["round"], "pass_rate": {a: r[a] for a in ("base", "in_context", "consolidated")}} for r in mine]
     seeds = range(HELD_OUT, HELD_OUT + BASE.episodes)
     limits = envs.bounds(BASE.env.replace("-v", "Unseen-v"), seeds)
-    plots.pass_rates({"rounds": rates, "bounds": limits}).savefig(path, dpi=130)
+    plots.pass_rates({"rounds": rates, "bounds": limits}).savefig(folder / "pass_rates.png", dpi=130)
+
+    fig, axes = plt.subplots(2, 5, figsize=(12, 4.6), sharex=True, sharey=True, layout="constrained")
+    for name, ax in zip(VARIANTS, axes.flat, strict=True):
+        for arm in ("in_context", "consolidated"):
+            lines = {r["seed"]: [q[arm]["pass_rate"] for q in rows if (q["variant"], q["seed"]) == (name, r["seed"])]
+                     for r in rows if r["variant"] == name}
+            for i, line in enumerate(lines.values()):
+                label = {} if i or ax is not axes[0, 0] else {"label": plots.NAMES[arm]}
+                ax.plot(range(1, len(line) + 1), line, "o-", ms=3, lw=1, alpha=0.8, color=plots.COLOURS[arm], **label)
+        ax.axhline(limits["fixed_plan"], ls="--", lw=0.8, color="#888888")
+        ax.set_title(f"{name} ({len(lines)} seeds)", fontsize=8)
+        ax.set(ylim=(0, 1.02), xticks=range(1, BASE.rounds + 1))
+        ax.yaxis.set_major_formatter("{x:.0%}")
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.supxlabel("round; dashed: best fixed plan", fontsize=9)
+    fig.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    fig.savefig(folder / "rounds_study.png", dpi=130)
 
 
 def _spread(rates: list[float]) -> str:
@@ -98,13 +118,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0:5", help="first:end")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--figure", type=Path, help="only draw the default's seed 0 into this file")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
     done = read_jsonl(args.out) if args.out.exists() else []
     if args.table:
         return print(table(done))
-    if args.figure:
-        return figure(done, args.figure)
+    if args.draw:
+        return draw(done, args.draw)
     complete = {(r["variant"], r["seed"]) for r in done if r["round"] == BASE.rounds}
     write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
     policy = load_policy(BASE.model)
