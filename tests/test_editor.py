@@ -1,6 +1,7 @@
 """The Python side of the experience editor: every message of the browser is an operation in the log, and only what
 changed goes back. What a person sees and presses is in browser/test_editor.py."""
 import json
+from unittest.mock import ANY
 
 import nbformat
 import pytest
@@ -131,13 +132,20 @@ def test_where_an_item_comes_from(files):
     turn = Turn("a board", [], f"reply {EVIL}", "left", "ok", 1, 1, False)
     game = Trajectory("t0", "e", 1, "m", 1, (turn,), Outcome.SUCCESS, "ok")
     curation = Curation.open(*files)
-    browser = Browser(curation, games=[game])
+    seen = []
+    browser = Browser(curation, games=[game], on_turn=lambda *turn: seen.append(turn))
+    browser.do("turn", ids=["t0"], to=0)
+    browser.view.show("i2")
+    assert seen == [("t0", 0)] and browser.heard[-1]["at"] == "i2"
+    with pytest.raises(ValueError, match="no item is called"):
+        browser.view.show("nope")
     browser.do("edit", ids=["i0"], texts=["x"], reason="why not")
     browser.do("accept", ids=["i0"])
     browser.do("undo")
     detail = browser.do("look", ids=["i0"])["detail"]
     assert detail["original"] == "H is a hole." and [h[0::3] for h in detail["history"]] == [["edit", "why not"]]
-    assert detail["evidence"] == [{"game": "t0", "turn": 1, "of": 1, "outcome": "success", "board": "a board",
+    assert detail["evidence"] == [{"game": "t0", "turn": 1, "of": 1, "outcome": "success",
+                                   "text": "a board", "board": {"cells": [], "kinds": ANY, "action": "left"},
                                    "reply": f"reply {EVIL}", "move": "left", "feedback": "ok"}]
     merged = browser.do("merge", ids=["i0", "i2"])["at"]
     detail = browser.do("look", ids=[merged])["detail"]

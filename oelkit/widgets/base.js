@@ -12,10 +12,11 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A text with what would not be seen, or would turn its neighbours around, made visible: control and bidi characters. */
+/** A text in which control and bidi characters, unseen or turning their neighbours around, are visible. */
 function visible(text) {
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCharCode(c === "\x7f" ? 0x2421 : 0x2400 + c.charCodeAt(0)))
-    .replace(/[\x80-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) => `\u2039${c.charCodeAt(0).toString(16)}\u203a`);
+  const hidden = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+  const name = (code) => (code < 0x20 ? String.fromCharCode(0x2400 + code) : `\u2039${code.toString(16)}\u203a`);
+  return text.replace(hidden, (c) => name(c.charCodeAt(0)));
 }
 
 /** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;

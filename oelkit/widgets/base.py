@@ -10,6 +10,9 @@ from pathlib import Path
 
 import anywidget
 
+from ..envs import parse_board
+from ..envs.picture import _kinds
+
 
 def source(*names: str) -> str:
     """`_esm` or `_css` of a view: base.js or base.css and then its own files, as one text."""
@@ -28,6 +31,13 @@ class View(anywidget.AnyWidget):
         data, metadata = super()._repr_mimebundle_(**options)
         still = self.still.encode("utf-8", "replace").decode()  # a lone surrogate cannot be saved
         return {**data, "text/html": still}, metadata
+
+
+def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
+    """What board.js draws of an observation; no cells where it is no board, or a model's or a log's idea of one."""
+    cells = parse_board(observation)
+    cells = cells if len({len(row) for row in cells}) == 1 else []
+    return {"cells": cells, "kinds": kinds or _kinds(cells)}
 
 
 def pre(text: str) -> str:

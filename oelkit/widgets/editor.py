@@ -16,7 +16,7 @@ from typing import Any
 
 from ..curate import CuratedItem, Curation, count_tokens, experience_text
 from ..records import Evidence, Trajectory
-from .base import View, pre, source
+from .base import View, board_of, pre, source
 
 
 def experience_editor(
@@ -26,29 +26,32 @@ def experience_editor(
     budget_tokens: int | None = None,
     prompt: Callable[[str], str] | None = None,
     games: Sequence[Trajectory] = (),
+    on_turn: Callable[[str, int], Any] | None = None,
 ) -> Editor:
     """Go through the items: accept, reject, edit, merge, reorder …; each operation is in the log at once.
 
     tokenizer: a Transformers one, or a function from a text to its number of tokens (None: words are counted).
     budget_tokens: what the experience may have; the oldest items over it are marked as cut. prompt: makes of an
     experience the whole prompt that the teacher reads, for the preview. games: where the evidence is looked up.
-    The view asks for the state again when it gets the focus; `refresh` shows at once what Python code did meanwhile.
+    on_turn: gets trajectory id and turn (from 0) where a person wants to see it, as `TrajectoryViewer.show` does.
+    The view asks for news when it gets the focus; `refresh` shows at once what Python code did meanwhile.
     """
-    return Editor(curation, tokenizer, budget_tokens, prompt, games)
+    return Editor(curation, tokenizer, budget_tokens, prompt, games, on_turn)
 
 
 class Editor(View):
     """See `experience_editor`."""
 
-    _esm, _css = source("editor.js"), source("editor.css")
+    _esm, _css = source("board.js", "editor.js"), source("editor.css")
 
     def __init__(self, curation: Curation, tokenizer: Any, budget_tokens: int | None,
-                 prompt: Callable[[str], str] | None, games: Sequence[Trajectory]):
+                 prompt: Callable[[str], str] | None, games: Sequence[Trajectory],
+                 on_turn: Callable[[str, int], Any] | None):
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
         self.curation, self.budget, self.prompt = curation, budget_tokens, prompt or str
-        self.games = {game.id: game for game in games}
+        self.games, self.on_turn = {game.id: game for game in games}, on_turn
         self.unit = "words" if tokenizer is None else "tokens"
         tokenizer = tokenizer or (lambda text: len(text.split()))
         self.count = lru_cache(4096)(lambda text: count_tokens(text, tokenizer))
@@ -62,6 +65,11 @@ class Editor(View):
                        f"{escape(i.text)}</td></tr>" for i in self.curation.items)
         return (f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
                 f"<p>What the teacher reads:</p>{pre(self.curation.experience() or '(nothing is accepted yet)')}")
+
+    def show(self, id: str) -> None:
+        """Put the cursor on an item, and the editor into sight; ValueError where there is none of that id."""
+        self.curation.item(id)
+        self.refresh(at=id, reveal=True)
 
     def refresh(self, **more: Any) -> None:
         """Send what has changed since the last time."""
@@ -91,6 +99,8 @@ class Editor(View):
                 self.draw = draw
             case "look":
                 return {"detail": self._detail(ids[0])}
+            case "turn" if self.on_turn:
+                self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
                 getattr(c, op)(ids, reason)
             case "edit":
@@ -149,8 +159,10 @@ class Editor(View):
                 return {"game": seen.trajectory_id, "turn": seen.turn + 1}
             t = game.turns[seen.turn]
             return {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns), "outcome": game.outcome,
-                    "board": t.observation, "reply": t.reply, "move": t.action, "feedback": t.feedback}
+                    "text": t.observation, "board": {**board_of(t.observation), "action": t.action},
+                    "reply": t.reply, "move": t.action, "feedback": t.feedback}
 
-        return {"id": id, "original": item.original, "evidence": [turn(seen) for seen in item.evidence],
+        return {"id": id, "original": item.original, "viewer": self.on_turn is not None,
+                "evidence": [turn(seen) for seen in item.evidence],
                 "parents": [[p, self.curation.item(p).text] for p in item.parents],
                 "history": [[op.op, op.author, op.time, op.reason] for op in self.curation.history(id)]}

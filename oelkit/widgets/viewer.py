@@ -16,10 +16,9 @@ import traitlets
 
 from ..curate import Curation, one_line
 from ..envs import parse_action, parse_board
-from ..envs.picture import _kinds
 from ..policy import answer_text
 from ..records import ExperienceItem, Trajectory, Turn
-from .base import View, source
+from .base import View, board_of, source
 
 _STILL = 40  # games in the table of a saved notebook
 
@@ -80,11 +79,9 @@ class TrajectoryViewer(View):
                 "turns": [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]}
 
     def _turn(self, turn: Turn) -> dict:
-        answer, cells = answer_text(turn.reply), parse_board(turn.observation)
+        answer = answer_text(turn.reply)
         thinking = turn.reply.rpartition("</think>")[0] if "</think>" in turn.reply else "" if answer else turn.reply
-        if len({len(row) for row in cells}) > 1:  # a model's or a log's idea of a board
-            cells = []
-        return {"observation": turn.observation, "cells": cells, "kinds": self._symbols or _kinds(cells),
+        return {"observation": turn.observation, **board_of(turn.observation, self._symbols),
                 "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
                 "thinking": thinking.strip().removeprefix("<think>").strip(), "reply": _mark(answer, turn.action),
                 "action": turn.action, "feedback": turn.feedback, "truncated": turn.truncated,

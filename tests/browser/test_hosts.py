@@ -1,0 +1,134 @@
+"""The editor where people use it: Voila on the real notebook, and JupyterLab, whose own keys must not fire."""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from oelkit.records import read_jsonl
+
+from .test_editor import press, until
+
+ROOT = Path(__file__).parents[2]
+SLOW = 240_000  # ms until a kernel has started and imported torch on a busy machine
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A repository root of its own, so that runs/ lies in it."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("oelkit", "data", "voila.json"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.fixture
+def serve(place):
+    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the test."""
+    started = []
+
+    def serve(*command):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(place), "JUPYTER_CONFIG_DIR": str(place / "config"),
+               "JUPYTER_DATA_DIR": str(place / "jupyter")}
+        log = open(place / "server.log", "w")
+        process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], cwd=place, env=env, stdout=log,
+                                   stderr=subprocess.STDOUT, start_new_session=True)
+        started.append((process, log))
+        for _ in range(240):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return f"http://127.0.0.1:{port}"
+            except OSError:
+                assert process.poll() is None, (place / "server.log").read_text()
+                time.sleep(0.5)
+        raise AssertionError((place / "server.log").read_text())
+
+    yield serve
+    for process, log in started:
+        os.killpg(process.pid, signal.SIGKILL)  # asked nicely, Voila waits for its kernels
+        process.wait()
+        log.close()
+
+
+def test_voila_is_the_curation_app(serve, place, new_page):
+    shutil.copy(ROOT / "notebooks" / "04_curate.ipynb", place / "notebooks")
+    url = serve("voila", "notebooks/04_curate.ipynb", "--no-browser")
+    log = place / "runs" / "demo" / "sample_curation.jsonl"
+
+    def open_app():
+        page = new_page()
+        page.goto(url, timeout=SLOW, wait_until="commit")
+        page.locator(".oel-row").first.click(timeout=SLOW)
+        return page
+
+    page = open_app()
+    before = len(read_jsonl(log))
+    assert before == len(read_jsonl(ROOT / "data" / "sample" / "curation.jsonl"))
+    first = page.locator("[aria-current] .oel-text").inner_text()
+    press(page, "x", "j", "e")
+    page.keyboard.type("mine ")
+    press(page, "Control+Enter")
+    until(page, lambda: len(read_jsonl(log)) == before + 2)
+    assert [(op["op"], op["author"]) for op in read_jsonl(log)[before:]] == [("reject", "user"), ("edit", "user")]
+    page.locator(".oel-side pre", has_text="<|im_start|>").wait_for()  # the prompt, with the chat template
+    page.close()
+    again = open_app()  # another kernel, which knows only what is on disk
+    assert again.locator(".oel-rejected[aria-current] .oel-text").inner_text() == first
+    assert again.locator(".oel-row").nth(1).inner_text().count("edited") == 1
+    assert len(read_jsonl(log)) == before + 2
+
+
+LAB = """from pathlib import Path
+from IPython.display import display
+from oelkit import Curation
+from oelkit.records import ExperienceItem
+from oelkit.widgets import experience_editor
+items = [ExperienceItem(f"i{n}", f"note {n}", (), "m", 1, 0) for n in range(6)]
+display(experience_editor(Curation(items, Path("../log.jsonl"))))"""
+
+
+def test_jupyterlab_sees_none_of_the_keys(serve, place, new_page):
+    cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell(LAB), nbformat.v4.new_code_cell("2")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), place / "notebooks" / "lab.ipynb")
+    url = serve("jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=",
+                "--LabApp.expose_app_in_browser=True")
+    page = new_page()
+    page.goto(f"{url}/lab/tree/notebooks/lab.ipynb", timeout=SLOW, wait_until="commit")
+    page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=SLOW)
+    page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
+                           timeout=SLOW)
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.locator(".oel-row").first.click(timeout=SLOW)
+
+    def notebook():
+        return page.evaluate("""() => { const { content } = jupyterapp.shell.currentWidget;
+            const cells = content.model.sharedModel.cells.map((cell) => [cell.cell_type, cell.source]);
+            return [content.mode, content.activeCellIndex, cells]; }""")
+
+    before = notebook()
+    assert before[2] == [["code", cell.source] for cell in cells]
+    bound = ["j", "k", "ArrowDown", "ArrowUp", "a", "x", "s", "e", "Escape", "Space", "j", "Space", "m", "Alt+ArrowDown",
+             "Alt+ArrowUp", "u", "U", "/", "Escape", "n", "N", "g", "g", "?", "Escape"]
+    unbound = list("bbccddhilopqrtvwyz") + ["A", "B", "D", "M", "Y", "Z", "Enter", "Shift+Enter", "Home", "0", "0"]
+    for key in bound + unbound:
+        page.keyboard.press(key)
+        assert notebook() == before, key
+    until(page, lambda: "redo" in [op["op"] for op in read_jsonl(place / "log.jsonl")])
+    done = [op["op"] for op in read_jsonl(place / "log.jsonl")]
+    assert done[:4] == ["accept", "reject", "skip", "merge"] and done[-2:] == ["undo", "redo"]
+    page.locator(".jp-Notebook .jp-InputPrompt").first.click()  # and beside the editor the keys are the notebook's
+    page.keyboard.press("b")
+    until(page, lambda: len(notebook()[2]) == len(cells) + 1)
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    until(page, lambda: "What the teacher reads" in json.dumps(nbformat.read(place / "notebooks" / "lab.ipynb", 4)))
