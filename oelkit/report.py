@@ -21,7 +21,7 @@ from .records import Outcome, Trajectory, read_jsonl
 MISSED = "Did not come out: "
 STYLE = """:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;
 padding:0 1rem;background:#fff;color:#1d1d1f}table{border-collapse:collapse;margin:1rem 0}h2{margin-top:2.2rem}
-th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #8885}th:first-child,td:first-child{text-align:left}
+th,td{padding:.3rem .6rem;white-space:nowrap;text-align:right;border-bottom:1px solid #8885}th:first-child,td:first-child{text-align:left}
 div{overflow-x:auto}small,figcaption{font-size:.85rem;opacity:.8}figure{margin:1.4rem 0}img{max-width:100%;height:auto;
 border-radius:6px}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.8rem;border-radius:6px;
 font-size:.85rem;max-height:28rem;overflow:auto}li{margin:.35rem 0}.no{color:#b3401c}
