@@ -4,6 +4,9 @@ A state is a stored prompt without experience. The student answers it as it is; 
 the start of the round, sees the experience in front of the state and scores the student's own tokens; the loss is the
 mean over those tokens of KL(student || teacher), and only the student's LoRA adapter learns. No environment, no reward.
 
+All teacher prompts that tell the same experience begin alike, and the teacher is frozen: that beginning is computed once
+a round for each text (`prefix`), and after it only state and reply are run.
+
 Departures from the paper: a LoRA adapter in place of all weights, hence a larger learning rate; the full vocabulary by
 default (top_k=256 is the paper's); one optimiser step a batch as there. The off-policy arms (`forward_kl`, `sft`) learn
 from the teacher's replies instead of the student's, to show what being on-policy is worth.
@@ -21,10 +24,12 @@ from tqdm import tqdm
 from . import kl
 from .generation import Reply, generate
 from .policy import Policy, reply_hidden, token_batches
+from .prefix import SHARED, SharedPrefix, can_share
 from .prompts import Prompts, load_prompts, with_experience
 from .records import State
 
-LOSSES = ("reverse_kl", "forward_kl", "sft")
+LOSSES = ("reverse_kl", "jsd", "sampled_kl", "forward_kl", "sft")
+OFF_POLICY = ("forward_kl", "sft")
 
 
 def distill(
@@ -38,6 +43,8 @@ def distill(
     warmup: int = 0,
     loss: str = "reverse_kl",
     top_k: int | None = None,
+    rest: str = "drop",
+    clip: float | None = None,
     temperature: float = 1.0,
     retain: float = 0.0,
     max_new_tokens: int | None = None,
@@ -49,7 +56,8 @@ def distill(
 ) -> list[dict]:
     """Train the student on `states` towards the teacher that reads one of `experiences`; returns one dict a step.
 
-    loss: "reverse_kl" on the student's samples, or "forward_kl" / "sft" on the teacher's. temperature: of the sampling
+    loss: "reverse_kl", "jsd" or "sampled_kl" on the student's samples, or "forward_kl" / "sft" on the teacher's; top_k,
+    rest (of the mass outside the top k) and clip (of a token's loss) as in `kl.reverse_kl`. temperature: of the sampling
     and of both distributions. warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which
     the student too reads the experience, so that it does not forget how. batch_tokens: of a micro-batch, padding
     included. Each dict: step, loss (nats a token), entropy (nats, the student's), reply_tokens (a reply), truncated
@@ -71,6 +79,10 @@ def distill(
     sampling = {"max_new_tokens": max_new_tokens or prompts.max_new_tokens, "temperature": temperature}
     _check_lengths(policy, states, experiences, prompts, sampling["max_new_tokens"])
     rng, head = random.Random(seed), policy.head_weight
+    options = {"temperature": temperature, "clip": clip}
+    if loss in ("reverse_kl", "jsd", "forward_kl"):
+        options |= {"top_k": top_k, "rest": rest}
+    beginnings: dict[str, SharedPrefix] = {}
     policy.freeze_teacher()
     optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
     history, deck = [], []
@@ -79,22 +91,22 @@ def distill(
         while len(deck) < batch_size:
             deck += rng.sample(list(states), len(states))  # every state once before any comes again
         batch, deck = deck[:batch_size], deck[batch_size:]
-        told = [with_experience(prompts, state.prompt, rng.choice(experiences)) for state in batch]
+        texts = [rng.choice(experiences) for _ in batch]
+        told = [with_experience(prompts, state.prompt, text) for state, text in zip(batch, texts)]
         teacher_ids = [policy.encode(messages) for messages in told]
         student_ids = [policy.encode(state.prompt) for state in batch]
         for i in rng.sample(range(batch_size), round(retain * batch_size)):
             student_ids[i] = teacher_ids[i]
 
         # who speaks: the student (on-policy) or the teacher (off-policy); the token ids are never decoded on their way
-        speaker, asked = ("student", student_ids) if loss == "reverse_kl" else ("teacher", teacher_ids)
+        speaker, asked = ("teacher", teacher_ids) if loss in OFF_POLICY else ("student", student_ids)
         replies = generate(policy, asked, adapter=speaker, seed=seed * 100_003 + step, **sampling)
 
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
         optimizer.zero_grad(set_to_none=True)  # before, not after: what an interrupted call left must not count
-        total, entropy = _backward(
-            policy, student_ids, teacher_ids, replies, head, loss, top_k, temperature, batch_tokens
-        )
+        groups = _by_beginning(policy, texts, teacher_ids, beginnings) if loss != "sft" else [(None, range(batch_size))]
+        total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, options, batch_tokens, groups)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         if not torch.isfinite(grad_norm):
             raise RuntimeError(f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype")
@@ -126,31 +138,53 @@ def _check_lengths(
                              f"is more than the context of {policy.context_length}; {todo}")  # fmt: skip
 
 
+def _by_beginning(
+    policy: Policy, texts: list[str], teacher_ids: list[list[int]], beginnings: dict[str, SharedPrefix]
+) -> list[tuple[SharedPrefix | None, list[int]]]:
+    """Rows by the beginning that their teacher prompts share, computed when a text first comes and kept for the round."""
+    groups: dict[str | None, list[int]] = {}
+    for text in dict.fromkeys(texts):
+        rows = [i for i, other in enumerate(texts) if other == text]
+        shared = min(map(len, (teacher_ids[i] for i in rows))) > SHARED and can_share(policy)
+        if shared and text not in beginnings:  # a GPU holds the one in use, the others wait in main memory
+            with torch.no_grad(), policy.use("teacher", merge=True):
+                beginnings[text] = SharedPrefix(policy, teacher_ids[rows[0]], "cpu")
+        shared = shared and beginnings[text].crop([teacher_ids[i] for i in rows]) >= SHARED
+        groups.setdefault(text if shared else None, []).extend(rows)
+    return [(beginnings.get(text), sorted(rows)) for text, rows in groups.items()]
+
+
 def _backward(
     policy: Policy, student_ids: list[list[int]], teacher_ids: list[list[int]], replies: list[Reply],
-    head: torch.Tensor, loss: str, top_k: int | None, temperature: float, batch_tokens: int,
+    head: torch.Tensor, loss: str, options: dict, batch_tokens: int,
+    groups: list[tuple[SharedPrefix | None, Sequence[int]]],
 ) -> tuple[float, float]:
     """Accumulate the gradient of one batch; (loss, student entropy) as means over tokens, then over replies."""
     total = entropy = 0.0
-    for rows in token_batches([len(t) + len(r.ids) for t, r in zip(teacher_ids, replies, strict=True)], batch_tokens):
-        ids = [replies[i].ids for i in rows]
-        weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
-        targets = torch.tensor([token for y in ids for token in y], device=head.device)
-        if loss != "sft":  # the teacher's forward is finished before the student's begins
-            with torch.no_grad(), policy.use("teacher", merge=True):
-                targets = reply_hidden(policy, [teacher_ids[i] for i in rows], ids)
-        with policy.use("student"):
-            policy.model.train()  # LoRA dropout and gradient checkpointing, where the policy was loaded with such
-            try:
-                hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
-                options = {"temperature": temperature, "weights": weights}
-                if loss == "sft":
-                    value = kl.cross_entropy(hidden, targets, head, **options)
-                else:
-                    value = getattr(kl, loss)(hidden, targets, head, top_k=top_k, **options)
-                value.backward()
-            finally:
-                policy.model.eval()
-        total += value.item()
-        entropy += float(kl.entropy(hidden.detach(), head, temperature=temperature) @ weights)
+    for prefix, group in groups:
+        skip = len(prefix.ids) if prefix else 0
+        longest = [max(len(student_ids[i]), len(teacher_ids[i]) - skip) + len(replies[i].ids) for i in group]
+        for batch in token_batches(longest, batch_tokens):
+            rows = [group[i] for i in batch]
+            ids = [replies[i].ids for i in rows]
+            weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
+            sampled = torch.tensor([token for y in ids for token in y], device=head.device)
+            if loss != "sft":  # the teacher's forward is finished before the student's begins
+                with torch.no_grad(), policy.use("teacher", merge=True):
+                    told = reply_hidden(policy, [teacher_ids[i] for i in rows], ids, prefix)
+            with policy.use("student"):
+                policy.model.train()  # LoRA dropout and gradient checkpointing, where the policy was loaded with such
+                try:
+                    hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+                    if loss == "sft":
+                        value = kl.cross_entropy(hidden, sampled, head, weights=weights, **options)
+                    elif loss == "sampled_kl":
+                        value = kl.sampled_kl(hidden, told, sampled, head, weights=weights, **options)
+                    else:
+                        value = getattr(kl, loss)(hidden, told, head, weights=weights, **options)
+                    value.backward()
+                finally:
+                    policy.model.eval()
+            total += value.item()
+            entropy += float(kl.entropy(hidden.detach(), head, temperature=options["temperature"]) @ weights)
     return total, entropy

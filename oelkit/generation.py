@@ -1,7 +1,7 @@
 """Sampling replies: token ids in, token ids out, for many prompts at once.
 
 What it does: batches prompts of like length, samples with Transformers' `generate`, and now and then drops the rows
-that have finished. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
+that have finished; where prompts begin alike (an experience), the beginning is computed and kept once. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
 the teacher scores those, never a re-tokenised text.
 
 In float32 greedy replies do not depend on the batch. In 16 bits they may: another batch shape sums in another order,
@@ -10,6 +10,7 @@ two nearly equal logits can swap, and the replies differ from that token on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from oelkit.policy import Policy, token_batches
+from .policy import Policy, token_batches
+from .prefix import GrowingLayer, SharedPrefix, can_share, common_beginnings
 
 
 COMPACT = 16  # new tokens between two looks at which rows have finished
@@ -65,60 +67,47 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], *, max_new_tokens
         policy.model.eval()
         with torch.random.fork_rng(devices), torch.no_grad(), policy.use(adapter, merge=True), bar:
             torch.manual_seed(seed)
-            for batch in token_batches([len(p) + max_new_tokens for p in prompts], batch_tokens):
-                for i, ids in zip(batch, _sample(policy, [prompts[i] for i in batch], max_new_tokens, eos)):
-                    out[i] = Reply(ids, policy.decode(ids), ids[-1] not in eos)
-                bar.update(len(batch))
+            groups = common_beginnings(prompts)
+            if any(shared for shared, _ in groups) and not can_share(policy):
+                groups = [(0, list(range(len(prompts))))]
+            for shared, group in groups:
+                prefix = SharedPrefix(policy, prompts[group[0]][:shared]) if shared else None
+                for rows in token_batches([len(prompts[i]) - shared + max_new_tokens for i in group], batch_tokens):
+                    batch = [group[row] for row in rows]
+                    for i, ids in zip(batch, _sample(policy, [prompts[i] for i in batch], max_new_tokens, eos, prefix)):
+                        out[i] = Reply(ids, policy.decode(ids), ids[-1] not in eos)
+                    bar.update(len(batch))
     finally:
         causal.generation_config = own
         policy.model.train(training)
     return out
 
 
-def _sample(policy: Policy, prompts: list[Sequence[int]], max_new_tokens: int, eos: list[int]) -> list[list[int]]:
+def _sample(policy: Policy, prompts: list[Sequence[int]], max_new_tokens: int, eos: list[int],
+            prefix: SharedPrefix | None = None) -> list[list[int]]:
     """Sampled ids of one batch; every COMPACT tokens the finished rows leave the batch and its KV cache."""
-    width, pad, device = max(map(len, prompts)), policy.pad_id, policy.device
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache, ends = DynamicCache(config=policy.causal.config), torch.tensor(eos, device=device)
-    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    rows, replies = list(range(len(prompts))), [[] for _ in prompts]
-    for start in range(0, max_new_tokens, COMPACT):
-        before = ids.shape[1]
-        ids = policy.causal.generate(input_ids=ids, attention_mask=mask, past_key_values=cache,
-                                     max_new_tokens=min(COMPACT, max_new_tokens - start))
-        new = ids[:, before:]
-        ended = torch.isin(new, ends)
-        for row, tokens, end in zip(rows, new.tolist(), ended.tolist()):
-            replies[row] += tokens[:end.index(True) + 1] if True in end else tokens
-        alive = (~ended.any(1)).nonzero()[:, 0]
-        if not len(alive):
-            break
-        if len(alive) < len(rows):
-            cache.batch_select_indices(alive)
-            ids, mask, rows = ids[alive], mask[alive], [rows[i] for i in alive.tolist()]
-        mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1] - before)], 1)
+    begin, pad, device = prefix.ids if prefix else [], policy.pad_id, policy.device
+    prompts = [list(p[len(begin):]) for p in prompts]
+    width = max(map(len, prompts))
+    ids = torch.tensor([begin + [pad] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[1] * len(begin) + [0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ends = torch.tensor(eos, device=device)
+    with prefix.attend(policy) if prefix else nullcontext(DynamicCache(config=policy.causal.config)) as cache:
+        cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        rows, replies = list(range(len(prompts))), [[] for _ in prompts]
+        for start in range(0, max_new_tokens, COMPACT):
+            before = ids.shape[1]
+            ids = policy.causal.generate(input_ids=ids, attention_mask=mask, past_key_values=cache,
+                                         max_new_tokens=min(COMPACT, max_new_tokens - start))
+            new = ids[:, before:]
+            ended = torch.isin(new, ends)
+            for row, tokens, end in zip(rows, new.tolist(), ended.tolist()):
+                replies[row] += tokens[:end.index(True) + 1] if True in end else tokens
+            alive = (~ended.any(1)).nonzero()[:, 0]
+            if not len(alive):
+                break
+            if len(alive) < len(rows):
+                cache.batch_select_indices(alive)
+                ids, mask, rows = ids[alive], mask[alive], [rows[i] for i in alive.tolist()]
+            mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1] - before)], 1)
     return replies
-
-
-class _GrowingLayer(DynamicLayer):
-    """A KV cache layer that has room to grow: Transformers' own copies all keys and values again for each new token."""
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._append("_key_room", self.keys, key_states)
-        self.values = self._append("_value_room", self.values, value_states)
-        return self.keys, self.values
-
-    def _append(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        room, used = getattr(self, name, None), old.shape[-2] if old.numel() else 0
-        total = used + new.shape[-2]
-        # rows dropped or cache cropped by others: old is then no view of the room any more
-        if room is None or total > room.shape[-2] or old.data_ptr() != room.data_ptr():
-            room = new.new_empty(*new.shape[:2], total + COMPACT, new.shape[-1])
-            if used:
-                room[:, :, :used] = old
-            setattr(self, name, room)
-        room[:, :, used:total] = new
-        return room[:, :, :total]

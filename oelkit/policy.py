@@ -17,7 +17,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Cache
+
+from .prefix import SharedPrefix
 
 _bnb_log = logging.getLogger("bitsandbytes")  # PEFT imports it, and on a CPU it warns of kernels nobody asked for
 _level = _bnb_log.level
@@ -60,6 +62,7 @@ class Policy:
         self.causal = self.model.get_base_model()
         self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self._head: torch.Tensor | None = None
+        self.shares: bool | None = None  # whether prompts may share a beginning's KV; see prefix.can_share
 
     @property
     def device(self) -> torch.device:
@@ -230,29 +233,36 @@ class Policy:
             self._head = head.weight.detach()
         return self._head
 
-    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Final hidden states [B, T, D] of right-padded ids [B, T], with the adapter in use and the caller's grad mode.
 
         No attention mask: attention is causal, so that a real token never sees the padding to its right, and without a
-        mask SDPA takes its fast path. What stands at padded positions means nothing.
+        mask SDPA takes its fast path. What stands at padded positions means nothing. cache: what comes before the ids.
         """
-        return self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.causal.base_model(input_ids=input_ids, past_key_values=cache,
+                                      use_cache=cache is not None).last_hidden_state
 
 
-def reply_hidden(policy: Policy, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> torch.Tensor:
+def reply_hidden(policy: Policy, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]],
+                 prefix: SharedPrefix | None = None) -> torch.Tensor:
     """Hidden states [N, D] from which each reply token is predicted; N = all reply tokens, row after row.
 
     One forward pass over one micro-batch of prompt + reply ids, padded on the right. Adapter (`policy.use`) and grad
-    mode are the caller's. ValueError where a prompt is empty or prompt + reply is longer than the context.
+    mode are the caller's. prefix: what all prompts begin with, computed before under the same adapter. ValueError where
+    a prompt is empty or prompt + reply is longer than the context.
     """
     for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
         if not p or len(p) + len(r) > policy.context_length:
             raise ValueError(f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be empty "
                              f"and both together must fit the context of {policy.context_length}")
+    skip = len(prefix.ids) if prefix else 0
     # the last reply token predicts nothing, so it is not fed
-    rows = [torch.tensor([*p, *r][:-1] if len(r) else p) for p, r in zip(prompts, replies)]
-    hidden = policy.hidden(pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device))
-    return torch.cat([hidden[i, len(p) - 1:len(p) - 1 + len(r)] for i, (p, r) in enumerate(zip(prompts, replies))])
+    rows = [torch.tensor(([*p, *r][:-1] if len(r) else p)[skip:]) for p, r in zip(prompts, replies)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device)
+    with prefix.attend(policy) if prefix else nullcontext() as cache:
+        hidden = policy.hidden(ids, cache)
+    starts = [len(p) - 1 - skip for p in prompts]
+    return torch.cat([hidden[i, a:a + len(r)] for i, (a, r) in enumerate(zip(starts, replies))])
 
 
 @torch.no_grad()

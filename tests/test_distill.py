@@ -66,8 +66,15 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
         with torch.no_grad():
             t = logprobs("teacher", teacher)
         s = logprobs("student", student)
-        if loss == "sft":
-            terms = -s.gather(1, torch.tensor(reply)[:, None])
+        if loss in ("sft", "sampled_kl"):
+            own, ids = s, torch.tensor(reply)[:, None]
+            terms = -own.gather(1, ids)
+            if loss == "sampled_kl":  # the value of the log-ratio with the gradient of a policy gradient
+                cost, own = (own - t).gather(1, ids), own.gather(1, ids)
+                terms = cost.detach() * own + (cost - cost * own).detach()
+        elif loss == "jsd":
+            m = ((s.exp() + t.exp()) / 2).log()
+            terms = (s.exp() * (s - m) + t.exp() * (t - m)) / 2
         else:
             terms = s.exp() * (s - t) if loss == "reverse_kl" else t.exp() * (t - s)
             if top_k:
@@ -79,7 +86,7 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
 
 @pytest.mark.parametrize("loss, top_k, temperature", [
     ("reverse_kl", None, 1.0), ("reverse_kl", 7, 0.7), ("forward_kl", None, 1.0), ("forward_kl", 7, 0.7),
-    ("sft", None, 0.7)])
+    ("jsd", None, 0.7), ("sampled_kl", None, 1.0), ("sft", None, 0.7)])
 def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, temperature):
     policy, exact = load_policy(tiny_model), load_policy(tiny_model)
     for p in (policy, exact):
@@ -93,7 +100,7 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
     told = [with_experience(PROMPTS, s.prompt, TEXT) for s in STATES]
     plain = [policy.encode(s.prompt) for s in STATES]
     with_text = [policy.encode(m) for m in told]
-    order = [(plain if loss == "reverse_kl" else with_text).index(p) for p in asked]
+    order = [(with_text if loss in ("forward_kl", "sft") else plain).index(p) for p in asked]
     assert sorted(order) == list(range(6)) and options["temperature"] == temperature
     value, wanted = reference(exact, [plain[i] for i in order], [with_text[i] for i in order], [r.ids for r in replies],
                               loss, top_k, temperature)
@@ -117,7 +124,8 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
     teachers = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
     replies, found = generate(tiny, students, max_new_tokens=5), []
     for batch_tokens in (1, 200, 100_000):
-        value = module._backward(tiny, students, teachers, replies, tiny.head_weight, loss, None, 1.0, batch_tokens)
+        value = module._backward(tiny, students, teachers, replies, tiny.head_weight, loss,
+                                 {"temperature": 1.0, "clip": None}, batch_tokens, [(None, range(6))])
         found.append((value, [p.grad.clone() for p in tiny.trainable()]))
         for p in tiny.trainable():
             p.grad = None
@@ -175,7 +183,7 @@ def test_who_speaks(tiny, calls, loss):
     train(tiny, loss=loss, steps=2, batch_size=3)
     for prompts, options, _ in calls:
         texts = [tiny.decode(p) for p in prompts]
-        if loss == "reverse_kl":
+        if loss in ("reverse_kl", "jsd", "sampled_kl"):
             assert options["adapter"] == "student" and not any(TEXT in t for t in texts)
         else:
             assert options["adapter"] == "teacher" and all(TEXT in t for t in texts)
@@ -191,6 +199,29 @@ def test_several_texts_are_drawn_by_sample(tiny, calls):
     assert sum(counts) == 12 and min(counts) > 0  # the empty ones teach nothing and are left out
 
 
+def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
+    long = ["- EXPERIENCE ITEM: the left one is a hole. " * 7, "- EXPERIENCE ITEM: the right one is the goal. " * 7]
+    built, used = [], []
+    real, scored = module.SharedPrefix, reply_hidden
+    monkeypatch.setattr(module, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args))
+    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: used.append(
+        prefix and len(prefix.ids)) or scored(policy, prompts, replies, prefix))
+
+    def once():
+        tiny.reset()
+        shake(tiny)
+        rows = train(tiny, experiences=long, steps=3)
+        return [(row["loss"], row["grad_norm"]) for row in rows], weights(tiny)
+
+    (rows, end), shared = once(), [n for n in used if n]
+    assert len(built) == 2 and shared and min(shared) > 256
+    monkeypatch.setattr(module, "SHARED", 10_000)
+    used.clear()
+    for a, b in zip((rows, end), once(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not any(used)
+
+
 def test_retain_lets_the_student_read_too(tiny, calls):
     first, = train(tiny, retain=0.5)
     assert sum(TEXT in tiny.decode(p) for p in calls[0][0]) == 3
@@ -203,8 +234,8 @@ def test_retain_lets_the_student_read_too(tiny, calls):
 def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
     scored = []
     real = reply_hidden
-    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies: scored.append(
-        {(tuple(p), tuple(r)) for p, r in zip(prompts, replies)}) or real(policy, prompts, replies))
+    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: scored.append(
+        {(tuple(p), tuple(r)) for p, r in zip(prompts, replies)}) or real(policy, prompts, replies, prefix))
     train(tiny, STATES, batch_size=6, max_new_tokens=24, temperature=1.5)
     prompts, _, replies = calls[0]
     student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
@@ -239,7 +270,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ([], {}, "there are no states"),
         (STATES, {"experiences": []}, "no experience is left"),
         (STATES, {"experiences": ["", " \n"]}, "no experience is left.*all were rejected"),
-        (STATES, {"loss": "kl"}, "loss='kl': say one of reverse_kl, forward_kl, sft"),
+        (STATES, {"loss": "kl"}, "loss='kl': say one of reverse_kl, jsd, sampled_kl, forward_kl, sft"),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),
         (STATES, {"retain": 1.5}, "retain=1.5"),
