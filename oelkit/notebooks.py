@@ -247,11 +247,15 @@ def mark_failure(cells: list[Any], at: int, reason: str) -> None:
 
 
 def publishable(notebook: Any) -> None:
-    """Drop widget state in place, and the widget views that would be dead without it where another form is there."""
+    """In place: of a text bar only its last state, of a widget bar (frozen at 0 %) nothing; no dead widget views."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     notebook.metadata.pop("widgets", None)
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
-        if len(output.get("data", {})) > 1:
-            output.data.pop(WIDGET_VIEW, None)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        for output in cell.outputs:
+            if len(output.get("data", {})) > 1 and output.data.pop(WIDGET_VIEW, None):
+                cell.outputs = [o for o in cell.outputs if o is not output or "%|" not in o.data.get("text/plain", "")]
 
 
 def kernel_manager() -> type:

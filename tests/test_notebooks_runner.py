@@ -127,6 +127,20 @@ def test_publishes_no_widget_state(root):
     assert "IntSlider" in copy.read_text()
 
 
+def test_publishes_of_progress_bars_only_the_end(root):
+    source = """import sys, time
+from tqdm import tqdm
+from tqdm.notebook import tqdm as widget_bar
+for _ in tqdm(range(3), desc="text bar", mininterval=0):
+    time.sleep(0.2)
+for _ in widget_bar(range(3), desc="widget bar"):
+    pass"""
+    write(root, "01_bars", source)
+    (copy,) = run_notebooks(root=root)
+    shown = str([cell.outputs for cell in nbformat.read(copy, 4).cells if cell.cell_type == "code"])
+    assert shown.count("text bar") == 1 and "100%" in shown and "widget bar" not in shown
+
+
 @pytest.mark.parametrize("run", ["a/b", "../x", "", ".hidden", "a b", "ä"])
 def test_refuses_an_unsafe_run_name(root, run):
     write(root, "01_a", "1")
