@@ -8,7 +8,7 @@ from test_plots import make_game
 from oelkit.curate import Curation
 from oelkit.envs import make
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
-from oelkit.widgets import trajectory_viewer
+from oelkit.widgets import experience_editor, trajectory_viewer
 
 EVIL = "<script>alert(1)</script>"
 
@@ -96,6 +96,13 @@ def test_from_an_item_to_its_evidence_and_back(tmp_path):
     assert [t["items"] for t in turns] == [[], [["i", "H drowns you."]]]
     asked(view, kind="item", id="i")
     assert gone == ["i"]
+    editor = experience_editor(curation, games=games, on_turn=view.show)
+    view.at, view._on_item, heard = {"game": 0, "turn": 0, "other": None}, editor.show, []
+    editor.send = lambda content, buffers=None: heard.append(json.loads(content["json"]))
+    editor._handle_custom_msg({"op": "turn", "ids": [id], "to": 1}, [])
+    assert view.at == {"game": 1, "turn": 1, "other": None}
+    asked(view, kind="item", id="i")
+    assert heard[-1]["at"] == "i" and heard[-1]["reveal"]
     for wrong in ((id, 2), (id, -1), ("nobody", 0)):
         with pytest.raises(ValueError, match="not among the 2 games"):
             view.show(*wrong)

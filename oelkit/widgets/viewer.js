@@ -176,7 +176,8 @@ export default { render({ model, el: host }) {
     followList();
     showHits();
     if (!ids.length || !ids.every((i) => games.has(i))) return;  // what is there stays until the text comes
-    const r = rows[ids[0]], texts = ids.map((i) => games.get(i)), others = twins(ids[0]);
+    const r = rows[ids[0]], texts = ids.map((i) => games.get(i));
+    const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python may put any two side by side
     title.replaceChildren(pill(r.outcome, name(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
       el("span", { class: "ov-dim" }, dots(visible(texts[0].model), `round ${r.round}`, visible(r.arm),
         r.seed != null && `map seed ${r.seed}`, count(r.tokens, "token"))));
