@@ -217,8 +217,9 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
     assert len(built) == 2 and shared and min(shared) > 256
     monkeypatch.setattr(module, "SHARED", 10_000)
     used.clear()
-    for a, b in zip((rows, end), once(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    again, other = once()
+    torch.testing.assert_close(rows, again, rtol=1e-4, atol=1e-6)
+    assert all((a - b).norm() <= 1e-3 * b.norm() for a, b in zip(end, other, strict=True))
     assert not any(used)
 
 
