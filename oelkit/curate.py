@@ -77,6 +77,7 @@ class Curation:
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:
             raise ValueError(f"items need distinct ids; more than one is called {double[0]!r}")
+        self._load([])
         self.reload()
 
     @classmethod
@@ -85,11 +86,11 @@ class Curation:
         return cls(read_jsonl(items_path, ExperienceItem), log_path, author=author)
 
     def reload(self) -> None:
-        """Read the log again, after somebody else has written to it."""
-        there = self.log_path is not None and self.log_path.exists()
-        # The size before reading: a line that comes in between is then a conflict.
-        self._size = self.log_path.stat().st_size if there else 0
-        self._load(_read_log(self.log_path) if there else [])
+        """Read the log again, after somebody else has written to it; without a file there is nothing to read."""
+        if self.log_path is not None:
+            there = self.log_path.exists()
+            self._size = self.log_path.stat().st_size if there else 0  # first: a line in between is then a conflict
+            self._load(_read_log(self.log_path) if there else [])
 
     def _load(self, log: Sequence[Operation]) -> None:
         self._log, self._done, self._undone = list(log), [], []
@@ -246,14 +247,12 @@ class Curation:
         """
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
-        groups: list[list[tuple[str, set]]] = []
-        for item in self.items:
-            words = set(_words(item.text))
-            near = [g for g in groups if any(len(words & w) >= threshold * len(words | w) for _, w in g)]
-            groups = [g for g in groups if g not in near] + [[m for g in near for m in g] + [(item.id, words)]]
-        order = {item.id: k for k, item in enumerate(self.items)}
-        found = [sorted((i for i, _ in g), key=order.get) for g in groups if len(g) > 1]
-        return sorted(found, key=lambda ids: order[ids[0]])
+        words, groups = {i.id: set(_words(i.text)) for i in self.items}, []
+        order = {id: k for k, id in enumerate(words)}
+        for id, mine in words.items():
+            near = [g for g in groups if any(len(mine & words[i]) >= threshold * len(mine | words[i]) for i in g)]
+            groups = [g for g in groups if g not in near] + [[id, *(i for g in near for i in g)]]
+        return sorted((sorted(g, key=order.get) for g in groups if len(g) > 1), key=lambda g: order[g[0]])
 
     def to_frame(self) -> Any:
         """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""

@@ -309,7 +309,8 @@ function render({ model, el: host }) {
     }
     const reviewed = all.length - count("pending"), kept = count("accepted"), { tokens, budget } = state;
     progress.textContent = `${number(reviewed)} of ${number(all.length)} reviewed, ${number(kept)} kept, ` +
-      `${number(tokens ?? 0)} ${budget == null ? "" : `of ${number(budget)} `}${state.unit ?? ""}`;
+      `${number(tokens ?? 0)} ${budget == null ? "" : `of ${number(budget)} `}${state.unit ?? ""}` +
+      (state.draws.length > 1 ? ` (draw ${state.draw})` : "");
     meter.hidden = budget == null;
     meter.style.setProperty("--share", `${Math.min(100, (100 * tokens) / Math.max(1, budget))}%`);
     meter.classList.toggle("oel-over", state.cut.length > 0);
@@ -388,7 +389,7 @@ function render({ model, el: host }) {
 
   function receive(message) {
     if (message.json == null) return;
-    const { rows, order, at, reveal, error, detail, ...news } = JSON.parse(message.json);
+    const { rows, order, at, reveal, error, conflict, detail, ...news } = JSON.parse(message.json);
     for (const [id, row] of Object.entries(rows)) items.set(id, row);
     if (order) for (const id of items.keys()) if (!order.includes(id)) items.delete(id);
     Object.assign(state, order && { order }, news);
@@ -403,7 +404,8 @@ function render({ model, el: host }) {
     if ("reads" in news || "cut" in news || "before" in news || "prompt_tokens" in news || "draw" in news) showPrompt();
     if (detail?.id === cursor) keepFocus(() => showDetail(detail));
     if (error) {
-      failure.replaceChildren(`${error} `, el("button", { onclick: () => ask("reload") }, "Read the log again"));
+      failure.replaceChildren(`${error} `,
+        conflict ? el("button", { onclick: () => ask("reload") }, "Read the log again") : "");
       failure.hidden = false;
     }
   }

@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from ..curate import CuratedItem, Curation, count_tokens, experience_text
-from ..records import Evidence, Trajectory
+from ..records import ConflictError, Evidence, Trajectory
 from .base import View, board_of, pre, source
 
 
@@ -83,7 +83,7 @@ class Editor(View):
         try:
             answer = self._do(**message)
         except (ValueError, RuntimeError, OSError) as error:  # an empty text, somebody else's write, a full disk
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         self.refresh(**answer)
 
     def _do(self, op: str, ids: Sequence[str] = (), texts: Sequence[str] = (), to: int = 0, reason: str = "",

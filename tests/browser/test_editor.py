@@ -31,11 +31,11 @@ def press(page, *keys):
 
 def until(page, true):
     """Let the page and the Python side work until it is true."""
-    for _ in range(200):
+    for _ in range(600):
         if true():
             return
         page.wait_for_timeout(50)
-    raise AssertionError("did not become true in 10 s")
+    raise AssertionError("did not become true in 30 s")
 
 
 def current(page):

@@ -81,6 +81,8 @@ def test_voila_is_the_curation_app(serve, place, new_page):
     until(page, lambda: len(read_jsonl(log)) == before + 2)
     assert [(op["op"], op["author"]) for op in read_jsonl(log)[before:]] == [("reject", "user"), ("edit", "user")]
     page.locator(".oel-side pre", has_text="<|im_start|>").wait_for()  # the prompt, with the chat template
+    page.get_by_role("button", name="Whole game").first.click()  # to the turn that an item came from
+    until(page, lambda: page.evaluate("Boolean(document.activeElement.closest('.oel-viewer'))"))
     page.close()
     again = open_app()  # another kernel, which knows only what is on disk
     assert again.locator(".oel-rejected[aria-current] .oel-text").inner_text() == first
