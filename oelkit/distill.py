@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
@@ -63,7 +64,7 @@ def distill(
     included. Each dict: step, loss (nats a token), entropy (nats, the student's), reply_tokens (a reply), truncated
     (share of the batch), grad_norm (before clipping to 1), lr, seconds. ValueError where there is nothing to learn from
     (no states, no experience), for a state or experience over the context and for wrong arguments; RuntimeError where
-    the gradient is not finite.
+    the gradient is not finite or memory runs out (it says what to lower; no step is left half done).
     """
     experiences = [text for text in experiences if text.strip()]
     if not states:
@@ -84,7 +85,7 @@ def distill(
         options |= {"top_k": top_k, "rest": rest}
     beginnings: dict[str, SharedPrefix] = {}
     policy.freeze_teacher()
-    optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
+    optimizer = _adamw(policy, lr)
     history, deck = [], []
     for step in tqdm(range(steps), desc="distill", unit="step", disable=not progress, mininterval=1):
         began = time.perf_counter()
@@ -100,13 +101,19 @@ def distill(
 
         # who speaks: the student (on-policy) or the teacher (off-policy); the token ids are never decoded on their way
         speaker, asked = ("teacher", teacher_ids) if loss in OFF_POLICY else ("student", student_ids)
-        replies = generate(policy, asked, adapter=speaker, seed=seed * 100_003 + step, **sampling)
+        with _says_what_to_lower(f"step {step}: sampling", max_new_tokens=sampling["max_new_tokens"],
+                                 batch_size=batch_size):
+            replies = generate(policy, asked, adapter=speaker, seed=seed * 100_003 + step, **sampling)
 
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
         optimizer.zero_grad(set_to_none=True)  # before, not after: what an interrupted call left must not count
-        groups = _by_beginning(policy, texts, teacher_ids, beginnings) if loss != "sft" else [(None, range(batch_size))]
-        total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, options, batch_tokens, groups)
+        with _says_what_to_lower(f"step {step}: training", batch_tokens=batch_tokens):
+            groups = [(None, range(batch_size))]
+            if loss != "sft":
+                groups = _by_beginning(policy, texts, teacher_ids, beginnings)
+            total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, options, batch_tokens,
+                                       groups)  # fmt: skip
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         if not torch.isfinite(grad_norm):
             raise RuntimeError(f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype")
@@ -122,6 +129,25 @@ def distill(
             on_step(history[-1])
     optimizer.zero_grad(set_to_none=True)
     return history
+
+
+def _adamw(policy: Policy, lr: float) -> torch.optim.Optimizer:
+    """AdamW; on CUDA with 8-bit states that move to main memory when the card is full."""
+    if policy.device.type == "cuda":
+        import bitsandbytes  # only here: it prints and takes a second
+        return bitsandbytes.optim.PagedAdamW8bit(policy.trainable(), lr=lr, weight_decay=0.0)
+    return torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
+
+
+@contextmanager
+def _says_what_to_lower(what: str, **settings: int) -> Iterator[None]:
+    """Turn "out of memory" into the settings that decide; what was computed so far stays as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
+        more = "" if "sampling" in what else ", or load the policy with gradient_checkpointing=True"
+        raise RuntimeError(f"{what} ran out of memory: lower {lower}{more}; the steps before are done") from error
 
 
 def _check_lengths(

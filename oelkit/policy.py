@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import errors as hub
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
@@ -95,7 +96,11 @@ class Policy:
     def encode(self, messages: list[dict], reply_prefix: str = "") -> list[int]:
         """Prompt ids of chat messages, generation prompt and the first words of the reply (`reply_prefix`) included."""
         thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **thinking)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **thinking)
+        except TemplateError as error:  # e.g. a template that knows no system role says so in this way
+            raise ValueError(f"{self.name}: its chat template does not take these messages ({error}); give it roles "
+                             f"that it knows, not {[m['role'] for m in messages]}") from error
         # the template has written the special tokens already
         return self.tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
 

@@ -291,3 +291,19 @@ def test_a_gradient_that_is_not_finite_stops_before_it_ruins_the_weights(tiny):
         train(tiny)
     hook.remove()
     assert same(before, weights(tiny))
+
+
+@pytest.mark.parametrize("where, message", [
+    ("generate", r"step 0: sampling ran out of memory: lower max_new_tokens \(now 5\) or batch_size \(now 6\)"),
+    ("reply_hidden", r"step 0: training ran out of memory: lower batch_tokens \(now 16384\), or load .*checkpointing")])
+def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypatch, where, message):
+    before = weights(tiny)
+
+    def full(*args, **kwargs):  # no CPU says so before the system ends the process
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nLong advice")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=message):
+        patch.setattr(module, where, full)
+        train(tiny)
+    assert same(before, weights(tiny)) and not tiny.model.training
+    assert train(tiny)[0]["loss"] > 0  # and goes on

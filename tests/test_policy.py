@@ -1,7 +1,11 @@
 """Loading, adapters, hidden states, log-probabilities; on a tiny random model and, where one is named, a real one."""
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from oelkit.generation import generate
 from oelkit.kl import cross_entropy
 from oelkit.policy import answer_text, load_policy, reply_hidden, token_batches, token_logprobs
 
+ROOT = str(Path(__file__).parents[1])
 MESSAGES = [{"role": "user", "content": "go left the"}]
 PROMPTS = [[5, 6, 7], [9], [20, 30, 40, 50, 60, 70, 80]]
 REPLIES = [[8, 2], [11, 12, 13, 14], [90]]
@@ -129,6 +134,24 @@ def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, 
     for adapter in ("teacher", "student"):
         for a, b in zip(before, token_logprobs(fresh, PROMPTS, REPLIES, adapter=adapter)):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tiny_model):
+    shake(tiny)
+    tiny.freeze_teacher()
+    tiny.save_adapter(tmp_path)
+    shake(tiny, seed=2)  # the student goes on
+    code = """
+import json, sys
+from oelkit.policy import load_policy, token_logprobs
+model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+policy = load_policy(model, adapter=adapter)
+print(json.dumps([x.tolist() for x in token_logprobs(policy, prompts, replies, adapter="teacher")]))"""
+    run = subprocess.run([sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(PROMPTS), str(REPLIES)],
+                         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    fresh = json.loads(run.stdout.splitlines()[-1])
+    for a, b in zip(token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher"), fresh, strict=True):
+        torch.testing.assert_close(a, torch.tensor(b), rtol=0, atol=1e-6)
 
 
 def test_saved_adapter_is_plain_peft(tiny, tmp_path, tiny_model):
@@ -355,6 +378,32 @@ def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="scales or caps"):
         load_policy(tmp_path).head_weight
+
+
+@pytest.mark.parametrize("family, changes, message", [
+    ("Gemma2", {"final_logit_softcapping": 1.0, "head_dim": 16, "num_key_value_heads": 1}, "scales or caps"),
+    ("Granite", {"logits_scaling": 8.0}, "scales or caps"), ("Phi", {}, "with a bias")])
+def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes, message):
+    import transformers
+    from conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=None, eos_token_id=2, **changes)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path).head_weight
+
+
+def test_a_template_without_a_system_role(tmp_path):
+    template = ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+                "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}")
+    policy = load_policy(make_model(tmp_path, chat_template=template))
+    assert policy.decode(policy.encode(MESSAGES)) == "go left the"
+    with pytest.raises(ValueError, match="no system role"):
+        policy.encode([{"role": "system", "content": "be brief"}, *MESSAGES])
 
 
 def test_model_folder_names_its_prompts(tmp_path):
