@@ -3,17 +3,35 @@
 import os
 
 import pytest
+import torch
 
-from oelkit import Curation, auto_curate, distill, evaluate, extract, load_policy, rollout, states
-from oelkit.envs import make
+from oelkit import Curation, auto_curate, distill, evaluate, extract, kl, load_policy, rollout, states
+from oelkit.generation import generate
+from oelkit.policy import reply_hidden
+from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import ExperienceItem, State
 
 REAL = os.environ.get("OELKIT_TEST_MODEL", "")
 NOTES = "- EXPERIENCE ITEM: H is a hole, never step on it.\n- EXPERIENCE ITEM: G is the goal, walk there."
 
 
-def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> list[dict]:
-    """Rollout, extraction, curation, distillation and evaluation; the log of distillation on one fixed batch."""
+@torch.no_grad()
+def gap(policy, found: list[State]) -> float:
+    """KL(student without notes || teacher with them), nats a token, on four replies to each state."""
+    prompts = load_prompts(policy.prompts)
+    alone = [policy.encode(state.prompt) for state in found] * 4
+    told = [policy.encode(with_experience(prompts, state.prompt, NOTES)) for state in found] * 4
+    replies = [reply.ids for reply in generate(policy, alone, max_new_tokens=32, temperature=0.7, seed=3)]
+    hidden = []
+    for adapter, asked in (("teacher", told), ("student", alone)):
+        with policy.use(adapter):
+            hidden.append(reply_hidden(policy, asked, replies))
+    each = torch.full((len(hidden[0]),), 1 / len(hidden[0]))
+    return kl.reverse_kl(hidden[1], hidden[0], policy.head_weight, temperature=0.7, weights=each).item()
+
+
+def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tuple[float, float]:
+    """Rollout, extraction, curation, distillation and evaluation; the gap to the teacher before and after."""
     world = "oelkit/FrozenLake-v0"
     played = rollout(policy, world, range(games), max_new_tokens=tokens)
     assert len(played) == games and all(t.outcome and t.turns for t in played)
@@ -21,27 +39,26 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> lis
     assert all(isinstance(item, ExperienceItem) for item in items)
     auto_curate(Curation(items)).experience()
     found: list[State] = states(played)[:4]
-    history = distill(policy, found, [NOTES], steps=steps, batch_size=4, lr=lr, max_new_tokens=tokens)
+    policy.freeze_teacher()
+    before = gap(policy, found)
+    distill(policy, found, [NOTES], steps=steps, batch_size=4, lr=lr, temperature=0.7, max_new_tokens=tokens)
+    after = gap(policy, found)
     report = evaluate(policy, world, range(games), NOTES, max_new_tokens=tokens)
     assert report.n == games and report.low <= report.pass_rate <= report.high
-    assert make(world).reset(seed=0)[0]
-    return history
-
-
-def falls(history: list[dict]) -> bool:
-    third = len(history) // 3
-    first, last = history[:third], history[-third:]
-    return sum(row["loss"] for row in last) / third < 0.7 * sum(row["loss"] for row in first) / third
+    print(f"{policy.name}: KL {before:.3f} before, {after:.3f} after {steps} steps")
+    return before, after
 
 
 def test_micro_in_nf4():
     policy = load_policy("micro", quantize="nf4")
     assert any(type(m).__name__ == "Linear4bit" for m in policy.causal.modules())
-    assert falls(every_step(policy, lr=2e-3, steps=18, games=8, tokens=48))
+    before, after = every_step(policy, lr=2e-3, steps=18, games=8, tokens=48)
+    assert after < 0.7 * before
 
 
 @pytest.mark.skipif(not REAL, reason="set OELKIT_TEST_MODEL to the folder of SmolLM2-135M-Instruct")
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_a_real_model(quantize):
     policy = load_policy(REAL, quantize=quantize)
-    assert falls(every_step(policy, lr=3e-4, steps=12, games=4, tokens=32))
+    before, after = every_step(policy, lr=3e-4, steps=12, games=4, tokens=32)
+    assert after < 0.7 * before

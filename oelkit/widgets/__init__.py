@@ -1,6 +1,7 @@
-"""The two views of a notebook: games turn by turn, and the experience items to curate. They hold no state."""
+"""The views of a notebook: games turn by turn, the experience items to curate, and menus for whose. They hold no state."""
 
 from .editor import experience_editor
+from .rounds import RoundMenu
 from .viewer import trajectory_viewer
 
-__all__ = ["experience_editor", "trajectory_viewer"]
+__all__ = ["RoundMenu", "experience_editor", "trajectory_viewer"]

@@ -1,0 +1,47 @@
+"""Menus for a run and one of its rounds, above any view of a round's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ipywidgets as w
+
+
+class RoundMenu(w.VBox):
+    """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root` that has items.
+
+    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the plain HTML of the views.
+    """
+
+    _ipython_display_ = None  # as in `View`
+
+    def __init__(self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"):
+        found = {start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))}
+        self._folders = {run: sorted(f for f in found if f.parent == run) for run in sorted({f.parent for f in found})}
+        self._views, self._shown = views, w.VBox()
+        self._run = w.Dropdown(options=[(run.name, run) for run in self._folders], value=start.parent, description="run")
+        self._round = w.Dropdown(options=self._names(), value=start, description="round")
+        super().__init__([w.HBox([self._run, self._round]), self._shown])
+        self._run.observe(self._choose, "value")
+        self._round.observe(self._show, "value")
+        self._show()
+
+    def _names(self) -> list[tuple[str, Path]]:
+        return [(folder.name.removeprefix("round_"), folder) for folder in self._folders[self._run.value]]
+
+    def _choose(self, _: dict) -> None:
+        self._round.options = self._names()  # the first of them is the new value
+
+    def _show(self, _: dict | None = None) -> None:
+        try:
+            views = tuple(self._views(self._round.value))
+        except (ValueError, OSError) as error:
+            views = (w.Label(str(error)),)
+        for view in self._shown.children:
+            view.close()
+        self._shown.children = views
+
+    def _repr_mimebundle_(self, **options: object) -> dict:
+        still = "".join(getattr(view, "still", "") for view in self._shown.children).encode("utf-8", "replace").decode()
+        return {**super()._repr_mimebundle_(**options), "text/html": still}

@@ -1,0 +1,50 @@
+"""The menus for run and round: they open the folder that was chosen, and say what cannot be opened."""
+
+from pathlib import Path
+
+import pytest
+
+from oelkit import Curation
+from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
+from oelkit.widgets import RoundMenu, experience_editor
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for run, k in (("a", 1), ("a", 2), ("b", 1)):
+        item = ExperienceItem("i", f"item of {run}{k} <b>", (), "m", k, 0)
+        write_jsonl(tmp_path / run / f"round_{k}" / "items.jsonl", [item])
+    return tmp_path
+
+
+def views(folder: Path):
+    return [experience_editor(Curation(read_jsonl(folder / "items.jsonl", ExperienceItem)))]
+
+
+def shown(menu):
+    return menu._repr_mimebundle_()["text/html"]
+
+
+def test_the_menus_open_what_is_chosen(runs):
+    menu = RoundMenu(views, runs / "b" / "round_1", runs)
+    run, k = menu.children[0].children
+    assert "item of b1 &lt;b&gt;" in shown(menu) and k.options == (("1", runs / "b" / "round_1"),)
+    run.value = runs / "a"
+    assert "item of a1" in shown(menu) and [name for name, _ in k.options] == ["1", "2"]
+    old = menu.children[1].children[0]
+    k.value = runs / "a" / "round_2"
+    assert "item of a2" in shown(menu) and old.comm is None  # the view before is closed
+
+
+def test_a_folder_outside_of_the_runs_is_first(runs):
+    write_jsonl(runs / "sample" / "items.jsonl", [])
+    menu = RoundMenu(views, runs / "sample", runs / "nothing")
+    assert [name for name, _ in menu.children[0].children[0].options] == [runs.name]
+    assert menu.children[0].children[1].value == runs / "sample"
+
+
+def test_what_cannot_be_opened_is_said_in_its_place(runs):
+    (runs / "a" / "round_2" / "items.jsonl").write_text("{}\n")
+    menu = RoundMenu(views, runs / "a" / "round_1", runs)
+    menu.children[0].children[1].value = runs / "a" / "round_2"
+    assert "line 1" in menu.children[1].children[0].value and "schema" in menu.children[1].children[0].value
