@@ -2,8 +2,8 @@
 
 What it does: holds the KV of a beginning, and lets a forward pass or Transformers' `generate` attend to it beside each
 row's own tokens, whatever its batch. Exact but for rounding: attention over both parts is put together from the two
-parts' softmax sums. What it does not: gradients (the teacher and sampling need none), sliding windows, recurrent layers;
-those models go on without it, see `can_share`. All teacher prompts of a round that tell the same experience begin alike.
+parts' softmax sums. What it does not: gradients (the teacher and sampling need none), sliding windows, recurrent
+layers; those models go on without it, see `can_share`.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SharedPrefix:
 
     @contextmanager
     def attend(self, policy: Policy) -> Iterator[DynamicCache]:
-        """Give an empty cache that stands behind this beginning: token 0 of a row that uses it has position len(ids)."""
+        """Give an empty cache that stands behind this beginning: its first token has position len(ids)."""
         cache, own = DynamicCache(config=policy.causal.config), policy.causal.config._attn_implementation
         cache.layers = [_Behind(k.to(policy.device), v.to(policy.device)) for k, v in self.kv]
         policy.causal.set_attn_implementation("shared_prefix")
@@ -107,7 +107,8 @@ def can_share(policy: Policy) -> bool:
         finally:
             policy.model.train(training)
         if reason:
-            warnings.warn(f"{policy.name}: prompts that begin alike are computed in full, because {reason}", stacklevel=2)
+            warnings.warn(f"{policy.name}: prompts that begin alike are computed in full, because {reason}",
+                          stacklevel=2)
         policy.shares = not reason
     return policy.shares
 
@@ -185,7 +186,8 @@ def _with_sum(query, key, value, scale):
     if query.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
     if query.device.type == "cuda":
-        out, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, scale=scale)
+        attend = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, total, *_ = attend(query, key, value, None, True, scale=scale)
         return out, total[..., :query.shape[2]]  # padded to a multiple of 32
     scores = (query @ key.transpose(2, 3)).float() * scale
     return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
