@@ -1,9 +1,9 @@
-# make run | test | lab | strip | clean. Everything is installed into .venv, at the versions of constraints.txt.
+# make run | test | bench | lab | strip | clean. Everything is installed into .venv, at the versions of constraints.txt.
 #
 #   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
 #   ROUNDS=  rounds of the loop            SEED=     seed of everything that is drawn
 #   RUN=     run folder runs/RUN           TIMEOUT=  seconds that one notebook may take
-#   ARGS=    more arguments for pytest (make test) or for the notebooks (make run)
+#   ARGS=    more arguments for pytest (make test), the notebooks (make run) or bench.py (make bench)
 
 PYTHON ?= python3
 RUN ?= demo
@@ -13,7 +13,7 @@ PY := .venv/bin/python
 # -p only for what was given: the notebooks' own defaults hold otherwise
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
-.PHONY: run test lab strip clean
+.PHONY: run test bench lab strip clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -22,6 +22,9 @@ run: .venv/installed
 
 test: .venv/installed-test
 	$(PY) -m pytest $(ARGS)
+
+bench: .venv/installed-bench
+	$(PY) tests/benchmarks/bench.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 lab: .venv/installed-lab
 	$(PY) -m jupyterlab notebooks

@@ -1,0 +1,240 @@
+"""What `bench.py` measures, one arm of one figure in a process of its own: `arms.py '{"figure": "kl", ...}'`.
+
+Prints one JSON line: seconds (a list, warm-up apart), peak (bytes above what stood there before, or None) and what else
+is worth knowing. Peak memory is the process's resident set (VmHWM of /proc, reset after everything is loaded and the
+weights have been touched), on CUDA the allocator's; None on other systems.
+"""
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from oelkit import envs, kl
+from oelkit.distill import distill
+from oelkit.extract import cap, extract
+from oelkit.generation import generate
+from oelkit.policy import LORA, Policy, load_policy
+from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.records import State, Turn
+from oelkit.rollout import rollout
+
+ENV = "oelkit/FrozenLake-v0"
+ITEM = "- EXPERIENCE ITEM: Note {}: the goal wins, a hole ends the game, and a step into the wall is lost.\n"
+
+
+class Peak:
+    """Most memory held at once since `start`, above what was held then."""
+
+    def start(self) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = self._status("VmRSS")
+
+    def bytes(self) -> int | None:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() - self.before
+        return self._status("VmHWM") - self.before if hasattr(self, "before") else None
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def timed(call, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def experience(policy: Policy, tokens: int) -> str:
+    """Whole item lines of at most, and nearly, so many tokens."""
+    return cap(policy, "".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens)
+
+
+def first_states(policy: Policy, n: int) -> list[State]:
+    """The first turn's prompt of n games."""
+    prompts = load_prompts(policy.prompts)
+    boards = [envs.make(ENV, board=prompts.board).reset(seed=i)[0] for i in range(n)]
+    return [State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)]
+
+
+# -- figures; each takes the whole specification and returns what goes into the JSON line
+
+
+def measure_kl(spec: dict) -> dict:
+    """Reverse KL of N tokens with its gradient, random hidden states of the model's size."""
+    n, width, vocab = spec["tokens"], spec["width"], spec["vocab"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(n, width, generator=g).to(device) for _ in range(2))
+    head = (torch.randn(vocab, width, generator=g) / width**0.5).to(device)
+    student.requires_grad_()
+
+    def naive(s, t):
+        s, t = (s @ head.T).log_softmax(-1), (t @ head.T).log_softmax(-1)
+        return (s.exp() * (s - t)).sum(-1).mean()
+
+    if spec["arm"] == "trl":
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+        def loss(s, t):
+            return ChunkedDivergenceFunction.apply(s, head, None, t, head, None, 1.0)[0].mean()
+    elif spec["arm"] == "liger":
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        fused = LigerFusedLinearJSDLoss(0.0, 1.0, beta=1.0, compiled=False)  # compiling would need a compiler
+
+        def loss(s, t):
+            return fused(s, head, t, head, torch.zeros(len(s), dtype=torch.long, device=device))
+    else:
+        loss = {"naive": naive, "ours": lambda s, t: kl.reverse_kl(s, t, head)}[spec["arm"]]
+
+    def step():
+        student.grad = None
+        loss(student, teacher).backward()
+
+    # the warm-up is of 64 rows and also the check that all arms compute the same
+    few, grads = student[:64].detach(), []
+    for f in (loss, naive):
+        x = few.clone().requires_grad_()
+        f(x, teacher[:64]).backward()
+        grads.append(x.grad)
+    error = float((grads[0] - grads[1]).norm() / grads[1].norm())
+    peak = Peak()
+    peak.start()
+    return {"seconds": timed(step, spec["repeats"]), "peak": peak.bytes(), "gradient_error": error}
+
+
+def measure_step(spec: dict) -> dict:
+    """Distillation steps: sample, score, update; the first, in which the teacher's prefix is cached, stands apart."""
+    policy, repeats, batch = load_policy(spec["model"]), spec["repeats"], spec["states"]
+    prompts, states = load_prompts(policy.prompts), first_states(policy, batch)
+    text = experience(policy, spec["experience"])
+    told = [with_experience(prompts, state.prompt, text) for state in states]
+    counts = {"experience_tokens": len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]),
+              "student_tokens": sum(len(policy.encode(state.prompt)) for state in states) / batch,
+              "teacher_tokens": sum(map(len, map(policy.encode, told))) / batch}
+    if spec["arm"] == "trl":
+        return counts | _trl_steps(policy, spec, states, text, prompts)
+    peak = Peak()
+    policy.hidden(torch.ones(1, 8, dtype=torch.long, device=policy.device))  # touches all weights
+    distill(policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2)  # warm-up
+    peak.start()
+    history = distill(policy, states, [text], steps=repeats + 1, batch_size=batch, max_new_tokens=spec["reply"])
+    return counts | {"seconds": [step["seconds"] for step in history[1:]], "first": history[0]["seconds"],
+                     "peak": peak.bytes(), "loss": [step["loss"] for step in history],
+                     "reply_tokens": sum(step["reply_tokens"] for step in history[1:]) / repeats}
+
+
+def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, prompts) -> dict:
+    """The same with TRL's SDFTTrainer on full logits: same LoRA, prompts, sampling, reverse KL, one update a batch.
+
+    Its warm-up step is one with a short experience. Its template puts the experience before the prompt, not within it.
+    """
+    import datasets
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    repeats, batch = spec["repeats"], spec["states"]
+    blocks = [prompts.experience.format(items=text) for text in (experience(policy, 64), *[text] * repeats)]
+    rows = [{"prompt": state.prompt, "privileged_context": block} for block in blocks for state in states]
+    model = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.head_weight.dtype)
+    peak, begins, ends = Peak(), [], []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 1:  # after the warm-up
+                peak.start()
+            begins.append(time.perf_counter())
+
+        def on_step_end(self, *_, **__):
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = SDFTConfig(
+            output_dir=folder, per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_generations=1,
+            max_steps=repeats + 1, max_prompt_length=None, max_completion_length=spec["reply"], temperature=1.0,
+            distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,
+            teacher_prompt_template="{privileged_context}{prompt}", teacher_model_kind="base", shuffle_dataset=False,
+            learning_rate=1e-3, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False,
+            gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to="none", disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available())
+        trainer = SDFTTrainer(model, config, datasets.Dataset.from_list(rows), processing_class=policy.tokenizer,
+                              peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"), callbacks=[Clock()])
+        trainer.train()
+        logs = [line for line in trainer.state.log_history if "loss" in line]
+    lengths = [line["completions/mean_length"] for line in logs[1:]]
+    return {"seconds": [b - a for a, b in zip(begins, ends)][1:], "peak": peak.bytes(),
+            "loss": [line["loss"] for line in logs], "reply_tokens": sum(lengths) / len(lengths)}
+
+
+def measure_turns(spec: dict) -> dict:
+    """Replies to the prompts of games, turn by turn; moves are scripted so that every arm reads the same prompts."""
+    policy = load_policy(spec["model"])
+    prompts, text = load_prompts(policy.prompts), experience(policy, spec["experience"])
+    worlds = [envs.make(ENV, board=prompts.board) for _ in range(spec["games"])]
+    boards = [world.reset(seed=i)[0] for i, world in enumerate(worlds)]
+    played, asked = [[] for _ in worlds], []
+    for turn in range(spec["turns"]):
+        messages = [act_messages(prompts, board, turns) for board, turns in zip(boards, played)]
+        asked.append([policy.encode(with_experience(prompts, m, text)) for m in messages])
+        for turns, board in zip(played, boards):  # a step into the wall leaves the board as it is
+            turns.append(Turn(board, [], "", "up" if turn % 2 else "left", "You did not move.", 0, 0, False))
+
+    def ours(batch):
+        generate(policy, batch, max_new_tokens=spec["reply"], temperature=0, adapter=None)
+
+    def padded(batch):
+        width = max(map(len, batch))
+        ids = torch.tensor([[policy.pad_id] * (width - len(p)) + p for p in batch], device=policy.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device)
+        policy.causal.generate(input_ids=ids, attention_mask=mask, max_new_tokens=spec["reply"], do_sample=False,
+                               pad_token_id=policy.pad_id)
+
+    def alone(batch):
+        for prompt in batch:
+            padded([prompt])
+
+    run = {"ours": ours, "padded": padded, "alone": alone}[spec["arm"]]
+    with torch.no_grad(), policy.use(None):
+        padded([asked[0][0][:32]])  # warm-up
+        peak = Peak()
+        peak.start()
+        seconds = timed(lambda: [run(batch) for batch in asked], spec["repeats"])
+    return {"seconds": seconds, "peak": peak.bytes(), "turns": spec["games"] * spec["turns"],
+            "prompt_tokens": sum(map(len, sum(asked, []))) / spec["games"] / spec["turns"]}
+
+
+def measure_scaling(spec: dict) -> dict:
+    """Seconds of a rollout, or of an extraction (the games are played before), by the number of games."""
+    policy, games = load_policy(spec["model"]), spec["games"]
+    options = {"max_new_tokens": spec["reply"]}
+    played = rollout(policy, ENV, range(games if spec["arm"] == "extract" else 2), **options)  # and warm-up
+    if spec["arm"] == "extract":
+        seconds = timed(lambda: extract(policy, played, **options), spec["repeats"])
+    else:
+        seconds = timed(lambda: rollout(policy, ENV, range(games), **options), spec["repeats"])
+    return {"seconds": seconds, "peak": None}
+
+
+if __name__ == "__main__":
+    spec = json.loads(sys.argv[1])
+    print(json.dumps(globals()["measure_" + spec["figure"]](spec)))

@@ -1,0 +1,47 @@
+"""The benchmarks run, on the embedded model and tiny sizes; how fast anything is, is not judged here."""
+import json
+from pathlib import Path
+
+import arms
+import bench
+import pytest
+
+STEP = {"arm": "ours", "model": "micro", "repeats": 1, "states": 2, "reply": 4, "experience": 300}
+
+
+def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    assert bench.main(["--only", "kl", "--rows", "256", "--repeats", "1", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert any("naive" in line["peer_name"] for line in lines)
+    shown = capsys.readouterr().out
+    for line in lines:
+        assert line["what"] in shown
+        assert line["ours"] > 0 and line["peer"] > 0 and line["n"] == 1 and line["model"] == "micro"
+        assert line["ratio"] == line["peer"] / line["ours"] and line["target"] is None  # targets: of another model
+        assert line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]  # the arms compute the same loss
+        assert str(Path.cwd()) not in json.dumps(line)
+
+
+def test_a_step_counts_what_it_reads():
+    found = arms.measure_step(STEP)
+    assert 280 < found["experience_tokens"] <= 300
+    assert found["teacher_tokens"] > found["experience_tokens"] + found["student_tokens"]
+    assert len(found["seconds"]) == 1 and found["first"] > 0 and 1 <= found["reply_tokens"] <= 4
+
+
+@pytest.mark.parametrize("arm", ["ours", "padded", "alone"])
+def test_turns(arm):
+    found = arms.measure_turns(STEP | {"arm": arm, "games": 2, "turns": 2})
+    assert found["turns"] == 4 and found["seconds"][0] > 0 and found["prompt_tokens"] > 280
+
+
+@pytest.mark.parametrize("arm", ["rollout", "extract"])
+def test_scaling(arm):
+    assert arms.measure_scaling(STEP | {"arm": arm, "games": 3})["seconds"][0] > 0
+
+
+def test_an_arm_that_fails_is_said(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    assert bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1  # a mean of no steps
+    assert "failed with exit status" in capsys.readouterr().out and not out.exists()
