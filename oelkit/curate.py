@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+from oelkit.prompts import MARKER
 from oelkit.records import Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
 
 _STATUS = {"accept": "accepted", "reject": "rejected", "skip": "skipped"}
@@ -311,7 +312,7 @@ def for_draw(items: Iterable[ExperienceItem], draw: int) -> list[ExperienceItem]
 
 def experience_text(items: Iterable[ExperienceItem]) -> str:
     """The items as the teacher reads them, one line each."""
-    return "\n".join(f"- EXPERIENCE ITEM: {one_line(item.text)}" for item in items)
+    return "\n".join(f"{MARKER} {one_line(item.text)}" for item in items)
 
 
 def count_tokens(text: str, tokenizer: Any) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from .curate import experience_text, one_line
+from .curate import count_tokens, experience_text, one_line
 from .generation import generate
 from .policy import Policy, answer_text
 from .prompts import MARKER, Prompts, extract_messages, load_prompts
@@ -129,8 +129,7 @@ def cap(policy: Policy, experience: str, budget_tokens: int | None) -> str:
     lines = experience.split("\n")
 
     def fits(first: int) -> bool:
-        ids = policy.tokenizer("\n".join(lines[first:]), add_special_tokens=False)["input_ids"]
-        return len(ids) <= budget_tokens
+        return count_tokens("\n".join(lines[first:]), policy.tokenizer) <= budget_tokens
 
     if budget_tokens is None:
         return experience

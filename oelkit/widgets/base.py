@@ -29,8 +29,12 @@ class View(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**options)
-        still = self.still.encode("utf-8", "replace").decode()  # a lone surrogate cannot be saved
-        return {**data, "text/html": still}, metadata
+        return {**data, "text/html": savable(self.still)}, metadata
+
+
+def savable(html: str) -> str:
+    """The HTML as a notebook can hold it: a lone surrogate of broken model output has no UTF-8."""
+    return html.encode("utf-8", "replace").decode()
 
 
 def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import ipywidgets as w
 
+from .base import savable
+
 
 class RoundMenu(w.VBox):
     """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root` that has items.
@@ -43,5 +45,5 @@ class RoundMenu(w.VBox):
         self._shown.children = views
 
     def _repr_mimebundle_(self, **options: object) -> dict:
-        still = "".join(getattr(view, "still", "") for view in self._shown.children).encode("utf-8", "replace").decode()
-        return {**super()._repr_mimebundle_(**options), "text/html": still}
+        still = "".join(getattr(view, "still", "") for view in self._shown.children)
+        return {**super()._repr_mimebundle_(**options), "text/html": savable(still)}
