@@ -22,14 +22,13 @@ from typing import Any, Iterable, Sequence
 from oelkit.prompts import MARKER
 from oelkit.records import Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
 
-_STATUS = {"accept": "accepted", "reject": "rejected", "skip": "skipped"}
+_STATUS = {"accept": "accepted", "reject": "rejected", "skip": "skipped", "restore": "pending",
+           "merge": "merged", "split": "split"}  # of the items that an operation takes
 _GONE = ("merged", "split")  # out of the view, never out of the state
 _MAKES = ("merge", "split", "add")  # these make an item of each text
 _NONE, _ONE, _SOME, _MANY = range(1), range(1, 2), range(1, 10**9), range(2, 10**9)
-_SHAPE = {  # how many items and texts an operation takes
-    "accept": (_SOME, _NONE), "reject": (_SOME, _NONE), "skip": (_SOME, _NONE), "restore": (_SOME, _NONE),
-    "edit": (_ONE, _ONE), "move": (_ONE, _NONE), "merge": (_MANY, _ONE), "split": (_ONE, _MANY), "add": (_NONE, _ONE),
-}
+_SHAPE = dict.fromkeys(_STATUS, (_SOME, _NONE)) | {  # how many items and texts an operation takes
+    "edit": (_ONE, _ONE), "move": (_ONE, _NONE), "merge": (_MANY, _ONE), "split": (_ONE, _MANY), "add": (_NONE, _ONE)}
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,13 @@ class Curation:
             self._load(_read_log(self.log_path) if there else [])
 
     def _load(self, log: Sequence[Operation]) -> None:
-        self._log, self._done, self._undone = list(log), [], []
         place = self.log_path or "log"
         if [op.n for op in log] != list(range(1, len(log) + 1)):
             raise RecordError(f"{place}: an operation is missing or doubled (`n` must count 1, 2, 3 …). Restore the "
                               "log from a copy, or move it away to start anew", list(log))
-        for op in log:
-            _turn(op, self._done, self._undone)
-        self._state = _fold(self._source, self._done, f"{place}: ")
+        done, undone = _stacks(log)
+        self._state = _fold(self._source, done, f"{place}: ")
+        self._log, self._done, self._undone = list(log), done, undone
 
     # -- operations
 
@@ -164,21 +162,15 @@ class Curation:
         while set(new) & self._state.keys():  # items that an earlier curation made may bear such a name
             new = [f"{i}'" for i in new]
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        done = Operation(n, op, self.author if author is None else author, now, reason, ids,
+        line = Operation(n, op, self.author if author is None else author, now, reason, ids,
                          tuple(self.item(i).text for i in ids), tuple(new) if op in _MAKES else (), **fields)
         # All that can go wrong with the operation goes wrong here, on copies, before a byte is written.
-        stack, undone = self._done.copy(), self._undone.copy()
-        _turn(done, stack, undone)
-        if op == "undo":
-            state = _fold(self._source, stack)
-        else:
-            state = dict(self._state)
-            _step(state, stack[-1])
+        done, undone = _stacks([*self._log, line])
+        state = _fold(self._source, done) if op == "undo" else _step(self._state, done[-1])
         if self.log_path is not None:
-            self._size = append_jsonl(self.log_path, done, expected_size=self._size)
-        self._log.append(done)
-        self._done, self._undone, self._state = stack, undone, state
-        return done.new
+            self._size = append_jsonl(self.log_path, line, expected_size=self._size)
+        self._log, self._done, self._undone, self._state = [*self._log, line], done, undone, state
+        return line.new
 
     # -- what follows from them
 
@@ -344,16 +336,19 @@ def _read_log(path: Path) -> list[Operation]:
         return e.records
 
 
-def _turn(op: Operation, done: list[Operation], undone: list[Operation]) -> None:
-    """Undo and redo move operations between two stacks; what is on `done` makes the state."""
-    if op.op == "undo" or op.op == "redo":
-        source, target = (done, undone) if op.op == "undo" else (undone, done)
-        if not source:
-            raise ValueError(f"there is nothing to {op.op}")
-        target.append(source.pop())
-    else:
-        done.append(op)
-        undone.clear()
+def _stacks(log: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """(what makes the state, what can be done again): undo and redo move operations between the two."""
+    done, undone = [], []
+    for op in log:
+        if op.op in ("undo", "redo"):
+            source, target = (done, undone) if op.op == "undo" else (undone, done)
+            if not source:
+                raise ValueError(f"there is nothing to {op.op}")
+            target.append(source.pop())
+        else:
+            done.append(op)
+            undone.clear()
+    return done, undone
 
 
 def _fold(items: Iterable[ExperienceItem], ops: Iterable[Operation], place: str = "") -> dict[str, CuratedItem]:
@@ -361,65 +356,59 @@ def _fold(items: Iterable[ExperienceItem], ops: Iterable[Operation], place: str 
              for i in items}
     for op in ops:
         try:
-            _step(state, op)
+            state = _step(state, op)
         except ValueError as e:
             raise ValueError(f"{place}operation {op.n} does not fit these items: {e}. Give the items that the log "
                              "was made for, or move the log away to start anew") from None
     return state
 
 
-def _step(state: dict[str, CuratedItem], op: Operation) -> None:
-    """Applies one operation to the ordered state, in place. Raises before it changes anything."""
+def _step(state: dict[str, CuratedItem], op: Operation) -> dict[str, CuratedItem]:
+    """The ordered state after one more operation; ValueError where it does not fit."""
     if op.op not in _SHAPE:
         raise ValueError(f"unknown operation {op.op!r}")
-    if len(op.ids) not in _SHAPE[op.op][0] or len(op.texts) not in _SHAPE[op.op][1] or len(set(op.ids)) < len(op.ids):
+    takes, says = _SHAPE[op.op]
+    if not (len(op.ids) in takes and len(op.texts) in says and len(set(op.ids)) == len(op.ids) == len(op.before)
+            and len(set(op.new)) == len(op.new) == (len(op.texts) if op.op in _MAKES else 0)):
         raise ValueError(f"{op.op} does not go with {len(set(op.ids))} item(s) and {len(op.texts)} text(s)")
-    for i in op.ids:
-        if i not in state:
-            raise ValueError(f"no item is called {i!r}")
-    targets, texts = [state[i] for i in op.ids], [one_line(text) for text in op.texts]
+    if wrong := [i for i in op.ids if i not in state]:
+        raise ValueError(f"no item is called {wrong[0]!r}")
+    if wrong := [i for i in op.new if i in state]:
+        raise ValueError(f"{op.op}: an item is called {wrong[0]!r} already")
+    old, texts = [state[i] for i in op.ids], [one_line(text) for text in op.texts]
     if not all(texts):
         raise ValueError(f"{op.op}: the text is empty; reject the item instead")
-    for item, before in zip(targets, op.before):
+    for item, before in zip(old, op.before):
         if item.text != before:
             raise ValueError(f"item {item.id!r} says {item.text[:60]!r}, not {before[:60]!r}")
         if item.status in _GONE and op.op != "restore":
             raise ValueError(f"item {item.id!r} was {item.status}; restore it first")
-    if len(op.before) != len(op.ids) or len(op.new) != (len(texts) if op.op in _MAKES else 0):
-        raise ValueError(f"{op.op}: ids and texts of the record do not match")
-    if set(op.new) & state.keys() or len(set(op.new)) < len(op.new):
-        raise ValueError(f"{op.op}: an item is called {op.new[0]!r} already")
+    changed = {i.id: replace(i, status=_STATUS.get(op.op, i.status)) for i in old}
+    new, at = [], None  # what is put in, and before which item (None: at the end)
     match op.op:
-        case "accept" | "reject" | "skip":
-            state.update({i.id: replace(i, status=_STATUS[op.op]) for i in targets})
         case "restore":
-            state.update({i.id: replace(i, status="pending", text=one_line(i.original)) for i in targets})
+            changed = {id: replace(i, text=one_line(i.original)) for id, i in changed.items()}
         case "edit":
-            state[targets[0].id] = replace(targets[0], text=texts[0])
+            changed = {i.id: replace(i, text=texts[0]) for i in old}
         case "move":
-            view = [i.id for i in state.values() if i.status not in _GONE and i is not targets[0]]
+            view = [i.id for i in state.values() if i.status not in _GONE and i is not old[0]]
             if op.to is None or not 0 <= op.to <= len(view):
                 raise ValueError(f"move: the place must be 0 to {len(view)}, got {op.to}")
-            del state[targets[0].id]
-            _insert(state, targets, [*view, None][op.to])
+            state, changed, new, at = {i: state[i] for i in state if i != old[0].id}, {}, old, [*view, None][op.to]
         case "add":
-            _insert(state, [CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, status="accepted",
-                                        original=op.texts[0])], None)
+            new = [CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, status="accepted", original=op.texts[0])]
         case "merge" | "split":
-            top = next(i for i in state.values() if i.id in op.ids)
-            statuses = {i.status for i in targets}
-            made = replace(top, parents=op.ids, extra={}, status=statuses.pop() if len(statuses) == 1 else "pending",
-                           evidence=tuple(dict.fromkeys(e for i in targets for e in i.evidence)))
-            state.update({i.id: replace(i, status="merged" if op.op == "merge" else "split") for i in targets})
-            _insert(state, [replace(made, id=i, text=text, original=raw)
-                            for i, text, raw in zip(op.new, texts, op.texts)], top.id)
-
-
-def _insert(state: dict[str, CuratedItem], new: list[CuratedItem], before: str | None) -> None:
+            at = next(i for i in state if i in op.ids)
+            same = len({i.status for i in old}) == 1
+            made = replace(state[at], parents=op.ids, extra={}, status=old[0].status if same else "pending",
+                           evidence=tuple(dict.fromkeys(e for i in old for e in i.evidence)))
+            new = [replace(made, id=i, text=text, original=raw) for i, text, raw in zip(op.new, texts, op.texts)]
+    state = state | changed  # in the old order
+    if not new:
+        return state
     items = list(state.values())
-    at = len(items) if before is None else list(state).index(before)
-    state.clear()
-    state.update({item.id: item for item in items[:at] + new + items[at:]})
+    place = next((n for n, i in enumerate(items) if i.id == at), len(items))
+    return {i.id: i for i in items[:place] + new + items[place:]}
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -428,8 +417,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _word_diff(old: str, new: str) -> list[tuple[str, str]]:
     a, b = old.split(), new.split()
-    parts = []
-    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        runs = [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
-        parts += [(sign, " ".join(words)) for sign, words in runs if words]
-    return parts
+    runs = [run for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+            for run in ([("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])])]
+    return [(sign, " ".join(words)) for sign, words in runs if words]
