@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ipywidgets
 import pytest
 
 from oelkit import Curation
@@ -22,7 +23,7 @@ def views(folder: Path):
 
 
 def shown(menu):
-    return menu._repr_mimebundle_()["text/html"]
+    return menu._repr_mimebundle_()[0]["text/html"]
 
 
 def test_the_menus_open_what_is_chosen(runs):
@@ -34,6 +35,13 @@ def test_the_menus_open_what_is_chosen(runs):
     old = menu.children[1].children[0]
     k.value = runs / "a" / "round_2"
     assert "item of a2" in shown(menu) and old.comm is None  # the view before is closed
+
+
+def test_ipywidgets_7_has_no_mime_bundle_of_its_own(runs, monkeypatch):
+    """As Colab has it; the views' own still is tested with them."""
+    monkeypatch.delattr(ipywidgets.Widget, "_repr_mimebundle_", raising=False)
+    data, _ = RoundMenu(views, runs / "b" / "round_1", runs)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data and "item of b1" in data["text/html"]
 
 
 def test_a_folder_outside_of_the_runs_is_first(runs):

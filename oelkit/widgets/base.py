@@ -20,21 +20,22 @@ def source(*names: str) -> str:
     return "".join(path.read_text("utf-8") for path in (paths[0].with_stem("base"), *paths))
 
 
-class View(anywidget.AnyWidget):
-    """A widget whose `still` is shown where no kernel runs: in saved, converted and GitHub-rendered notebooks."""
+class Still:
+    """Makes any widget show its `still` where no kernel runs: in saved, converted and GitHub-rendered notebooks."""
 
     still = ""
     """HTML, escaped by whoever sets it."""
     _ipython_display_ = None  # ipywidgets 7 (Colab) would leave text/html out
+    __repr__ = object.__repr__
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
-        data, metadata = super()._repr_mimebundle_(**options)
-        return {**data, "text/html": savable(self.still)}, metadata
+        data, metadata = anywidget.AnyWidget._repr_mimebundle_(self, **options)  # those of ipywidgets 7 have none
+        # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
+        return {**data, "text/html": self.still.encode("utf-8", "replace").decode()}, metadata
 
 
-def savable(html: str) -> str:
-    """The HTML as a notebook can hold it: a lone surrogate of broken model output has no UTF-8."""
-    return html.encode("utf-8", "replace").decode()
+class View(Still, anywidget.AnyWidget):
+    """A widget with a front end of its own and a still."""
 
 
 def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:

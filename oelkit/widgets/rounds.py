@@ -7,16 +7,14 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from .base import savable
+from .base import Still
 
 
-class RoundMenu(w.VBox):
+class RoundMenu(Still, w.VBox):
     """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root` that has items.
 
-    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the plain HTML of the views.
+    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the views' plain HTML.
     """
-
-    _ipython_display_ = None  # as in `View`
 
     def __init__(self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"):
         found = {start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))}
@@ -44,6 +42,6 @@ class RoundMenu(w.VBox):
             view.close()
         self._shown.children = views
 
-    def _repr_mimebundle_(self, **options: object) -> dict:
-        still = "".join(getattr(view, "still", "") for view in self._shown.children)
-        return {**super()._repr_mimebundle_(**options), "text/html": savable(still)}
+    @property
+    def still(self) -> str:
+        return "".join(getattr(view, "still", "") for view in self._shown.children)

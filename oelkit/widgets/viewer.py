@@ -96,7 +96,8 @@ def trajectory_viewer(
     """Look through games: filter, sort, search, replay, compare two of the same map. ValueError where there is no turn.
 
     trajectories: a sequence, or one an arm ({"base": [...], "consolidated": [...]}; else a record's field `arm` counts).
-    items: a curation, or items; a turn shows those that it is evidence for, and `on_item` gets the id of a clicked one. kinds: what renamed symbols mean, as in `envs.picture.draw_board`.
+    items: a curation, or items; a turn shows those that it is evidence for, and `on_item` gets the id of a clicked one.
+    kinds: what renamed symbols mean, as in `envs.picture.draw_board`.
     """
     arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
     games = [(arm or str(game.extra.get("arm") or ""), game) for arm, of in arms.items() for game in of if game.turns]
