@@ -62,7 +62,8 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
     assert browser.state["order"] == [*parts, "i1", own] == [i.id for i in curation.items]
     assert browser.shown() == ["one", "two", EVIL, "mine"]
     assert browser.state["reads"] == [f"- EXPERIENCE ITEM: {text}" for text in ("one", "two", "mine")]
-    assert [browser.do("undo")["at"] for _ in range(3)] == [None, merged, "i2"]  # where to look: what is there again
+    assert [browser.do("undo", reason="no")["at"] for _ in range(3)] == [None, merged, "i2"]  # what is there again
+    assert curation.log[-1].reason == "no"
     assert browser.do("redo")["at"] == merged and browser.state["can"] == [True, True]
     other = Browser(Curation.open(*files))  # another window, later
     assert (other.rows, other.state["order"]) == ({id: browser.rows[id] for id in browser.state["order"]},

@@ -198,7 +198,9 @@ function render({ model, el: host }) {
     attributes: { "aria-label": "Experience items", role: "region" },
   });
   const about = el("div", {}), prompt = el("pre", {}), promptSize = el("span", { class: "oel-dim" });
-  const draws = el("select", { "aria-label": "Draw", onchange: () => ask("draw", { draw: Number(draws.value) }) });
+  const draws = el("select", {
+    "aria-label": "Draw", onchange: () => model.send({ op: "draw", draw: Number(draws.value) }),
+  });
   const panel = (title, head, body) => el("section", { class: "oel-side", tabindex: 0, "aria-label": title },
     el("header", {}, el("h3", {}, title), ...head), body);
   const evidence = panel("Evidence", [el("kbd", {}, "g")], about);
@@ -274,10 +276,11 @@ function render({ model, el: host }) {
         item.alike != null && el("span", { class: "oel-alike", title: "A group that shares most of its words" },
           `alike ${item.alike + 1} · `),
         item.diff && "edited · ", item.cut && el("b", {}, "over budget · "),
+        id === state.edge && el("b", {}, "the budget cuts above · "),
         `${item.source} · ${number(item.tokens)} ${unit(item.tokens)}`));
     node.firstChild.checked = selected.has(id);
     node.classList.toggle("oel-cut", item.cut);
-    node.classList.toggle("oel-edge", Boolean(beside?.cut) && !item.cut && item.status === "accepted");
+    node.classList.toggle("oel-edge", id === state.edge);
     node.classList.toggle("oel-new", filter === "alike" && beside?.alike !== item.alike);
     return node;
   }

@@ -114,7 +114,7 @@ class Editor(View):
             case "add":
                 return {"at": c.add(texts[0], (), reason)}
             case "undo" | "redo":
-                was = getattr(c, op)()
+                was = getattr(c, op)(reason)
                 return {"at": next((i.id for i in c.items if i.id in was.ids + was.new), None)}
             case "reload":
                 c.reload()
@@ -146,6 +146,7 @@ class Editor(View):
                 for i in items}
         return rows, {"order": list(rows), "draws": draws, "draw": self.draw, "before": before, "after": after,
                       "reads": found.split("\n") if found else [], "cut": [i.text for i in cut],
+                      "edge": reads[0].id if cut and reads else None,
                       "tokens": self.count(text), "prompt_tokens": self.count(prompt), "budget": self.budget,
                       "unit": self.unit, "can": [c.can_undo, c.can_redo]}
 

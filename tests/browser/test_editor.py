@@ -190,6 +190,7 @@ def test_budget_line_and_preview(show, curation):
     assert "\n".join(kept) == curation.experience(17, words, draw=0) and len(kept) == len(fits)
     assert prompt.inner_text().startswith("Start") and prompt.inner_text().rstrip().endswith("End")
     assert page.get_by_text("budget of 17 tokens").count() == 1 and page.locator(".oel-cut").count() == len(cut)
+    assert page.locator(".oel-edge .oel-text").all_inner_texts() == [fits[0].text]  # whatever lies in between
     page.get_by_label("Draw", exact=True).select_option("1")
     until(page, lambda: TEXTS[1] in prompt.inner_text())
 
