@@ -93,7 +93,7 @@ def test_from_an_item_to_its_evidence_and_back(tmp_path):
     assert view.at == {"game": 1, "turn": 1, "other": None}
     curation.edit("i", "H drowns you.")
     turns = asked(view, kind="game", game=1)["turns"]
-    assert [t["items"] for t in turns] == [[], [["i", "H drowns you."]]]
+    assert [t["items"] for t in turns] == [[], [["i", "H drowns you.", "pending"]]]
     asked(view, kind="item", id="i")
     assert gone == ["i"]
     editor = experience_editor(curation, games=games, on_turn=view.show)

@@ -74,8 +74,9 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
   const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
   const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
     : el("b", { class: "ov-action" }, visible(turn.action));
-  const item = ([id, words]) => el(openItem ? "button" : "p",
-    openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words));
+  const item = ([id, words, status]) => el(openItem ? "button" : "p",
+    openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words), " ",
+    el("span", { class: "ov-dim" }, status));
   const last = now === game.turns.length - 1 ? ` ov-${row.outcome}` : "";
   return el("div", { class: "ov-game" }, ...top,
     el("div", { class: drawn && "ov-turn" },

@@ -26,8 +26,8 @@ export default { render({ model, el: host }) {
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
           el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
-          el("span", { class: "ov-dim" }, dots(`round ${r.round}`, visible(r.arm)))),
-        el("span", { class: "ov-dim" }, dots(found && count(found, "hit"), name(r.outcome), r.cut && "cut off",
+          el("span", { class: "ov-dim" }, dots(`round ${r.round}`, found && count(found, "hit"), visible(r.arm)))),
+        el("span", { class: "ov-dim" }, dots(name(r.outcome), r.cut && "cut off",
           count(r.turns, "turn"), `${r.tokens.toLocaleString("en")} tok`))));
     },
     attributes: { role: "listbox", tabindex: 0, "aria-label": "games" },

@@ -74,7 +74,7 @@ class TrajectoryViewer(View):
         cited: dict[int, list[list[str]]] = {}
         for item in getattr(self._items, "items", self._items):  # a curation as it stands now
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
-                cited.setdefault(turn, []).append([item.id, item.text])
+                cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         return {"model": game.model, "env": game.env_id, "feedback": game.feedback,
                 "turns": [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]}
 

@@ -5,10 +5,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from test_plots import make_game
 
-from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
+from oelkit.curate import replay
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
 from oelkit.widgets import trajectory_viewer
 
-from .test_editor import press, until
+from .test_editor import PICTURES, SAMPLE, press, until
 
 EVIL = ("<script>alert(1)</script><img src=x onerror=alert(2)></td></table></div>\x1b[31mred\x1b[0m \u202eright to left\u202c "
         "\ud83d אב 🧊👩‍🚀 " + "x" * 100_000 + " the end")
@@ -203,6 +204,23 @@ def test_axe_finds_nothing_serious(show, games, theme, width):
         found = Axe().run(page).response["violations"]
         serious = [(v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"]) for v in found if v["impact"] in ("serious", "critical")]
         assert not serious, (state, serious)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_sample_is_whole_in_both_themes_and_widths(show, theme, tmp_path):
+    games = read_jsonl(SAMPLE / "trajectories.jsonl", Trajectory)
+    items = replay(read_jsonl(SAMPLE / "items.jsonl", ExperienceItem), SAMPLE / "curation.jsonl")
+    view = trajectory_viewer(games, items=items, on_item=print)
+    view.show("FrozenLake4x4-v0-r1-m10005-s1-5", 4)  # of its two items one is right
+    for width in (900, 1600):
+        page = ready(show(view, theme, width=width, height=660))
+        items = page.locator(".ov-items button").all_inner_texts()
+        assert items == ["H is a hole. accepted", "G is a hole. rejected"] and page.locator(".ov-strip svg").count() == 5
+        page.screenshot(path=PICTURES and f"{PICTURES}/viewer_{theme}_{width}.png" or tmp_path / "page.png")
+        page.locator("input[type=search]").fill("fell into")
+        page.locator("mark").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.close()
 
 
 FRAMES = """async (work) => {
