@@ -118,6 +118,7 @@ def _step(args: argparse.Namespace) -> None:
     import gymnasium
 
     from . import distill, envs, evaluate, extract, load_policy, rollout, states
+    from .evaluate import episodes_needed
     from .loop import HELD_OUT
     from .records import State, Trajectory, read_jsonl, write_jsonl
 
@@ -148,7 +149,8 @@ def _step(args: argparse.Namespace) -> None:
         env = unseen if unseen in gymnasium.registry else env  # as the loop evaluates
         seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
-        print(f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}")
+        print(f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}",
+              f"to show a difference of 10 points: {episodes_needed(row['pass_rate'])} episodes an arm", sep="\n")
         if out:
             row = {"env": env, "model": args.model, "adapter": args.adapter, "experience": args.experience, **row}
             out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")

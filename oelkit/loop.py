@@ -361,9 +361,8 @@ def summary(metrics: dict) -> str:
         rows.append(f"{r['round']:>5}  " + "  ".join(f"{c:>18}" for c in cells)
                     + f"  {r['reply_tokens']['consolidated']:>6.1f}  {kept:>9}  {r['kept']:>5}"
                     f"  {sum(r['seconds'].values()):>5.0f}")  # fmt: skip
-    b, n = metrics["bounds"], metrics["rounds"][0]["pass_rate"]["base"]["n"]
-    rows.append(f"{n} held-out maps of {metrics['eval_env']}; random policy {b['random']:.1%}, best fixed plan "
-                f"{b['fixed_plan']:.1%}, solvable {b['solvable']:.1%}; 95 % Wilson intervals")
+    known, n = envs.describe(metrics["bounds"]), metrics["rounds"][0]["pass_rate"]["base"]["n"]
+    rows.append(f"{n} held-out maps of {metrics['eval_env']}; {known}{known and '; '}95 % Wilson intervals")
     for name, arm in metrics.get("arms", {}).items():
         parts = [f"{k} {v['pass_rate']:.1%}" for k, v in arm.items() if k != "ood"]
         rows.append(f"arm {name}: " + ", ".join(parts) + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else ""))

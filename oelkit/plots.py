@@ -1,7 +1,7 @@
 """The figures of a run, as matplotlib Figures: drawn, closed and handed back, so that nothing is left open in pyplot.
 
 `metrics` is what `loop.Run.finish` returns (metrics.json of the run), `rows` are the lines of its metrics.jsonl. Pass
-rates come with their number of maps and Wilson intervals; floors and ceiling of the world are dashed lines.
+rates come with their number of maps and Wilson intervals; floors and ceiling of the world are lines.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .envs import parse_board
+from .envs.bounds import NAMES as BOUNDS
 from .envs.picture import draw_board
-from .evaluate import wilson
+from .evaluate import draw_spread, wilson
 from .records import Trajectory
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each in every figure
@@ -76,19 +77,37 @@ def _legend(figure: Figure, axis: Any) -> Figure:
     return figure
 
 
+def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
+    """Floors and ceiling of a world as lines; what is None there is left out.
+
+    Their names stand beside horizontal lines, and are labels for a legend of vertical ones.
+    """
+    known = sorted((bounds[key], name) for key, name in BOUNDS.items() if bounds[key] is not None)
+    at = -1.0
+    for style, (y, name) in zip((":", "--", "-."), known, strict=False):
+        name = f"{name} {y:.1%}"
+        if vertical:
+            axis.axvline(y, ls=style, lw=1, color="#555555", label=name, zorder=3)
+            continue
+        axis.axhline(y, ls=style, lw=1, color="#555555", zorder=1)
+        at = max(y, at + 0.06)  # labels of lines that nearly meet stand above each other
+        axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+
+
 @plt.rc_context(_STYLE)
 def pass_rates(metrics: dict) -> Figure:
-    """Pass rate by round: base, notes in context (small dots: the draws), consolidated; floors and ceiling dashed."""
+    """Pass rate by round: base, notes in context (small dots: the draws), consolidated; floors and ceiling as lines."""
     figure, axis = _figure()
     _by_round(axis, metrics, "pass_rate")
+    spread = []
     for r in metrics["rounds"]:
-        draws = r["pass_rate"]["in_context"].get("by_draw", [])
+        draws, n = r["pass_rate"]["in_context"].get("by_draw", []), r["pass_rate"]["in_context"]["n"]
         axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=COLOURS["in_context"], alpha=0.5)
-    at, lines = -1.0, {"random": "random policy", "fixed_plan": "best fixed plan", "solvable": "solvable in time"}
-    for y, name in sorted((metrics["bounds"][key], name) for key, name in lines.items()):
-        axis.axhline(y, ls="--", lw=1, color="#555555", zorder=1)
-        at = max(y, at + 0.06)  # labels of lines that nearly meet stand above each other
-        axis.annotate(f"{name} {y:.1%}", (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        spread += [draw_spread(draws, n / len(draws))] if 1 < len(draws) <= n / 2 else []
+    if spread:
+        sd = " to ".join(dict.fromkeys(f"{x:.1%}" for x in (min(spread), max(spread))))
+        axis.set_xlabel(f"round (dots: draws; they differ beyond sampling noise by {sd}, standard deviation)", fontsize=8)
+    floors(axis, metrics["bounds"])
     axis.set(ylim=(-0.02, 1.04), ylabel="pass rate")
     n = metrics["rounds"][0]["pass_rate"]["base"]["n"]
     axis.set_title(f"Pass rate on {n} held-out maps (95 % Wilson intervals)")
@@ -107,7 +126,7 @@ def arms(metrics: dict) -> Figure:
         if "in_context" in row:
             rows.insert(2, ("raw games in context", arm, row["in_context"], None))
         rows.append((NAMES.get(arm, arm), arm, row["consolidated"], row.get("ood")))
-    figure, (left, right) = _figure(2, size=(7, 0.9 + 0.37 * len(rows)), sharey=True)
+    figure, (left, right) = _figure(2, size=(7, 1.3 + 0.37 * len(rows)), sharey=True)
     for y, (name, arm, passed, ood) in enumerate(rows):
         for axis, bar in ((left, _passed(passed)), (right, ood and _right(ood))):
             if bar:
@@ -120,9 +139,11 @@ def arms(metrics: dict) -> Figure:
         axis.grid(axis="y", visible=False)
     left.set_yticks(range(len(rows)), [row[0] for row in rows])
     left.invert_yaxis()
+    floors(left, metrics["bounds"], vertical=True)
     left.set_title(f"Pass rate after round 1 (n = {n})")
     right.set_title(f"OOD: exact answers (n = {probes['base']['n']})" if probes["base"] else "no OOD probe")
-    return figure
+    left.set_xlabel("whiskers: 95 % Wilson intervals", fontsize=8)
+    return _legend(figure, left)
 
 
 @plt.rc_context(_STYLE)

@@ -16,7 +16,8 @@ from .records import Trajectory, Turn
 MARKER = "- EXPERIENCE ITEM:"
 _FOLDER = Path(__file__).parent / "prompts"
 _FIELDS = {  # what a template may use
-    "experience": "items", "act": "history observation turn max_turns", "history": "turn observation move feedback",
+    "experience": "items", "act": "history observation turn max_turns moves",
+    "history": "turn observation move feedback",
     "extract": "game previous", "turn": "turn observation board reply action feedback", "previous": "items",
 }  # fmt: skip
 
@@ -66,16 +67,22 @@ def load_prompts(name: str | Path) -> Prompts:
 
 
 def act_messages(
-    prompts: Prompts, observation: str, turns: Sequence[Turn] = (), max_turns: int = 5
-) -> list[dict[str, str]]:
-    """The one user message of a turn: the game so far without the model's reasoning, the board, the question."""
+    prompts: Prompts, observation: str, turns: Sequence[Turn] = (), max_turns: int = 5,
+    moves: Sequence[str] = ("left", "down", "right", "up"),
+) -> list[dict[str, str]]:  # fmt: skip
+    """The one user message of a turn: the game so far without the model's reasoning, the board, the question.
+
+    moves: the words that may be answered; none: the world says so itself.
+    """
     history = "".join(
         prompts.history.format(
             turn=i + 1, observation=t.observation, move=f"[{t.action}]" if t.action else "no move", feedback=t.feedback
         )
         for i, t in enumerate(turns)
     )
-    text = prompts.act.format(history=history, observation=observation, turn=len(turns) + 1, max_turns=max_turns)
+    words = [f"[{word}]" for word in moves]
+    text = prompts.act.format(history=history, observation=observation, turn=len(turns) + 1, max_turns=max_turns,
+                              moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "")  # fmt: skip
     return [{"role": "user", "content": (prompts.intro + text).strip("\n")}]
 
 

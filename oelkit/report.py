@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
+from .envs import describe
 from .evaluate import wilson
 from .records import Outcome, Trajectory, read_jsonl
 
@@ -37,9 +38,10 @@ def findings(metrics: dict) -> list[str]:
     rounds, bounds = metrics["rounds"], metrics["bounds"]
     first, last, final = rounds[0]["pass_rate"], rounds[-1]["pass_rate"], rounds[-1]["round"]
     base, told, learned = first["base"], first["in_context"], first["consolidated"]
-    said = [f"Without notes the base model passes {_rate(base)} of {base['n']} held-out maps, a random policy "
-            f"{bounds['random']:.1%}, the best fixed plan {bounds['fixed_plan']:.1%}."]
-    said += [f"{MISSED}the base is better than a player who guesses."] * (base["low"] > bounds["fixed_plan"])
+    known = describe(bounds)
+    said = [f"Without notes the base model passes {_rate(base)} of {base['n']} held-out maps{known and '; '}{known}."]
+    floor = max((bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None), default=1.0)
+    said += [f"{MISSED}the base is better than a player who guesses."] * (base["low"] > floor)
 
     def compare(what: str, row: dict, than: str, other: dict) -> None:
         above, below = row["low"] > other["high"], row["high"] < other["low"]

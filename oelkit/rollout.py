@@ -57,7 +57,7 @@ def rollout(
         live = [i for i, outcome in enumerate(outcomes) if outcome is None]
         if not live:
             break
-        messages = [act_messages(prompts, boards[i], played[i], games[i].max_turns) for i in live]
+        messages = [act_messages(prompts, boards[i], played[i], games[i].max_turns, games[i].moves) for i in live]
         asked = [with_experience(prompts, m, texts[i]) for i, m in zip(live, messages, strict=True)]
         ids = [policy.encode(m) for m in asked]
         replies = generate(

@@ -1,7 +1,10 @@
 """The worlds: reply protocol, splits, boards there and back, floors and ceilings, pictures."""
 
+import itertools
+import json
 import random
 import warnings
+from functools import cache
 
 import gymnasium as gym
 import numpy as np
@@ -10,9 +13,11 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit.envs import ACTIONS, BOARDS, WORLDS, Layout, Room, bounds, make, parse_action, parse_board, render_board
+from oelkit.envs import (
+    ACTIONS, BOARDS, WORLDS, Layout, Room, bounds, describe, make, parse_action, parse_board, render_board)
 from oelkit.envs.frozen_lake import paper_layout
-from oelkit.records import Outcome
+from oelkit.prompts import act_messages, load_prompts
+from oelkit.records import ExperienceItem, Outcome, write_jsonl
 
 # start top left, a hole on its right, the goal at the bottom right
 LAKE = Layout(3, 0, (8,), (1,))
@@ -42,6 +47,25 @@ def play(replies, layout=LAKE, world="oelkit/FrozenLake-v0", **kwargs):
 )
 def test_the_last_bracketed_action_counts(reply, action):
     assert parse_action(reply) == action
+
+
+WEST = {"left": "west", "down": "South", "right": "east", "up": "north"}
+
+
+def test_renamed_moves_are_the_only_ones_and_are_told():
+    steps, env = play(["[south]", "[down]", "[ SOUTH ] [s]", "[east]", "[East]"], moves=WEST)
+    assert [s[4]["action"] for s in steps] == ["South", None, "South", "east", "east"]
+    assert steps[0][4]["feedback"] == "You moved South to row 2, column 1."
+    assert "answer with one of [west] [South] [east] [north]." in steps[1][4]["feedback"]
+    assert steps[-1][4]["outcome"] is Outcome.SUCCESS
+    asked = act_messages(load_prompts("paper"), "B", [], 5, env.moves)[0]["content"]
+    assert "exactly one move in brackets: [west], [South], [east] or [north]." in asked and "[left]" not in asked
+    steps, _ = play(["[up]", "[s]", "[left]"], moves={"left": "right", "right": "left", "up": "down", "down": "up"})
+    assert [s[4]["action"] for s in steps] == ["up", None, "left"]  # down, nothing (letters mean no more), right
+    assert env.position == 8 and "to row 2, column 2" in steps[2][4]["feedback"]
+    room, _ = play(["[east]"], ROOM, "oelkit/Sokoban-v0", moves=WEST)
+    assert room[0][4]["feedback"].startswith("You moved east to row 3, column 3 and pushed")
+    assert parse_action("[left] [WEST]", list(WEST.values())) == "left"
 
 
 def test_a_game_that_is_won():
@@ -117,6 +141,8 @@ def test_a_room_is_solved_by_the_shortest_solution():
 
 @pytest.mark.parametrize("boxes", [2, 3])
 def test_rooms_with_more_boxes_are_solvable_and_begin_unsolved(boxes):
+    train, unseen = (set(layouts(f"oelkit/Sokoban{x}-v0", range(20), boxes=boxes)) for x in ("", "Unseen"))
+    assert not train & unseen and len(train) == len(unseen) == 20
     env = make("oelkit/Sokoban-v0", boxes=boxes)
     for seed in range(8):
         env.reset(seed=seed)
@@ -146,7 +172,7 @@ def test_boards_there_and_back_and_in_the_observation_space(world, board):
             assert cells == env._cells() and len(cells) == env.size and observation in env.observation_space
             assert render_board(cells, board) == observation
             assert parse_board(f"You are here.\n{observation.strip()}\nMove?\n{observation}") == cells
-            observation, _, lost, out, info = env.step(f"[{policy.choice(ACTIONS)}]")
+            observation, _, lost, out, info = env.step(f"[{policy.choice(env.moves)}]")
             over = lost or out
     assert parse_board("no board here, a1 or b2") == []
 
@@ -195,11 +221,113 @@ def test_more_than_1000_layouts_and_a_held_out_split():
     assert len(set(unseen)) >= 125 and not set(unseen) & set(train)
 
 
-@pytest.mark.parametrize("world", ["FrozenLake3x3", "FrozenLake4x4", "Sokoban"])
+@pytest.mark.parametrize("world", ["FrozenLake3x3", "FrozenLake4x4", "FrozenLake4x4Other", "Sokoban", "SokobanOther"])
 def test_train_and_unseen_layouts_are_disjoint(world):
     train = set(layouts(f"oelkit/{world}-v0", range(500)))
     unseen = set(layouts(f"oelkit/{world}Unseen-v0", range(500)))
     assert not any(x.unseen for x in train) and all(x.unseen for x in unseen) and not train & unseen
+
+
+@pytest.mark.parametrize("world", ["FrozenLake4x4", "Sokoban"])
+def test_an_unseen_world_shares_no_sign_and_no_word_with_the_plain_one(world):
+    plain, other = make(f"oelkit/{world}-v0"), make(f"oelkit/{world}OtherUnseen-v0")
+    assert set(plain.symbols.values()) & set(other.symbols.values()) == {"."}  # a free cell is blank
+    assert not set(plain.moves) & set(other.moves)
+    seen = [{cell for s in range(30) for row in parse_board(env.reset(seed=s)[0]) for cell in row} - {"."}
+            for env in (plain, other)]
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    steps = [other.step(f"[{action}]")[4]["action"] for action in ("left", "west")]
+    assert steps[0] is None and steps[1] == "west"
+    # the same rules: a layout is played alike
+    for seed in range(20):
+        other.reset(seed=seed)
+        plain.reset(options={"layout": other.layout})
+        for i in random.Random(seed).choices(range(4), k=5):
+            ends = [env.step(f"[{env.moves[i]}]") for env in (plain, other)]
+            assert ends[0][1:4] == ends[1][1:4] and ends[0][4]["outcome"] == ends[1][4]["outcome"]
+            if ends[0][4]["outcome"]:
+                break
+
+
+def test_random_corners():
+    found = list(layouts("oelkit/FrozenLake4x4-v0", range(200), corners="random", max_turns=6))
+    assert {(x.start, x.goals) for x in found} == {(0, (15,)), (15, (0,)), (3, (12,)), (12, (3,))}
+    assert all(len(x.shortest_path()) == 6 for x in found) and {len(x.holes) for x in found} == {1, 2, 3, 4}
+    unseen = set(layouts("oelkit/FrozenLake4x4Unseen-v0", range(100), corners="random", max_turns=6))
+    assert not unseen & set(found)
+
+
+SLIPPERY = {"slippery": True, "max_turns": 12}
+
+
+def test_slippery_ice_is_gymnasiums_and_a_seed_gives_the_same_game_again():
+    from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
+
+    kinds, games = set(), []
+    for _ in range(2):
+        env, told = make("oelkit/FrozenLake4x4-v0", **SLIPPERY), []
+        for seed in range(60):
+            env.reset(seed=seed)
+            rows = env.layout.cells({"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"})
+            theirs = FrozenLakeEnv(desc=["".join(row) for row in rows], is_slippery=True)
+            theirs.reset()
+            theirs.np_random = np.random.default_rng()
+            theirs.np_random.bit_generator.state = env.np_random.bit_generator.state
+            outcome = None
+            while outcome is None:
+                i = random.Random(f"{seed}{env.turn}").randrange(4)
+                cell, reward, ended, *_ = theirs.step(i)
+                _, ours, _, _, info = env.step(f"[{ACTIONS[i]}]")
+                outcome = info["outcome"]
+                assert env.position == cell and ours == reward and ended == (outcome in ("success", "failure"))
+                kinds |= {word for word in ("moved", "stayed at", "slid to") if word in info["feedback"]}
+                told.append(info["feedback"])
+        games.append(told)
+    assert games[0] == games[1] and kinds == {"moved", "stayed at", "slid to"}
+    assert {"Warning" in text for text in told} == {False}  # walls only stop the player
+
+
+def test_bounds_of_slippery_ice_are_exact():
+    env = make("oelkit/FrozenLake3x3-v0", slippery=True, max_turns=6)
+    found = bounds(env, range(5))
+    assert found["fixed_plan"] is found["plan"] is None and 0 < found["random"] < found["ceiling"] < 1
+    best = mean = 0
+    for seed in range(5):
+        env.reset(seed=seed)
+        chances = env._lake.P
+
+        @cache
+        def value(cell, left, pick):
+            if not left:
+                return 0
+            return pick([sum(p * (reward if ended else value(to, left - 1, pick)) for p, to, reward, ended in ends)
+                         for ends in chances[cell].values()])
+
+        best += value(env.layout.start, 6, max) / 5
+        mean += value(env.layout.start, 6, np.mean) / 5
+    assert found["ceiling"] == pytest.approx(best) and found["random"] == pytest.approx(mean)
+    policy, wins = random.Random(2), 0
+    for game in range(4000):  # and what is played agrees
+        env.reset(seed=game % 5)
+        env.np_random.bit_generator.state = np.random.default_rng(game).bit_generator.state
+        outcome = None
+        while outcome is None:
+            outcome = env.step(f"[{policy.choice(ACTIONS)}]")[4]["outcome"]
+        wins += outcome is Outcome.SUCCESS
+    assert wins / 4000 == pytest.approx(found["random"], abs=0.03)
+
+
+@pytest.mark.parametrize("world", ["oelkit/FrozenLake3x3-v0", "oelkit/Sokoban-v0"])
+def test_the_random_player_is_the_mean_over_all_plans(world):
+    env, wins = make(world, max_turns=4), []
+    for seed, plan in itertools.product(range(3), itertools.product(ACTIONS, repeat=4)):
+        env.reset(seed=seed)
+        outcomes = iter(plan)
+        outcome = None
+        while outcome is None:
+            outcome = env.step(f"[{next(outcomes)}]")[4]["outcome"]
+        wins.append(outcome is Outcome.SUCCESS)
+    assert bounds(world, range(3), max_turns=4)["random"] == pytest.approx(np.mean(wins))
 
 
 def test_decoys_goals_and_renamed_symbols():
@@ -227,7 +355,16 @@ def test_decoys_goals_and_renamed_symbols():
         (dict(symbols={"hole": "G"}), "must differ"),
         (dict(symbols={"hole": "HH"}), "one printable character"),
         (dict(holes=16), "do not fit"),
+        (dict(holes=(3, 1)), "holes must be a number or a range"),
+        (dict(goals=0), "goals must be"),
+        (dict(size=1), "size must be 2 to 26"),
         (dict(corners=True), "corners"),
+        (dict(corners="left"), "corners must be"),
+        (dict(corners="random", goals=2, max_turns=9), "corners='random'"),
+        (dict(corners="random"), "max_turns=6 or more"),
+        (dict(moves={"jump": "hop"}), "unknown moves"),
+        (dict(moves={"left": "Right"}), "moves must be four different"),
+        (dict(moves={"left": "go west"}), "moves must be four different"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(kwargs, message):
@@ -237,7 +374,7 @@ def test_bad_arguments_are_one_clear_error(kwargs, message):
 
 def test_a_world_without_layouts_says_so():
     env = make("oelkit/FrozenLake4x4-v0", min_moves=6)
-    with pytest.raises(ValueError, match="no layout found"):
+    with pytest.raises(ValueError, match="no layout found.*min_moves or more max_turns"):
         env.reset(seed=0)
     with pytest.raises(ValueError, match="fit"):
         paper_layout(0, holes=7)
@@ -258,22 +395,24 @@ def test_an_unknown_world_is_an_error_that_lists_the_known(world):
 def test_a_world_that_is_not_text_is_an_error():
     with pytest.raises(ValueError, match="not a text world"):
         make("CartPole-v1")
+    with pytest.raises(ValueError, match="unknown environment 'nowhere:Game-v0'"):
+        make("nowhere:Game-v0")
     assert "oelkit/Sokoban-v0" in gym.registry
 
 
 def test_bounds_of_the_papers_world():
     found = bounds("oelkit/FrozenLake-v0", range(2000))
     # known for 128 seeds: 1.7 % and 41.4 %; over all 19 layouts a fixed plan can pass 6 of 19
-    assert found["random"] == pytest.approx(0.0157, abs=0.001) and found["solvable"] == 1.0
+    assert found["random"] == pytest.approx(0.0157, abs=0.001) and found["ceiling"] == 1.0
     assert found["fixed_plan"] == pytest.approx(6 / 19, abs=0.03)
     assert bounds("oelkit/FrozenLake-v0", range(71, 71 + 128))["fixed_plan"] == pytest.approx(53 / 128)
 
 
 def test_bounds_of_the_other_worlds():
     lake = bounds("oelkit/FrozenLake4x4Unseen-v0", range(256))
-    assert lake["random"] < 0.06 and lake["fixed_plan"] < 0.2 and lake["solvable"] == 1.0
+    assert lake["random"] < 0.06 and lake["fixed_plan"] < 0.2 and lake["ceiling"] == 1.0
     sokoban = bounds("oelkit/Sokoban-v0", range(600))  # the paper's world: 16.0 % and 88.3 %
-    assert sokoban["random"] == pytest.approx(0.15, abs=0.03) and sokoban["solvable"] == pytest.approx(0.86, abs=0.04)
+    assert sokoban["random"] == pytest.approx(0.15, abs=0.03) and sokoban["ceiling"] == pytest.approx(0.86, abs=0.04)
 
 
 @pytest.mark.parametrize("world", ["oelkit/FrozenLake3x3-v0", "oelkit/Sokoban-v0"])
@@ -294,14 +433,15 @@ def test_bounds_agree_with_games_that_are_played(world):
     assert np.mean(games) == pytest.approx(found["random"], abs=0.03)
     solutions = {s: env.layout.solution(5) if world == "oelkit/Sokoban-v0" else env.layout.shortest_path()
                  for s in seeds if env.reset(seed=s)}
-    assert sum(x is not None for x in solutions.values()) / 40 == found["solvable"]
+    assert sum(x is not None for x in solutions.values()) / 40 == found["ceiling"]
 
 
 def test_bounds_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="at least one seed"):
         bounds("oelkit/FrozenLake-v0", [])
-    with pytest.raises(ValueError, match="max_turns <= 10"):
-        bounds("oelkit/FrozenLake-v0", [0], max_turns=20)
+    long = bounds("oelkit/FrozenLake-v0", range(3), max_turns=20)  # too many plans to play them all
+    assert long["fixed_plan"] is long["plan"] is None and 0 < long["random"] < long["ceiling"] == 1
+    assert describe(long) == f"random policy {long['random']:.1%}, ceiling 100.0%"
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -310,7 +450,7 @@ def test_pictures(world):
     env.reset(seed=0)
     before = env.render()
     assert before.shape == (64 * env.size, 64 * env.size, 3) and before.dtype == np.uint8
-    env.step(next(f"[{a}]" for a in ACTIONS if looks_free(env, a)))
+    env.step(next(f"[{env.word(a)}]" for a in ACTIONS if looks_free(env, a)))
     assert (env.render() != before).any()
     text = make(world, render_mode="ansi", board="labelled")
     assert text.reset(seed=0)[0] == text.render()
@@ -333,3 +473,89 @@ def test_a_picture_tells_every_symbol_apart_and_takes_unknown_letters():
     assert (hole == renamed).mean() > 0.9 and (hole != renamed).any()
     with pytest.raises(ValueError, match="rows of symbols"):
         board_image([])
+
+
+class Doors(gym.Env):
+    """One of four doors opens under each light; a second guess is allowed."""
+
+    action_space = observation_space = gym.spaces.Text(200)
+    OPENS = {"red": "up", "green": "left"}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.light = ("red", "green")[self.np_random.integers(2)]
+        return f"The light is {self.light}.", {}
+
+    def step(self, reply):
+        won = parse_action(reply) == self.OPENS[self.light]
+        return f"{self.light}: {'open' if won else 'shut'}", float(won), won, False, {}
+
+
+@pytest.fixture
+def doors():
+    gym.register("test/Doors-v0", entry_point=Doors, max_episode_steps=2)
+    yield "test/Doors-v0"
+    del gym.registry["test/Doors-v0"]
+
+
+def test_a_bare_world_says_all_that_a_game_needs(doors):
+    env = make(doors, board="grid")
+    assert (env.max_turns, env.moves) == (2, ())
+    seed = next(s for s in range(9) if "red" in env.reset(seed=s)[0])
+    assert env.step("so [ left ]")[1:] == (
+        0.0, False, False, {"action": "left", "feedback": "red: shut", "outcome": None})
+    *_, cut, info = env.step("no idea")
+    assert cut and info == {"action": None, "feedback": "red: shut", "outcome": Outcome.TURN_LIMIT}
+    env.reset(seed=seed)
+    assert env.step("[up]")[4]["outcome"] is Outcome.SUCCESS
+    found = bounds(doors, range(3))
+    assert found == {"random": None, "fixed_plan": None, "ceiling": None, "plan": None, "n": 3} and not describe(found)
+
+    class Own(Doors):
+        moves = ("up", "down")
+
+        def step(self, reply):
+            return "seen", 0.0, True, False, {"action": "pull", "feedback": "told", "outcome": "invalid"}
+
+    gym.register("test/Own-v0", entry_point=Own, max_episode_steps=2)
+    env = make("test/Own-v0")
+    env.reset(seed=0)
+    assert env.step("x")[4] == {"action": "pull", "feedback": "told", "outcome": Outcome.INVALID}
+    assert env.moves == ("up", "down")
+    gym.register("test/Endless-v0", entry_point=Own)
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        make("test/Endless-v0")
+
+
+def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "my_doors.py").write_text(
+        "import gymnasium\nfrom test_envs import Doors\n"
+        "gymnasium.register('test/Mine-v0', entry_point=Doors, max_episode_steps=3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make("my_doors:test/Mine-v0").max_turns == 3
+
+
+def test_a_bare_world_goes_through_every_step(doors, tmp_path):
+    from oelkit import Settings, distill, evaluate, extract, load_policy, rollout, run_loop, states, summary
+    from oelkit.report import findings, write_report
+    from oelkit.widgets import trajectory_viewer
+
+    policy = load_policy("micro")
+    games = rollout(policy, doors, range(6), temperature=1.0)
+    assert all(game.outcome in ("success", "turn_limit") and game.turns for game in games)
+    assert {game.turns[0].observation for game in games} == {"The light is red.", "The light is green."}
+    assert all(turn.feedback.endswith(("open", "shut")) for game in games for turn in game.turns)
+    extract(policy, games[:2], draws=1)
+    assert len(distill(policy, states(games), ["- EXPERIENCE ITEM: up is the way."], steps=1, batch_size=2)) == 1
+    assert evaluate(policy, doors, range(3)).n == 3
+    assert "The light" in trajectory_viewer(games)._game(games[0])["turns"][0]["observation"]
+
+    folder = tmp_path / "run"
+    (folder / "round_1").mkdir(parents=True)
+    item = ExperienceItem("i", "- EXPERIENCE ITEM: up is the way.", (), "micro", 1, 0)
+    write_jsonl(folder / "round_1" / "items.jsonl", [item])
+    small = Settings(env=doors, rounds=1, games=2, collect=2, draws=1, steps=1, batch_size=2, episodes=2, arms=False)
+    metrics = run_loop(folder, small, policy, progress=False)
+    assert metrics["bounds"]["ceiling"] is None and "2 held-out maps of test/Doors-v0; 95 %" in summary(metrics)
+    assert "2 held-out maps." in findings(metrics)[0] and write_report(folder).exists()
+    assert json.loads((folder / "metrics.json").read_text())["bounds"] == metrics["bounds"]

@@ -76,7 +76,7 @@ def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
     assert record["settings"] == asdict(settings) and record["versions"]["torch"]
     assert record["prompts"]["max_new_tokens"] == 4
     assert len(metrics["rounds"]) == 2 and metrics["eval_env"] == "oelkit/FrozenLake3x3Unseen-v0"
-    assert set(metrics["bounds"]) >= {"random", "fixed_plan", "solvable"} and metrics["seed"] == 0
+    assert set(metrics["bounds"]) >= {"random", "fixed_plan", "ceiling"} and metrics["seed"] == 0
     for k, row in enumerate(metrics["rounds"], 1):
         assert row["round"] == k
         for arm in ("base", "in_context", "consolidated"):

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from oelkit import envs, plots  # noqa: E402
-from oelkit.evaluate import wilson  # noqa: E402
+from oelkit.evaluate import draw_spread, wilson  # noqa: E402
 from oelkit.records import Outcome, Trajectory, Turn  # noqa: E402
 
 
@@ -36,7 +36,7 @@ def make_metrics(consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0
             **{kind: {arm: row[kind] for arm, row in rows.items()} for kind in ("reply_tokens", "truncated")},
             "seconds": {"rollout": 1.5, "distill": 20.0}})
     metrics = {"run": "demo", "env": "oelkit/FrozenLake4x4-v0", "eval_env": "oelkit/FrozenLake4x4Unseen-v0",
-               "model": "micro", "seed": 0, "bounds": {"random": 0.031, "fixed_plan": 0.062, "solvable": 1.0},
+               "model": "micro", "seed": 0, "bounds": {"random": 0.031, "fixed_plan": 0.062, "ceiling": 1.0},
                "rounds": rounds}
     if arms:
         metrics["arms"] = {"raw": {"in_context": rate(40), "consolidated": rate(30), "ood": ood(0.85)},
@@ -112,13 +112,39 @@ def test_pass_rates_shows_rates_intervals_floors_and_n():
         for segment, row in zip(whiskers.get_segments(), rows, strict=True):
             assert sorted(segment[:, 1]) == pytest.approx([row["low"], row["high"]])
         assert matplotlib.colors.same_color(points.get_color(), plots.COLOURS[arm])
-    dashed = sorted(line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--")
-    assert dashed == [0.031, 0.062, 1.0]
+    assert level(axis) == [0.031, 0.062, 1.0]
     said = words(figure)
-    for text in ("128 held-out maps", "Wilson", "random policy 3.1%", "best fixed plan 6.2%", "solvable in time 100"):
+    for text in ("128 held-out maps", "Wilson", "random policy 3.1%", "best fixed plan 6.2%", "ceiling 100.0%"):
         assert text in said
     draws = [line for line in axis.lines if list(line.get_ydata()) == [0.7, 0.9]]
     assert len(draws) == 2  # one a round
+
+
+def level(axis):
+    """Where the horizontal lines right across are."""
+    return sorted(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1])
+
+
+def test_spread_of_the_draws_beyond_noise_is_said():
+    metrics = make_metrics()
+    draws = [0.3, 0.9, 0.8, 0.6]
+    for r, rates in zip(metrics["rounds"], (draws, [0.8, 0.8, 0.8, 0.8])):
+        r["pass_rate"]["in_context"]["by_draw"] = rates
+    assert f"beyond sampling noise by 0.0% to {draw_spread(draws, 32):.1%}" in words(plots.pass_rates(metrics))
+    metrics["rounds"][0]["pass_rate"]["in_context"]["by_draw"] = [0.9]
+    metrics["rounds"][1]["pass_rate"]["in_context"]["by_draw"] = []
+    assert "sampling noise" not in words(plots.pass_rates(metrics))
+
+
+def test_bounds_that_are_not_known_are_left_out():
+    metrics = make_metrics() | {"bounds": {"random": 0.1, "fixed_plan": None, "ceiling": 0.6, "plan": None, "n": 9}}
+    assert level(plots.pass_rates(metrics).axes[0]) == [0.1, 0.6]
+    assert "fixed plan" not in words(plots.pass_rates(metrics))
+    metrics["bounds"] = dict.fromkeys(metrics["bounds"])
+    figure = plots.pass_rates(metrics)
+    assert level(figure.axes[0]) == [] and "random policy" not in words(figure)
+    assert_whole(figure)
+    assert_whole(plots.arms(metrics))
 
 
 def test_labels_of_near_floors_do_not_overlap():

@@ -83,8 +83,12 @@ class FrozenLakeEnv(TextEnv):
     """Frozen Lake as text; `corners` is the paper's fixed start and goal, which has no split.
 
     `holes`, `goals` and `decoys` are a number or a (low, high) range; random layouts are solvable in `min_moves` to
-    `max_turns` moves. `symbols` renames what is on the board (keys of SYMBOLS). Other arguments: see TextEnv.
+    `max_turns` moves. `corners="random"` draws which of two opposite corners are start and goal. `slippery`: a move
+    goes where gymnasium's slippery ice takes it, a third of the time to either side; a wall then only stops the player.
+    Its chance comes from the seed of `reset`, so that the same moves give the same game. Other arguments: see TextEnv.
     """
+
+    SYMBOLS = SYMBOLS
 
     def __init__(
         self,
@@ -92,28 +96,40 @@ class FrozenLakeEnv(TextEnv):
         holes: int | tuple[int, int] = (1, 4),
         goals: int | tuple[int, int] = 1,
         decoys: int | tuple[int, int] = 0,
-        corners: bool = False,
+        corners: bool | str = False,
+        slippery: bool = False,
         split: str | None = None,
         min_moves: int = 2,
-        symbols: dict[str, str] | None = None,
         **kwargs: Any,
     ):
-        if unknown := set(symbols or {}) - set(SYMBOLS):
-            raise ValueError(f"unknown symbols {sorted(unknown)}: the names are {sorted(SYMBOLS)}")
-        super().__init__(SYMBOLS | (symbols or {}), split, **kwargs)
-        if corners and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
+        super().__init__(split, **kwargs)
+        if not 2 <= size <= 26:
+            raise ValueError(f"size must be 2 to 26, got {size}")
+        if corners not in (False, True, "random"):
+            raise ValueError(f"corners must be False, True or 'random', got {corners!r}")
+        if corners is True and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
             raise ValueError("with corners=True holes is one number, goals 1, decoys 0 and split None")
-        self.size, self.corners, self.min_moves = size, corners, min_moves
+        if corners == "random" and (goals != 1 or 2 * (size - 1) > self.max_turns):
+            raise ValueError(f"corners='random' needs goals=1 and, with size={size}, max_turns={2 * size - 2} or more")
+        self.size, self.corners, self.slippery, self.min_moves = size, corners, slippery, min_moves
         self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in (holes, goals, decoys)]
+        for name, (low, high) in zip(("holes", "goals", "decoys"), self.counts, strict=True):
+            if not (name == "goals") <= low <= high:
+                raise ValueError(f"{name} must be a number or a range (low, high), got {(low, high)}")
         if 1 + sum(high for _, high in self.counts) > size * size:
             raise ValueError(f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} board")
 
     def _draw(self, seed: int | None) -> Layout | None:
         rng = self.np_random
-        if self.corners:  # TextArena's draw for this seed
+        if self.corners is True:  # TextArena's draw for this seed
             return paper_layout(int(rng.integers(2**31)) if seed is None else seed, self.size, self.counts[0][0])
         holes, goals, decoys = (int(rng.integers(low, high + 1)) for low, high in self.counts)
-        start, *drawn = (int(x) for x in rng.permutation(self.size**2)[: 1 + holes + goals + decoys])
+        cells = [int(x) for x in rng.permutation(self.size**2)]
+        if self.corners:
+            corner, last = int(rng.choice([0, self.size - 1])), self.size**2 - 1
+            ends = [corner, last - corner] if rng.integers(2) else [last - corner, corner]
+            cells = ends + [x for x in cells if x not in ends]
+        start, *drawn = cells[: 1 + holes + goals + decoys]
         parts = drawn[:goals], drawn[goals : goals + holes], drawn[goals + holes :]
         layout = Layout(self.size, start, *(tuple(sorted(p)) for p in parts))
         path = layout.shortest_path()
@@ -122,8 +138,8 @@ class FrozenLakeEnv(TextEnv):
     def _start(self) -> None:
         names = {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}
         desc = ["".join(row) for row in self.layout.cells(names)]
-        self._lake = Dynamics(desc=desc, is_slippery=False)
-        self._lake.reset(seed=0)  # nothing in it is random: one start, no slipping
+        self._lake = Dynamics(desc=desc, is_slippery=self.slippery)
+        self._lake.s, self._lake.np_random = self.layout.start, self.np_random
 
     @property
     def position(self) -> int:
@@ -138,12 +154,23 @@ class FrozenLakeEnv(TextEnv):
         return self.layout.cells(self.symbols, self.position)
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
-        if action not in self.layout.neighbours(self.position):
+        before, word = self.position, self.word(action)
+        wanted = self.layout.neighbours(before).get(action)
+        if wanted is None and not self.slippery:
             return "You hit a wall.", Outcome.INVALID
         cell, reward, ended, _, _ = self._lake.step(ACTIONS.index(action))
-        moved = f"You moved {action} to {self.place(*divmod(int(cell), self.layout.size))}"
+        slid = "stayed at" if cell == before else "slid to"
+        way = f"moved {word} to" if cell == wanted else f"tried {word} but {slid}"
+        told = f"You {way} {self.place(*divmod(int(cell), self.layout.size))}"
         if ended and reward > 0:
-            return f"{moved} and reached the goal. You won.", Outcome.SUCCESS
+            return f"{told} and reached the goal. You won.", Outcome.SUCCESS
         if ended:
-            return f"{moved} and fell into a hole. You lost.", Outcome.FAILURE
-        return f"{moved}.", None
+            return f"{told} and fell into a hole. You lost.", Outcome.FAILURE
+        return f"{told}.", None
+
+    def _chances(self, action: str) -> list[tuple[float, int, Outcome | None]]:
+        if not self.slippery:
+            return super()._chances(action)
+        ends = self._lake.P[self.position][ACTIONS.index(action)]
+        won = {True: Outcome.SUCCESS, False: Outcome.FAILURE}
+        return [(chance, cell, won[reward > 0] if ended else None) for chance, cell, reward, ended in ends]

@@ -71,15 +71,15 @@ class Room:
                     queue.append(to)
         return None
 
-    def cells(self, position: Position | None = None) -> list[list[str]]:
+    def cells(self, position: Position | None = None, symbols: dict[str, str] = SYMBOLS) -> list[list[str]]:
         """The board as rows of symbols."""
         player, boxes = position or (self.player, self.boxes)
-        flat = [SYMBOLS["wall" if i in self.walls else "free"] for i in range(self.size**2)]
+        flat = [symbols["wall" if i in self.walls else "free"] for i in range(self.size**2)]
         for cell in self.targets:
-            flat[cell] = SYMBOLS["target"]
+            flat[cell] = symbols["target"]
         for cell in boxes:
-            flat[cell] = SYMBOLS["done" if cell in self.targets else "box"]
-        flat[player] = SYMBOLS["player on target" if player in self.targets else "player"]
+            flat[cell] = symbols["done" if cell in self.targets else "box"]
+        flat[player] = symbols["player on target" if player in self.targets else "player"]
         return [flat[i : i + self.size] for i in range(0, len(flat), self.size)]
 
 
@@ -142,10 +142,12 @@ def draw_room(rng: np.random.Generator, size: int = 6, boxes: int = 1) -> Room:
 
 
 class SokobanEnv(TextEnv):
-    """Sokoban as text; `boxes` 1 to 3 on a size x size board; `split` is 'train', 'unseen' or None (no split)."""
+    """Sokoban as text; `boxes` 1 to 3 on a size x size board. Other arguments: see TextEnv."""
+
+    SYMBOLS = SYMBOLS
 
     def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
-        super().__init__(SYMBOLS, split, **kwargs)
+        super().__init__(split, **kwargs)
         if boxes not in (1, 2, 3) or not 5 <= size <= 12:
             raise ValueError(f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}")
         self.size, self.boxes = size, boxes
@@ -157,7 +159,7 @@ class SokobanEnv(TextEnv):
         self.position = (self.layout.player, self.layout.boxes)
 
     def _cells(self) -> list[list[str]]:
-        return self.layout.cells(self.position)
+        return self.layout.cells(self.position, self.symbols)
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
         room, before = self.layout, self.position
@@ -166,7 +168,7 @@ class SokobanEnv(TextEnv):
             ahead = room.move((before[0], ()), action)
             return ("You hit a wall." if ahead is None else "The box is blocked."), Outcome.INVALID
         self.position = after
-        told = f"You moved {action} to {self.place(*divmod(after[0], room.size))}"
+        told = f"You moved {self.word(action)} to {self.place(*divmod(after[0], room.size))}"
         if pushed := set(after[1]) - set(before[1]):
             (box,) = pushed
             told += f" and pushed a box to {self.place(*divmod(box, room.size))}"
