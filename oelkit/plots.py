@@ -106,7 +106,7 @@ def pass_rates(metrics: dict) -> Figure:
         spread += [draw_spread(draws, n / len(draws))] if 1 < len(draws) <= n / 2 else []
     if spread:
         sd = " to ".join(dict.fromkeys(f"{x:.1%}" for x in (min(spread), max(spread))))
-        axis.set_xlabel(f"round (dots: draws; they differ beyond sampling noise by {sd}, standard deviation)", fontsize=8)
+        axis.set_xlabel(f"round (dots: draws; beyond sampling noise they differ by {sd}, one sd)", fontsize=8)
     floors(axis, metrics["bounds"])
     axis.set(ylim=(-0.02, 1.04), ylabel="pass rate")
     n = metrics["rounds"][0]["pass_rate"]["base"]["n"]
