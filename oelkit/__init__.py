@@ -9,12 +9,14 @@ from .distill import distill
 from .evaluate import evaluate, paired_bootstrap, probe, wilson
 from .extract import extract, parse_items
 from .loop import Run, Settings, run_loop, summary
-from .policy import Policy, load_policy
+from .memory import memory_plan
+from .loading import load_policy
+from .policy import Policy
 from .prompts import load_prompts
 from .rollout import rollout, states
 
 __version__ = "0.1.0"
 __all__ = [
     "Curation", "Policy", "Run", "Settings", "auto_curate", "distill", "evaluate", "extract", "load_policy", "load_prompts",
-    "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary", "wilson",
+    "memory_plan", "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary", "wilson",
 ]  # fmt: skip

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from tqdm import tqdm
 
 from . import kl
 from .generation import Reply, generate
+from .memory import checkpointed, memory_plan
 from .policy import Policy, reply_hidden, token_batches
 from .prefix import SHARED, SharedPrefix, can_share
 from .prompts import Prompts, load_prompts, with_experience
@@ -49,7 +51,7 @@ def distill(
     temperature: float = 1.0,
     retain: float = 0.0,
     max_new_tokens: int | None = None,
-    batch_tokens: int = 16_384,
+    batch_tokens: int | None = None,
     prompts: str | Prompts | None = None,
     seed: int = 0,
     on_step: Callable[[dict], None] | None = None,
@@ -61,7 +63,7 @@ def distill(
     rest (of the mass outside the top k) and clip (of a token's loss) as in `kl.reverse_kl`. temperature: of the sampling
     and of both distributions. warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which
     the student too reads the experience, so that it does not forget how. batch_tokens: of a micro-batch, padding
-    included. Each dict: step, loss (nats a token), entropy (nats, the student's), reply_tokens (a reply), truncated
+    included; None leaves it, and gradient checkpointing, to `memory_plan`. Each dict: step, loss (nats a token), entropy (nats, the student's), reply_tokens (a reply), truncated
     (share of the batch), grad_norm (before clipping to 1), lr, seconds. ValueError where there is nothing to learn from
     (no states, no experience), for a state or experience over the context and for wrong arguments; RuntimeError where
     the gradient is not finite or memory runs out (it says what to lower; no step is left half done).
@@ -78,7 +80,11 @@ def distill(
                          "need at least 1, above 0, and 0 to 1")  # fmt: skip
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     sampling = {"max_new_tokens": max_new_tokens or prompts.max_new_tokens, "temperature": temperature}
-    _check_lengths(policy, states, experiences, prompts, sampling["max_new_tokens"])
+    state, told = _lengths(policy, states, experiences, prompts, sampling["max_new_tokens"])
+    plan = memory_plan(policy, told - state, state_tokens=state, reply_tokens=sampling["max_new_tokens"],
+                       batch_size=batch_size, retain=retain > 0, batch_tokens=batch_tokens)
+    if not plan.fits:
+        warnings.warn(f"{policy.name}: memory will probably run out.\n{plan}", stacklevel=2)
     rng, head = random.Random(seed), policy.head_weight
     options = {"temperature": temperature, "clip": clip}
     if loss in ("reverse_kl", "jsd", "forward_kl"):
@@ -108,12 +114,13 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (warmup + 1))
         optimizer.zero_grad(set_to_none=True)  # before, not after: what an interrupted call left must not count
-        with _says_what_to_lower(f"step {step}: training", batch_tokens=batch_tokens):
-            groups = [(None, range(batch_size))]
-            if loss != "sft":
+        with _says_what_to_lower(f"step {step}: training", batch_tokens=plan.batch_tokens):
+            told = None
+            if loss != "sft":  # the teacher's forward is finished before the student's begins
                 groups = _by_beginning(policy, texts, teacher_ids, beginnings)
-            total, entropy = _backward(policy, student_ids, teacher_ids, replies, head, loss, options, batch_tokens,
-                                       groups)  # fmt: skip
+                told = _score(policy, teacher_ids, replies, groups, plan.scored_tokens)
+            with checkpointed(policy) if plan.gradient_checkpointing else nullcontext():
+                total, entropy = _backward(policy, student_ids, replies, told, head, loss, options, plan.batch_tokens)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         if not torch.isfinite(grad_norm):
             raise RuntimeError(f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype")
@@ -146,22 +153,23 @@ def _says_what_to_lower(what: str, **settings: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
-        more = "" if "sampling" in what else ", or load the policy with gradient_checkpointing=True"
-        raise RuntimeError(f"{what} ran out of memory: lower {lower}{more}; the steps before are done") from error
+        raise RuntimeError(f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what takes how much. "
+                           "The steps before are done") from error
 
 
-def _check_lengths(
-    policy: Policy, states: Sequence[State], experiences: Sequence[str], prompts: Prompts, max_new_tokens: int
-) -> None:
-    """Say before the first step, not when chance draws the pair, that a state and an experience are too long."""
-    longest = max(states, key=lambda state: len(policy.encode(state.prompt)))
+def _lengths(policy: Policy, states: Sequence[State], experiences: Sequence[str], prompts: Prompts,
+             max_new_tokens: int) -> tuple[int, int]:
+    """Tokens of the longest state, alone and with the longest experience; says before the first step, not when chance
+    draws the pair, that they are too long."""
+    longest, lengths = max(states, key=lambda state: len(policy.encode(state.prompt))), []
     for text in ("", *experiences):
-        tokens = len(policy.encode(with_experience(prompts, longest.prompt, text)))
-        if tokens + max_new_tokens > policy.context_length:
+        lengths.append(len(policy.encode(with_experience(prompts, longest.prompt, text))))
+        if lengths[-1] + max_new_tokens > policy.context_length:
             what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
             todo = "lower budget_tokens or reject items" if text else "leave such states out"
-            raise ValueError(f"{what}state {longest.id!r} makes {tokens} tokens: with a reply of {max_new_tokens} that "
-                             f"is more than the context of {policy.context_length}; {todo}")  # fmt: skip
+            raise ValueError(f"{what}state {longest.id!r} makes {lengths[-1]} tokens: with a reply of {max_new_tokens} "
+                             f"that is more than the context of {policy.context_length}; {todo}")
+    return lengths[0], max(lengths)
 
 
 def _by_beginning(
@@ -180,37 +188,46 @@ def _by_beginning(
     return [(beginnings.get(text), sorted(rows)) for text, rows in groups.items()]
 
 
-def _backward(
-    policy: Policy, student_ids: list[list[int]], teacher_ids: list[list[int]], replies: list[Reply],
-    head: torch.Tensor, loss: str, options: dict, batch_tokens: int,
-    groups: list[tuple[SharedPrefix | None, Sequence[int]]],
-) -> tuple[float, float]:
+@torch.no_grad()
+def _score(policy: Policy, teacher_ids: list[list[int]], replies: list[Reply],
+           groups: list[tuple[SharedPrefix | None, list[int]]], batch_tokens: int) -> list[torch.Tensor]:
+    """The teacher's hidden states [reply tokens, D] for each reply."""
+    told: list[torch.Tensor | None] = [None] * len(replies)
+    with policy.use("teacher", merge=True):
+        for prefix, group in groups:
+            skip = len(prefix.ids) if prefix else 0
+            lengths = [len(teacher_ids[i]) - skip + len(replies[i].ids) for i in group]
+            for batch in token_batches(lengths, batch_tokens):
+                rows = [group[i] for i in batch]
+                ids = [replies[i].ids for i in rows]
+                hidden = reply_hidden(policy, [teacher_ids[i] for i in rows], ids, prefix)
+                for i, part in zip(rows, hidden.split([len(y) for y in ids])):
+                    told[i] = part
+    return told
+
+
+def _backward(policy: Policy, student_ids: list[list[int]], replies: list[Reply], told: list[torch.Tensor] | None,
+              head: torch.Tensor, loss: str, options: dict, batch_tokens: int) -> tuple[float, float]:
     """Accumulate the gradient of one batch; (loss, student entropy) as means over tokens, then over replies."""
     total = entropy = 0.0
-    for prefix, group in groups:
-        skip = len(prefix.ids) if prefix else 0
-        longest = [max(len(student_ids[i]), len(teacher_ids[i]) - skip) + len(replies[i].ids) for i in group]
-        for batch in token_batches(longest, batch_tokens):
-            rows = [group[i] for i in batch]
-            ids = [replies[i].ids for i in rows]
-            weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
-            sampled = torch.tensor([token for y in ids for token in y], device=head.device)
-            if loss != "sft":  # the teacher's forward is finished before the student's begins
-                with torch.no_grad(), policy.use("teacher", merge=True):
-                    told = reply_hidden(policy, [teacher_ids[i] for i in rows], ids, prefix)
-            with policy.use("student"):
-                policy.model.train()  # LoRA dropout and gradient checkpointing, where the policy was loaded with such
-                try:
-                    hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
-                    if loss == "sft":
-                        value = kl.cross_entropy(hidden, sampled, head, weights=weights, **options)
-                    elif loss == "sampled_kl":
-                        value = kl.sampled_kl(hidden, told, sampled, head, weights=weights, **options)
-                    else:
-                        value = getattr(kl, loss)(hidden, told, head, weights=weights, **options)
-                    value.backward()
-                finally:
-                    policy.model.eval()
-            total += value.item()
-            entropy += float(kl.entropy(hidden.detach(), head, temperature=options["temperature"]) @ weights)
+    for rows in token_batches([len(p) + len(r.ids) for p, r in zip(student_ids, replies)], batch_tokens):
+        ids = [replies[i].ids for i in rows]
+        weights = torch.cat([torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]).to(head.device)
+        sampled = torch.tensor([token for y in ids for token in y], device=head.device)
+        teacher = told and torch.cat([told[i] for i in rows])
+        with policy.use("student"):
+            policy.model.train()  # LoRA dropout and gradient checkpointing
+            try:
+                hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+                if loss == "sft":
+                    value = kl.cross_entropy(hidden, sampled, head, weights=weights, **options)
+                elif loss == "sampled_kl":
+                    value = kl.sampled_kl(hidden, teacher, sampled, head, weights=weights, **options)
+                else:
+                    value = getattr(kl, loss)(hidden, teacher, head, weights=weights, **options)
+                value.backward()
+            finally:
+                policy.model.eval()
+        total += value.item()
+        entropy += float(kl.entropy(hidden.detach(), head, temperature=options["temperature"]) @ weights)
     return total, entropy

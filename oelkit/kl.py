@@ -108,7 +108,7 @@ def entropy(hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.
             chunk: int | None = None) -> torch.Tensor:
     """Entropy in nats of the next-token distribution of each row of hidden [N, D] -> [N]; no gradient."""
     parts = []
-    for h in hidden.split(chunk or _rows(head)):
+    for h in hidden.split(chunk or chunk_rows(head)):
         s = _logits(h, head, temperature).log_softmax(1)
         parts.append(-(s.exp() * s).sum(1))
     return torch.cat(parts)
@@ -151,7 +151,7 @@ def _loss(student_hidden: torch.Tensor, targets: tuple[torch.Tensor, ...], head:
     if weights is None:
         weights = torch.full((n,), 1 / n, device=student_hidden.device)
     targets = tuple(x.detach() for x in targets)
-    return _Chunked.apply(student_hidden, targets, head, temperature, weights, chunk or _rows(head), rows, clip)
+    return _Chunked.apply(student_hidden, targets, head, temperature, weights, chunk or chunk_rows(head), rows, clip)
 
 
 class _Chunked(torch.autograd.Function):
@@ -186,6 +186,6 @@ def _logits(hidden: torch.Tensor, head: torch.Tensor, temperature: float) -> tor
     return z.to(torch.promote_types(z.dtype, torch.float32)) / temperature
 
 
-def _rows(head: torch.Tensor) -> int:
+def chunk_rows(head: torch.Tensor) -> int:
     """Rows a chunk: few enough that one [rows, V] float32 buffer stays small, more where a GPU wants large products."""
     return max(1, (2**25 if head.is_cuda else 2**22) // len(head))

@@ -26,7 +26,8 @@ from .curate import Curation, auto_curate, for_draw
 from .distill import distill
 from .evaluate import Report, evaluate, probe
 from .extract import cap, extract, join_experience
-from .policy import Policy, load_policy
+from .loading import load_policy
+from .policy import Policy
 from .prompts import load_prompts
 from .records import ExperienceItem, RecordError, State, Trajectory, append_jsonl, read_jsonl, write_jsonl
 from .rollout import as_experience, rollout, states

@@ -203,6 +203,32 @@ def ood(metrics: dict) -> Figure:
 
 
 @plt.rc_context(_STYLE)
+def benchmarks(rows: Sequence[dict]) -> Figure:
+    """Lines of `make bench`: how many times better than each peer, and below how costs grow; black marks are targets."""
+    rows = sorted(rows, key=lambda row: row["ratio_is"] == "ours / peer")  # costs last
+    figure, axis = _figure(size=(8.5, 1.1 + 0.3 * len(rows)))
+    for y, row in enumerate(rows):
+        cost = row["ratio_is"] == "ours / peer"
+        axis.barh(y, row["ratio"] - 1, left=1, height=0.62, color="#e69f00" if cost else "#0072b2")
+        if row["target"]:
+            axis.plot([row["target"]] * 2, [y - 0.42, y + 0.42], color="black", lw=2)
+        end = max(1, row["ratio"], row["target"] or 0)
+        axis.annotate(f"{row['ratio']:.2g}x" if row["ratio"] < 10 else f"{row['ratio']:.0f}x", (end, y), (4, 0),
+                      textcoords="offset points", va="center", fontsize=8)
+    names = ["\n".join(textwrap.wrap(f"{row['what']}, against {row['peer_name']}", 78)) for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=7)
+    axis.set(xscale="log", xlabel="blue: times better than the peer; orange: times the other cost, less is better")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.axvline(1, color="#555555", lw=1)
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.4)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    about = rows[0]
+    axis.set_title(f"{about['model']} on {about['machine']}, {about['threads']} threads (medians; black: target)")
+    return figure
+
+
+@plt.rc_context(_STYLE)
 def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure:
     """A game as a strip of drawn boards, each with the move and the feedback under it, and how it ended.
 

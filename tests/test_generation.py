@@ -4,7 +4,7 @@ import torch
 from test_policy import shake
 
 from oelkit.generation import generate
-from oelkit.policy import load_policy
+from oelkit.loading import load_policy
 
 
 def some_prompts(n, seed=0, low=3, high=40):

@@ -10,7 +10,7 @@ from conftest import make_model
 
 from oelkit.curate import Curation
 from oelkit.loop import Run, Settings, run_folder, run_loop, summary
-from oelkit.policy import load_policy
+from oelkit.loading import load_policy
 from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
 
 module = importlib.import_module("oelkit.loop")

@@ -1,7 +1,9 @@
 """The figures: what they show is what the metrics say, nothing is cut off, nothing is left open."""
 import copy
+import json
 import math
 import warnings
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -13,6 +15,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from oelkit import envs, plots  # noqa: E402
 from oelkit.evaluate import draw_spread, wilson  # noqa: E402
 from oelkit.records import Outcome, Trajectory, Turn  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
 
 
 def rate(passes, n=128):
@@ -210,3 +214,14 @@ def test_strip_shows_foreign_text_as_it_is():
     assert_whole(figure)
     said = words(figure)
     assert r"$\frac{1$" in said and "the $end" in said and "…" in said
+
+
+def test_benchmarks_draws_each_line_once_with_its_target():
+    rows = [json.loads(line) for line in (ROOT / "data/results/bench_cpu.jsonl").read_text().splitlines()]
+    axis, = plots.benchmarks(rows).axes
+    assert len(axis.patches) == len(axis.get_yticks()) == len(rows)
+    ends = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
+    assert ends == pytest.approx(sorted(row["ratio"] for row in rows))
+    marks = [line for line in axis.lines if line.get_color() == "black"]
+    assert len(marks) == sum(row["target"] is not None for row in rows)
+    assert rows[0]["model"] in axis.get_title(loc="left")

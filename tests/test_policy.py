@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from oelkit.generation import generate
 from oelkit.kl import cross_entropy
-from oelkit.policy import answer_text, load_policy, reply_hidden, token_batches, token_logprobs
+from oelkit.loading import load_policy
+from oelkit.memory import checkpointed
+from oelkit.policy import answer_text, reply_hidden, token_batches, token_logprobs
 
 ROOT = str(Path(__file__).parents[1])
 MESSAGES = [{"role": "user", "content": "go left the"}]
@@ -143,7 +146,8 @@ def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tin
     shake(tiny, seed=2)  # the student goes on
     code = """
 import json, sys
-from oelkit.policy import load_policy, token_logprobs
+from oelkit.loading import load_policy
+from oelkit.policy import token_logprobs
 model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 policy = load_policy(model, adapter=adapter)
 print(json.dumps([x.tolist() for x in token_logprobs(policy, prompts, replies, adapter="teacher")]))"""
@@ -202,11 +206,13 @@ def test_token_batches_keep_all_and_stay_within_the_budget():
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
     grads = []
-    for checkpointing in (False, True):
-        policy = load_policy(tiny_model, gradient_checkpointing=checkpointing)
+    for context in (nullcontext, checkpointed):
+        policy = load_policy(tiny_model)
         shake(policy)
         policy.model.train()
-        sft_loss(policy).backward()
+        with context(policy):
+            sft_loss(policy).backward()
+        assert not policy.causal.is_gradient_checkpointing
         grads.append([p.grad for p in policy.trainable()])
     assert all(g is not None for g in grads[1])
     assert all(close(a, b, 1e-4) for a, b in zip(*grads))
@@ -229,7 +235,7 @@ def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkey
     if not workaround:
         if not has_avx512bf16():
             pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack the weights")
-        monkeypatch.setattr("oelkit.policy._keep_gradients", lambda model: None)
+        monkeypatch.setattr("oelkit.loading._keep_gradients", lambda model: None)
     used = load_policy(tiny_model, quantize="nf4", device="cpu")
     shake(fresh), shake(used)
     generate(used, PROMPTS, max_new_tokens=4)

@@ -7,7 +7,8 @@ from test_policy import shake
 
 import oelkit.prefix
 from oelkit.generation import generate
-from oelkit.policy import load_policy, reply_hidden
+from oelkit.loading import load_policy
+from oelkit.policy import reply_hidden
 from oelkit.prefix import SharedPrefix, can_share, common_beginnings
 
 START = some_prompts(1, seed=5, low=300, high=301)[0]
