@@ -14,12 +14,15 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 from oelkit import envs, kl
 from oelkit.distill import distill
 from oelkit.extract import cap, extract
 from oelkit.generation import generate
-from oelkit.policy import LORA, Policy, load_policy
+from oelkit.memory import memory_plan
+from oelkit.loading import LORA, load_policy
+from oelkit.policy import Policy
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State, Turn
 from oelkit.rollout import rollout
@@ -75,6 +78,10 @@ def first_states(policy: Policy, n: int) -> list[State]:
     return [State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)]
 
 
+def _policy(spec: dict) -> Policy:
+    return load_policy(spec["model"], quantize={"none": None}.get(spec["quantize"], spec["quantize"]))
+
+
 # -- figures; each takes the whole specification and returns what goes into the JSON line
 
 
@@ -124,7 +131,7 @@ def measure_kl(spec: dict) -> dict:
 
 def measure_step(spec: dict) -> dict:
     """Distillation steps: sample, score, update; the first, in which the teacher's prefix is cached, stands apart."""
-    policy, repeats, batch = load_policy(spec["model"]), spec["repeats"], spec["states"]
+    policy, repeats, batch = _policy(spec), spec["repeats"], spec["states"]
     prompts, states = load_prompts(policy.prompts), first_states(policy, batch)
     text = experience(policy, spec["experience"])
     told = [with_experience(prompts, state.prompt, text) for state in states]
@@ -133,14 +140,24 @@ def measure_step(spec: dict) -> dict:
               "teacher_tokens": sum(map(len, map(policy.encode, told))) / batch}
     if spec["arm"] == "trl":
         return counts | _trl_steps(policy, spec, states, text, prompts)
-    peak = Peak()
-    policy.hidden(torch.ones(1, 8, dtype=torch.long, device=policy.device))  # touches all weights
+    peak = _above_weights(policy.causal)
     distill(policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2)  # warm-up
-    peak.start()
     history = distill(policy, states, [text], steps=repeats + 1, batch_size=batch, max_new_tokens=spec["reply"])
+    found = peak.bytes()
+    plan = memory_plan(policy, round(counts["teacher_tokens"] - counts["student_tokens"]), batch_size=batch,
+                       state_tokens=round(counts["student_tokens"]), reply_tokens=spec["reply"])
     return counts | {"seconds": [step["seconds"] for step in history[1:]], "first": history[0]["seconds"],
-                     "peak": peak.bytes(), "loss": [step["loss"] for step in history],
+                     "peak": found, "planned": plan.peak, "loss": [step["loss"] for step in history],
                      "reply_tokens": sum(step["reply_tokens"] for step in history[1:]) / repeats}
+
+
+@torch.no_grad()
+def _above_weights(model) -> Peak:
+    """A peak from here on, every weight having been in use once."""
+    model(torch.ones(1, 8, dtype=torch.long, device=model.device))
+    peak = Peak()
+    peak.start()
+    return peak
 
 
 def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, prompts) -> dict:
@@ -156,13 +173,13 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
     repeats, batch = spec["repeats"], spec["states"]
     blocks = [prompts.experience.format(items=text) for text in (experience(policy, 64), *[text] * repeats)]
     rows = [{"prompt": state.prompt, "privileged_context": block} for block in blocks for state in states]
-    model = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.head_weight.dtype)
-    peak, begins, ends = Peak(), [], []
+    bits = getattr(policy.causal.config, "quantization_config", None)  # as ours, where ours is in 4 bits
+    model = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.head_weight.dtype, device_map=policy.device,
+                                                 **({"quantization_config": bits} if bits else {}))
+    begins, ends = [], []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 1:  # after the warm-up
-                peak.start()
+        def on_step_begin(self, *_, **__):
             begins.append(time.perf_counter())
 
         def on_step_end(self, *_, **__):
@@ -170,7 +187,8 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
 
     with tempfile.TemporaryDirectory() as folder:
         config = SDFTConfig(
-            output_dir=folder, per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_generations=1,
+            output_dir=folder, per_device_train_batch_size=batch // spec["split"], num_generations=1,
+            gradient_accumulation_steps=spec["split"],
             max_steps=repeats + 1, max_prompt_length=None, max_completion_length=spec["reply"], temperature=1.0,
             distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,
             teacher_prompt_template="{privileged_context}{prompt}", teacher_model_kind="base", shuffle_dataset=False,
@@ -179,6 +197,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
             use_cpu=not torch.cuda.is_available())
         trainer = SDFTTrainer(model, config, datasets.Dataset.from_list(rows), processing_class=policy.tokenizer,
                               peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"), callbacks=[Clock()])
+        peak = _above_weights(trainer.model)
         trainer.train()
         logs = [line for line in trainer.state.log_history if "loss" in line]
     lengths = [line["completions/mean_length"] for line in logs[1:]]
@@ -188,7 +207,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
 
 def measure_turns(spec: dict) -> dict:
     """Replies to the prompts of games, turn by turn; moves are scripted so that every arm reads the same prompts."""
-    policy = load_policy(spec["model"])
+    policy = _policy(spec)
     prompts, text = load_prompts(policy.prompts), experience(policy, spec["experience"])
     worlds = [envs.make(ENV, board=prompts.board) for _ in range(spec["games"])]
     boards = [world.reset(seed=i)[0] for i, world in enumerate(worlds)]
@@ -213,7 +232,12 @@ def measure_turns(spec: dict) -> dict:
         for prompt in batch:
             padded([prompt])
 
-    run = {"ours": ours, "padded": padded, "alone": alone}[spec["arm"]]
+    def paged(batch):  # Transformers' continuous batching, which finds shared beginnings by itself
+        found = policy.causal.generate_batch(batch, GenerationConfig(
+            max_new_tokens=spec["reply"], do_sample=False, eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id))
+        assert len(found) == len(batch)
+
+    run = {"ours": ours, "padded": padded, "alone": alone, "paged": paged}[spec["arm"]]
     with torch.no_grad(), policy.use(None):
         padded([asked[0][0][:32]])  # warm-up
         peak = Peak()
@@ -225,7 +249,7 @@ def measure_turns(spec: dict) -> dict:
 
 def measure_scaling(spec: dict) -> dict:
     """Seconds of a rollout, or of an extraction (the games are played before), by the number of games."""
-    policy, games = load_policy(spec["model"]), spec["games"]
+    policy, games = _policy(spec), spec["games"]
     options = {"max_new_tokens": spec["reply"]}
     played = rollout(policy, ENV, range(games if spec["arm"] == "extract" else 2), **options)  # and warm-up
     if spec["arm"] == "extract":

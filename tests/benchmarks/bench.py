@@ -15,12 +15,14 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from oelkit.policy import _find
+from oelkit.loading import model_folder
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("kl", "step", "cost", "turns", "scaling")
@@ -32,18 +34,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the figures asked for; returns 1 where an arm failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
+    parser.add_argument("--quantize", default="auto", choices=("auto", "nf4", "none"), help="as in load_policy")
     parser.add_argument("--only", default=",".join(FIGURES), help=f"figures, of {','.join(FIGURES)}")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs an arm, after the warm-up")
     parser.add_argument("--rows", type=int, default=4096, help="tokens of the KL")
     parser.add_argument("--experience", default="1000,4000,7000", help="tokens of experience of a step")
     parser.add_argument("--games", type=int, default=64, help="games of the rollout")
     parser.add_argument("--alone", type=int, default=2, help="games that are played one at a time")
+    parser.add_argument("--padded", type=int, default=8, help="games of the other arms of the rollout")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/results.jsonl"))
     args = parser.parse_args(argv)
     figures = args.only.split(",")
     if unknown := set(figures) - set(FIGURES):
         parser.error(f"unknown figures {sorted(unknown)}: say some of {', '.join(FIGURES)}")
-    config = AutoConfig.from_pretrained(_find(args.model)).get_text_config()
+    config = AutoConfig.from_pretrained(model_folder(args.model)).get_text_config()
     bench = Bench(args, config)
     for figure in figures:
         getattr(bench, figure)()
@@ -58,7 +62,9 @@ class Bench:
         self.args, self.config, self.failed, self.lines = args, config, False, []
         # the model that the targets are about, by its sizes
         self.judged = (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (576, 49152, 30)
-        self.about = {"model": Path(args.model).name, "threads": _threads(), "machine": _machine(),
+        self.about = {"model": Path(args.model).name, "sizes": _sizes(config), "threads": torch.get_num_threads(),
+                      "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
+                      "gflops": _gflops(),
                       "versions": {name: v for name in ("oelkit", "torch", "transformers", "peft", *PEERS.values())
                                    if (v := _version(name))},
                       "command": shlex.join(["python", "tests/benchmarks/bench.py", *_argv(args)])}
@@ -68,7 +74,8 @@ class Bench:
         if arm in PEERS and not importlib.util.find_spec(arm if arm == "trl" else "liger_kernel"):
             print(f"{figure}: {PEERS[arm]} is not installed (make bench installs it)", flush=True)
             return None
-        spec = {"figure": figure, "arm": arm, "model": self.args.model, "repeats": self.args.repeats} | spec
+        spec = {"figure": figure, "arm": arm, "model": self.args.model, "quantize": self.args.quantize,
+                "repeats": self.args.repeats} | spec
         print(f"{figure} {arm} {_short(spec)} …", flush=True)
         done = subprocess.run([sys.executable, str(HERE / "arms.py"), json.dumps(spec)], stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True,
@@ -101,7 +108,7 @@ class Bench:
         """Two lines, time and peak memory."""
         if peer:
             n = min(len(ours["seconds"]), len(peer["seconds"]))
-            keys = ("reply_tokens", "teacher_tokens", "student_tokens", "experience_tokens", "gradient_error", "first",
+            keys = ("reply_tokens", "teacher_tokens", "student_tokens", "experience_tokens", "gradient_error", "first", "planned",
                     "turns", "prompt_tokens")
             more |= {f"{who}_{key}": found[key] for who, found in (("ours", ours), ("peer", peer)) for key in keys
                      if key in found}
@@ -126,10 +133,14 @@ class Bench:
     def step(self) -> None:
         for tokens in self._experiences():
             size = {"states": 8, "reply": 16, "experience": tokens}
-            faster, less = STEP_TARGETS.get(tokens, (None, None))
+            faster, less = STEP_TARGETS.get(round(tokens, -3), (None, None))
             if ours := self.run("step", "ours", **size):
-                self.both(f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience", ours,
-                          self.run("step", "trl", **size), "TRL SDFTTrainer, full_logits", faster, less)
+                what = f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience"
+                # TRL with all states at once; for the shortest experience also state by state, its gradients accumulated
+                for split in (1, 8) if tokens == self._experiences()[0] else (1,):
+                    name = f"TRL SDFTTrainer, full_logits, micro-batches of {8 // split}"
+                    self.both(what, ours, self.run("step", "trl", **size, split=split), name,
+                              *((faster, less) if split == 1 else (None, None)))
 
     def cost(self) -> None:
         low, high = self.run("step", "ours", states=8, reply=16, experience=256), None
@@ -146,7 +157,8 @@ class Bench:
         what = f"rollout, {self.args.games} games x 5 turns, {tokens} tokens of experience, 16 of reply: time a turn"
         if ours := self.run("turns", "ours", **size):
             for arm, name, games, target in (("alone", "generate, one game at a time", self.args.alone, 8.0),
-                                             ("padded", "padded generate from scratch", size["games"], 2.0)):
+                                             ("padded", "padded generate from scratch", self.args.padded, 2.0),
+                                             ("paged", "generate_batch (paged cache)", self.args.padded, None)):
                 if peer := self.run("turns", arm, **size | {"games": games}):
                     seconds = [found["median"] / found["turns"] for found in (ours, peer)]
                     self.line(what, "s a turn", *seconds, name, 1, target=target, peer_games=games,
@@ -167,12 +179,8 @@ class Bench:
         return self.config.max_position_embeddings - 1200
 
     def _experiences(self) -> list[int]:
-        """Tokens of experience that leave room in the context; one that does not fit is said, and cut to what does."""
-        wanted = [int(n) for n in self.args.experience.split(",")]
-        if max(wanted) > self._room():
-            print(f"the context of {self.config.max_position_embeddings} has room for {self._room()} of {max(wanted)} "
-                  "tokens of experience")
-        return sorted({min(n, self._room()) for n in wanted})
+        """Tokens of experience, cut to what leaves room in the context."""
+        return sorted({min(int(n), self._room()) for n in self.args.experience.split(",")})
 
     def table(self) -> None:
         print(f"\n{'figure':<92} {'peer':<46} {'ours':>10} {'peer':>10} {'ratio':>7} {'target':>9}")
@@ -190,26 +198,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _threads() -> int:
-    import torch
+def _sizes(config) -> dict[str, int]:
+    """What the floors on paper need: weights in the layers' matrices, layers, width, vocabulary."""
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(config).base_model.layers
+    return {"matrices": sum(p.numel() for p in layers.parameters() if p.ndim == 2), "layers": len(layers),
+            "width": config.hidden_size, "vocab": config.vocab_size}
 
-    return torch.get_num_threads()
 
-
-def _machine() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+def _gflops() -> float:
+    """The most operations a second, in 1e9, of float32 products of 2,048 x 2,048: what the floors are reckoned with."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, seconds = torch.randn(2048, 2048, device=device), []
+    for _ in range(10):
+        began = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(seconds) / 1e9
 
 
 def _argv(args: argparse.Namespace) -> list[str]:
     """The arguments again, without where this machine keeps its files."""
-    return ["--model", Path(args.model).name, "--only", args.only, "--repeats", str(args.repeats), "--rows",
-            str(args.rows), "--experience", args.experience, "--games", str(args.games), "--alone", str(args.alone)]
+    given = vars(args) | {"model": Path(args.model).name}
+    return [x for name, value in given.items() if name != "out" for x in (f"--{name}", str(value))]
 
 
 def _short(spec: dict) -> str:
-    return " ".join(f"{k}={v}" for k, v in spec.items() if k not in ("figure", "arm", "model", "width", "vocab"))
+    return " ".join(f"{k}={v}" for k, v in spec.items() if k not in ("figure", "arm", "model", "quantize", "width", "vocab"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import arms
 import bench
 import pytest
 
-STEP = {"arm": "ours", "model": "micro", "repeats": 1, "states": 2, "reply": 4, "experience": 300}
+STEP = {"arm": "ours", "model": "micro", "quantize": "auto", "repeats": 1, "states": 2, "reply": 4, "experience": 300}
 
 
 def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):

@@ -1,0 +1,68 @@
+"""LoRA rank and learning rate by measurement: `python tests/benchmarks/lora.py --model FOLDER`, one JSON line a trial.
+
+A trial distills the same notes into a fresh adapter, then asks how far the student is from the teacher on states that
+were not trained on: KL(student || teacher), nats a token, on replies that the untrained student gave, the same for
+every trial. It says what closes the gap in few steps, not what plays best.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from oelkit import distill, kl, load_policy, rollout, states
+from oelkit.generation import generate
+from oelkit.policy import Policy, reply_hidden
+from oelkit.prompts import load_prompts, with_experience
+from oelkit.records import State
+
+ENV = "oelkit/FrozenLake4x4-v0"
+NOTES = "- EXPERIENCE ITEM: H is a hole, never step on it.\n- EXPERIENCE ITEM: G is the goal, walk there."
+
+
+@torch.no_grad()
+def gap(policy: Policy, found: list[State], replies: list[list[int]], temperature: float) -> float:
+    """KL(student without notes || teacher with them), mean over tokens."""
+    prompts, hidden = load_prompts(policy.prompts), []
+    for adapter, text in (("teacher", NOTES), ("student", "")):
+        asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
+        with policy.use(adapter):
+            hidden.append(reply_hidden(policy, asked, replies))
+    return kl.reverse_kl(hidden[1], hidden[0], policy.head_weight, temperature=temperature).item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
+    parser.add_argument("--ranks", default="4,16,64")
+    parser.add_argument("--lrs", default="1e-4,3e-4,1e-3")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4, help="states a step")
+    parser.add_argument("--tokens", type=int, default=32, help="of a reply at most")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/lora.jsonl"))
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    policy = load_policy(args.model)
+    options = {"temperature": 0.7, "max_new_tokens": args.tokens}
+    train, held = (states(rollout(policy, ENV, range(a, a + 12), **options))[:32] for a in (0, 1000))
+    replies = [r.ids for r in generate(policy, [policy.encode(s.prompt) for s in held], seed=1, **options)]
+    ranks, lrs = ([kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs)))
+    for rank, lr, seed in itertools.product(ranks, lrs, range(args.seeds)):
+        policy, began = load_policy(args.model, lora={"r": rank, "lora_alpha": 2 * rank}), time.perf_counter()
+        before = gap(policy, held, replies, 0.7)
+        distill(policy, train, [NOTES], steps=args.steps, batch_size=args.batch, lr=lr, seed=seed, **options)
+        line = {"model": Path(args.model).name, "rank": rank, "lr": lr, "seed": seed, "steps": args.steps,
+                "batch_size": args.batch, "reply_tokens": args.tokens, "n": len(held), "kl_before": before,
+                "kl_after": gap(policy, held, replies, 0.7), "seconds": round(time.perf_counter() - began, 1)}
+        print(json.dumps(line), flush=True)
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
