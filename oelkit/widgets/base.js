@@ -19,6 +19,14 @@ function visible(text) {
   return text.replace(hidden, (c) => name(c.charCodeAt(0)));
 }
 
+/** Keep Jupyter's shortcuts out of `root`, but for those with Ctrl or Cmd outside of a field. To stop the event is too
+ *  late in Notebook 7, which hears of a key before `root` does; it looks for an attribute of what has the focus. */
+function ownKeys(root) {
+  const own = ({ ctrlKey, metaKey, target }) => target.toggleAttribute("data-lm-suppress-shortcuts",
+    !(ctrlKey || metaKey) || target.matches("input, textarea, select"));
+  for (const kind of ["keydown", "keyup", "focusin"]) root.addEventListener(kind, own);
+}
+
 /** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;
  *  keep(): a row that stays in the page wherever one scrolls (the one with the focus), or -1. */
 function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {

@@ -221,6 +221,7 @@ function render({ model, el: host }) {
       every, ...bar.values(), alike, restore, reason),
     el("div", { class: "oel-main" }, el("div", { class: "oel-left" }, adding, none, list.box), evidence, teacher));
 
+  ownKeys(root);
   root.addEventListener("keydown", onkeydown);
   for (const kind of ["keypress", "keyup"]) root.addEventListener(kind, (event) => event.stopPropagation());
   root.addEventListener("focusin", (event) => {  // what Python code did meanwhile

@@ -246,12 +246,13 @@ export default { render({ model, el: host }) {
   const filters = el("div", { class: "ov-group" });
   const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), filters);
   const help = [["←", "→", "turn"], ["↑", "↓", "game"], ["/", "search"], ["n", "N", "hit"]];
-  const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key,
-    "data-lm-suppress-shortcuts": "true" }, bar,
+  const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
+  bar,
   el("div", { class: "ov-body" },
     el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset), list.box), detail),
   el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
     [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), `${keys.at(-1)}  `])));
+  ownKeys(root);
   host.append(root);
 
   const heard = {

@@ -1,4 +1,4 @@
-"""The editor where people use it: Voila on the real notebook, and JupyterLab, whose own keys must not fire."""
+"""The editor where people use it: Voila on the real notebook, JupyterLab and Notebook 7, whose keys must not fire."""
 import json
 import os
 import shutil
@@ -44,7 +44,7 @@ def serve(place):
         process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], cwd=place, env=env, stdout=log,
                                    stderr=subprocess.STDOUT, start_new_session=True)
         started.append((process, log))
-        for _ in range(240):
+        for _ in range(480):  # 4 minutes
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return f"http://127.0.0.1:{port}"
@@ -99,19 +99,22 @@ items = [ExperienceItem(f"i{n}", f"note {n}", (), "m", 1, 0) for n in range(6)]
 display(experience_editor(Curation(items, Path("../log.jsonl"))))"""
 
 
-def test_jupyterlab_sees_none_of_the_keys(serve, place, new_page):
+@pytest.mark.parametrize("host, folder, app", [("jupyterlab", "lab/tree", "LabApp"),
+                                               ("notebook", "notebooks", "JupyterNotebookApp")])
+def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder, app):
     cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell(LAB), nbformat.v4.new_code_cell("2")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), place / "notebooks" / "lab.ipynb")
-    url = serve("jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=",
-                "--LabApp.expose_app_in_browser=True")
+    url = serve(host, "--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=",
+                f"--{app}.expose_app_in_browser=True")
     page = new_page()
-    page.goto(f"{url}/lab/tree/notebooks/lab.ipynb", timeout=SLOW, wait_until="commit")
+    page.goto(f"{url}/{folder}/notebooks/lab.ipynb", timeout=SLOW, wait_until="commit")
     page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=SLOW)
     page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
                            timeout=SLOW)
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.locator(".oel-row").first.click(timeout=SLOW)
+    new_page.wrong[:] = [w for w in new_page.wrong if "(reading 'schema')" not in w]  # Notebook 7.6's own, as it opens
 
     def notebook():
         return page.evaluate("""() => { const { content } = jupyterapp.shell.currentWidget;
