@@ -31,7 +31,7 @@ def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, ad
     assert (got - want).norm() <= tolerance * want.norm()
     z, t = ((x @ policy.head_weight.T).float().log_softmax(-1) for x in (got, want))
     if dtype == "float32":
-        assert (z - t).abs().max() < 1e-4
+        assert (z - t).norm() <= 1e-5 * t.norm()
     # as close to the exact values as the full forward in the same dtype is
     exact = load_policy(tiny_model)
     shake(exact, "teacher")
