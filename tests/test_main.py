@@ -1,6 +1,7 @@
 """The command line, through its real entry: what it does to files, and one clear line for every mistake."""
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -132,6 +133,7 @@ def test_steps_on_files(call, place, settings):  # noqa: F811
     status, out, err = call("evaluate", *tiny, "--adapter", "adapter", "--env", settings.env, "--episodes", "3",
                             "--out", "rate.json")
     assert status == 0 and "on 3 maps of oelkit/FrozenLake3x3Unseen-v0" in out, err
+    assert re.search(r"a difference of 10 points: \d+ episodes an arm", out)
     assert json.loads((place / "rate.json").read_text())["n"] == 3
 
 
