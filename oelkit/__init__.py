@@ -8,6 +8,7 @@ from .curate import Curation, auto_curate
 from .distill import distill
 from .evaluate import evaluate, paired_bootstrap, probe, wilson
 from .extract import extract, parse_items
+from .ifeval import ifeval
 from .loop import Run, Settings, run_loop, summary
 from .memory import memory_plan
 from .loading import load_policy
@@ -17,6 +18,7 @@ from .rollout import rollout, states
 
 __version__ = "0.1.0"
 __all__ = [
-    "Curation", "Policy", "Run", "Settings", "auto_curate", "distill", "evaluate", "extract", "load_policy", "load_prompts",
-    "memory_plan", "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary", "wilson",
+    "Curation", "Policy", "Run", "Settings", "auto_curate", "distill", "evaluate", "extract", "ifeval", "load_policy",
+    "load_prompts", "memory_plan", "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary",
+    "wilson",
 ]  # fmt: skip

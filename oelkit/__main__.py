@@ -10,7 +10,10 @@ import ast
 import json
 import os
 import re
+import shlex
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 from . import notebooks
@@ -24,6 +27,7 @@ examples:
   python -m oelkit extract --trajectories games.jsonl --out items.jsonl
   python -m oelkit distill --trajectories games.jsonl --experience items.jsonl --out adapter
   python -m oelkit evaluate --adapter adapter --episodes 128
+  python -m oelkit ifeval --model MODEL --adapter adapter --limit 100
 
 An experience FILE is plain text, an experience.md of a run (a text a draw) or an items.jsonl, of which the decisions in
 a curation.jsonl beside it hold. A mistake ends with one line; OELKIT_DEBUG=1 shows where it came from."""
@@ -33,6 +37,7 @@ STEPS = {  # what each does, and the fields of Settings that it takes
     "distill": ("train an adapter that needs the experience no more; no environment, no reward",
                 "model seed temperature steps batch_size lr loss top_k retain prompts"),
     "evaluate": ("measure the pass rate on held-out maps", "model env seed episodes prompts"),
+    "ifeval": ("measure what else the model still follows: IF-Eval, judged by the official checkers", "model seed"),
 }  # fmt: skip
 
 
@@ -71,10 +76,19 @@ def parser() -> argparse.ArgumentParser:
     step = {name: command(name, *about) for name, about in STEPS.items()}
     for name, one in step.items():
         one.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to start from")
-        one.add_argument("--out", required=name != "evaluate", metavar="PATH", help="file or folder that is written")
+        one.add_argument("--out", required=name not in ("evaluate", "ifeval"), metavar="PATH",
+                         help="file or folder that is written")  # fmt: skip
         one.add_argument("--force", action="store_true", help="write over what is there")
-        one.add_argument("--previous" if name == "extract" else "--experience", dest="experience", metavar="FILE",
-                         required=name == "distill", help="what the model reads (default: nothing)")  # fmt: skip
+        if name != "ifeval":
+            one.add_argument("--previous" if name == "extract" else "--experience", dest="experience", metavar="FILE",
+                             required=name == "distill", help="what the model reads (default: nothing)")  # fmt: skip
+    one = step["ifeval"]
+    one.set_defaults(experience=None)
+    one.add_argument("questions", nargs="?", default="google/IFEval", metavar="FILE",
+                     help="a .jsonl of prompts, or a data set on the hub (default: %(default)s)")  # fmt: skip
+    one.add_argument("--limit", type=int, metavar="N", help="ask only the first N prompts")
+    one.add_argument("--max-new-tokens", type=int, default=1280, metavar="N", help="of a reply (default: %(default)s)")
+    one.add_argument("--replies", metavar="FILE", help="a .jsonl that is written: each reply with its verdicts")
     step["play"].add_argument("--seeds", type=_seeds, default=range(32), metavar="A:B", help="maps (default: 0:32)")
     step["extract"].add_argument("--trajectories", required=True, metavar="FILE", help="a trajectories.jsonl")
     source = step["distill"].add_mutually_exclusive_group(required=True)
@@ -117,16 +131,16 @@ def _loop(args: argparse.Namespace) -> None:
 def _step(args: argparse.Namespace) -> None:
     import gymnasium
 
-    from . import distill, envs, evaluate, extract, load_policy, rollout, states
+    from . import distill, envs, evaluate, extract, ifeval, load_policy, rollout, states
     from .evaluate import episodes_needed
-    from .loop import HELD_OUT
+    from .loop import HELD_OUT, _versions
     from .records import State, Trajectory, read_jsonl, write_jsonl
 
     out, what = args.out and Path(args.out), args.command
-    if out and out.exists() and not args.force:
-        raise ValueError(f"{out} is there already: choose another --out, or give --force")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (out, getattr(args, "replies", None))):
+        if Path(path).exists() and not args.force:
+            raise ValueError(f"{path} is there already: choose another file, or give --force")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     # what can be wrong with the input is an error before the model is loaded
     games = read_jsonl(args.trajectories, Trajectory) if getattr(args, "trajectories", None) else []
     found = (read_jsonl(args.states, State) if args.states else states(games)) if what == "distill" else []
@@ -144,6 +158,19 @@ def _step(args: argparse.Namespace) -> None:
         rows = distill(policy, found, texts, **options)
         policy.save_adapter(out)
         print(*(f"loss {row['loss']:.4f} at step {row['step']}" for row in (rows[:1] + rows[-1:])), sep="\n")
+    elif what == "ifeval":
+        started, asked = time.time(), {"limit": args.limit, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+        report = ifeval(policy, args.questions, **asked, progress=options["progress"])
+        row = report.summary()
+        for how in ("strict", "loose"):
+            rate, low, high = (row[f"prompt_{how}{end}"] for end in ("", "_low", "_high"))
+            print(f"{how}: {rate:.1%} [{low:.1%}, {high:.1%}] of {row['n']} prompts, "
+                  f"{row[f'instruction_{how}']:.1%} of {row['instructions']} instructions")  # fmt: skip
+        if args.replies:
+            write_jsonl(args.replies, report.replies)
+        row = {"prompts": args.questions, **asked, "seconds": round(time.time() - started), **row}
+        row |= {"command": shlex.join(["python", "-m", "oelkit", *args.argv]), "date": time.strftime("%Y-%m-%d"),
+                "versions": {**_versions(), "lm_eval": version("lm_eval")}}  # fmt: skip
     else:
         env, unseen = args.env, args.env.replace("-v", "Unseen-v")
         env = unseen if unseen in gymnasium.registry else env  # as the loop evaluates
@@ -151,9 +178,10 @@ def _step(args: argparse.Namespace) -> None:
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
         print(f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}",
               f"to show a difference of 10 points: {episodes_needed(row['pass_rate'])} episodes an arm", sep="\n")
-        if out:
-            row = {"env": env, "model": args.model, "adapter": args.adapter, "experience": args.experience, **row}
-            out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        row = {"env": env, "experience": args.experience, **row}
+    if out and what in ("evaluate", "ifeval"):
+        row = {"model": args.model, "adapter": args.adapter, **row}
+        out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     if out:
         print(f"written: {out}")
 
@@ -161,6 +189,7 @@ def _step(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     args = parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     try:
         if args.command == "notebooks":
             return notebooks.main(args)
@@ -172,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted" + (": go on with --resume" if args.command == "loop" else ""), file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("OELKIT_DEBUG"):
             raise
         named = isinstance(error, OSError) and error.filename

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .generation import generate
+from .ifeval import ifeval  # noqa: F401  (evaluate.ifeval)
 from .policy import Policy, answer_text
 from .prompts import Prompts
 from .records import Outcome, Trajectory, read_jsonl
