@@ -13,16 +13,37 @@ pytest.importorskip("lm_eval")
 
 from oelkit import __main__ as cli  # noqa: E402
 from oelkit import ifeval  # noqa: E402
+from oelkit.evaluate import wilson  # noqa: E402
 from oelkit.generation import Reply  # noqa: E402
 from oelkit.records import read_jsonl, write_jsonl  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+STORED = ROOT / "tests/data/ifeval.jsonl"
 MODULE = sys.modules["oelkit.ifeval"]
 NO_COMMA = {"prompt": "Say yes.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
 
 def say(monkeypatch, texts):
     monkeypatch.setattr(MODULE, "generate", lambda policy, prompts, **_: [Reply([1, 2], t, False) for t in texts])
+
+
+def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
+    rows = read_jsonl(STORED)
+    theirs = [row["lm_eval"] for row in rows]  # by lm-eval alone, with the sentence model that NLTK offers for download
+    assert len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
+    say(monkeypatch, [row["reply"] for row in rows])
+    report = ifeval(tiny, STORED)
+    assert [r["strict"] for r in report.replies] == [t["inst_level_strict_acc"] for t in theirs]
+    assert [r["loose"] for r in report.replies] == [t["inst_level_loose_acc"] for t in theirs]
+    found, aggregate = report.summary(), MODULE._checkers().agg_inst_level_acc
+    for how in ("strict", "loose"):
+        followed = sum(t[f"prompt_level_{how}_acc"] for t in theirs)
+        assert 0 < followed < 50
+        assert (found[f"prompt_{how}"], found["n"]) == (followed / 50, 50)
+        assert (found[f"prompt_{how}_low"], found[f"prompt_{how}_high"]) == wilson(followed, 50)
+        assert found[f"instruction_{how}"] == aggregate([t[f"inst_level_{how}_acc"] for t in theirs])
+    assert found["instructions"] == sum(len(row["kwargs"]) for row in rows)
+    assert found["prompt_loose"] > found["prompt_strict"]
 
 
 def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
@@ -124,7 +145,7 @@ def test_without_the_extra_the_error_says_what_to_install(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "punkt", None)
     MODULE._checkers.cache_clear()
     with pytest.raises(ImportError, match="pip install") as error:
-        ifeval(tiny)
+        ifeval(tiny, STORED)
     MODULE._checkers.cache_clear()
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["ifeval"]
     assert re.findall(r'"([^"]+)"', str(error.value)) == extra
