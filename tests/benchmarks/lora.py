@@ -43,13 +43,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4, help="states a step")
     parser.add_argument("--tokens", type=int, default=32, help="of a reply at most")
+    parser.add_argument("--held", type=int, default=32, help="states that the gap is measured on")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/lora.jsonl"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     policy = load_policy(args.model)
     options = {"temperature": 0.7, "max_new_tokens": args.tokens}
-    train, held = (states(rollout(policy, ENV, range(a, a + 12), **options))[:32] for a in (0, 1000))
+    train, held = (states(rollout(policy, ENV, range(a, a + n // 2), **options))[:n]
+                   for a, n in ((0, 32), (1000, args.held)))
     replies = [r.ids for r in generate(policy, [policy.encode(s.prompt) for s in held], seed=1, **options)]
     ranks, lrs = ([kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs)))
     for rank, lr, seed in itertools.product(ranks, lrs, range(args.seeds)):
