@@ -2,7 +2,8 @@
 
 One game a step, with the experience so far shown (or not); items are appended, over the cap the oldest go first
 (arXiv 2603.16856, section 3). Draws are independent passes over the games, each in its own order; all draws of a step
-are one generation call. The strict parser is the paper's; the default also takes what real models write instead.
+are one generation call. The strict parser is the paper's; the default also takes what real models write instead (see
+`parse_items`). How many replies gave no item is counted (`on_step`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import bisect
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -86,14 +88,16 @@ def extract(
     max_new_tokens: int | None = None,
     seed: int = 0,
     round: int = 0,
+    on_step: Callable[[dict], None] | None = None,
     progress: bool = False,
 ) -> list[ExperienceItem]:
     """Read the games one by one and return the items of all draws, oldest first within each draw.
 
     previous: experience from before that the draws start from, one text for all or one a draw. draws: independent
     passes, told apart by `ExperienceItem.draw`. show_previous: whether a draw reads what it knows so far.
-    budget_tokens: cap of a draw's experience, `previous` included; the oldest lines go first. The progress bar counts
-    the replies without an item (`empty`). ValueError for no trajectories, no draws, or a `previous` of another length.
+    budget_tokens: cap of a draw's experience, `previous` included; the oldest lines go first. on_step: gets {"replies",
+    "empty", "items"} of each step, `empty` being the replies in which the parser found no item (because nothing was
+    new, or because of their form). ValueError for no trajectories, no draws, or a `previous` of another length.
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
@@ -106,21 +110,25 @@ def extract(
     if not show_previous:  # nothing depends on what came before: one call
         pairs = [[pair for step in pairs for pair in step]]
     items: list[list[ExperienceItem]] = [[] for _ in range(draws)]
-    known, empty = [cap(policy, text, budget_tokens) for text in before], 0
+    known, counts = [cap(policy, text, budget_tokens) for text in before], Counter()
     bar = tqdm(pairs, desc="extract", unit="game", disable=not progress, mininterval=1)
     for step, group in enumerate(bar):
         asked = [policy.encode(extract_messages(prompts, t, known[d] if show_previous else "")) for d, t in group]
         replies = generate(policy, asked, max_new_tokens=max_new_tokens or prompts.max_new_tokens,
                            temperature=temperature, seed=seed * 1009 + step)  # fmt: skip
-        for (d, t), reply in zip(group, replies, strict=True):
-            texts = parse_items(answer_text(reply.text), strict)
-            evidence, empty = (Evidence(t.id, max(0, len(t.turns) - 1)),), empty + (not texts)
+        found = [parse_items(answer_text(reply.text), strict) for reply in replies]
+        for (d, t), texts in zip(group, found, strict=True):
+            evidence = (Evidence(t.id, max(0, len(t.turns) - 1)),)
             items[d] += [ExperienceItem(f"r{round}-d{d}-{t.id}-{n}", text, evidence, policy.name, round, d)
                          for n, text in enumerate(texts)]  # fmt: skip
             known[d] = cap(policy, join_experience(before[d], items[d]), budget_tokens)
             lines = known[d].count("\n") + bool(known[d])  # an item is one line
             items[d] = items[d][max(0, len(items[d]) - lines) :]
-        bar.set_postfix(items=sum(map(len, items)), empty=empty, refresh=False)
+        row = {"replies": len(found), "empty": sum(not texts for texts in found), "items": sum(map(len, found))}
+        counts.update(row)
+        bar.set_postfix(counts, refresh=False)
+        if on_step:
+            on_step(row)
     return [item for draw in items for item in draw]
 
 

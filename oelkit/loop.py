@@ -14,10 +14,12 @@ import os
 import platform
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 
@@ -73,10 +75,31 @@ class Settings:
     """Start a round's experience with the earlier rounds'."""
     episodes: int = 128
     """Held-out maps of each evaluation."""
+    samples: int = 1
+    """Games on each held-out map, each with a sampling seed of its own."""
     prompts: str | None = None
     """Prompt set; none: the model's own."""
     arms: bool = True
     """After the first round also run the arms off-policy, SFT and raw trajectories."""
+
+    @classmethod
+    def of(cls, scale: str, **changes: Any) -> Settings:
+        """The settings of a scale ("tiny", "small" or "paper"), some of them changed; ValueError for another scale."""
+        if scale not in SCALES:
+            raise ValueError(f"no scale {scale!r}: say one of {', '.join(SCALES)}")
+        return cls(**SCALES[scale] | changes)
+
+
+# What differs from the defaults, the model apart, which is named beside it. `paper` has the paper's settings but for
+# the departures that the README lists: lr is for a LoRA adapter, and `collect` is ours, for the 1,280 states of a round.
+SCALES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"env": "oelkit/FrozenLake3x3-v0", "games": 24, "collect": 32, "draws": 4, "budget_tokens": 2048,
+              "batch_size": 16, "lr": 1e-4, "temperature": 0.7},
+    "paper": {"env": "oelkit/FrozenLake-v0", "rounds": 3, "games": 15, "budget_tokens": 2048, "collect": 400,
+              "batch_size": 64, "lr": 1e-4, "temperature": 0.7, "top_k": 256, "retain": 0.0, "carry": False,
+              "samples": 10},
+}  # fmt: skip
 
 
 class Run:
@@ -87,7 +110,7 @@ class Run:
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
         for name, low, high in (("seed", 0, 899), ("rounds", 1, 99), ("games", 1, 5_000), ("collect", 1, 5_000),
-                                ("draws", 1, 1_000), ("episodes", 1, 1_000_000)):  # fmt: skip
+                                ("draws", 1, 1_000), ("episodes", 1, 1_000_000), ("samples", 1, 1_000)):  # fmt: skip
             if not low <= getattr(settings, name) <= high:  # else map seeds of rounds and runs would meet
                 raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
@@ -177,11 +200,13 @@ class Run:
         path, s = self.round_folder(k) / "items.jsonl", self.settings
 
         def work() -> None:
+            counts = Counter()
             items = extract(self.policy, self.rollout(k), self._before(k), draws=s.draws, budget_tokens=s.budget_tokens,
-                            seed=s.seed * 100 + k, round=k, **(self.play | {"temperature": 0.7}))
+                            seed=s.seed * 100 + k, round=k, on_step=counts.update, **(self.play | {"temperature": 0.7}))
             log = path.parent / "curation.jsonl"
             if log.exists():  # of other items: it does not fit these, but nobody's work is deleted
                 log.rename(path.parent / "curation.old.jsonl")
+            _write_json(path.with_name("extraction.json"), counts)
             write_jsonl(path, items)
 
         self._timed(k, "extract", path, work)
@@ -260,7 +285,9 @@ class Run:
                 rows["base"], ood["base"] = theirs["pass_rate"]["base"], theirs["ood"]["base"]
             items = self.extract(k)
             kept = Curation.open(path.parent / "items.jsonl", path.parent / "curation.jsonl").kept()
-            _write_json(path, {"round": k, "pass_rate": rows, "ood": ood, "items": len(items), "kept": len(kept)})
+            counts = path.with_name("extraction.json")  # there is none for items that a person put there
+            _write_json(path, {"round": k, "pass_rate": rows, "ood": ood, "items": len(items), "kept": len(kept),
+                               "extraction": json.loads(counts.read_text()) if counts.exists() else None})  # fmt: skip
 
         if not path.exists():
             self.distill(k)
@@ -329,8 +356,9 @@ class Run:
             partial.rename(folder)
 
     def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> Report:
+        s = self.settings
         return evaluate(self.policy, self.eval_env, self.eval_seeds, texts, adapter=adapter, prompts=self.prompts,
-                        sampling_seeds=(self.settings.seed,), progress=self.progress)
+                        sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)], progress=self.progress)
 
     def _probe(self, adapter: str | None) -> dict[str, float] | None:
         path = Path(self.policy.source) / "probe.jsonl"
@@ -364,6 +392,9 @@ def summary(metrics: dict) -> str:
                     f"  {sum(r['seconds'].values()):>5.0f}")  # fmt: skip
     known, n = envs.describe(metrics["bounds"]), metrics["rounds"][0]["pass_rate"]["base"]["n"]
     rows.append(f"{n} held-out maps of {metrics['eval_env']}; {known}{known and '; '}95 % Wilson intervals")
+    counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
+    told = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
+    rows += [f"extraction replies without an item: {told}"] if told else []
     for name, arm in metrics.get("arms", {}).items():
         parts = [f"{k} {v['pass_rate']:.1%}" for k, v in arm.items() if k != "ood"]
         rows.append(f"arm {name}: " + ", ".join(parts) + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else ""))

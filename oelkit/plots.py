@@ -22,11 +22,12 @@ from .evaluate import draw_spread, wilson
 from .records import Trajectory
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each in every figure
-COLOURS = {"base": "#7d7d7d", "in_context": "#e69f00", "consolidated": "#0072b2",
+COLOURS = {"base": "#7d7d7d", "in_context": "#e69f00", "consolidated": "#0072b2", "reverse_kl": "#0072b2",
            "forward_kl": "#cc79a7", "sft": "#d55e00", "raw": "#009e73"}  # fmt: skip
 NAMES = {"base": "base, no notes", "in_context": "notes in context", "consolidated": "consolidated, no notes",
-         "forward_kl": "off-policy (forward KL)", "sft": "SFT on the teacher's replies",
-         "raw": "raw games distilled"}  # fmt: skip
+         "reverse_kl": "on-policy (reverse KL)", "forward_kl": "off-policy (forward KL)",
+         "sft": "SFT on the teacher's replies", "raw": "raw games distilled"}  # fmt: skip
+_OTHERS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # arms without a colour of their own
 _BLUES = ("#0072b2", "#56b4e9", "#a6d4f2", "#d6ebf8")  # rounds
 _STYLE = {"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False,
           "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
@@ -51,6 +52,24 @@ def _passed(row: dict) -> tuple[float, float, float]:
 
 def _right(ood: dict) -> tuple[float, float, float]:
     return ood["all"], *wilson(round(ood["all"] * ood["n"]), ood["n"])
+
+
+def _share(row: dict) -> tuple[float, int]:
+    """(rate, n) of a report's summary or of a probe's result."""
+    return row["pass_rate" if "pass_rate" in row else "all"], row["n"]
+
+
+def _pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
+    """Rate of several (rate, n) together, with its Wilson interval."""
+    n, right = sum(n for _, n in parts), round(sum(rate * n for rate, n in parts))
+    return right / n, *wilson(right, n)
+
+
+def _grouped(rows: Sequence[dict], *keys: str) -> dict[tuple, list[dict]]:
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
 def _by_round(axis: Any, metrics: dict, key: str) -> None:
@@ -144,6 +163,88 @@ def arms(metrics: dict) -> Figure:
     right.set_title(f"OOD: exact answers (n = {probes['base']['n']})" if probes["base"] else "no OOD probe")
     left.set_xlabel("whiskers: 95 % Wilson intervals", fontsize=8)
     return _legend(figure, left)
+
+
+@plt.rc_context(_STYLE)
+def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
+    """What arms are worth in context and consolidated, seeds pooled (dots: each seed), with OOD; Wilson intervals.
+
+    rows: {"arm", "how": "base", "in_context" or "consolidated", "passed": a report's summary, "ood": a probe's or none}.
+    """
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    sizes: dict[str, set[int]] = {"passed": set(), "ood": set()}
+    figure, axes = _figure(2, size=(8, 1.3 + 0.5 * len(names)), sharey=True, width_ratios=(2, 1))
+    for (arm, how), same in _grouped(rows, "arm", "how").items():
+        y = names.index(arm) + {"base": 0, "in_context": -0.2, "consolidated": 0.2}[how]
+        for axis, key in zip(axes, ("passed", "ood"), strict=True):
+            parts = [_share(row[key]) for row in same if row.get(key)]
+            if parts:
+                bar = _pooled(parts)
+                axis.barh(y, bar[0], height=0.38, color=COLOURS[how], xerr=_whiskers([bar]), edgecolor="white",
+                          error_kw={"capsize": 3, "lw": 1})  # fmt: skip
+                axis.plot([rate for rate, _ in parts], [y] * len(parts), ".", color="#222222", ms=3, alpha=0.6)
+                right = max(bar[2], *(rate for rate, _ in parts))
+                axis.annotate(f"{bar[0]:.0%}", (right, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+                sizes[key] |= {sum(n for _, n in parts)}
+    for axis, (key, found) in zip(axes, sizes.items(), strict=True):
+        n = f"(n = {' or '.join(map(str, sorted(found)))} an arm, 95 % Wilson)"
+        axis.set_title(f"{title} {n}" if key == "passed" else f"OOD: exact answers\n{n}" if found else "no OOD probe")
+        axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
+    axes[0].invert_yaxis()
+    for how in ("base", "in_context", "consolidated"):
+        axes[0].barh([0], [0], color=COLOURS[how], label=NAMES[how])
+    floors(axes[0], bounds, vertical=True)
+    return _legend(figure, axes[0])
+
+
+@plt.rc_context(_STYLE)
+def curves(rows: Sequence[dict], x: str, panels: dict[str, str], title: str, bounds: dict | None = None) -> Figure:
+    """A panel a quantity, a line an arm: the mean over seeds or draws by `x`; their range as a band, each as a dot.
+
+    rows: {"arm", x, and for each key of panels a report's summary or a probe's result}. Where there is one row alone,
+    the band is its Wilson interval. bounds: floors and ceiling, for panels other than "ood".
+    """
+    figure, axes = _figure(len(panels), size=(1.5 + 2.9 * len(panels), 3.4), squeeze=False)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    others = iter(_OTHERS)
+    colours = {arm: COLOURS.get(arm) or next(others, "#999999") for arm in arms}
+    for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
+        for arm in arms:
+            points = _grouped([row for row in rows if row["arm"] == arm and row.get(key)], x)
+            parts = [[_share(row[key]) for row in same] for same in points.values()]
+            rates = [[rate for rate, _ in part] for part in parts]
+            bands = [_pooled(part)[1:] if len(part) == 1 else (min(r), max(r)) for part, r in zip(parts, rates)]
+            xs, ys = [k[0] for k in points], [sum(r) / len(r) for r in rates]
+            axis.plot(xs, ys, "o-", ms=3, lw=1.4, color=colours[arm], label=NAMES.get(arm, arm))
+            axis.fill_between(xs, *zip(*bands), color=colours[arm], alpha=0.12, lw=0)
+            dots = [(at, rate) for at, part in zip(xs, rates, strict=True) for rate in part]
+            axis.plot(*zip(*dots), ".", ms=3, color=colours[arm], alpha=0.6)
+        axis.set(xlabel=x, ylim=(-0.02, 1.04), title=name)
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if bounds and key != "ood":
+            floors(axis, bounds)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
+    return _legend(figure, axes[0][0])
+
+
+@plt.rc_context(_STYLE)
+def differences(rows: Sequence[dict], title: str) -> Figure:
+    """Ranked bars of paired differences in pass rate: {"arm", "difference": (mean, low, high)}."""
+    rows = sorted(rows, key=lambda row: row["difference"][0])
+    figure, axis = _figure(size=(7, 0.9 + 0.3 * len(rows)))
+    axis.barh(range(len(rows)), [row["difference"][0] for row in rows], color=COLOURS["in_context"], height=0.62,
+              xerr=_whiskers([row["difference"] for row in rows]), error_kw={"capsize": 3, "lw": 1})  # fmt: skip
+    axis.axvline(0, color="#555555", lw=1)
+    axis.set_yticks(range(len(rows)), [textwrap.shorten(row["arm"], 48, placeholder=" …") for row in rows])
+    axis.invert_yaxis()
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid(axis="y", visible=False)
+    axis.set_title(title)
+    return figure
 
 
 @plt.rc_context(_STYLE)

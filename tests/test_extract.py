@@ -185,6 +185,20 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
     assert "empty=2" in capsys.readouterr().err
 
 
+def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
+    script(lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)}"}.get(board(text), "Nothing new."))
+    for shown in (True, False):
+        rows = []
+        extract(tiny, games(3), draws=2, show_previous=shown, prompts="paper", on_step=rows.append)
+        assert [row["replies"] for row in rows] == ([2, 2, 2] if shown else [6])
+        assert [sum(row[key] for row in rows) for key in ("empty", "items")] == [2, 6]
+    rows = []
+    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    script(lambda text: "### EXPERIENCE ITEM: x")
+    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    assert [row["empty"] for row in rows] == [0, 1]
+
+
 def test_strict_is_passed_on(tiny, script):
     script(lambda text: "### EXPERIENCE ITEM: x")
     assert extract(tiny, games(1), strict=True, prompts="paper") == []

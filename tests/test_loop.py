@@ -88,6 +88,7 @@ def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
         assert set(row["seconds"]) == set(STAGES)
         assert {p.name for p in (folder / f"round_{k}").iterdir()} >= {
             "trajectories.jsonl", "states.jsonl", "items.jsonl", "experience.md", "adapter", "metrics.json"}
+    assert all(row["extraction"] == {"replies": 4, "empty": 4, "items": 0} for row in metrics["rounds"])
     assert [row["items"] for row in metrics["rounds"]] == [2, 0] and metrics["rounds"][0]["kept"] == 2
     assert set(metrics["arms"]) == {"forward_kl", "sft", "raw"}
     assert all(arm["consolidated"]["n"] == 4 and arm["ood"]["n"] == 1 for arm in metrics["arms"].values())
@@ -102,8 +103,30 @@ def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
 
 def test_the_table(done):
     text = summary(done[1])
-    assert all(word in text for word in ("in context", "consolidated", "random policy", "arm sft", "4 held-out maps"))
+    assert all(word in text for word in ("in context", "consolidated", "random policy", "arm sft", "4 held-out maps",
+                                     "without an item: round 1 4 of 4, round 2 4 of 4"))
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_scales():
+    assert Settings.of("tiny") == Settings() and Settings.of("small", seed=3).seed == 3
+    paper = Settings.of("paper", model="m", lr=5e-6)
+    assert (paper.model, paper.lr, paper.rounds) == ("m", 5e-6, 3)
+    assert (paper.draws, paper.games, paper.budget_tokens, paper.temperature, paper.top_k) == (10, 15, 2048, 0.7, 256)
+    assert (paper.batch_size, paper.steps, paper.retain, paper.carry) == (64, 20, 0.0, False)
+    assert (paper.env, paper.episodes, paper.samples) == ("oelkit/FrozenLake-v0", 128, 10)
+    with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
+        Settings.of("huge")
+
+
+def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path):
+    seen = set()
+    for seed in (0, 1):
+        run = start(tmp_path / f"run{seed}", replace(settings, samples=2, seed=seed))
+        report = run._measure(adapter=None)
+        assert report.n == 8 and [t.seed for t in report.trajectories] == 2 * list(run.eval_seeds)
+        seen |= {t.id.split("-s")[-1].split("-")[0] for t in report.trajectories}
+    assert seen == {"0", "1", "2", "3"}  # no two runs share one
 
 
 def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, settings):

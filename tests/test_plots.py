@@ -192,6 +192,60 @@ def test_ood_shows_every_kind_before_and_after():
     assert "no OOD probe" in words(plots.ood(make_metrics(probe=None)))
 
 
+def make_arms(seeds=2):
+    arms = (("nothing", "base", 8, 180), ("own items", "in_context", 120, None),
+            ("own items", "consolidated", 110, 170), ("raw games of a rather long name", "in_context", 9, None))
+    return [{"arm": arm, "how": how, "seed": s, "passed": rate(passes - 4 * s),
+             "ood": right and {"all": right / 192, "n": 192}} for arm, how, passes, right in arms for s in range(seeds)]
+
+
+def test_bars_pool_the_seeds_and_show_each():
+    figure = plots.bars(make_arms(), make_metrics()["bounds"], "Pass rate")
+    left, right = figure.axes
+    shown = [bar.get_width() for bar in left.patches if bar.get_width()]
+    assert shown == pytest.approx([6 / 128, 118 / 128, 108 / 128, 7 / 128])
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
+    (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
+    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson(236, 256))
+    assert "n = 256 an arm, 95 % Wilson" in left.get_title(loc="left") and "n = 384" in right.get_title(loc="left")
+    assert sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1] == 120 / 128
+    assert "random policy 3.1%" in words(figure) and "notes in context" in words(figure)
+    assert_whole(figure)
+    alone = plots.bars([{**row, "ood": None} for row in make_arms(1)], make_metrics()["bounds"], "Pass rate")
+    assert "no OOD probe" in words(alone)
+    assert_whole(alone)
+
+
+def test_curves_show_mean_and_range_or_the_interval_of_one():
+    rows = [{"arm": arm, "step": step, "passed": rate(passes + 10 * s), "ood": {"all": 0.9, "n": 192}}
+            for arm, passes in (("reverse_kl", 100), ("something", 50)) for step in (0, 20) for s in (0, 1)]
+    panels = {"passed": "Pass rate", "ood": "OOD"}
+    figure = plots.curves(rows, "step", panels, "Two seeds", make_metrics()["bounds"])
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines["on-policy (reverse KL)"].get_ydata()) == [105 / 128] * 2
+    assert list(lines["something"].get_xdata()) == [0, 20]
+    band = left.collections[0].get_paths()[0].vertices[:, 1]
+    assert {band.min(), band.max()} == {100 / 128, 110 / 128}
+    assert [len(line.get_ydata()) for line in right.lines] == [2, 4, 2, 4] and len(left.lines) == 4 + 3  # floors
+    assert_whole(figure)
+    one = plots.curves(rows[:1] + rows[2:3], "step", {"passed": "Pass rate"}, "One seed")
+    band = one.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx(wilson(100, 128))
+    assert_whole(one)
+
+
+def test_differences_are_ranked():
+    rows = [{"arm": "harmless " * 9, "difference": (0.01, -0.02, 0.04)}, {"arm": "G", "difference": (-0.6, -0.7, -0.5)}]
+    axis = plots.differences(rows, "n = 64").axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [-0.6, 0.01]
+    assert [t.get_text() for t in axis.get_yticklabels()][0] == "G"
+    (whiskers,) = axis.containers[0].lines[2]
+    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx([-0.7, -0.5])
+    assert_whole(axis.figure)
+    assert plt.get_fignums() == []
+
+
 @pytest.mark.parametrize("game", [
     make_game(), make_game(("[left]",)), make_game(("?", "?")), make_game(("[left]", "[right]") * 6),
     make_game(("[left]", "[up]", "[right]"), "oelkit/Sokoban-v0", 1)])

@@ -10,13 +10,11 @@ Markdown table of README.md beside this file, `--draw data/results` makes the fi
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-
-import matplotlib.pyplot as plt
 
 from oelkit import Run, Settings, envs, load_policy, plots
 from oelkit.loop import HELD_OUT
@@ -29,40 +27,69 @@ VARIANTS = {
     "no retention": replace(BASE, retain=0.0),
     "fresh items": replace(BASE, carry=False),
     "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
-    "a quarter of the texts wrong": BASE,
+    "3 of 10 texts wrong": BASE,
+    "5 of 10 texts wrong": BASE,
+    "only the hole from round 2": BASE,
+    "all wrong from round 2": BASE,
+    "all wrong from round 2, forward KL": replace(BASE, loss="forward_kl"),
+    "adapter anew each round": BASE,
+    "lr 3e-4": replace(BASE, lr=3e-4),
     "lr 3e-3": replace(BASE, lr=3e-3),
     "lr 3e-3, no retention": replace(BASE, lr=3e-3, retain=0.0),
+    "60 steps": replace(BASE, steps=60),
     "24 games": replace(BASE, games=24),
     "forward KL": replace(BASE, loss="forward_kl"),
     "SFT": replace(BASE, loss="sft"),
 }
+CAUSES = {  # a figure each, beside the default
+    "retention": ["no retention"],
+    "carried_items": ["fresh items", "fresh items, no retention"],
+    "wrong_items": ["3 of 10 texts wrong", "5 of 10 texts wrong"],
+    "partial_items": ["only the hole from round 2", "24 games"],
+    "support": ["all wrong from round 2", "all wrong from round 2, forward KL"],
+    "learning_rate": ["lr 3e-4", "lr 3e-3", "lr 3e-3, no retention"],
+    "steps": ["60 steps"],
+    "adapter": ["adapter anew each round"],
+    "off_policy": ["forward KL", "SFT"],
+}
+WRONG = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
+EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1,
+         "all wrong from round 2, forward KL": 1}  # every how manieth text says the opposite
 
 
-def falsify(path: Path) -> None:
-    """Let a quarter of the texts of an experience.md say the opposite, as if nobody had curated a bad extraction."""
-    wrong = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
-    texts = re.split(r"^(?=## Draw)", path.read_text(encoding="utf-8"), flags=re.M)[1:]
-    texts[::4] = [f"{text.splitlines()[0]}\n{wrong}\n\n" for text in texts[::4]]
-    path.write_text("".join(texts), encoding="utf-8")
+def edited(name: str, k: int, texts: list[str]) -> list[str]:
+    """What a variant makes of the texts of round k, as if nobody had curated a bad extraction."""
+    if "from round 2" in name and k == 1:
+        return texts
+    if name in EVERY:
+        return [text if d % EVERY[name] else WRONG for d, text in enumerate(texts)]
+    if name.startswith("only the hole"):
+        return ["\n".join(line for line in text.splitlines() if "hole" in line) for text in texts]
+    return texts
+
+
+class Anew(Run):
+    """Trains an untrained adapter in each round, on what the last round's model has played and written."""
+
+    def _train(self, *args) -> None:
+        self.policy.reset()
+        super()._train(*args)
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:
     """Run one variant with one seed and append a line a round."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
+        kind = Anew if "anew" in name else Run
+        run = kind(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
         for k in range(1, BASE.rounds + 1):
-            run.start_round(k)
-            run.rollout(k)
-            run.extract(k)
-            run.curate(k)
-            if "wrong" in name:
-                falsify(run.round_folder(k) / "experience.md")
-            texts = run.curate(k)
-            run.collect(k)
+            texts = edited(name, k, run.curate(k))
+            path = run.round_folder(k) / "experience.md"
+            path.write_text("".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)), encoding="utf-8")
             run.distill(k)
             m = run.evaluate(k)
             row = {"variant": name, "seed": seed, "round": k, "items": m["items"], "kept": m["kept"], "texts": texts,
-                   "ood": m["ood"]["consolidated"], "ood_base": m["ood"]["base"], **m["pass_rate"], "seconds": m["seconds"]}
+                   "ood": m["ood"]["consolidated"], "ood_base": m["ood"]["base"], **m["pass_rate"],
+                   "seconds": m["seconds"]}
             append_jsonl(out, row)
             print(name, seed, k, {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]}, flush=True)
 
@@ -82,30 +109,23 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: list[dict], folder: Path, seed: int = 0) -> None:
-    """pass_rates.png: the default with one seed, as a run draws it; rounds_study.png: a panel a variant, a line a seed."""
+def figures(rows: list[dict], seed: int = 0) -> dict:
+    """pass_rates: the default with one seed, as a run draws it; rounds_CAUSE: the variants of a cause beside it."""
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
-    rates = [{"round": r["round"], "pass_rate": {a: r[a] for a in ("base", "in_context", "consolidated")}} for r in mine]
-    seeds = range(HELD_OUT, HELD_OUT + BASE.episodes)
-    limits = envs.bounds(BASE.env.replace("-v", "Unseen-v"), seeds)
-    plots.pass_rates({"rounds": rates, "bounds": limits}).savefig(folder / "pass_rates.png", dpi=130)
-
-    fig, axes = plt.subplots(2, 5, figsize=(12, 4.6), sharex=True, sharey=True, layout="constrained")
-    for name, ax in zip(VARIANTS, axes.flat, strict=True):
-        for arm in ("in_context", "consolidated"):
-            lines = {r["seed"]: [q[arm]["pass_rate"] for q in rows if (q["variant"], q["seed"]) == (name, r["seed"])]
-                     for r in rows if r["variant"] == name}
-            for i, line in enumerate(lines.values()):
-                label = {} if i or ax is not axes[0, 0] else {"label": plots.NAMES[arm]}
-                ax.plot(range(1, len(line) + 1), line, "o-", ms=3, lw=1, alpha=0.8, color=plots.COLOURS[arm], **label)
-        ax.axhline(limits["fixed_plan"], ls="--", lw=0.8, color="#888888")
-        ax.set_title(f"{name} ({len(lines)} seeds)", fontsize=8)
-        ax.set(ylim=(0, 1.02), xticks=range(1, BASE.rounds + 1))
-        ax.yaxis.set_major_formatter("{x:.0%}")
-        ax.spines[["top", "right"]].set_visible(False)
-    fig.supxlabel("round; dashed: best fixed plan", fontsize=9)
-    fig.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    fig.savefig(folder / "rounds_study.png", dpi=130)
+    arms = ("base", "in_context", "consolidated")
+    rates = [{"round": row["round"], "pass_rate": {arm: row[arm] for arm in arms}} for row in mine]
+    limits = envs.bounds(BASE.env.replace("-v", "Unseen-v"), range(HELD_OUT, HELD_OUT + BASE.episodes))
+    found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
+    panels = {"in_context": "Notes in context", "consolidated": "Consolidated", "ood": "OOD: exact answers"}
+    for cause, names in CAUSES.items():
+        shown = [{**r, "arm": name} for name in ("default", *names) for r in rows if r["variant"] == name]
+        seeds = Counter(r["arm"] for r in shown if r["round"] == BASE.rounds)
+        if len(seeds) < 2:
+            continue  # not run yet
+        title = (f"{cause.replace('_', ' ').capitalize()}: mean and range over "
+                 f"{', '.join(map(str, seeds.values()))} seeds, n = {BASE.episodes} maps a point")
+        found[f"rounds_{cause}"] = plots.curves(shown, "round", panels, title, limits)
+    return found
 
 
 def _spread(rates: list[float]) -> str:
@@ -124,7 +144,9 @@ def main() -> None:
     if args.table:
         return print(table(done))
     if args.draw:
-        return draw(done, args.draw)
+        for name, figure in figures(done).items():
+            figure.savefig(args.draw / f"{name}.png", dpi=120)
+        return
     complete = {(r["variant"], r["seed"]) for r in done if r["round"] == BASE.rounds}
     write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
     policy = load_policy(BASE.model)
