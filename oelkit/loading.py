@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from .policy import Policy, adapter_config  # before PEFT, whose import it keeps quiet
 from peft import LoraConfig, get_peft_model  # noqa: E402 isort:skip
 
+# data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64 diverges first
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # PEFT's "all-linear" leaves the head out
 SMALL = 300_000_000  # fewer parameters than this: 16-bit or 4-bit weights save nothing that matters, so dense float32
 
