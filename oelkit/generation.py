@@ -23,6 +23,7 @@ from .policy import Policy, token_batches
 from .prefix import GrowingLayer, SharedPrefix, can_share, common_beginnings
 
 
+BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
 COMPACT = 16  # new tokens between two looks at which rows have finished
 
 
@@ -40,7 +41,7 @@ class Reply:
 
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 256, temperature: float = 0.7,
              top_p: float = 1.0, top_k: int = 0, seed: int = 0, adapter: str | None = "student",
-             batch_tokens: int = 32_768, progress: bool = False) -> list[Reply]:
+             batch_tokens: int = BATCH_TOKENS, progress: bool = False) -> list[Reply]:
     """One reply a prompt, in the order given; temperature=0 is greedy.
 
     Of the model's own generation_config only the end-of-sequence ids count. The seed fixes the replies for the same

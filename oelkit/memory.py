@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from . import kl
+from .generation import BATCH_TOKENS
 from .policy import Policy
 from .prefix import SHARED, can_share
 from .prompts import load_prompts
 
 MOST = 16_384  # tokens of a micro-batch; more keeps no card busier
-CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU: twice as much is a tenth faster (SmolLM2, 2 cores)
+CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
 CUDA_SHARE = 0.8  # of what is free on the device; the rest is for gaps
-SAMPLED = 32_768  # generate's batch_tokens
 SHORT, LONG = 32, 96  # tokens of the trial runs
 
 
@@ -101,7 +101,7 @@ def memory_plan(policy: Policy, experience_tokens: int = 0, *, state_tokens: int
         return max(longest, min(most, batch_size * longest))
 
     learnt, scored = tokens(training, student), tokens(reading, teacher)
-    rows = min(batch_size, max(1, SAMPLED // student))
+    rows = min(batch_size, max(1, BATCH_TOKENS // student))
     phases = {"sampling": (_cache_bytes(policy) * student + 16 * len(policy.head_weight)) * rows
               + reading(rows * (student - reply)),
               "reading the experience": reading(experience_tokens) if shared else 0,

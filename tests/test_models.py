@@ -2,32 +2,22 @@
 
 import os
 
+import lora  # of tests/benchmarks
 import pytest
-import torch
 
-from oelkit import Curation, auto_curate, distill, evaluate, extract, kl, load_policy, rollout, states
+from oelkit import Curation, auto_curate, distill, evaluate, extract, load_policy, rollout, states
 from oelkit.generation import generate
-from oelkit.policy import reply_hidden
-from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import ExperienceItem, State
 
 REAL = os.environ.get("OELKIT_TEST_MODEL", "")
-NOTES = "- EXPERIENCE ITEM: H is a hole, never step on it.\n- EXPERIENCE ITEM: G is the goal, walk there."
+NOTES = lora.NOTES
 
 
-@torch.no_grad()
 def gap(policy, found: list[State]) -> float:
-    """KL(student without notes || teacher with them), nats a token, on four replies to each state."""
-    prompts = load_prompts(policy.prompts)
-    alone = [policy.encode(state.prompt) for state in found] * 4
-    told = [policy.encode(with_experience(prompts, state.prompt, NOTES)) for state in found] * 4
-    replies = [reply.ids for reply in generate(policy, alone, max_new_tokens=32, temperature=0.7, seed=3)]
-    hidden = []
-    for adapter, asked in (("teacher", told), ("student", alone)):
-        with policy.use(adapter):
-            hidden.append(reply_hidden(policy, asked, replies))
-    each = torch.full((len(hidden[0]),), 1 / len(hidden[0]))
-    return kl.reverse_kl(hidden[1], hidden[0], policy.head_weight, temperature=0.7, weights=each).item()
+    """KL(student without notes || teacher with them), nats a token, on the student's four replies to each state."""
+    asked = [policy.encode(state.prompt) for state in found] * 4
+    replies = [reply.ids for reply in generate(policy, asked, max_new_tokens=32, temperature=0.7, seed=3)]
+    return lora.gap(policy, found * 4, replies, 0.7)
 
 
 def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tuple[float, float]:
