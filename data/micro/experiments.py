@@ -1,0 +1,242 @@
+"""The paper's claims, and two of ours, measured on several seeds: each arm is an ordinary call of the library.
+
+    python data/micro/experiments.py --seeds 0:4                  # all of them on `micro`
+    python data/micro/experiments.py --seeds 0:4 --only steps     # one of them
+    python data/micro/experiments.py --scale small --model Qwen/Qwen2.5-1.5B-Instruct --out runs/small.jsonl
+    python data/micro/experiments.py --draw data/results          # the figures of what is there
+
+One JSON line a measurement, an experiment and seed at a time; what a seed has finished is not done again. Each seed has
+held-out maps of its own, the same for all of its arms, so that arms are paired and seeds may be pooled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from oelkit import Curation, Run, Settings, auto_curate, distill, envs, evaluate, extract, load_policy
+from oelkit import paired_bootstrap, plots, probe, rollout
+from oelkit.curate import count_tokens, experience_text, for_draw
+from oelkit.extract import cap
+from oelkit.loop import HELD_OUT, SCALES
+from oelkit.records import ExperienceItem, Trajectory, append_jsonl, read_jsonl
+from oelkit.rollout import as_experience
+
+BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
+WORLDS = {"items of a world with other letters": {"hole": "K", "goal": "T"},
+          "items of a world with the letters swapped": {"hole": "G", "goal": "H"}}
+STEPS = (2, 5, 10, 20, 40)
+NOISY = {"temperature": 1.5, "show_previous": False}  # a careless writer, so that some items are wrong
+
+
+def maps(run: Run) -> range:
+    """The held-out maps of a run's seed."""
+    return range(first := HELD_OUT + 1000 * run.settings.seed, first + run.settings.episodes)
+
+
+def played(run: Run, texts: str | Sequence[str] = "") -> dict:
+    """The student's pass rate with `texts` in context, and each map's outcome for pairing."""
+    report = evaluate(run.policy, run.eval_env, maps(run), texts, prompts=run.prompts,
+                      sampling_seeds=(run.settings.seed,))
+    return report.summary() | {"passes": "".join("01"[passed] for passed in report.passes)}
+
+
+def kept(run: Run) -> dict | None:
+    """What the student still answers right that has nothing to do with the world."""
+    path = Path(run.policy.source) / "probe.jsonl"
+    return probe(run.policy, path) if path.exists() else None
+
+
+def learn(run: Run, texts: Sequence[str], **options) -> None:
+    """Distil texts from the run's states with its settings, except for `options`."""
+    names = ("steps", "batch_size", "lr", "temperature", "retain", "top_k", "loss", "seed")
+    given = {name: getattr(run.settings, name) for name in names} | {"prompts": run.prompts} | options
+    distill(run.policy, run.collect(1), texts, **given)
+
+
+def notes(run: Run, games: Sequence[Trajectory], draws: int | None = None, **options) -> list[ExperienceItem]:
+    """The student's items of some games."""
+    s = run.settings
+    return extract(run.policy, games, draws=draws or s.draws, budget_tokens=BUDGET, prompts=run.prompts, seed=s.seed,
+                   **options)
+
+
+def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> list[str]:
+    """The text of each draw: what `auto_curate` leaves of the items, or all of them."""
+    items = auto_curate(Curation(items), run.settings.draws).kept() if curate else items
+    return [cap(run.policy, experience_text(for_draw(items, d)), BUDGET) for d in range(run.settings.draws)]
+
+
+def both(run: Run, arm: str, texts: Sequence[str]) -> Iterator[dict]:
+    """What texts are worth: read by the untrained model, and absorbed by it."""
+    run.policy.reset()
+    tokens = [count_tokens(text, run.policy.tokenizer) for text in texts]
+    about = {"arm": arm, "tokens": sum(tokens) / len(tokens), "texts": sorted(set(texts), key=texts.count)[-3:]}
+    yield {**about, "how": "in_context", "passed": played(run, texts)}
+    if any(texts):
+        learn(run, texts)
+        yield {**about, "how": "consolidated", "passed": played(run), "ood": kept(run)}
+
+
+def texts(run: Run) -> Iterator[dict]:
+    """Own items, raw games, items that others wrote, and items of other worlds, under the same cap of tokens."""
+    s, policy = run.settings, run.policy
+    run.collect(1)  # by the untrained model, as all that follows may train it
+    games = run.rollout(1)
+    policy.reset()
+    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": kept(run)}
+    own = by_draw(run, notes(run, games))
+    yield from both(run, "own items", own)
+    shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.draws)]
+    yield from both(run, "raw games", [cap(policy, as_experience(g, run.prompts), BUDGET) for g in shuffled])
+    policy.reset()
+    hot = by_draw(run, notes(run, games, temperature=1.5))
+    yield from both(run, "items of the same games, written at T 1.5", hot)
+    policy.reset()
+    learn(run, own)
+    play = {"prompts": run.prompts, "temperature": s.temperature}
+    later = by_draw(run, notes(run, rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play)))
+    yield from both(run, "items of the model after a round", later)
+    for arm, symbols in WORLDS.items():
+        policy.reset()
+        there = rollout(policy, s.env, [t.seed for t in games], seed=s.seed, env_kwargs={"symbols": symbols}, **play)
+        yield from both(run, arm, by_draw(run, notes(run, there)))
+
+
+def steps(run: Run) -> Iterator[dict]:
+    """On- and off-policy by step: without retention and with three times the learning rate, so that there is a loss."""
+    own = by_draw(run, notes(run, run.rollout(1)))
+    run.collect(1)
+    run.policy.reset()
+    start = {"step": 0, "passed": played(run), "ood": kept(run)}
+    for loss in ("reverse_kl", "forward_kl", "sft"):
+        rows = [{"arm": loss, **start}]
+
+        def watch(row: dict) -> None:
+            if row["step"] + 1 in STEPS:
+                rows.append({"arm": loss, "step": row["step"] + 1, "passed": played(run), "ood": kept(run)})
+
+        run.policy.reset()
+        learn(run, own, steps=max(STEPS), lr=3 * run.settings.lr, retain=0.0, loss=loss, on_step=watch)
+        yield from rows
+
+
+def saturation(run: Run) -> Iterator[dict]:
+    """The pass rate in context by the number of games that were read, each draw in an order of its own."""
+    games, rates = run.rollout(1), {}
+    run.policy.reset()
+    orders = [random.Random(d).sample(games, len(games)) for d in range(run.settings.draws)]
+    items: list[list[ExperienceItem]] = [[] for _ in orders]
+    for start, n in pairwise(n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= len(games)):
+        for d, order in enumerate(orders):
+            new = notes(run, order[start:n], draws=1, previous=experience_text(items[d]))
+            items[d] += [replace(item, draw=d, id=f"{d}-{item.id}") for item in new]
+        for arm, curate in (("as extracted", False), ("curated", True)):
+            for d, text in enumerate(by_draw(run, sum(items, []), curate)):
+                rates[text] = rates.get(text) or played(run, text)
+                yield {"arm": arm, "games": n, "draw": d, "text": text, "passed": rates[text]}
+
+
+def curation(run: Run) -> Iterator[dict]:
+    """Careless items as they are, curated, and a random subset of as many as curation left."""
+    games = run.rollout(1)
+    run.collect(1)
+    run.policy.reset()
+    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": kept(run)}
+    items = notes(run, games, **NOISY)
+    raw = [text.splitlines() for text in by_draw(run, items, curate=False)]
+    curated = by_draw(run, items)
+    rng, sizes = random.Random(run.settings.seed), [len(text.splitlines()) for text in curated]
+    some = ["\n".join(rng.sample(lines, min(n, len(lines)))) for lines, n in zip(raw, sizes, strict=True)]
+    yield from both(run, "as extracted", ["\n".join(lines) for lines in raw])
+    yield from both(run, "curated", curated)
+    yield from both(run, "random subset of equal size", some)
+
+
+def leave_one_out(run: Run) -> Iterator[dict]:
+    """Careless items, the same for all seeds, with each of them left out in turn, in context."""
+    s, policy = run.settings, run.policy
+    policy.reset()
+    games = rollout(policy, s.env, range(s.games), prompts=run.prompts, temperature=s.temperature)
+    items = extract(policy, games, prompts=run.prompts, **NOISY)
+    lines = list(dict.fromkeys(experience_text(items).splitlines()))[:12]
+    yield {"arm": "all items", "passed": played(run, "\n".join(lines))}
+    for i, line in enumerate(lines):
+        yield {"arm": line, "passed": played(run, "\n".join(lines[:i] + lines[i + 1 :]))}
+    yield {"arm": "no items", "passed": played(run)}
+
+
+EXPERIMENTS = {f.__name__: f for f in (texts, curation, leave_one_out, steps, saturation)}
+
+
+def paired(rows: Sequence[dict]) -> list[dict]:
+    """What each arm of `leave_one_out` changes, against all items on the same maps."""
+    outcomes = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        outcomes[row["arm"]] = outcomes.get(row["arm"], "") + row["passed"]["passes"]
+    whole = [int(c) for c in outcomes.pop("all items")]
+    return [{"arm": arm, "difference": paired_bootstrap(whole, [int(c) for c in passes])}
+            for arm, passes in outcomes.items()]
+
+
+def figures(rows: Sequence[dict]) -> dict:
+    """Name and figure of every experiment that the rows hold."""
+    found = {}
+    for name in dict.fromkeys(row["experiment"] for row in rows):
+        mine = [row for row in rows if row["experiment"] == name]
+        seeds = sorted({row["seed"] for row in mine})
+        n = mine[0]["passed"]["n"]
+        limits = envs.bounds(mine[0]["env"], [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)])
+        about = f"mean and range over {len(seeds)} seeds, n = {n} maps a seed"
+        if name in ("texts", "curation"):
+            found[name] = plots.bars(mine, limits, "Pass rate")
+        elif name == "steps":
+            panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
+            found[name] = plots.curves(mine, "step", panels, f"lr times 3, no retention; {about}", limits)
+        elif name == "saturation":
+            title = f"In context, {about} and draw"
+            found[name] = plots.curves(mine, "games", {"passed": "Pass rate"}, title, limits)
+        else:
+            title = f"Change of the pass rate without an item (n = {n * len(seeds)}, paired)"
+            found[name] = plots.differences(paired(mine), title)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data/results/experiments.jsonl"))
+    parser.add_argument("--seeds", default="0:4", help="first:end")
+    parser.add_argument("--only", nargs="*", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument("--scale", choices=list(SCALES), default="tiny")
+    parser.add_argument("--model", default="micro")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
+    args = parser.parse_args()
+    rows = read_jsonl(args.out) if args.out.exists() else []
+    if args.draw:
+        for name, figure in figures(rows).items():
+            figure.savefig(args.draw / f"experiment_{name}.png", dpi=110)
+        return
+    done = {(row["experiment"], row["seed"]) for row in rows}
+    policy = load_policy(args.model)
+    for seed in range(*map(int, args.seeds.split(":"))):
+        settings = Settings.of(args.scale, model=args.model, seed=seed)
+        for name in args.only:
+            if (name, seed) in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                run = Run(Path(folder) / "run", settings, policy, progress=False)
+                found = list(EXPERIMENTS[name](run))
+            about = {"experiment": name, "model": policy.name, "scale": args.scale, "env": run.eval_env, "seed": seed}
+            for row in found:
+                append_jsonl(args.out, about | row)
+                print(name, seed, row["arm"], row.get("how", row.get("step", row.get("games", ""))),
+                      f"{row['passed']['pass_rate']:.1%}", (row.get("ood") or {}).get("all", ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The scripts behind the recorded results run, on the embedded model and few games, and their records are drawn."""
+
+import sys
+from pathlib import Path
+from runpy import run_path
+
+import matplotlib
+import pytest
+
+from oelkit import Run, Settings, load_policy
+from oelkit.records import read_jsonl
+
+matplotlib.use("Agg")
+MICRO = Path(__file__).parents[1] / "data" / "micro"
+RESULTS = MICRO.parent / "results"
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    return run_path(str(MICRO / "experiments.py"))
+
+
+def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
+    policy, rows = load_policy("micro"), []
+    experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
+    settings = Settings(games=16, collect=4, draws=3, steps=2, batch_size=4, episodes=4)
+    for name, experiment in experiments["EXPERIMENTS"].items():
+        run = Run(tmp_path / name, settings, policy, progress=False)
+        found = list(experiment(run))
+        assert found and all(len(row["passed"]["passes"]) == row["passed"]["n"] == 4 for row in found)
+        assert max(row.get("tokens", 0) for row in found) <= experiments["BUDGET"]
+        rows += [{"experiment": name, "env": run.eval_env, "seed": 0, **row} for row in found]
+    arms = {(row["arm"], row.get("how")) for row in rows if row["experiment"] == "texts"}
+    assert {("nothing", "base"), ("own items", "in_context"), ("raw games", "consolidated")} <= arms
+    by_step = [(row["arm"], row["step"]) for row in rows if row["experiment"] == "steps"]
+    assert by_step == [(arm, step) for arm in ("reverse_kl", "forward_kl", "sft") for step in (0, 1, 2)]
+    starts = [row["passed"] for row in rows if row.get("step") == 0]
+    assert starts[0] == starts[1] == starts[2]
+    assert set(experiments["figures"](rows)) == set(experiments["EXPERIMENTS"])
+
+
+def test_pairing_is_by_map(experiments):
+    rows = [{"arm": arm, "seed": seed, "passed": {"passes": passes}} for arm, seed, passes in (
+        ("all items", 1, "11"), ("all items", 0, "01"), ("without", 0, "00"), ("without", 1, "01"))]
+    (row,) = experiments["paired"](rows)
+    assert row["arm"] == "without" and row["difference"][0] == -0.5
+
+
+def test_the_script_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "rows.jsonl"
+    out.write_text((RESULTS / "experiments.jsonl").read_text())
+    before = out.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "--out", str(out), "--seeds", "0:1", "--only", "texts"])
+    run_path(str(MICRO / "experiments.py"), run_name="__main__")  # seed 0 is complete
+    assert out.read_bytes() == before and capsys.readouterr().out == ""
+
+
+def test_what_the_study_makes_of_the_texts():
+    edited = run_path(str(MICRO / "study.py"))["edited"]
+    texts = ["H is a hole.\nG is the goal."] * 10
+    wrong = [sum("H is the goal" in text for text in edited(name, k, texts)) for name, k in (
+        ("default", 1), ("3 of 10 texts wrong", 1), ("5 of 10 texts wrong", 3), ("all wrong from round 2", 1),
+        ("all wrong from round 2", 2), ("all wrong from round 2, forward KL", 3))]
+    assert wrong == [0, 3, 5, 0, 10, 10]
+    assert edited("only the hole from round 2", 1, texts) == texts
+    assert set(edited("only the hole from round 2", 2, texts)) == {"H is a hole."}
+
+
+def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path):
+    anew = run_path(str(MICRO / "study.py"))["Anew"]
+    settings = Settings(games=16, collect=4, steps=1, batch_size=4, episodes=2, arms=False)
+    policy = load_policy("micro")
+    one = policy.trainable()[1].clone()
+    run = anew(tmp_path / "run", settings, policy, progress=False)
+    seen = []
+    run.policy.reset, reset = lambda: (reset(), seen.append(policy.trainable()[1].equal(one))), run.policy.reset
+    run.distill(1)
+    run.distill(2)
+    assert seen and all(seen) and not policy.trainable()[1].equal(one)
+
+
+def test_the_recorded_figures_can_be_drawn(experiments):
+    rows = read_jsonl(RESULTS / "experiments.jsonl")
+    assert set(experiments["figures"](rows)) == {row["experiment"] for row in rows} <= set(experiments["EXPERIMENTS"])
+    study = run_path(str(MICRO / "study.py"))
+    rows = read_jsonl(RESULTS / "rounds_study.jsonl")
+    drawn = study["figures"](rows)
+    known = {row["variant"] for row in rows}
+    shown = {f"rounds_{cause}" for cause, names in study["CAUSES"].items() if known & set(names)}
+    assert set(drawn) == {"pass_rates"} | shown and "rounds_retention" in shown
