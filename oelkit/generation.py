@@ -1,8 +1,8 @@
 """Sampling replies: token ids in, token ids out, for many prompts at once.
 
 What it does: batches prompts of like length, samples with Transformers' `generate`, and now and then drops the rows
-that have finished; where prompts begin alike (an experience), the beginning is computed and kept once. What it
-does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
+that have finished; where prompts begin alike (an experience), the beginning is computed and kept once, and a prompt that
+is there several times (games on one map, many samples of a state) is read once. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
 the teacher scores those, never a re-tokenised text.
 
 In float32 greedy replies do not depend on the batch. In 16 bits they may: another batch shape sums in another order,
@@ -94,8 +94,16 @@ def _sample(policy: Policy, prompts: list[Sequence[int]], max_new_tokens: int, e
     ids = torch.tensor([begin + [pad] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[1] * len(begin) + [0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     ends = torch.tensor(eos, device=device)
+    first: dict[tuple[int, ...], int] = {}  # each different prompt, and its number
+    copies = [first.setdefault(tuple(p), len(first)) for p in prompts]
     with prefix.attend(policy) if prefix else nullcontext(DynamicCache(config=policy.causal.config)) as cache:
         cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        if len(first) < len(prompts) and width > 1:
+            once = [copies.index(n) for n in range(len(first))]
+            policy.causal.base_model(
+                input_ids=ids[once, len(begin):-1], attention_mask=mask[once, :-1], past_key_values=cache, use_cache=True,
+                position_ids=(mask[once].cumsum(1) - 1).clamp(min=0)[:, len(begin):-1])
+            cache.batch_select_indices(torch.tensor(copies, device=device))
         rows, replies = list(range(len(prompts))), [[] for _ in prompts]
         for start in range(0, max_new_tokens, COMPACT):
             before = ids.shape[1]

@@ -56,6 +56,8 @@ class Policy:
     def __post_init__(self) -> None:
         self.causal = self.model.get_base_model()
         self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        # generate hands on a slice, [B, 1, D] of [B, T, D], for which torch would copy the whole head B times
+        self.causal.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self._head: torch.Tensor | None = None
         self.shares: bool | None = None  # whether prompts may share a beginning's KV; see prefix.can_share
 
