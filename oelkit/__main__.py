@@ -32,12 +32,12 @@ examples:
 An experience FILE is plain text, an experience.md of a run (a text a draw) or an items.jsonl, of which the decisions in
 a curation.jsonl beside it hold. A mistake ends with one line; OELKIT_DEBUG=1 shows where it came from."""
 STEPS = {  # what each does, and the fields of Settings that it takes
-    "play": ("play games and write their trajectories", "model env seed temperature prompts"),
-    "extract": ("write down what trajectories teach", "model seed temperature draws budget_tokens prompts"),
+    "play": ("play games and write their trajectories", "model dtype env seed temperature prompts"),
+    "extract": ("write down what trajectories teach", "model dtype seed temperature draws budget_tokens prompts"),
     "distill": ("train an adapter that needs the experience no more; no environment, no reward",
-                "model seed temperature steps batch_size lr loss top_k retain prompts"),
-    "evaluate": ("measure the pass rate on held-out maps", "model env seed episodes prompts"),
-    "ifeval": ("measure what else the model still follows: IF-Eval, judged by the official checkers", "model seed"),
+                "model dtype seed temperature steps batch_size lr loss top_k retain prompts"),
+    "evaluate": ("measure the pass rate on held-out maps", "model dtype env seed episodes prompts"),
+    "ifeval": ("measure what else the model still follows: IF-Eval, judged by the official checkers", "model dtype seed"),
 }  # fmt: skip
 
 
@@ -147,8 +147,8 @@ def _step(args: argparse.Namespace) -> None:
     texts, options = _texts(args.experience), {"progress": sys.stderr.isatty()}
     if "env" in args:
         envs.make(args.env)
-    policy = load_policy(args.model, adapter=args.adapter)
-    options |= {k: getattr(args, k) for k in STEPS[what][1].split() if k not in ("model", "env", "episodes")}
+    policy = load_policy(args.model, dtype=args.dtype, adapter=args.adapter)
+    options |= {k: getattr(args, k) for k in STEPS[what][1].split() if k not in ("model", "dtype", "env", "episodes")}
     if what == "play":
         told = [texts[i % len(texts)] for i in range(len(args.seeds))]
         write_jsonl(out, rollout(policy, args.env, args.seeds, told, **options))

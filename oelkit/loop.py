@@ -43,6 +43,8 @@ class Settings:
 
     model: str = "micro"
     """Embedded model, local folder or hub id."""
+    dtype: str = "auto"
+    """Of the dense weights: float32 or bfloat16 (auto: see load_policy)."""
     env: str = "oelkit/FrozenLake4x4-v0"
     """World to learn; evaluated on its Unseen layouts where it has them."""
     rounds: int = 2
@@ -125,7 +127,7 @@ class Run:
         except OSError as error:  # before the model is loaded
             raise ValueError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
         try:
-            self.policy = policy or load_policy(settings.model)
+            self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
             self.prompts = load_prompts(settings.prompts or self.policy.prompts)
         except BaseException:
             if not there:  # a misspelt model leaves no run behind
@@ -136,11 +138,11 @@ class Run:
 
     def _compare_settings(self, record: Path) -> None:
         try:
-            theirs = json.loads(record.read_text(encoding="utf-8"))["settings"]
+            theirs = asdict(Settings()) | json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{record}: not a run's record ({error!r}); choose another name or delete it") from error
         ours = {k: v for k, v in asdict(self.settings).items() if k not in ("rounds", "arms")}  # may be added later
-        differ = ", ".join(f"{k} was {theirs.get(k)!r}, is {v!r}" for k, v in ours.items() if theirs.get(k) != v)
+        differ = ", ".join(f"{k} was {theirs[k]!r}, is {v!r}" for k, v in ours.items() if theirs[k] != v)
         if differ:
             raise ValueError(f"{self.folder} holds a run with other settings ({differ}): take another name or delete it")
 
