@@ -22,6 +22,7 @@ EPILOG = """\
 examples:
   python -m oelkit loop --run first                      the whole loop on the embedded model, some minutes on a CPU
   python -m oelkit loop --run first --resume             go on after Ctrl-C; with a higher --rounds: add rounds
+  python -m oelkit loop --run two --scale small --model Qwen/Qwen2.5-1.5B-Instruct        a real model, one GPU
   python -m oelkit notebooks 01_rollout --run look       execute a notebook; its copy lands in runs/look/notebooks
   python -m oelkit play --seeds 0:32 --out games.jsonl   a step alone, files in and files out; then
   python -m oelkit extract --trajectories games.jsonl --out items.jsonl
@@ -47,10 +48,15 @@ def _seeds(text: str) -> range:
     return range(*map(int, text.split(":")))
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands; the flags of the loop, and those that steps share with it, are the fields of `loop.Settings`."""
+def parser(scale: str | None = None) -> argparse.ArgumentParser:
+    """All commands; the flags of the loop, and those that steps share with it, are the fields of `loop.Settings`.
+
+    scale: one of `loop.SCALES`, whose settings are the defaults.
+    """
     tree = ast.parse((Path(__file__).parent / "loop.py").read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
+    scales = next(ast.literal_eval(node.value) for node in tree.body
+                  if isinstance(node, ast.AnnAssign) and node.target.id == "SCALES")  # fmt: skip
     fields = {a.target.id: (a, text) for a, text in zip(body, body[1:]) if isinstance(a, ast.AnnAssign)}
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EPILOG}
     top = argparse.ArgumentParser("python -m oelkit", description="Online Experiential Learning in rounds.", **options)
@@ -60,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
         new = commands.add_parser(name, help=text, description=f"{name}: {text}.", **options)
         for field in names.split():
             (assigned, doc), flag = fields[field], f"--{field.replace('_', '-')}"
-            kind, default = ast.unparse(assigned.annotation).split(" |")[0], ast.literal_eval(assigned.value)
+            kind = ast.unparse(assigned.annotation).split(" |")[0]
+            default = scales.get(scale, {}).get(field, ast.literal_eval(assigned.value))
             text = doc.value.value.replace("%", "%%") + ("" if default is None else " (default: %(default)s)")
             how = {"type": {"str": str, "int": int, "float": float}.get(kind), "metavar": kind.upper()}
             how = {"action": argparse.BooleanOptionalAction} if kind == "bool" else how
@@ -69,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
 
     notebooks.add_arguments(command("notebooks", "execute notebooks in order on one run; the first error stops"))
     loop = command("loop", "all steps in rounds, with a table and a report at the end", " ".join(fields))
+    loop.add_argument("--scale", choices=scales, help="other defaults: tiny for the embedded model, small for one of "
+                      "0.5-2 B parameters, paper for the paper's settings (default: tiny)")  # fmt: skip
     loop.add_argument("--resume", action="store_true", help="go on with a run of the same settings")
     loop.set_defaults(fields=list(fields))
     for one in (loop, command("report", "write report.html of a finished run again and print its table")):
@@ -189,6 +198,8 @@ def _step(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     args = parser().parse_args(argv)
+    if getattr(args, "scale", None):
+        args = parser(args.scale).parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     try:
         if args.command == "notebooks":

@@ -43,6 +43,8 @@ def load_policy(name_or_path: str | Path, *, quantize: str | None = "auto", dtyp
     """
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
+    if isinstance(dtype, str) and dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f'dtype={dtype!r}: say "auto", "float32", "bfloat16" or "float16"')
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError('device="cuda", but this machine has no usable CUDA device; pass device="cpu" or "auto"')

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,14 @@ def test_the_flags_of_the_loop_are_its_settings():
     args = cli.parser().parse_args("loop --no-arms --no-carry --top-k 256 --lr 2e-3 --prompts paper --rounds 5".split())
     assert (args.arms, args.carry, args.top_k, args.lr) == (False, False, 256, 2e-3)
     assert (args.prompts, args.rounds) == ("paper", 5)
+    args = cli.parser("paper").parse_args(["loop", "--steps", "5"])
+    paper = asdict(Settings.of("paper", steps=5))
+    assert {name: getattr(args, name) for name in paper} == paper
+
+
+def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
+    refused(call("loop", "--scale", "paper", "--env", "none/Such-v0"), "none/Such-v0")
+    refused(call("loop", "--scale", "small", "--dtype", "float8"), "float8", "bfloat16")
 
 
 def test_loop_stops_resumes_and_reports(call, place, settings):  # noqa: F811
