@@ -1,4 +1,4 @@
-"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds:
+"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds, or five:
 
     python data/micro/study.py --seeds 0:6 --variants default
     python data/micro/study.py --seeds 0:4
@@ -23,8 +23,8 @@ from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
-    "default": BASE,
-    "no retention": replace(BASE, retain=0.0),
+    "default": replace(BASE, rounds=5),  # its first seeds, and those of the next, were run for three
+    "no retention": replace(BASE, retain=0.0, rounds=5),
     "fresh items": replace(BASE, carry=False),
     "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
     "3 of 10 texts wrong": BASE,
@@ -41,16 +41,17 @@ VARIANTS = {
     "forward KL": replace(BASE, loss="forward_kl"),
     "SFT": replace(BASE, loss="sft"),
 }
-CAUSES = {  # a figure each, beside the default
-    "retention": ["no retention"],
-    "carried_items": ["fresh items", "fresh items, no retention"],
-    "wrong_items": ["3 of 10 texts wrong", "5 of 10 texts wrong"],
-    "partial_items": ["only the hole from round 2", "24 games"],
-    "support": ["all wrong from round 2", "all wrong from round 2, forward KL"],
-    "learning_rate": ["lr 3e-4", "lr 3e-3", "lr 3e-3, no retention"],
-    "steps": ["60 steps"],
-    "adapter": ["adapter anew each round"],
-    "off_policy": ["forward KL", "SFT"],
+CAUSES = {  # a figure each
+    "retention": ["default", "no retention"],
+    "five_rounds": ["default", "no retention"],
+    "carried_items": ["default", "fresh items", "fresh items, no retention"],
+    "wrong_items": ["default", "3 of 10 texts wrong", "5 of 10 texts wrong"],
+    "partial_items": ["default", "only the hole from round 2", "24 games"],
+    "support": ["default", "all wrong from round 2", "all wrong from round 2, forward KL"],
+    "learning_rate": ["default", "lr 3e-4", "lr 3e-3", "lr 3e-3, no retention"],
+    "steps": ["default", "60 steps"],
+    "adapter": ["default", "adapter anew each round"],
+    "off_policy": ["default", "forward KL", "SFT"],
 }
 WRONG = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
 EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1,
@@ -81,7 +82,7 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kind = Anew if "anew" in name else Run
         run = kind(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
-        for k in range(1, BASE.rounds + 1):
+        for k in range(1, run.settings.rounds + 1):
             texts = edited(name, k, run.curate(k))
             path = run.round_folder(k) / "experience.md"
             path.write_text("".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)), encoding="utf-8")
@@ -118,8 +119,11 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
     found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
     panels = {"in_context": "Notes in context", "consolidated": "Consolidated", "ood": "OOD: exact answers"}
     for cause, names in CAUSES.items():
-        shown = [{**r, "arm": name} for name in ("default", *names) for r in rows if r["variant"] == name]
-        seeds = Counter(r["arm"] for r in shown if r["round"] == BASE.rounds)
+        last = 5 if cause == "five_rounds" else BASE.rounds
+        whole = {(r["variant"], r["seed"]) for r in rows if r["round"] == last}
+        shown = [{**r, "arm": name} for name in names for r in rows
+                 if r["variant"] == name and r["round"] <= last and (name, r["seed"]) in whole]
+        seeds = Counter(r["arm"] for r in shown if r["round"] == last)
         if len(seeds) < 2:
             continue  # not run yet
         title = (f"{cause.replace('_', ' ').capitalize()}: mean and range over "
@@ -147,7 +151,8 @@ def main() -> None:
         for name, figure in figures(done).items():
             figure.savefig(args.draw / f"{name}.png", dpi=120)
         return
-    complete = {(r["variant"], r["seed"]) for r in done if r["round"] == BASE.rounds}
+    last = {(r["variant"], r["seed"]): r["round"] for r in done}
+    complete = {run for run, k in last.items() if k in (BASE.rounds, VARIANTS[run[0]].rounds)}
     write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
     policy = load_policy(BASE.model)
     for seed in range(*map(int, args.seeds.split(":"))):
