@@ -188,7 +188,7 @@ def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
                 sizes[key] |= {sum(n for _, n in parts)}
     for axis, (key, found) in zip(axes, sizes.items(), strict=True):
         n = f"(n = {' or '.join(map(str, sorted(found)))} an arm, 95 % Wilson)"
-        axis.set_title(f"{title} {n}" if key == "passed" else f"OOD: exact answers\n{n}" if found else "no OOD probe")
+        axis.set_title(f"{title} {n}" if key == "passed" else f"OOD: exact answers\n{n.split(' an arm')[0]})" if found else "no OOD probe")
         axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.grid(axis="y", visible=False)
@@ -227,7 +227,7 @@ def curves(rows: Sequence[dict], x: str, panels: dict[str, str], title: str, bou
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if bounds and key != "ood":
             floors(axis, bounds)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
+    figure.suptitle(textwrap.fill(title, 20 + 38 * len(panels)), x=0.01, ha="left", fontsize=9.5)
     return _legend(figure, axes[0][0])
 
 

@@ -24,6 +24,7 @@ from oelkit import paired_bootstrap, plots, probe, rollout
 from oelkit.curate import count_tokens, experience_text, for_draw
 from oelkit.extract import cap
 from oelkit.loop import HELD_OUT, SCALES
+from oelkit.prompts import MARKER
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl, read_jsonl
 from oelkit.rollout import as_experience
 
@@ -31,6 +32,7 @@ BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
 WORLDS = {"items of a world with other letters": {"hole": "K", "goal": "T"},
           "items of a world with the letters swapped": {"hole": "G", "goal": "H"}}
 STEPS = (2, 5, 10, 20, 40)
+TRUE = {"H is a hole.", "G is the goal."}  # of all that NOISY wrote, what a person who knows the rules left
 NOISY = {"temperature": 1.5, "show_previous": False}  # a careless writer, so that some items are wrong
 
 
@@ -143,18 +145,21 @@ def saturation(run: Run) -> Iterator[dict]:
 
 
 def curation(run: Run) -> Iterator[dict]:
-    """Careless items as they are, curated, and a random subset of as many as curation left."""
+    """Careless items as they are, curated by a person and by agreement, and a random subset as large as the person's."""
     games = run.rollout(1)
     run.collect(1)
     run.policy.reset()
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": kept(run)}
     items = notes(run, games, **NOISY)
-    raw = [text.splitlines() for text in by_draw(run, items, curate=False)]
-    curated = by_draw(run, items)
-    rng, sizes = random.Random(run.settings.seed), [len(text.splitlines()) for text in curated]
-    some = ["\n".join(rng.sample(lines, min(n, len(lines)))) for lines, n in zip(raw, sizes, strict=True)]
-    yield from both(run, "as extracted", ["\n".join(lines) for lines in raw])
-    yield from both(run, "curated", curated)
+    raw = by_draw(run, items, curate=False)
+    session = Curation(items)
+    session.accept(list({(i.draw, i.text): i.id for i in reversed(items) if i.text in TRUE}.values()), "true, once")
+    curated = by_draw(run, session.kept(), curate=False)
+    rng, pairs = random.Random(run.settings.seed), [(a.splitlines(), b.count("\n") + 1) for a, b in zip(raw, curated)]
+    some = ["\n".join(rng.sample(lines, min(n, len(lines)))) for lines, n in pairs]
+    yield from both(run, "as extracted", raw)
+    yield from both(run, "curated by a person", curated)
+    yield from both(run, "curated by agreement", by_draw(run, items))
     yield from both(run, "random subset of equal size", some)
 
 
@@ -180,7 +185,7 @@ def paired(rows: Sequence[dict]) -> list[dict]:
     for row in sorted(rows, key=lambda row: row["seed"]):
         outcomes[row["arm"]] = outcomes.get(row["arm"], "") + row["passed"]["passes"]
     whole = [int(c) for c in outcomes.pop("all items")]
-    return [{"arm": arm, "difference": paired_bootstrap(whole, [int(c) for c in passes])}
+    return [{"arm": arm.removeprefix(MARKER).strip(), "difference": paired_bootstrap(whole, [int(c) for c in passes])}
             for arm, passes in outcomes.items()]
 
 
@@ -192,17 +197,17 @@ def figures(rows: Sequence[dict]) -> dict:
         seeds = sorted({row["seed"] for row in mine})
         n = mine[0]["passed"]["n"]
         limits = envs.bounds(mine[0]["env"], [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)])
-        about = f"mean and range over {len(seeds)} seeds, n = {n} maps a seed"
+        about = f"mean and range of {len(seeds)} seeds, n = {n} maps each"
         if name in ("texts", "curation"):
             found[name] = plots.bars(mine, limits, "Pass rate")
         elif name == "steps":
             panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
-            found[name] = plots.curves(mine, "step", panels, f"lr times 3, no retention; {about}", limits)
+            found[name] = plots.curves(mine, "step", panels, f"lr x 3, no retention; {about}", limits)
         elif name == "saturation":
-            title = f"In context, {about} and draw"
+            title = f"In context, {len(mine) and max(row['draw'] for row in mine) + 1} draws; {about}"
             found[name] = plots.curves(mine, "games", {"passed": "Pass rate"}, title, limits)
         else:
-            title = f"Change of the pass rate without an item (n = {n * len(seeds)}, paired)"
+            title = f"Change of the pass rate when an item is left out (n = {n * len(seeds)}, paired)"
             found[name] = plots.differences(paired(mine), title)
     return found
 
