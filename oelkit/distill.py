@@ -65,10 +65,10 @@ def distill(
     warmup: steps of linear warm-up, then lr is constant. retain: share of the batch on which the student too reads
     the experience, so that it does not forget how. batch_tokens: of a micro-batch, padding included; None leaves it,
     and gradient checkpointing, to `memory_plan`. Each dict: step, loss (nats a token), entropy (nats, the student's),
-    reply_tokens (a reply), truncated (share of the batch), grad_norm (before clipping to 1), lr, seconds. ValueError
-    where there is nothing to learn from (no states, no experience), for a state or experience over the context and
-    for wrong arguments; RuntimeError where the gradient is not finite or memory runs out (it says what to lower; no
-    step is left half done).
+    replies, reply_tokens (a reply), truncated (share of them), grad_norm (before clipping to 1), lr, seconds.
+    ValueError where there is nothing to learn from (no states, no experience), for a state or experience over the
+    context and for wrong arguments; RuntimeError where the gradient is not finite or memory runs out (it says what to
+    lower; no step is left half done).
     """
     experiences = [text for text in experiences if text.strip()]
     if not states:
@@ -130,7 +130,7 @@ def distill(
 
         history.append({
             "step": step, "loss": total, "entropy": entropy, "lr": optimizer.param_groups[0]["lr"],
-            "reply_tokens": sum(len(r.ids) for r in replies) / batch_size,
+            "replies": batch_size, "reply_tokens": sum(len(r.ids) for r in replies) / batch_size,
             "truncated": sum(r.truncated for r in replies) / batch_size,
             "grad_norm": float(grad_norm), "seconds": time.perf_counter() - began,
         })  # fmt: skip

@@ -258,7 +258,8 @@ def training(rows: Sequence[dict]) -> Figure:
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], color=colour, lw=1.4,
                       marker="." if len(steps) == 1 else "", label=NAMES.get(arm, arm))  # fmt: skip
-    for axis, title in zip(axes, ("Loss by step (nats a token)", "Entropy of the student (nats a token)"), strict=True):
+    n = f", n = {rows[0]['replies']} replies a step" if rows and "replies" in rows[0] else ""
+    for axis, title in zip(axes, (f"Loss, nats a token{n}", "Entropy of the student, nats a token"), strict=True):
         axis.set(xlabel="step", title=title)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if rows and all(row["loss"] > 0 for row in rows):

@@ -176,7 +176,7 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
     losses = [row["loss"] for row in rows]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     assert [row["step"] for row in rows] == list(range(12))
-    assert set(rows[0]) == {"step", "loss", "entropy", "lr", "reply_tokens", "truncated", "grad_norm", "seconds"}
+    assert set(rows[0]) == {"step", "loss", "entropy", "lr", "replies", "reply_tokens", "truncated", "grad_norm", "seconds"}
     assert all(0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0 for row in rows)
 
 

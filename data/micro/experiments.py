@@ -207,7 +207,8 @@ def figures(rows: Sequence[dict]) -> dict:
             title = f"In context, {len(mine) and max(row['draw'] for row in mine) + 1} draws; {about}"
             found[name] = plots.curves(mine, "games", {"passed": "Pass rate"}, title, limits)
         else:
-            title = f"Change of the pass rate when an item is left out (n = {n * len(seeds)}, paired)"
+            whole = [row["passed"]["pass_rate"] for row in mine if row["arm"] == "all items"]
+            title = f"Pass rate less that with all items, {sum(whole) / len(whole):.0%} (n = {n * len(seeds)}, paired)"
             found[name] = plots.differences(paired(mine), title)
     return found
 
