@@ -110,16 +110,18 @@ class Policy:
     def use(self, adapter: str | None, merge: bool = False) -> Iterator[Policy]:
         """Run with "student", "teacher" or None (bare base); active adapter and requires_grad are as before afterwards.
 
-        merge=True allows, without gradients, to replace the weights W of a small dense float32 model by W + BA for the
-        time being, which saves the adapter's own products; the very same W comes back. Ignored for others: in 16 bits
-        W + BA is rounded, and 4-bit weights are never merged.
+        merge=True allows, without gradients, to save the adapter's own products: an untrained one (B = 0) is left out,
+        and for a small dense float32 model the weights W are W + BA for the time being; the very same W comes back. Not
+        so for others: in 16 bits W + BA is rounded, and 4-bit weights are never merged.
         """
         if adapter not in ("student", "teacher", None):
             raise ValueError(f'no adapter {adapter!r}: say "student", "teacher" or None for the base model')
         tuner = self.model.base_model
         grads = [(p, p.requires_grad) for p in self.model.parameters()]
         active, disabled = tuner.active_adapters[0], self.layers[0].disable_adapters
-        merge = merge and adapter is not None and not torch.is_grad_enabled() and self._mergeable()
+        merge = merge and adapter is not None and not torch.is_grad_enabled()
+        untrained = merge and self._untrained(adapter)
+        merge = merge and not untrained and self._mergeable()
         weights = []
         try:
             if merge:
@@ -128,7 +130,7 @@ class Policy:
                     weights.append((weight, weight.data))
                     b, a = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
                     weight.data = torch.addmm(weight.data, b, a, alpha=layer.scaling[adapter])
-            if adapter is None or merge:
+            if adapter is None or merge or untrained:
                 tuner.disable_adapter_layers()
             else:
                 tuner.enable_adapter_layers()
@@ -143,6 +145,11 @@ class Policy:
                 tuner.disable_adapter_layers()
             for p, flag in grads:
                 p.requires_grad_(flag)
+
+    def _untrained(self, adapter: str) -> bool:
+        """Whether the adapter adds nothing yet."""
+        return not any(layer.lora_variant or adapter not in layer.lora_B
+                       or any(p.any() for p in layer.lora_B[adapter].parameters()) for layer in self.layers)
 
     def _mergeable(self) -> bool:
         """A small model whose LoRA layers all are plain ones over dense float32 matrices (no DoRA, no 4 bits)."""

@@ -122,6 +122,21 @@ def test_use_switches_and_restores(tiny, merge, outer):
         pass
 
 
+def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
+    monkeypatch.setattr("oelkit.policy.MERGE", 0)  # as in 16 and 4 bits, where adapters stay apart
+    calls, ids = [], torch.tensor([PROMPTS[2]])
+    a = tiny.layers[0].lora_A["student"]
+    a.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad(), tiny.use("student", merge=True):
+        blank = tiny.hidden(ids)
+    assert not calls
+    with tiny.use("student", merge=True):  # with gradients it is there, else it would never be trained
+        assert torch.equal(tiny.hidden(ids), blank) and calls
+    tiny.layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
+    with torch.no_grad(), tiny.use("student", merge=True):
+        assert not torch.equal(tiny.hidden(ids), blank) and len(calls) == 2
+
+
 def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, tiny_model):
     shake(tiny)
     tiny.freeze_teacher()
