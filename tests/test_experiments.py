@@ -60,7 +60,7 @@ def test_what_the_study_makes_of_the_texts():
     texts = ["H is a hole.\nG is the goal."] * 10
     wrong = [sum("H is the goal" in text for text in edited(name, k, texts)) for name, k in (
         ("default", 1), ("3 of 10 texts wrong", 1), ("5 of 10 texts wrong", 3), ("all wrong from round 2", 1),
-        ("all wrong from round 2", 2), ("all wrong from round 2, forward KL", 3))]
+        ("all wrong from round 2", 2), ("wrong goal from round 2, forward KL", 3))]
     assert wrong == [0, 3, 5, 0, 10, 10]
     assert edited("only the hole from round 2", 1, texts) == texts
     assert set(edited("only the hole from round 2", 2, texts)) == {"H is a hole."}

@@ -31,7 +31,8 @@ VARIANTS = {
     "5 of 10 texts wrong": BASE,
     "only the hole from round 2": BASE,
     "all wrong from round 2": BASE,
-    "all wrong from round 2, forward KL": replace(BASE, loss="forward_kl"),
+    "wrong goal from round 2": BASE,
+    "wrong goal from round 2, forward KL": replace(BASE, loss="forward_kl"),
     "adapter anew each round": BASE,
     "lr 3e-4": replace(BASE, lr=3e-4),
     "lr 3e-3": replace(BASE, lr=3e-3),
@@ -47,15 +48,14 @@ CAUSES = {  # a figure each
     "carried_items": ["default", "fresh items", "fresh items, no retention"],
     "wrong_items": ["default", "3 of 10 texts wrong", "5 of 10 texts wrong"],
     "partial_items": ["default", "only the hole from round 2", "24 games"],
-    "support": ["default", "all wrong from round 2", "all wrong from round 2, forward KL"],
+    "support": ["all wrong from round 2", "wrong goal from round 2", "wrong goal from round 2, forward KL"],
     "learning_rate": ["default", "lr 3e-4", "lr 3e-3", "lr 3e-3, no retention"],
     "steps": ["default", "60 steps"],
     "adapter": ["default", "adapter anew each round"],
     "off_policy": ["default", "forward KL", "SFT"],
 }
 WRONG = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
-EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1,
-         "all wrong from round 2, forward KL": 1}  # every how manieth text says the opposite
+EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1}  # every how manieth text is WRONG
 
 
 def edited(name: str, k: int, texts: list[str]) -> list[str]:
@@ -64,6 +64,8 @@ def edited(name: str, k: int, texts: list[str]) -> list[str]:
         return texts
     if name in EVERY:
         return [text if d % EVERY[name] else WRONG for d, text in enumerate(texts)]
+    if name.startswith("wrong goal"):
+        return [f"{MARKER} H is the goal." for _ in texts]
     if name.startswith("only the hole"):
         return ["\n".join(line for line in text.splitlines() if "hole" in line) for text in texts]
     return texts
