@@ -3,7 +3,8 @@
 One game a step, with the experience so far shown (or not); items are appended, over the cap the oldest go first
 (arXiv 2603.16856, section 3). Draws are independent passes over the games, each in its own order; all draws of a step
 are one generation call. The strict parser is the paper's; the default also takes what real models write instead (see
-`parse_items`). How many replies gave no item is counted (`on_step`).
+`parse_items`). How many replies gave no item is counted (`on_step`). Departure from the paper: what one reply says
+twice is one item, and the last item of a reply that was cut off is dropped.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def extract(
         asked = [policy.encode(extract_messages(prompts, t, known[d] if show_previous else "")) for d, t in group]
         replies = generate(policy, asked, max_new_tokens=max_new_tokens or prompts.max_new_tokens,
                            temperature=temperature, seed=seed * 1009 + step)  # fmt: skip
-        found = [parse_items(answer_text(reply.text), strict) for reply in replies]
+        # what a model says over and over is one item, and the last one of a reply that was cut off is cut off too
+        found = [parse_items(answer_text(r.text), strict)[: -1 if r.truncated else None] for r in replies]
+        found = [list(dict.fromkeys(texts)) for texts in found]
         for (d, t), texts in zip(group, found, strict=True):
             evidence = (Evidence(t.id, max(0, len(t.turns) - 1)),)
             items[d] += [ExperienceItem(f"r{round}-d{d}-{t.id}-{n}", text, evidence, policy.name, round, d)

@@ -81,6 +81,8 @@ class Settings:
     """Games on each held-out map, each with a sampling seed of its own."""
     prompts: str | None = None
     """Prompt set; none: the model's own."""
+    max_new_tokens: int | None = None
+    """Most tokens of a reply; none: the prompt set's (1,024 in `paper`)."""
     arms: bool = True
     """After the first round also run the arms off-policy, SFT and raw trajectories."""
 
@@ -129,6 +131,7 @@ class Run:
         try:
             self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
             self.prompts = load_prompts(settings.prompts or self.policy.prompts)
+            self.prompts = replace(self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens)
         except BaseException:
             if not there:  # a misspelt model leaves no run behind
                 self.folder.rmdir()
