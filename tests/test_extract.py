@@ -186,7 +186,7 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
 
 
 def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
-    script(lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)}"}.get(board(text), "Nothing new."))
+    script(lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}.get(board(text), "Nothing new."))
     for shown in (True, False):
         rows = []
         extract(tiny, games(3), draws=2, show_previous=shown, prompts="paper", on_step=rows.append)
@@ -197,6 +197,14 @@ def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
     script(lambda text: "### EXPERIENCE ITEM: x")
     extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
     assert [row["empty"] for row in rows] == [0, 1]
+
+
+def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny, monkeypatch):
+    """What a 1.5B model wrote about a game: the same sentence 72 times, until max_new_tokens."""
+    text = f"{MARKER} {A}\n{MARKER} {B}\n" + f"{MARKER} {A}\n" * 70 + f"{MARKER} {A[:9]}"
+    for cut, told in ((True, [A, B]), (False, [A, B, A[:9]])):
+        monkeypatch.setattr(module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)])
+        assert [item.text for item in extract(tiny, games(1), prompts="paper")] == told
 
 
 def test_strict_is_passed_on(tiny, script):

@@ -24,11 +24,8 @@ def settings(tmp_path_factory):
     model = make_model(folder / "model")
     question = {"kind": "copy", "messages": [{"role": "user", "content": "x"}], "answer": "x"}
     write_jsonl(model / "probe.jsonl", [question])
-    brief = (Path(module.__file__).parent / "prompts/brief.toml").read_text()
-    assert "max_new_tokens = 64" in brief
-    (folder / "short.toml").write_text(brief.replace("max_new_tokens = 64", "max_new_tokens = 4"))
     return Settings(model=str(model), env="oelkit/FrozenLake3x3-v0", rounds=2, games=2, collect=3, draws=2, steps=2,
-                    batch_size=4, episodes=4, prompts=str(folder / "short.toml"), lr=5e-3)
+                    batch_size=4, episodes=4, prompts="brief", max_new_tokens=4, lr=5e-3)
 
 
 def by_hand(run, *texts):
