@@ -3,7 +3,8 @@
     python data/micro/experiments.py --seeds 0:4                  # all of them on `micro`
     python data/micro/experiments.py --seeds 0:4 --only steps     # one of them
     python data/micro/experiments.py --scale small --model Qwen/Qwen2.5-1.5B-Instruct --out runs/small.jsonl
-    python data/micro/experiments.py --draw data/results          # the figures of what is there
+    python data/micro/experiments.py --table                      # what is there, as a Markdown table
+    python data/micro/experiments.py --draw data/results          # and its figures
 
 One JSON line a measurement, an experiment and seed at a time; what a seed has finished is not done again. Each seed has
 held-out maps of its own, the same for all of its arms, so that arms are paired and seeds may be pooled.
@@ -22,6 +23,7 @@ from pathlib import Path
 from oelkit import Curation, Run, Settings, auto_curate, distill, envs, evaluate, extract, load_policy
 from oelkit import paired_bootstrap, plots, probe, rollout
 from oelkit.curate import count_tokens, experience_text, for_draw
+from oelkit.evaluate import wilson
 from oelkit.extract import cap
 from oelkit.loop import HELD_OUT, SCALES
 from oelkit.prompts import MARKER
@@ -189,6 +191,24 @@ def paired(rows: Sequence[dict]) -> list[dict]:
             for arm, passes in outcomes.items()]
 
 
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: each arm's pass rate over all seeds with its Wilson interval (draws play the same maps: their range)."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        at = row.get("how") or next((f"{key} {row[key]}" for key in ("step", "games") if key in row), "in_context")
+        groups.setdefault((row["experiment"], row["arm"].removeprefix(MARKER).strip(), at), []).append(row)
+    lines = ["| experiment | arm | | pass rate | n | OOD |", "|---|---|---|---|---|---|"]
+    for key, same in groups.items():
+        passes, kept = "".join(row["passed"]["passes"] for row in same), [r["ood"]["all"] for r in same if r.get("ood")]
+        low, high = wilson(passes.count("1"), len(passes))
+        about = f"{passes.count('1') / len(passes):.1%} [{low:.1%}, {high:.1%}] | {len(passes)}"
+        if "draw" in same[0]:
+            rates = [row["passed"]["pass_rate"] for row in same]
+            about = f"{sum(rates) / len(rates):.1%} ({min(rates):.1%} to {max(rates):.1%}) | {len(rates)} draws"
+        lines.append(f"| {' | '.join(key)} | {about} | {f'{sum(kept) / len(kept):.1%}' if kept else '-'} |")
+    return "\n".join(lines).replace("_", " ")
+
+
 def figures(rows: Sequence[dict]) -> dict:
     """Name and figure of every experiment that the rows hold."""
     found = {}
@@ -220,9 +240,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--scale", choices=list(SCALES), default="tiny")
     parser.add_argument("--model", default="micro")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
     rows = read_jsonl(args.out) if args.out.exists() else []
+    if args.table:
+        return print(table(rows))
     if args.draw:
         for name, figure in figures(rows).items():
             figure.savefig(args.draw / f"experiment_{name}.png", dpi=110)
