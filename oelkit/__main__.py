@@ -142,7 +142,7 @@ def _step(args: argparse.Namespace) -> None:
 
     from . import distill, envs, evaluate, extract, ifeval, load_policy, rollout, states
     from .evaluate import episodes_needed
-    from .loop import HELD_OUT, _versions
+    from .loop import HELD_OUT, versions
     from .records import State, Trajectory, read_jsonl, write_jsonl
 
     out, what = args.out and Path(args.out), args.command
@@ -179,7 +179,7 @@ def _step(args: argparse.Namespace) -> None:
             write_jsonl(args.replies, report.replies)
         row = {"prompts": args.questions, **asked, "seconds": round(time.time() - started), **row}
         row |= {"command": shlex.join(["python", "-m", "oelkit", *args.argv]), "date": time.strftime("%Y-%m-%d"),
-                "versions": {**_versions(), "lm_eval": version("lm_eval")}}  # fmt: skip
+                "versions": {**versions(), "lm_eval": version("lm_eval")}}  # fmt: skip
     else:
         env, unseen = args.env, args.env.replace("-v", "Unseen-v")
         env = unseen if unseen in gymnasium.registry else env  # as the loop evaluates

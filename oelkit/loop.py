@@ -136,7 +136,7 @@ class Run:
             if not there:  # a misspelt model leaves no run behind
                 self.folder.rmdir()
             raise
-        _write_json(record, {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": _versions()})
+        _write_json(record, {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": versions()})
         self.play = {"prompts": self.prompts, "temperature": settings.temperature, "progress": progress}
 
     def _compare_settings(self, record: Path) -> None:
@@ -406,7 +406,8 @@ def summary(metrics: dict) -> str:
     return "\n".join(rows)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on, for the record."""
     packages = ("torch", "transformers", "peft", "gymnasium")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
