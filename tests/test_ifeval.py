@@ -46,6 +46,15 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
     assert found["prompt_loose"] > found["prompt_strict"]
 
 
+def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_path, caplog):
+    """lm-eval logs the whole reply where it cannot tell the language."""
+    row = {"prompt": "Say it in German.", "instruction_id_list": ["language:response_language"],
+           "kwargs": [{"language": "de"}]}
+    write_jsonl(tmp_path / "one.jsonl", [row])
+    say(monkeypatch, ["\U0001f368 " * 9])
+    assert ifeval(tiny, tmp_path / "one.jsonl").replies[0]["strict"] == [True] and not caplog.records
+
+
 def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
     """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends sentences at Dr.)."""
     code = ("import socket\ndef refuse(*a): raise AssertionError(f'connects to {a[1:]}')\n"
