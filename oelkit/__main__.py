@@ -34,11 +34,13 @@ An experience FILE is plain text, an experience.md of a run (a text a draw) or a
 a curation.jsonl beside it hold. A mistake ends with one line; OELKIT_DEBUG=1 shows where it came from."""
 STEPS = {  # what each does, and the fields of Settings that it takes
     "play": ("play games and write their trajectories", "model dtype env seed temperature prompts max_new_tokens"),
-    "extract": ("write down what trajectories teach", "model dtype seed temperature draws budget_tokens prompts max_new_tokens"),
+    "extract": ("write down what trajectories teach",
+                "model dtype seed temperature draws budget_tokens prompts max_new_tokens"),
     "distill": ("train an adapter that needs the experience no more; no environment, no reward",
                 "model dtype seed temperature steps batch_size lr loss top_k retain prompts max_new_tokens"),
     "evaluate": ("measure the pass rate on held-out maps", "model dtype env seed episodes prompts max_new_tokens"),
-    "ifeval": ("measure what else the model still follows: IF-Eval, judged by the official checkers", "model dtype seed"),
+    "ifeval": ("measure what else the model still follows: IF-Eval, judged by the official checkers",
+               "model dtype seed"),
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Sampling replies: token ids in, token ids out, for many prompts at once.
 
 What it does: batches prompts of like length, samples with Transformers' `generate`, and now and then drops the rows
-that have finished; where prompts begin alike (an experience), the beginning is computed and kept once, and a prompt that
-is there several times (games on one map, many samples of a state) is read once. What it does not: parse replies, play games, tokenise. A reply is exactly the ids that were sampled;
+that have finished; where prompts begin alike (an experience), the beginning is computed and kept once, and a prompt
+that is there several times (games on one map, many samples of a state) is read once. What it does not: parse replies,
+play games, tokenise. A reply is exactly the ids that were sampled;
 the teacher scores those, never a re-tokenised text.
 
 In float32 greedy replies do not depend on the batch. In 16 bits they may: another batch shape sums in another order,

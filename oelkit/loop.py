@@ -279,8 +279,8 @@ class Run:
             texts = self.experiences(k)
             arms["in_context"] = self._measure(texts, adapter="teacher")
             arms["consolidated"] = self._measure()
-            ood = {"base": self._probe(None)} if first else {}
-            ood["consolidated"] = self._probe("student")
+            ood = {"base": self.probe(None)} if first else {}
+            ood["consolidated"] = self.probe("student")
             rows = {name: report.summary() for name, report in arms.items()}
             passes = arms["in_context"].passes
             by_draw = [passes[d :: len(texts)] for d in range(len(texts))]
@@ -313,7 +313,7 @@ class Run:
             for arm, loss in (("forward_kl", "forward_kl"), ("sft", "sft"), ("raw", "reverse_kl")):
                 self.policy.reset()
                 self._train(1, arm, raw if arm == "raw" else texts, loss, None)
-                row = {"consolidated": self._measure().summary(), "ood": self._probe("student")}
+                row = {"consolidated": self._measure().summary(), "ood": self.probe("student")}
                 result.setdefault(arm, {}).update(row)
             _write_json(path, result)
             if (whole := self.folder / "metrics.json").exists():
@@ -365,7 +365,8 @@ class Run:
         return evaluate(self.policy, self.eval_env, self.eval_seeds, texts, adapter=adapter, prompts=self.prompts,
                         sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)], progress=self.progress)
 
-    def _probe(self, adapter: str | None) -> dict[str, float] | None:
+    def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
+        """What the model still answers right that has nothing to do with the world; None without a probe.jsonl."""
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
 

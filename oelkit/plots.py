@@ -187,8 +187,9 @@ def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
                 axis.annotate(f"{bar[0]:.0%}", (right, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
                 sizes[key] |= {sum(n for _, n in parts)}
     for axis, (key, found) in zip(axes, sizes.items(), strict=True):
-        n = f"(n = {' or '.join(map(str, sorted(found)))} an arm, 95 % Wilson)"
-        axis.set_title(f"{title} {n}" if key == "passed" else f"OOD: exact answers\n{n.split(' an arm')[0]})" if found else "no OOD probe")
+        n = "n = " + " or ".join(map(str, sorted(found)))
+        ood = f"OOD: exact answers\n({n})" if found else "no OOD probe"
+        axis.set_title(f"{title} ({n} an arm, 95 % Wilson)" if key == "passed" else ood)
         axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.grid(axis="y", visible=False)

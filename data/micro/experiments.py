@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from oelkit import Curation, Run, Settings, auto_curate, distill, envs, evaluate, extract, load_policy
-from oelkit import paired_bootstrap, plots, probe, rollout
+from oelkit import paired_bootstrap, plots, rollout
 from oelkit.curate import count_tokens, experience_text, for_draw
 from oelkit.evaluate import wilson
 from oelkit.extract import cap
@@ -48,12 +48,6 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
     report = evaluate(run.policy, run.eval_env, maps(run), texts, prompts=run.prompts,
                       sampling_seeds=(run.settings.seed,))
     return report.summary() | {"passes": "".join("01"[passed] for passed in report.passes)}
-
-
-def kept(run: Run) -> dict | None:
-    """What the student still answers right that has nothing to do with the world."""
-    path = Path(run.policy.source) / "probe.jsonl"
-    return probe(run.policy, path) if path.exists() else None
 
 
 def learn(run: Run, texts: Sequence[str], **options) -> None:
@@ -84,7 +78,7 @@ def both(run: Run, arm: str, texts: Sequence[str]) -> Iterator[dict]:
     yield {**about, "how": "in_context", "passed": played(run, texts)}
     if any(texts):
         learn(run, texts)
-        yield {**about, "how": "consolidated", "passed": played(run), "ood": kept(run)}
+        yield {**about, "how": "consolidated", "passed": played(run), "ood": run.probe()}
 
 
 def texts(run: Run) -> Iterator[dict]:
@@ -93,7 +87,7 @@ def texts(run: Run) -> Iterator[dict]:
     run.collect(1)  # by the untrained model, as all that follows may train it
     games = run.rollout(1)
     policy.reset()
-    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": kept(run)}
+    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
     own = by_draw(run, notes(run, games))
     yield from both(run, "own items", own)
     shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.draws)]
@@ -117,13 +111,13 @@ def steps(run: Run) -> Iterator[dict]:
     own = by_draw(run, notes(run, run.rollout(1)))
     run.collect(1)
     run.policy.reset()
-    start = {"step": 0, "passed": played(run), "ood": kept(run)}
+    start = {"step": 0, "passed": played(run), "ood": run.probe()}
     for loss in ("reverse_kl", "forward_kl", "sft"):
         rows = [{"arm": loss, **start}]
 
         def watch(row: dict) -> None:
             if row["step"] + 1 in STEPS:
-                rows.append({"arm": loss, "step": row["step"] + 1, "passed": played(run), "ood": kept(run)})
+                rows.append({"arm": loss, "step": row["step"] + 1, "passed": played(run), "ood": run.probe()})
 
         run.policy.reset()
         learn(run, own, steps=max(STEPS), lr=3 * run.settings.lr, retain=0.0, loss=loss, on_step=watch)
@@ -147,11 +141,11 @@ def saturation(run: Run) -> Iterator[dict]:
 
 
 def curation(run: Run) -> Iterator[dict]:
-    """Careless items as they are, curated by a person and by agreement, and a random subset as large as the person's."""
+    """Careless items as they are, curated by a person and by agreement, and at random as many as the person's."""
     games = run.rollout(1)
     run.collect(1)
     run.policy.reset()
-    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": kept(run)}
+    yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
     items = notes(run, games, **NOISY)
     raw = by_draw(run, items, curate=False)
     session = Curation(items)
@@ -224,7 +218,7 @@ def figures(rows: Sequence[dict]) -> dict:
             panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
             found[name] = plots.curves(mine, "step", panels, f"lr x 3, no retention; {about}", limits)
         elif name == "saturation":
-            title = f"In context, {len(mine) and max(row['draw'] for row in mine) + 1} draws; {about}"
+            title = f"In context, {max(row['draw'] for row in mine) + 1} draws; {about}"
             found[name] = plots.curves(mine, "games", {"passed": "Pass rate"}, title, limits)
         else:
             whole = [row["passed"]["pass_rate"] for row in mine if row["arm"] == "all items"]
