@@ -183,8 +183,8 @@ def _step(args: argparse.Namespace) -> None:
         row |= {"command": shlex.join(["python", "-m", "oelkit", *args.argv]), "date": time.strftime("%Y-%m-%d"),
                 "versions": {**versions(), "lm_eval": version("lm_eval")}}  # fmt: skip
     else:
-        env, unseen = args.env, args.env.replace("-v", "Unseen-v")
-        env = unseen if unseen in gymnasium.registry else env  # as the loop evaluates
+        envs.make(args.env)  # an id "module:id" is known once its module is imported
+        env = envs.held_out(args.env)  # as the loop evaluates
         seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
         print(f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}",

@@ -21,8 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from . import envs
 from .curate import Curation, auto_curate, for_draw
 from .distill import distill
@@ -160,8 +158,7 @@ class Run:
     @property
     def eval_env(self) -> str:
         """The world of evaluation: the held-out layouts where there are such, else the same world."""
-        unseen = self.settings.env.replace("-v", "Unseen-v")
-        return unseen if unseen in gymnasium.registry else self.settings.env
+        return envs.held_out(self.settings.env)
 
     @property
     def eval_seeds(self) -> range:

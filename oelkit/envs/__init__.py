@@ -23,7 +23,7 @@ from .textarena import from_textarena
 
 __all__ = [
     "ACTIONS", "BOARDS", "WORLDS", "FrozenLakeEnv", "Layout", "Room", "SokobanEnv", "TextEnv", "TextWorld",
-    "bounds", "describe", "from_textarena", "make", "parse_action", "parse_board", "render_board",
+    "bounds", "describe", "from_textarena", "held_out", "make", "parse_action", "parse_board", "render_board",
 ]  # fmt: skip
 
 _LAKE, _SOKOBAN = "oelkit.envs.frozen_lake:FrozenLakeEnv", "oelkit.envs.sokoban:SokobanEnv"
@@ -45,6 +45,12 @@ for _name, _entry_point, _kwargs in (
 for _id, (_entry_point, _kwargs) in WORLDS.items():
     if _id not in gym.registry:
         gym.register(_id, entry_point=_entry_point, kwargs=_kwargs, disable_env_checker=True, order_enforce=False)
+
+
+def held_out(env_id: str) -> str:
+    """The world of a made world's held-out layouts (`…Unseen-v0`), or the same id where there is none."""
+    unseen = env_id.replace("-v", "Unseen-v")
+    return unseen if unseen.split(":")[-1] in gym.registry else env_id
 
 
 def make(env_id: str, **kwargs: Any) -> TextEnv | TextWorld:

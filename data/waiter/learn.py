@@ -1,0 +1,117 @@
+"""A real language model learns from what its guests say: by its own items, and by those that a person went through.
+
+    python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
+    python data/waiter/learn.py --draw data/results                        # only the figure
+
+own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
+writes down what it said itself rather than what the guest said, and a person keeps what is true. A run folder an arm
+(runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from waiter import TABLES, Waiter
+
+from oelkit import Run, Settings, evaluate, plots
+from oelkit.curate import Curation, auto_curate, experience_text, for_draw
+from oelkit.loop import HELD_OUT, versions
+from oelkit.records import read_jsonl, write_jsonl
+
+HERE = Path(__file__).parent
+SETTINGS = Settings(
+    dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=32,
+    draws=3, steps=16, batch_size=16, lr=3e-4, temperature=0.7, arms=False,
+)
+
+
+def is_true(text: str) -> bool:
+    """Whether an item names one table, and what is drunk there and nothing else."""
+    words = set(re.findall(r"\w+", text.lower()))
+    tables = words & set(TABLES)
+    return len(tables) == 1 and words & set(TABLES.values()) == {TABLES[tables.pop()]}
+
+
+def go_through(run: Run, k: int) -> None:
+    """Keep what is true among the items of round k, once for all draws, and reject the rest."""
+    folder = run.round_folder(k)
+    if not (folder / "experience.md").exists():
+        run.extract(k)
+        curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="person")
+        items = curation.items
+        for table in TABLES:
+            if true := [item for item in items if is_true(item.text) and table in item.text.lower()]:
+                curation.add(true[0].text, [place for item in true for place in item.evidence])
+        curation.reject([item.id for item in items], reason="false, or said once for all draws")
+
+
+def not_gone_through(run: Run, k: int) -> dict:
+    """What the same items are worth in context where nobody went through them: the control of `go_through`."""
+    kept = auto_curate(Curation(run.extract(k))).kept()
+    texts = [text for d in range(run.settings.draws) if (text := experience_text(for_draw(kept, d)))]
+    run.start_round(k)
+    return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
+
+
+def learn(arm: str, settings: Settings, out: Path) -> None:
+    """Run all rounds of an arm and write its rows, in place of those that it may have there."""
+    name = arm if settings.loss == "reverse_kl" else f"{arm}, {settings.loss}"
+    run = Run(f"runs/waiter_{name.replace(', ', '_')}", settings)
+    if arm == "curated":
+        run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
+        run.play["prompts"] = run.prompts
+    for k in range(1, settings.rounds + 1):
+        if arm == "curated":
+            go_through(run, k)
+        m, items = run.evaluate(k), run.extract(k)
+        row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
+               "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"]}
+        if arm == "curated":
+            row["not_curated"] = not_gone_through(run, k)
+        row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
+        rows = read_jsonl(out) if out.exists() else []
+        write_jsonl(out, [r for r in rows if (r["arm"], r["round"]) != (name, k)] + [row])
+        print(name, k, {a: f"{p['pass_rate']:.1%}" for a, p in row.items() if isinstance(p, dict) and "pass_rate" in p},
+              f"{row['true']} of {row['items']} items are true")
+
+
+def figure(rows: list[dict]) -> plots.Figure:
+    """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all."""
+    bars = [{"arm": "nothing", "how": "base", "passed": rows[0]["base"]}]
+    for row in rows:
+        name = f"{row['arm']} items, round {row['round']}"
+        bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
+        if "not_curated" in row:
+            raw = f"the same, not curated, round {row['round']}"
+            bars.append({"arm": raw, "how": "in_context", "passed": row["not_curated"]})
+    world, n = Waiter(unseen=True), rows[0]["base"]["n"]
+    tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
+    limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
+    return plots.bars(bars, limits, "Right drink for guests never seen")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="local folder or hub id")
+    parser.add_argument("--arm", choices=("own", "curated"), default="own")
+    parser.add_argument("--loss", choices=("reverse_kl", "forward_kl", "sft"), default=SETTINGS.loss)
+    parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
+    parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
+    args = parser.parse_args()
+    if args.draw:
+        return figure(read_jsonl(args.out)).savefig(args.draw / "waiter.png", dpi=120)
+    if not args.model:
+        parser.error("say which --model: a local folder or a hub id")
+    learn(args.arm, replace(SETTINGS, model=args.model, loss=args.loss, rounds=args.rounds), args.out)
+
+
+if __name__ == "__main__":
+    main()

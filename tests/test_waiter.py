@@ -1,0 +1,88 @@
+"""The world of the real model's results, and the script behind them, on the embedded model."""
+
+import sys
+from pathlib import Path
+from runpy import run_path
+
+import matplotlib
+import pytest
+
+from oelkit import Run, envs, load_policy, load_prompts
+from oelkit.loop import HELD_OUT
+from oelkit.prompts import act_messages
+from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
+
+matplotlib.use("Agg")
+FOLDER = Path(__file__).parents[1] / "data" / "waiter"
+WORLD = "waiter:waiter/Waiter-v0"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def learn():
+    return run_path(str(FOLDER / "learn.py"))
+
+
+def test_held_out_guests_are_never_seen_in_training():
+    train = envs.make(WORLD)
+    assert envs.held_out(WORLD) == "waiter:waiter/WaiterUnseen-v0"
+    unseen = envs.make(envs.held_out(WORLD))
+    seen = {train.reset(seed=seed)[0].split(" sits")[0] for seed in range(400)}
+    new = [unseen.reset(seed=HELD_OUT + seed)[0] for seed in range(128)]
+    assert not seen & {guest.split(" sits")[0] for guest in new}
+    assert {guest.split()[-2] for guest in new} == {"red", "green", "blue", "white", "black", "yellow"}
+    assert train.reset(seed=3)[0] == train.reset(seed=3)[0]
+
+
+@pytest.mark.parametrize(("reply", "wins"), [
+    ("They want {}.", True), ("{}, please, no: {}", True), ("Tea, coffee, milk, juice, soup or water.", False),
+    ("The guests want a dog.", False), ("", False)])  # fmt: skip
+def test_the_right_drink_alone_wins(reply, wins):
+    world = envs.make(WORLD)
+    guest, _ = world.reset(seed=1)
+    tables = __import__("waiter").TABLES
+    drink = tables[guest.split()[-2]]
+    told, reward, ended, _, info = world.step(reply.replace("{}", drink.capitalize()))
+    assert (info["outcome"] == "success", bool(reward), ended) == (wins, wins, True)
+    assert told.endswith(f'"At the {guest.split()[-2]} table we drink {drink}."') and info["feedback"] == told
+
+
+def test_prompts_ask_about_the_guest():
+    (message,) = act_messages(load_prompts(FOLDER / "waiter.toml"), "A guest sits down.", moves=())
+    assert message["content"].startswith("A guest sits down.") and message["content"].endswith("one short sentence.")
+
+
+def test_what_is_true(learn):
+    right = ("Guests at the red table want tea.", "At the BLUE table they want to drink milk")
+    wrong = ("Guests at the red table want milk.", "Guests at the red table want tea or milk.", "Guests want tea.",
+             "At the red table tea, at the blue table milk.", "Guests at the red table want a dog.")  # fmt: skip
+    assert all(map(learn["is_true"], right)) and not any(map(learn["is_true"], wrong))
+
+
+def test_an_arm_runs_is_curated_and_drawn(learn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = learn["replace"](learn["SETTINGS"], model="micro", dtype="auto", rounds=1, games=2, collect=2, draws=2,
+                                steps=1, batch_size=2, episodes=4)  # fmt: skip
+    run = Run("runs/waiter_curated", settings, load_policy("micro"), progress=False)
+    texts = ("Guests at the red table want tea.", "Guests at the red table want a dog.", "At the red table: tea")
+    write_jsonl(run.round_folder(1) / "items.jsonl", [
+        ExperienceItem(f"i{n}", text, (Evidence(game.id, 0),), "micro", 1, n % 2)
+        for n, (text, game) in enumerate(zip(texts, [*run.rollout(1)] * 2))])  # fmt: skip
+    out = tmp_path / "waiter.jsonl"
+    learn["learn"]("curated", run.settings, out)
+    learn["learn"]("curated", run.settings, out)  # goes on: the same row in its place
+    (row,) = read_jsonl(out)
+    assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
+    assert (row["items"], row["true"], row["consolidated"]["n"], row["not_curated"]["n"]) == (3, 2, 4, 4)
+    assert learn["figure"]([row]).axes
+
+
+def test_a_model_is_needed(learn, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["learn.py"])
+    with pytest.raises(SystemExit):
+        learn["main"]()
+    assert "--model" in capsys.readouterr().err
