@@ -169,14 +169,17 @@ def arms(metrics: dict) -> Figure:
 def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
     """What arms are worth in context and consolidated, seeds pooled (dots: each seed), with OOD; Wilson intervals.
 
-    rows: {"arm", "how": "base", "in_context" or "consolidated", "passed": a report's summary, "ood": a probe's or none}.
+    rows: {"arm", "how": "base", "in_context" or "consolidated", "passed": a report's summary, "ood": a probe's or none};
+    without any probe there is no panel for it.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
-    sizes: dict[str, set[int]] = {"passed": set(), "ood": set()}
-    figure, axes = _figure(2, size=(8, 1.3 + 0.5 * len(names)), sharey=True, width_ratios=(2, 1))
+    sizes: dict[str, set[int]] = {key: set() for key in ("passed", "ood") if any(row.get(key) for row in rows)}
+    figure, axes = _figure(len(sizes), size=(8, 1.3 + 0.5 * len(names)), sharey=True, squeeze=False,
+                           width_ratios=(2, 1)[: len(sizes)])  # fmt: skip
+    axes = axes[0]
     for (arm, how), same in _grouped(rows, "arm", "how").items():
         y = names.index(arm) + {"base": 0, "in_context": -0.2, "consolidated": 0.2}[how]
-        for axis, key in zip(axes, ("passed", "ood"), strict=True):
+        for axis, key in zip(axes, sizes, strict=True):
             parts = [_share(row[key]) for row in same if row.get(key)]
             if parts:
                 bar = _pooled(parts)
@@ -188,8 +191,7 @@ def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
                 sizes[key] |= {sum(n for _, n in parts)}
     for axis, (key, found) in zip(axes, sizes.items(), strict=True):
         n = "n = " + " or ".join(map(str, sorted(found)))
-        ood = f"OOD: exact answers\n({n})" if found else "no OOD probe"
-        axis.set_title(f"{title} ({n} an arm, 95 % Wilson)" if key == "passed" else ood)
+        axis.set_title(f"{title} ({n} an arm, 95 % Wilson)" if key == "passed" else f"OOD: exact answers\n({n})")
         axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.grid(axis="y", visible=False)

@@ -72,7 +72,9 @@ def learn(arm: str, settings: Settings, out: Path) -> None:
             go_through(run, k)
         m, items = run.evaluate(k), run.extract(k)
         row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
-               "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"]}
+               "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
+               "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
+                            for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
         if arm == "curated":
             row["not_curated"] = not_gone_through(run, k)
         row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
@@ -86,10 +88,10 @@ def figure(rows: list[dict]) -> plots.Figure:
     """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all."""
     bars = [{"arm": "nothing", "how": "base", "passed": rows[0]["base"]}]
     for row in rows:
-        name = f"{row['arm']} items, round {row['round']}"
+        name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
         if "not_curated" in row:
-            raw = f"the same, not curated, round {row['round']}"
+            raw = f"the same items, not curated, round {row['round']}"
             bars.append({"arm": raw, "how": "in_context", "passed": row["not_curated"]})
     world, n = Waiter(unseen=True), rows[0]["base"]["n"]
     tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
