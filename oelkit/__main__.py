@@ -140,8 +140,6 @@ def _loop(args: argparse.Namespace) -> None:
 
 
 def _step(args: argparse.Namespace) -> None:
-    import gymnasium
-
     from . import distill, envs, evaluate, extract, ifeval, load_policy, rollout, states
     from .evaluate import episodes_needed
     from .loop import HELD_OUT, versions
@@ -157,7 +155,7 @@ def _step(args: argparse.Namespace) -> None:
     found = (read_jsonl(args.states, State) if args.states else states(games)) if what == "distill" else []
     texts, options = _texts(args.experience), {"progress": sys.stderr.isatty()}
     if "env" in args:
-        envs.make(args.env)
+        envs.make(args.env)  # this also imports the module of a "module:id"
     policy = load_policy(args.model, dtype=args.dtype, adapter=args.adapter)
     options |= {k: getattr(args, k) for k in STEPS[what][1].split() if k not in ("model", "dtype", "env", "episodes")}
     if what == "play":
@@ -183,7 +181,6 @@ def _step(args: argparse.Namespace) -> None:
         row |= {"command": shlex.join(["python", "-m", "oelkit", *args.argv]), "date": time.strftime("%Y-%m-%d"),
                 "versions": {**versions(), "lm_eval": version("lm_eval")}}  # fmt: skip
     else:
-        envs.make(args.env)  # an id "module:id" is known once its module is imported
         env = envs.held_out(args.env)  # as the loop evaluates
         seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()

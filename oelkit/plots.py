@@ -195,6 +195,8 @@ def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
         axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.grid(axis="y", visible=False)
+    if "ood" not in sizes:
+        axes[0].set_xlabel("no OOD probe", fontsize=8)
     axes[0].set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
     axes[0].invert_yaxis()
     for how in ("base", "in_context", "consolidated"):

@@ -212,7 +212,7 @@ def test_bars_pool_the_seeds_and_show_each():
     assert "random policy 3.1%" in words(figure) and "notes in context" in words(figure)
     assert_whole(figure)
     alone = plots.bars([{**row, "ood": None} for row in make_arms(1)], make_metrics()["bounds"], "Pass rate")
-    assert len(alone.axes) == 1  # no probe, no panel
+    assert "no OOD probe" in words(alone) and len(alone.axes) == 1
     assert_whole(alone)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from waiter import TABLES, Waiter
 
 from oelkit import Run, Settings, evaluate, plots
-from oelkit.curate import Curation, auto_curate, experience_text, for_draw
+from oelkit.curate import Curation, auto_curate
 from oelkit.loop import HELD_OUT, versions
 from oelkit.records import read_jsonl, write_jsonl
 
@@ -54,8 +54,8 @@ def go_through(run: Run, k: int) -> None:
 
 def not_gone_through(run: Run, k: int) -> dict:
     """What the same items are worth in context where nobody went through them: the control of `go_through`."""
-    kept = auto_curate(Curation(run.extract(k))).kept()
-    texts = [text for d in range(run.settings.draws) if (text := experience_text(for_draw(kept, d)))]
+    curation = auto_curate(Curation(run.extract(k)))
+    texts = [text for d in range(run.settings.draws) if (text := curation.experience(draw=d))]
     run.start_round(k)
     return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
 
