@@ -297,9 +297,14 @@ def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
     return curation
 
 
-def for_draw(items: Iterable[ExperienceItem], draw: int) -> list[ExperienceItem]:
-    """The items that belong to a draw's text: its own, a person's, and what was merged."""
-    return [i for i in items if i.draw == draw or not i.model or len(getattr(i, "parents", ())) > 1]
+def for_draw(items: Iterable[ExperienceItem], draw: int, known: str = "") -> list[ExperienceItem]:
+    """The items that belong to a draw's text: its own, a person's, and what was merged.
+
+    known: text that they will stand behind; what a line of it says in the same words is left out.
+    """
+    mine = [i for i in items if i.draw == draw or not i.model or len(getattr(i, "parents", ())) > 1]
+    said = {_words(line.removeprefix(MARKER)) for line in known.splitlines()}
+    return [i for i in mine if _words(i.text) not in said]
 
 
 def experience_text(items: Iterable[ExperienceItem]) -> str:

@@ -15,7 +15,7 @@ import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -226,9 +226,8 @@ class Run:
             self.extract(k)
             before = self._before(k)
             kept = auto_curate(Curation.open(*sources), self.settings.draws if any(before) else None).kept()
-            texts = [join_experience(old, for_draw(kept, d)) for d, old in enumerate(before)]
-            texts = [cap(self.policy, text, self.settings.budget_tokens) for text in texts]
-            _write(path, "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)))
+            texts = [join_experience(old, for_draw(kept, d, old)) for d, old in enumerate(before)]
+            self.write_experience(k, [cap(self.policy, text, self.settings.budget_tokens) for text in texts])
 
         if path.exists() and any(f.exists() and f.stat().st_mtime_ns > path.stat().st_mtime_ns for f in sources):
             path.unlink()
@@ -236,6 +235,10 @@ class Run:
         parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
         # a person's file may lack the headings
         return [text.strip() for text in parts[1:] or parts * self.settings.draws]
+
+    def write_experience(self, k: int, texts: Sequence[str]) -> None:
+        """Let the teacher of round k read these texts, one a draw, in place of what `curate` would write."""
+        _write(self.round_folder(k) / "experience.md", "".join(f"## Draw {d}\n{t}\n\n" for d, t in enumerate(texts)))
 
     def experiences(self, k: int) -> list[str]:
         """The texts of `curate` that say anything, which the teacher reads; ValueError where none does."""

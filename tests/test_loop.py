@@ -143,6 +143,19 @@ def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, setti
     assert not {s.trajectory_id for s in run.collect(1)} & {t.id for t in run.rollout(1)}
 
 
+def test_what_is_carried_is_not_said_twice(settings, tmp_path):
+    run = by_hand(start(tmp_path / "run", settings))
+    run.policy.save_adapter(run.round_folder(1) / "adapter")
+    run.write_experience(1, ["- EXPERIENCE ITEM: H is a hole.", "- EXPERIENCE ITEM: K is a hole."])
+    words = ("h is a hole", "H is a hole!", "G is the goal.")
+    write_jsonl(run.round_folder(2) / "items.jsonl",
+                [ExperienceItem(f"n{n}{d}", text, (), "m", 2, d) for n, text in enumerate(words) for d in (0, 1)])
+    new = ["- EXPERIENCE ITEM: G is the goal."]
+    carried, other = (text.splitlines() for text in run.curate(2))
+    assert carried == ["- EXPERIENCE ITEM: H is a hole."] + new
+    assert other == ["- EXPERIENCE ITEM: K is a hole.", "- EXPERIENCE ITEM: h is a hole"] + new
+
+
 def test_a_new_process_for_every_stage_gives_the_same_run(done, settings, tmp_path):
     by_hand(start(tmp_path / "run", settings))
     for k in (1, 2):

@@ -63,11 +63,15 @@ def test_what_is_true(learn):
     assert all(map(learn["is_true"], right)) and not any(map(learn["is_true"], wrong))
 
 
-def test_an_arm_runs_is_curated_and_drawn(learn, tmp_path, monkeypatch):
+@pytest.fixture
+def small(learn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = learn["replace"](learn["SETTINGS"], model="micro", dtype="auto", rounds=1, games=2, collect=2, draws=2,
-                                steps=1, batch_size=2, episodes=4)  # fmt: skip
-    run = Run("runs/waiter_curated", settings, load_policy("micro"), progress=False)
+    return learn["replace"](learn["SETTINGS"], model="micro", dtype="auto", rounds=1, games=2, collect=2, draws=2, steps=1,
+                            batch_size=2, episodes=4)  # fmt: skip
+
+
+def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
+    run = Run("runs/waiter_curated", small, load_policy("micro"), progress=False)
     texts = ("Guests at the red table want tea.", "Guests at the red table want a dog.", "At the red table: tea")
     write_jsonl(run.round_folder(1) / "items.jsonl", [
         ExperienceItem(f"i{n}", text, (Evidence(game.id, 0),), "micro", 1, n % 2)
@@ -81,8 +85,28 @@ def test_an_arm_runs_is_curated_and_drawn(learn, tmp_path, monkeypatch):
     assert learn["figure"]([row]).axes
 
 
-def test_a_model_is_needed(learn, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["learn.py"])
+def test_games_are_told_as_they_were(learn, small, tmp_path):
+    out = tmp_path / "waiter.jsonl"
+    learn["learn"]("raw", learn["replace"](small, loss="forward_kl"), out, ["loss=forward_kl"])
+    (row,) = read_jsonl(out)
+    assert (row["arm"], row["items"], row["consolidated"]["n"]) == ("raw, loss=forward_kl", 0, 4)
+    assert all(text.count("The guest ") == 2 for text in row["texts"]) and Path("runs/waiter_raw_loss_forward_kl").is_dir()
+
+
+def test_another_model_writes_the_items(learn, small, tmp_path):
+    writer = Run("runs/waiter_other_writer", small, load_policy("micro"), progress=False)
+    game = writer.rollout(1)[0]
+    item = ExperienceItem("i", "Guests at the red table want tea.", (Evidence(game.id, 0),), "micro", 1, 0)
+    write_jsonl(writer.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)])
+    out = tmp_path / "waiter.jsonl"
+    learn["learn"]("other", small, out, writer="micro")
+    (row,) = read_jsonl(out)
+    assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2 and row["true"] == 2
+
+
+@pytest.mark.parametrize("given", [[], ["--model", "micro", "--arm", "other"], ["--model", "micro", "--writer", "micro"]])
+def test_models_are_needed(learn, given, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["learn.py", *given])
     with pytest.raises(SystemExit):
         learn["main"]()
-    assert "--model" in capsys.readouterr().err
+    assert "--writer" in capsys.readouterr().err

@@ -86,8 +86,7 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
         run = kind(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
         for k in range(1, run.settings.rounds + 1):
             texts = edited(name, k, run.curate(k))
-            path = run.round_folder(k) / "experience.md"
-            path.write_text("".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts)), encoding="utf-8")
+            run.write_experience(k, texts)
             run.distill(k)
             m = run.evaluate(k)
             row = {"variant": name, "seed": seed, "round": k, "items": m["items"], "kept": m["kept"], "texts": texts,

@@ -1,20 +1,26 @@
-"""A real language model learns from what its guests say: by its own items, and by those that a person went through.
+"""A real language model learns from what its guests say: from its own items, a person's choice of them, or others' texts.
 
-    python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
-    python data/waiter/learn.py --draw data/results                        # only the figure
+    python data/waiter/learn.py --model MODEL --arm own --out FILE            # goes on where it stopped
+    python data/waiter/learn.py --model MODEL --arm own --set loss=forward_kl --rounds 1
+    python data/waiter/learn.py --model MODEL --arm other --writer LARGER_MODEL --rounds 1
+    python data/waiter/learn.py --draw data/results                           # only the figure
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
-writes down what it said itself rather than what the guest said, and a person keeps what is true. A run folder an arm
-(runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+writes down what it said itself rather than what the guest said, and a person keeps what is true. raw: it is told its
+games as they were, without items. other: items that another model wrote about games of its own.
+A run folder an arm (runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +30,12 @@ from oelkit import Run, Settings, evaluate, plots
 from oelkit.curate import Curation, auto_curate
 from oelkit.loop import HELD_OUT, versions
 from oelkit.records import read_jsonl, write_jsonl
+from oelkit.rollout import as_experience
 
 HERE = Path(__file__).parent
 SETTINGS = Settings(
     dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=32,
-    draws=3, steps=16, batch_size=16, lr=3e-4, temperature=0.7, arms=False,
+    draws=3, steps=48, batch_size=8, lr=2e-4, temperature=1.0, arms=False,
 )
 
 
@@ -60,16 +67,39 @@ def not_gone_through(run: Run, k: int) -> dict:
     return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
 
 
-def learn(arm: str, settings: Settings, out: Path) -> None:
-    """Run all rounds of an arm and write its rows, in place of those that it may have there."""
-    name = arm if settings.loss == "reverse_kl" else f"{arm}, {settings.loss}"
-    run = Run(f"runs/waiter_{name.replace(', ', '_')}", settings)
+def tell_games(run: Run, k: int) -> None:
+    """Let the teacher read the games of round k instead of items about them, for each draw in an order of its own."""
+    games, items = run.rollout(k), run.round_folder(k) / "items.jsonl"
+    if not items.exists():
+        write_jsonl(items, [])
+        orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.draws))
+        run.write_experience(k, [as_experience(order, run.prompts) for order in orders])
+
+
+def let_write(writer: str, run: Run) -> None:
+    """Let another model play as many games as the run's in round 1, and write the items."""
+    items = run.round_folder(1) / "items.jsonl"
+    if not items.exists():
+        write_jsonl(items, Run(f"{run.folder}_writer", replace(run.settings, model=writer)).extract(1))
+
+
+def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), writer: str = "") -> None:
+    """Run all rounds of an arm and write its rows, in place of those that it may have there.
+
+    changes: what is set other than SETTINGS, which becomes a part of the arm's name; writer: the model of `other`.
+    """
+    name = ", ".join([arm, *changes])
+    run = Run("runs/waiter_" + re.sub(r"[^\w.-]+", "_", name), settings)
     if arm == "curated":
         run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
         run.play["prompts"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)
+        if arm == "raw":
+            tell_games(run, k)
+        if arm == "other":
+            let_write(writer, run)
         m, items = run.evaluate(k), run.extract(k)
         row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
                "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
@@ -102,17 +132,21 @@ def figure(rows: list[dict]) -> plots.Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="local folder or hub id")
-    parser.add_argument("--arm", choices=("own", "curated"), default="own")
-    parser.add_argument("--loss", choices=("reverse_kl", "forward_kl", "sft"), default=SETTINGS.loss)
+    parser.add_argument("--arm", choices=("own", "curated", "raw", "other"), default="own")
+    parser.add_argument("--writer", metavar="MODEL", help="of --arm other, which has one round")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings; named in the arm")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
     if args.draw:
         return figure(read_jsonl(args.out)).savefig(args.draw / "waiter.png", dpi=120)
-    if not args.model:
-        parser.error("say which --model: a local folder or a hub id")
-    learn(args.arm, replace(SETTINGS, model=args.model, loss=args.loss, rounds=args.rounds), args.out)
+    if not args.model or (args.arm == "other") != bool(args.writer):
+        parser.error("say which --model, a local folder or a hub id, and with --arm other which --writer")
+    changed = dict(text.split("=", 1) for text in args.set)
+    changed = {name: value if name == "loss" else json.loads(value) for name, value in changed.items()}
+    settings = replace(SETTINGS, model=args.model, rounds=1 if args.writer else args.rounds, **changed)
+    learn(args.arm, settings, args.out, args.set, args.writer)
 
 
 if __name__ == "__main__":
