@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sys
 
 import numpy as np
@@ -65,7 +66,8 @@ def our_board(observation):
 # with 5 turns as in the paper, and with so many that every game ends of itself (they count turns otherwise: an
 # invalid move uses up none)
 @pytest.mark.parametrize("max_turns", [5, 99])
-@pytest.mark.parametrize("world", [world for world in WORLDS if "Other" not in world])  # they have one set of signs
+# theirs has one set of signs, and no ice on which one slips
+@pytest.mark.parametrize("world", [world for world in WORLDS if not re.search("Other|Slippery", world)])
 def test_200_random_games_in_lock_step(world, max_turns):
     # the layouts of the 5-turn world: `max_turns` is also what bounds a drawn Frozen Lake layout
     env, env_5, policy = make(world, max_turns=max_turns), make(world), random.Random(world)

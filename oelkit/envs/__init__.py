@@ -36,6 +36,7 @@ WORLDS = {"oelkit/FrozenLake-v0": (_LAKE, {"size": 3, "holes": 2, "corners": Tru
 for _name, _entry_point, _kwargs in (
     ("FrozenLake3x3", _LAKE, {"size": 3, "holes": (1, 2)}),
     ("FrozenLake4x4", _LAKE, _4X4),
+    ("FrozenLake4x4Slippery", _LAKE, _4X4 | {"slippery": True}),
     ("FrozenLake4x4Other", _LAKE, _4X4 | {"symbols": _OTHER_LAKE, "moves": _OTHER_MOVES}),
     ("Sokoban", _SOKOBAN, _ROOM),
     ("SokobanOther", _SOKOBAN, _ROOM | {"symbols": _OTHER_ROOM, "moves": _OTHER_MOVES}),
