@@ -82,6 +82,7 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     (row,) = read_jsonl(out)
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
     assert (row["items"], row["true"], row["consolidated"]["n"], row["not_curated"]["n"]) == (3, 2, 4, 4)
+    assert sum(int(cell.split(" of ")[1]) for cell in row["by_table"].values()) == 4 and set(row["by_table"]) <= set(learn["TABLES"])
     assert learn["figure"]([row]).axes
 
 

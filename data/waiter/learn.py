@@ -67,6 +67,15 @@ def not_gone_through(run: Run, k: int) -> dict:
     return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
 
 
+def by_table(run: Run, k: int) -> dict[str, str]:
+    """How many of a table's guests the model of round k brings the right drink, without notes, of how many."""
+    run.distill(k)
+    report = evaluate(run.policy, run.eval_env, run.eval_seeds, prompts=run.prompts)
+    tables = [game.turns[0].observation.split()[-2] for game in report.trajectories]
+    right = Counter(table for table, passed in zip(tables, report.passes, strict=True) if passed)
+    return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
+
+
 def tell_games(run: Run, k: int) -> None:
     """Let the teacher read the games of round k instead of items about them, for each draw in an order of its own."""
     games, items = run.rollout(k), run.round_folder(k) / "items.jsonl"
@@ -103,6 +112,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
         m, items = run.evaluate(k), run.extract(k)
         row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
                "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
+               "by_table": by_table(run, k),
                "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
                             for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
         if arm == "curated":
@@ -121,8 +131,7 @@ def figure(rows: list[dict]) -> plots.Figure:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
         if "not_curated" in row:
-            raw = f"the same items, not curated, round {row['round']}"
-            bars.append({"arm": raw, "how": "in_context", "passed": row["not_curated"]})
+            bars.append({"arm": f"{name}: not gone through", "how": "in_context", "passed": row["not_curated"]})
     world, n = Waiter(unseen=True), rows[0]["base"]["n"]
     tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
