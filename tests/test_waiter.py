@@ -81,33 +81,29 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     learn["learn"]("curated", run.settings, out)  # goes on: the same row in its place
     (row,) = read_jsonl(out)
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
-    assert (row["items"], row["true"], row["consolidated"]["n"], row["not_curated"]["n"]) == (3, 2, 4, 4)
+    assert (row["items"], row["true"], row["consolidated"]["n"], row["as_written"]["n"]) == (3, 2, 4, 4)
     assert sum(int(cell.split(" of ")[1]) for cell in row["by_table"].values()) == 4 and set(row["by_table"]) <= set(learn["TABLES"])
     assert learn["figure"]([row]).axes
 
 
-def test_games_are_told_as_they_were(learn, small, tmp_path):
+def test_own_games_and_another_models_items_stand_beside_own_items(learn, small, tmp_path):
+    for name, text in (("own_loss_forward_kl", "Guests at the red table want tea."), ("own_loss_forward_kl_writer", "Tea!")):
+        run = Run(f"runs/waiter_{name}", learn["replace"](small, loss="forward_kl"), load_policy("micro"), progress=False)
+        item = ExperienceItem("i", text, (Evidence(run.rollout(1)[0].id, 0),), "micro", 1, 0)
+        write_jsonl(run.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)])
+    games = learn["as_played"](run, 1)
+    assert len(games) == 2 and all(game.count("The guest ") == 2 for game in games)
     out = tmp_path / "waiter.jsonl"
-    learn["learn"]("raw", learn["replace"](small, loss="forward_kl"), out, ["loss=forward_kl"])
+    learn["learn"]("own", run.settings, out, ["loss=forward_kl"], writer="micro")
     (row,) = read_jsonl(out)
-    assert (row["arm"], row["items"], row["consolidated"]["n"]) == ("raw, loss=forward_kl", 0, 4)
-    assert all(text.count("The guest ") == 2 for text in row["texts"]) and Path("runs/waiter_raw_loss_forward_kl").is_dir()
+    assert (row["arm"], row["true"], row["other_true"], row["as_played"]["n"]) == ("own, loss=forward_kl", 2, [2, 0], 4)
+    assert row["other_texts"] == ["- EXPERIENCE ITEM: Tea!"] * 2 and row["other_writer"]["n"] == 4
+    names = [label.get_text().replace("\n", " ") for label in learn["figure"]([row]).axes[0].get_yticklabels()]
+    assert "own, loss=forward KL, round 1: its games, no items" in names and len(names) == 4
 
 
-def test_another_model_writes_the_items(learn, small, tmp_path):
-    writer = Run("runs/waiter_other_writer", small, load_policy("micro"), progress=False)
-    game = writer.rollout(1)[0]
-    item = ExperienceItem("i", "Guests at the red table want tea.", (Evidence(game.id, 0),), "micro", 1, 0)
-    write_jsonl(writer.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)])
-    out = tmp_path / "waiter.jsonl"
-    learn["learn"]("other", small, out, writer="micro")
-    (row,) = read_jsonl(out)
-    assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2 and row["true"] == 2
-
-
-@pytest.mark.parametrize("given", [[], ["--model", "micro", "--arm", "other"], ["--model", "micro", "--writer", "micro"]])
-def test_models_are_needed(learn, given, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["learn.py", *given])
+def test_a_model_is_needed(learn, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["learn.py"])
     with pytest.raises(SystemExit):
         learn["main"]()
-    assert "--writer" in capsys.readouterr().err
+    assert "--model" in capsys.readouterr().err

@@ -1,14 +1,14 @@
-"""A real language model learns from what its guests say: from its own items, a person's choice of them, or others' texts.
+"""A real language model learns from what its guests say: by its own items, and by those that a person went through.
 
-    python data/waiter/learn.py --model MODEL --arm own --out FILE            # goes on where it stopped
+    python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
+    python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL
     python data/waiter/learn.py --model MODEL --arm own --set loss=forward_kl --rounds 1
-    python data/waiter/learn.py --model MODEL --arm other --writer LARGER_MODEL --rounds 1
-    python data/waiter/learn.py --draw data/results                           # only the figure
+    python data/waiter/learn.py --draw data/results                        # only the figure
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
-writes down what it said itself rather than what the guest said, and a person keeps what is true. raw: it is told its
-games as they were, without items. other: items that another model wrote about games of its own.
-A run folder an arm (runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
+context only: the games as they were (own), the items that nobody went through (curated), a larger model's (--writer). A
+run folder an arm (runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SETTINGS = Settings(
     dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=32,
     draws=3, steps=48, batch_size=8, lr=2e-4, temperature=1.0, arms=False,
 )
+CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through", "other_writer": "a larger model's items"}
 
 
 def is_true(text: str) -> bool:
@@ -59,12 +60,23 @@ def go_through(run: Run, k: int) -> None:
         curation.reject([item.id for item in items], reason="false, or said once for all draws")
 
 
-def not_gone_through(run: Run, k: int) -> dict:
-    """What the same items are worth in context where nobody went through them: the control of `go_through`."""
-    curation = auto_curate(Curation(run.extract(k)))
-    texts = [text for d in range(run.settings.draws) if (text := curation.experience(draw=d))]
+def read(run: Run, k: int, texts: Sequence[str]) -> dict:
+    """What other texts would be worth in context at the start of round k."""
     run.start_round(k)
     return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
+
+
+def as_written(run: Run, k: int) -> list[str]:
+    """The items of round k where nobody goes through them, a text a draw: the control of `go_through`."""
+    curation = auto_curate(Curation(run.extract(k)))
+    return [text for d in range(run.settings.draws) if (text := curation.experience(draw=d))]
+
+
+def as_played(run: Run, k: int) -> list[str]:
+    """The games of round k instead of items about them, for each draw in an order of its own."""
+    games = run.rollout(k)
+    orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.draws))
+    return [as_experience(order, run.prompts) for order in orders]
 
 
 def by_table(run: Run, k: int) -> dict[str, str]:
@@ -76,26 +88,11 @@ def by_table(run: Run, k: int) -> dict[str, str]:
     return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
 
 
-def tell_games(run: Run, k: int) -> None:
-    """Let the teacher read the games of round k instead of items about them, for each draw in an order of its own."""
-    games, items = run.rollout(k), run.round_folder(k) / "items.jsonl"
-    if not items.exists():
-        write_jsonl(items, [])
-        orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.draws))
-        run.write_experience(k, [as_experience(order, run.prompts) for order in orders])
-
-
-def let_write(writer: str, run: Run) -> None:
-    """Let another model play as many games as the run's in round 1, and write the items."""
-    items = run.round_folder(1) / "items.jsonl"
-    if not items.exists():
-        write_jsonl(items, Run(f"{run.folder}_writer", replace(run.settings, model=writer)).extract(1))
-
-
 def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), writer: str = "") -> None:
     """Run all rounds of an arm and write its rows, in place of those that it may have there.
 
-    changes: what is set other than SETTINGS, which becomes a part of the arm's name; writer: the model of `other`.
+    changes: what is set other than SETTINGS, which becomes a part of the arm's name; writer: a model whose items of its
+    own games of round 1 are read in context, too.
     """
     name = ", ".join([arm, *changes])
     run = Run("runs/waiter_" + re.sub(r"[^\w.-]+", "_", name), settings)
@@ -105,18 +102,22 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)
-        if arm == "raw":
-            tell_games(run, k)
-        if arm == "other":
-            let_write(writer, run)
         m, items = run.evaluate(k), run.extract(k)
         row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
                "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
                "by_table": by_table(run, k),
                "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
                             for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
+        controls = {}
         if arm == "curated":
-            row["not_curated"] = not_gone_through(run, k)
+            controls["as_written"] = as_written(run, k)
+        elif k == 1:
+            controls["as_played"] = as_played(run, k)
+        if writer and k == 1:
+            other = Run(f"{run.folder}_writer", replace(settings, model=writer))
+            controls["other_writer"] = row["other_texts"] = other.curate(1)
+            row["other_true"] = [len(found := other.extract(1)), sum(is_true(item.text) for item in found)]
+        row |= {control: read(run, k, texts) for control, texts in controls.items()}
         row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
         rows = read_jsonl(out) if out.exists() else []
         write_jsonl(out, [r for r in rows if (r["arm"], r["round"]) != (name, k)] + [row])
@@ -130,8 +131,8 @@ def figure(rows: list[dict]) -> plots.Figure:
     for row in rows:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
-        if "not_curated" in row:
-            bars.append({"arm": f"{name}: not gone through", "how": "in_context", "passed": row["not_curated"]})
+        bars += [{"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
+                 for control, what in CONTROLS.items() if control in row]
     world, n = Waiter(unseen=True), rows[0]["base"]["n"]
     tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
@@ -141,8 +142,8 @@ def figure(rows: list[dict]) -> plots.Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="local folder or hub id")
-    parser.add_argument("--arm", choices=("own", "curated", "raw", "other"), default="own")
-    parser.add_argument("--writer", metavar="MODEL", help="of --arm other, which has one round")
+    parser.add_argument("--arm", choices=("own", "curated"), default="own")
+    parser.add_argument("--writer", metavar="MODEL", help="a larger model, whose items are read in context as well")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings; named in the arm")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
@@ -150,11 +151,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.draw:
         return figure(read_jsonl(args.out)).savefig(args.draw / "waiter.png", dpi=120)
-    if not args.model or (args.arm == "other") != bool(args.writer):
-        parser.error("say which --model, a local folder or a hub id, and with --arm other which --writer")
+    if not args.model:
+        parser.error("say which --model: a local folder or a hub id")
     changed = dict(text.split("=", 1) for text in args.set)
     changed = {name: value if name == "loss" else json.loads(value) for name, value in changed.items()}
-    settings = replace(SETTINGS, model=args.model, rounds=1 if args.writer else args.rounds, **changed)
+    settings = replace(SETTINGS, model=args.model, rounds=args.rounds, **changed)
     learn(args.arm, settings, args.out, args.set, args.writer)
 
 
