@@ -1,5 +1,6 @@
 """The world of the real model's results, and the script behind them, on the embedded model."""
 
+import json
 import sys
 from pathlib import Path
 from runpy import run_path
@@ -100,6 +101,23 @@ def test_own_games_and_another_models_items_stand_beside_own_items(learn, small,
     assert row["other_texts"] == ["- EXPERIENCE ITEM: Tea!"] * 2 and row["other_writer"]["n"] == 4
     names = [label.get_text().replace("\n", " ") for label in learn["figure"]([row]).axes[0].get_yticklabels()]
     assert "own, loss=forward KL, round 1: its games, no items" in names and len(names) == 4
+
+
+def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, small, tmp_path):
+    first = Run("runs/first", small, load_policy("micro"), progress=False)
+    item = ExperienceItem("i", "Guests at the red table want tea.", (Evidence(first.rollout(1)[0].id, 0),), "micro", 1, 0)
+    write_jsonl(first.round_folder(1) / "items.jsonl", [item])
+    (first.round_folder(1) / "extraction.json").write_text("{}")
+    first.curate(1), first.collect(1)
+    out = tmp_path / "waiter.jsonl"
+    for changes, settings, same in ((["rank=4"], small, True), (["collect=3"], learn["replace"](small, collect=3), False)):
+        learn["learn"]("own", settings, out, changes, 4 if same else 16, like=first.folder)
+        folder = Path(f"runs/waiter_own_{changes[0].replace('=', '_')}/round_1")
+        for name, kept in (("items", True), ("trajectories", True), ("states", same)):
+            assert ((folder / f"{name}.jsonl").read_bytes() == (first.round_folder(1) / f"{name}.jsonl").read_bytes()) == kept
+        assert json.loads((folder / "adapter/adapter_config.json").read_text())["r"] == (4 if same else 16)
+    assert [row["arm"] for row in read_jsonl(out)] == ["own, rank=4", "own, collect=3"]
+    assert len(read_jsonl(folder / "states.jsonl")) == 3
 
 
 def test_a_model_is_needed(learn, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
     python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
     python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL
-    python data/waiter/learn.py --model MODEL --arm own --set loss=forward_kl --rounds 1
+    python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python data/waiter/learn.py --draw data/results                        # only the figure
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
@@ -18,6 +18,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ from pathlib import Path
 
 from waiter import TABLES, Waiter
 
-from oelkit import Run, Settings, evaluate, plots
+from oelkit import Run, Settings, evaluate, load_policy, plots
 from oelkit.curate import Curation, auto_curate
+from oelkit.loading import LORA
 from oelkit.loop import HELD_OUT, versions
 from oelkit.records import read_jsonl, write_jsonl
 from oelkit.rollout import as_experience
@@ -88,14 +90,26 @@ def by_table(run: Run, k: int) -> dict[str, str]:
     return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
 
 
-def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), writer: str = "") -> None:
+def take_over(run: Run, like: Path) -> None:
+    """Begin with what another run has played and written in round 1; states only where as many are to be collected."""
+    same = json.loads((like / "run.json").read_text())["settings"]["collect"] == run.settings.collect
+    for name in ("trajectories.jsonl", "items.jsonl", "extraction.json", "curation.jsonl", "experience.md", "states.jsonl"):
+        if (same or name != "states.jsonl") and not (run.round_folder(1) / name).exists():
+            shutil.copy(like / "round_1" / name, run.round_folder(1))
+
+
+def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), rank: int = LORA["r"],
+          writer: str = "", like: Path | None = None) -> None:
     """Run all rounds of an arm and write its rows, in place of those that it may have there.
 
     changes: what is set other than SETTINGS, which becomes a part of the arm's name; writer: a model whose items of its
-    own games of round 1 are read in context, too.
+    own games of round 1 are read in context, too; like: see `take_over`.
     """
     name = ", ".join([arm, *changes])
-    run = Run("runs/waiter_" + re.sub(r"[^\w.-]+", "_", name), settings)
+    policy = load_policy(settings.model, dtype=settings.dtype, lora={"r": rank, "lora_alpha": 2 * rank})
+    run = Run("runs/waiter_" + re.sub(r"[^\w.-]+", "_", name), settings, policy)
+    if like:
+        take_over(run, like)
     if arm == "curated":
         run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
         run.play["prompts"] = run.prompts
@@ -111,7 +125,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
         controls = {}
         if arm == "curated":
             controls["as_written"] = as_written(run, k)
-        elif k == 1:
+        elif k == 1 and not like:
             controls["as_played"] = as_played(run, k)
         if writer and k == 1:
             other = Run(f"{run.folder}_writer", replace(settings, model=writer))
@@ -144,7 +158,8 @@ def main() -> None:
     parser.add_argument("--model", help="local folder or hub id")
     parser.add_argument("--arm", choices=("own", "curated"), default="own")
     parser.add_argument("--writer", metavar="MODEL", help="a larger model, whose items are read in context as well")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings; named in the arm")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings, or rank; named in the arm")
+    parser.add_argument("--like", type=Path, metavar="RUN", help="take over the games, items and states of this run's round 1")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
@@ -155,8 +170,9 @@ def main() -> None:
         parser.error("say which --model: a local folder or a hub id")
     changed = dict(text.split("=", 1) for text in args.set)
     changed = {name: value if name == "loss" else json.loads(value) for name, value in changed.items()}
+    rank = changed.pop("rank", LORA["r"])
     settings = replace(SETTINGS, model=args.model, rounds=args.rounds, **changed)
-    learn(args.arm, settings, args.out, args.set, args.writer)
+    learn(args.arm, settings, args.out, args.set, rank, args.writer, args.like)
 
 
 if __name__ == "__main__":
