@@ -1,13 +1,14 @@
 """The scripts behind the recorded results run, on the embedded model and few games, and their records are drawn."""
 
 import sys
+from itertools import combinations
 from pathlib import Path
 from runpy import run_path
 
 import matplotlib
 import pytest
 
-from oelkit import Run, Settings, load_policy
+from oelkit import Run, Settings, load_policy, loop
 from oelkit.records import read_jsonl
 
 matplotlib.use("Agg")
@@ -67,17 +68,28 @@ def test_what_the_study_makes_of_the_texts():
     assert set(edited("only the hole from round 2", 2, texts)) == {"H is a hole."}
 
 
-def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path):
+def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monkeypatch):
     anew = run_path(str(MICRO / "study.py"))["Anew"]
     settings = Settings(games=16, collect=4, steps=1, batch_size=4, episodes=2, arms=False)
     policy = load_policy("micro")
-    one = policy.trainable()[1].clone()
+    untrained, at_start, distill = policy.trainable()[1].clone(), [], loop.distill
+    monkeypatch.setattr(loop, "distill", lambda policy, *args, **options: (
+        at_start.append(policy.trainable()[1].clone()), distill(policy, *args, **options))[1])
     run = anew(tmp_path / "run", settings, policy, progress=False)
-    seen = []
-    run.policy.reset, reset = lambda: (reset(), seen.append(policy.trainable()[1].equal(one))), run.policy.reset
     run.distill(1)
-    run.distill(2)
-    assert seen and all(seen) and not policy.trainable()[1].equal(one)
+    run.distill(2)  # collects its states itself, with the weights of round 1
+    assert len(at_start) == 2 and all(weights.equal(untrained) for weights in at_start)
+    assert not policy.trainable()[1].equal(untrained)
+
+
+def test_no_two_variants_of_the_study_have_the_same_outcome():
+    outcomes = {}
+    for row in read_jsonl(RESULTS / "rounds_study.jsonl"):
+        last = outcomes.setdefault(row["variant"], {})
+        last[row["seed"], row["round"]] = (row["in_context"]["pass_rate"], row["consolidated"]["pass_rate"], row["ood"]["all"])
+    for (name, one), (other, two) in combinations(outcomes.items(), 2):
+        shared = {at for at in one.keys() & two.keys() if at[1] == 3}
+        assert not shared or any(one[at] != two[at] for at in shared), f"{other!r} changed nothing against {name!r}"
 
 
 def test_the_recorded_figures_can_be_drawn(experiments):

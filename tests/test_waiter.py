@@ -87,20 +87,22 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     assert learn["figure"]([row]).axes
 
 
-def test_own_games_and_another_models_items_stand_beside_own_items(learn, small, tmp_path):
-    for name, text in (("own_loss_forward_kl", "Guests at the red table want tea."), ("own_loss_forward_kl_writer", "Tea!")):
-        run = Run(f"runs/waiter_{name}", learn["replace"](small, loss="forward_kl"), load_policy("micro"), progress=False)
+def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(learn, small, tmp_path):
+    for name, text in (("own", "Guests at the red table want tea."), ("own_items_of_micro_writer", "Tea!")):
+        run = Run(f"runs/waiter_{name}", small, load_policy("micro"), progress=False)
         item = ExperienceItem("i", text, (Evidence(run.rollout(1)[0].id, 0),), "micro", 1, 0)
         write_jsonl(run.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)])
     games = learn["as_played"](run, 1)
     assert len(games) == 2 and all(game.count("The guest ") == 2 for game in games)
     out = tmp_path / "waiter.jsonl"
-    learn["learn"]("own", run.settings, out, ["loss=forward_kl"], writer="micro")
-    (row,) = read_jsonl(out)
-    assert (row["arm"], row["true"], row["other_true"], row["as_played"]["n"]) == ("own, loss=forward_kl", 2, [2, 0], 4)
-    assert row["other_texts"] == ["- EXPERIENCE ITEM: Tea!"] * 2 and row["other_writer"]["n"] == 4
-    names = [label.get_text().replace("\n", " ") for label in learn["figure"]([row]).axes[0].get_yticklabels()]
-    assert "own, loss=forward KL, round 1: its games, no items" in names and len(names) == 4
+    learn["learn"]("own", small, out)
+    learn["learn"]("own", small, out, writer="micro")
+    own, other = read_jsonl(out)
+    assert (own["arm"], own["true"], own["as_played"]["n"]) == ("own", 2, 4)
+    assert (other["arm"], other["true"], other["texts"]) == ("own, items of micro", 0, ["- EXPERIENCE ITEM: Tea!"] * 2)
+    assert other["consolidated"]["n"] == 4 and "as_played" not in other
+    names = [label.get_text().replace("\n", " ") for label in learn["figure"]([own, other]).axes[0].get_yticklabels()]
+    assert "own, round 1: its games, no items" in names and len(names) == 4
 
 
 def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, small, tmp_path):

@@ -74,9 +74,10 @@ def edited(name: str, k: int, texts: list[str]) -> list[str]:
 class Anew(Run):
     """Trains an untrained adapter in each round, on what the last round's model has played and written."""
 
-    def _train(self, *args) -> None:
+    def _train(self, k: int, *args) -> None:
+        self.collect(k)  # first: it is played by the last round's model, whose weights it loads
         self.policy.reset()
-        super()._train(*args)
+        super()._train(k, *args)
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:

@@ -1,14 +1,15 @@
 """A real language model learns from what its guests say: by its own items, and by those that a person went through.
 
     python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
-    python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL
+    python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL --rounds 1
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python data/waiter/learn.py --draw data/results                        # only the figure
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
-context only: the games as they were (own), the items that nobody went through (curated), a larger model's (--writer). A
-run folder an arm (runs/waiter_ARM); one JSON line an arm and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+context only: the games as they were (own), the items that nobody went through (curated). With --writer the first round's
+items are another model's, of games that it has played itself. A run folder an arm (runs/waiter_ARM); one JSON line an arm
+and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SETTINGS = Settings(
     dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=32,
     draws=3, steps=48, batch_size=8, lr=2e-4, temperature=1.0, arms=False,
 )
-CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through", "other_writer": "a larger model's items"}
+CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
 
 
 def is_true(text: str) -> bool:
@@ -94,25 +95,29 @@ def take_over(run: Run, like: Path) -> None:
     """Begin with what another run has played and written in round 1; states only where as many are to be collected."""
     same = json.loads((like / "run.json").read_text())["settings"]["collect"] == run.settings.collect
     for name in ("trajectories.jsonl", "items.jsonl", "extraction.json", "curation.jsonl", "experience.md", "states.jsonl"):
-        if (same or name != "states.jsonl") and not (run.round_folder(1) / name).exists():
-            shutil.copy(like / "round_1" / name, run.round_folder(1))
+        there, here = like / "round_1" / name, run.round_folder(1) / name
+        if there.exists() and not here.exists() and (same or name != "states.jsonl"):
+            shutil.copy(there, here)
 
 
 def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), rank: int = LORA["r"],
           writer: str = "", like: Path | None = None) -> None:
     """Run all rounds of an arm and write its rows, in place of those that it may have there.
 
-    changes: what is set other than SETTINGS, which becomes a part of the arm's name; writer: a model whose items of its
-    own games of round 1 are read in context, too; like: see `take_over`.
+    changes: what is set other than SETTINGS, which becomes a part of the arm's name, as does writer: a model whose items
+    of its own games are those of round 1; like: a run, see `take_over`.
     """
-    name = ", ".join([arm, *changes])
+    name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
+    folder = "runs/waiter_" + re.sub(r"[^\w.-]+", "_", name)
+    if writer:
+        other = Run(f"{folder}_writer", replace(settings, model=writer))
+        other.curate(1)
+        like = other.folder
+        del other  # two models need not be in memory
     policy = load_policy(settings.model, dtype=settings.dtype, lora={"r": rank, "lora_alpha": 2 * rank})
-    run = Run("runs/waiter_" + re.sub(r"[^\w.-]+", "_", name), settings, policy)
+    run = Run(folder, settings, policy)
     if like:
         take_over(run, like)
-    if arm == "curated":
-        run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
-        run.play["prompts"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)
@@ -127,10 +132,6 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
             controls["as_written"] = as_written(run, k)
         elif k == 1 and not like:
             controls["as_played"] = as_played(run, k)
-        if writer and k == 1:
-            other = Run(f"{run.folder}_writer", replace(settings, model=writer))
-            controls["other_writer"] = row["other_texts"] = other.curate(1)
-            row["other_true"] = [len(found := other.extract(1)), sum(is_true(item.text) for item in found)]
         row |= {control: read(run, k, texts) for control, texts in controls.items()}
         row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
         rows = read_jsonl(out) if out.exists() else []
@@ -157,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="local folder or hub id")
     parser.add_argument("--arm", choices=("own", "curated"), default="own")
-    parser.add_argument("--writer", metavar="MODEL", help="a larger model, whose items are read in context as well")
+    parser.add_argument("--writer", metavar="MODEL", help="a larger model, whose items the first round has")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings, or rank; named in the arm")
     parser.add_argument("--like", type=Path, metavar="RUN", help="take over the games, items and states of this run's round 1")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
