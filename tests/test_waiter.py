@@ -122,6 +122,14 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
     assert len(read_jsonl(folder / "states.jsonl")) == 3
 
 
+def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
+    drawn = learn["figures"](read_jsonl(FOLDER.parent / "results" / "waiter.jsonl"))
+    names = {name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] for name, figure in drawn.items()}
+    assert set(names) == {"waiter", "waiter_trials"} and "curated, round 2" in names["waiter"]
+    assert "own, round 1" in set(names["waiter"]) & set(names["waiter_trials"])
+    assert not any("T 0.7" in name for name in names["waiter"]) and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
+
+
 def test_a_model_is_needed(learn, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["learn.py"])
     with pytest.raises(SystemExit):

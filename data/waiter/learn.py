@@ -3,7 +3,7 @@
     python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
     python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL --rounds 1
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
-    python data/waiter/learn.py --draw data/results                        # only the figure
+    python data/waiter/learn.py --draw data/results                        # only the figures
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
@@ -140,7 +140,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
               f"{row['true']} of {row['items']} items are true")
 
 
-def figure(rows: list[dict]) -> plots.Figure:
+def figure(rows: Sequence[dict]) -> plots.Figure:
     """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all."""
     bars = [{"arm": "nothing", "how": "base", "passed": rows[0]["base"]}]
     for row in rows:
@@ -152,6 +152,13 @@ def figure(rows: list[dict]) -> plots.Figure:
     tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
     return plots.bars(bars, limits, "Right drink for guests never seen")
+
+
+def figures(rows: Sequence[dict]) -> dict[str, plots.Figure]:
+    """waiter: the arms; waiter_trials: other settings beside the first round of own items."""
+    arms = [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
+    trials = [row for row in rows if row not in arms or (row["arm"], row["round"]) == ("own", 1)]
+    return {"waiter": figure(arms), "waiter_trials": figure(trials)}
 
 
 def main() -> None:
@@ -166,7 +173,9 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
     if args.draw:
-        return figure(read_jsonl(args.out)).savefig(args.draw / "waiter.png", dpi=120)
+        for name, drawn in figures(read_jsonl(args.out)).items():
+            drawn.savefig(args.draw / f"{name}.png", dpi=120)
+        return
     if not args.model:
         parser.error("say which --model: a local folder or a hub id")
     changed = dict(text.split("=", 1) for text in args.set)
