@@ -129,7 +129,7 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
         if len(seeds) < 2:
             continue  # not run yet
         title = (f"{cause.replace('_', ' ').capitalize()}: mean and range over "
-                 f"{', '.join(map(str, seeds.values()))} seeds, n = {BASE.episodes} maps a point")
+                 f"{', '.join(map(str, dict.fromkeys(seeds.values())))} seeds, n = {BASE.episodes} maps a point")
         found[f"rounds_{cause}"] = plots.curves(shown, "round", panels, title, limits)
     return found
 

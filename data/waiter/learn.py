@@ -37,7 +37,7 @@ from oelkit.rollout import as_experience
 
 HERE = Path(__file__).parent
 SETTINGS = Settings(
-    dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=32,
+    dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=192,
     draws=3, steps=48, batch_size=8, lr=2e-4, temperature=1.0, arms=False,
 )
 CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="local folder or hub id")
     parser.add_argument("--arm", choices=("own", "curated"), default="own")
-    parser.add_argument("--writer", metavar="MODEL", help="a larger model, whose items the first round has")
+    parser.add_argument("--writer", default="", metavar="MODEL", help="a larger model, whose items the first round has")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings, or rank; named in the arm")
     parser.add_argument("--like", type=Path, metavar="RUN", help="take over the games, items and states of this run's round 1")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
