@@ -52,7 +52,7 @@ class Settings:
     games: int = 64
     """Games a round to extract from."""
     collect: int = 48
-    """Games a round whose turns become training states."""
+    """Games a round whose turns become training states; rather many than each state often (data/waiter/README.md)."""
     draws: int = 10
     """Independent extractions (K experience texts)."""
     budget_tokens: int = 8192
@@ -93,11 +93,12 @@ class Settings:
 
 
 # What differs from the defaults, the model apart, which is named beside it. `paper` has the paper's settings but for
-# the departures that the README lists: lr is for a LoRA adapter, and `collect` is ours, for the 1,280 states of a round.
-# `small` learns at T 1, at a rate and for as many steps as a real model needed (data/waiter/README.md).
+# the departures that the README lists: lr is for a LoRA adapter, and `collect` is ours, for the 1,280 states of a
+# round. `small` learns at T 1, at a rate, for as many steps and from as many states as a real model needed
+# (data/waiter/README.md).
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {},
-    "small": {"env": "oelkit/FrozenLake3x3-v0", "games": 24, "collect": 32, "draws": 4, "budget_tokens": 2048,
+    "small": {"env": "oelkit/FrozenLake3x3-v0", "games": 24, "collect": 192, "draws": 4, "budget_tokens": 2048,
               "steps": 48, "batch_size": 16, "lr": 2e-4},
     "paper": {"env": "oelkit/FrozenLake-v0", "rounds": 3, "games": 15, "budget_tokens": 2048, "collect": 400,
               "batch_size": 64, "lr": 1e-4, "temperature": 0.7, "top_k": 256, "retain": 0.0, "carry": False,
