@@ -52,7 +52,7 @@ class Settings:
     games: int = 64
     """Games a round to extract from."""
     collect: int = 48
-    """Games a round whose turns become training states; rather many than each state often (data/waiter/README.md)."""
+    """Games a round whose turns become training states."""
     draws: int = 10
     """Independent extractions (K experience texts)."""
     budget_tokens: int = 8192
@@ -94,8 +94,8 @@ class Settings:
 
 # What differs from the defaults, the model apart, which is named beside it. `paper` has the paper's settings but for
 # the departures that the README lists: lr is for a LoRA adapter, and `collect` is ours, for the 1,280 states of a
-# round. `small` learns at T 1, at a rate, for as many steps and from as many states as a real model needed
-# (data/waiter/README.md).
+# round. `small` learns at T 1, at a rate and for as many steps as a real model needed (data/waiter/README.md), from so
+# many games that hardly a state comes twice.
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "small": {"env": "oelkit/FrozenLake3x3-v0", "games": 24, "collect": 192, "draws": 4, "budget_tokens": 2048,
