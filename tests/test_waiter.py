@@ -83,7 +83,10 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     (row,) = read_jsonl(out)
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
     assert (row["items"], row["true"], row["consolidated"]["n"], row["as_written"]["n"]) == (3, 2, 4, 4)
-    assert sum(int(cell.split(" of ")[1]) for cell in row["by_table"].values()) == 4 and set(row["by_table"]) <= set(learn["TABLES"])
+    for how in ("in_context", "consolidated"):
+        tables = row["by_table"][how]
+        right, n = (sum(int(cell.split(" of ")[i]) for cell in tables.values()) for i in (0, 1))
+        assert (right, n) == (round(4 * row[how]["pass_rate"]), 4) and set(tables) <= set(learn["TABLES"])
     assert learn["figure"]([row]).axes
 
 
@@ -125,7 +128,7 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
 def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
     drawn = learn["figures"](read_jsonl(FOLDER.parent / "results" / "waiter.jsonl"))
     names = {name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] for name, figure in drawn.items()}
-    assert set(names) == {"waiter", "waiter_trials"} and "curated, round 2" in names["waiter"]
+    assert set(names) == {"waiter", "waiter_trials"} and "curated, round 1" in names["waiter"]
     assert "own, round 1" in set(names["waiter"]) & set(names["waiter_trials"])
     assert not any("T 0.7" in name for name in names["waiter"]) and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
 

@@ -82,10 +82,9 @@ def as_played(run: Run, k: int) -> list[str]:
     return [as_experience(order, run.prompts) for order in orders]
 
 
-def by_table(run: Run, k: int) -> dict[str, str]:
-    """How many of a table's guests the model of round k brings the right drink, without notes, of how many."""
-    run.distill(k)
-    report = evaluate(run.policy, run.eval_env, run.eval_seeds, prompts=run.prompts)
+def by_table(run: Run, texts: Sequence[str] = ("",)) -> dict[str, str]:
+    """How many of a table's guests the policy brings the right drink as it is now, of how many."""
+    report = evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts)
     tables = [game.turns[0].observation.split()[-2] for game in report.trajectories]
     right = Counter(table for table, passed in zip(tables, report.passes, strict=True) if passed)
     return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
@@ -122,9 +121,13 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
         if arm == "curated":
             go_through(run, k)
         m, items = run.evaluate(k), run.extract(k)
+        run.start_round(k)
+        tables = {"in_context": by_table(run, run.curate(k))}
+        run.distill(k)
+        tables["consolidated"] = by_table(run)
         row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
                "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
-               "by_table": by_table(run, k),
+               "by_table": tables,
                "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
                             for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
         controls = {}
@@ -155,10 +158,11 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
 
 
 def figures(rows: Sequence[dict]) -> dict[str, plots.Figure]:
-    """waiter: the arms; waiter_trials: other settings beside the first round of own items."""
+    """waiter: the arms; waiter_trials: other settings, without their controls, beside the first round of own items."""
     arms = [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
     trials = [row for row in rows if row not in arms or (row["arm"], row["round"]) == ("own", 1)]
-    return {"waiter": figure(arms), "waiter_trials": figure(trials)}
+    alone = [{key: value for key, value in row.items() if key not in CONTROLS} for row in trials]
+    return {"waiter": figure(arms), "waiter_trials": figure(alone)}
 
 
 def main() -> None:
