@@ -27,7 +27,7 @@ from . import kl
 from .generation import Reply, generate
 from .memory import checkpointed, memory_plan
 from .policy import Policy, reply_hidden, token_batches
-from .prefix import SHARED, SharedPrefix, can_share
+from .prefix import SharedPrefix, can_share, least_shared
 from .prompts import Prompts, load_prompts, with_experience
 from .records import State
 
@@ -179,13 +179,14 @@ def _by_beginning(
 ) -> list[tuple[SharedPrefix | None, list[int]]]:
     """Rows by the beginning that their teacher prompts share, computed when a text first comes and kept for the round."""
     groups: dict[str | None, list[int]] = {}
+    least = least_shared(policy)
     for text in dict.fromkeys(texts):
         rows = [i for i, other in enumerate(texts) if other == text]
-        shared = min(map(len, (teacher_ids[i] for i in rows))) > SHARED and can_share(policy)
+        shared = min(map(len, (teacher_ids[i] for i in rows))) > least and can_share(policy)
         if shared and text not in beginnings:  # a GPU holds the one in use, the others wait in main memory
             with torch.no_grad(), policy.use("teacher", merge=True):
                 beginnings[text] = SharedPrefix(policy, teacher_ids[rows[0]], "cpu")
-        shared = shared and beginnings[text].crop([teacher_ids[i] for i in rows]) >= SHARED
+        shared = shared and beginnings[text].crop([teacher_ids[i] for i in rows]) >= least
         groups.setdefault(text if shared else None, []).extend(rows)
     return [(beginnings.get(text), sorted(rows)) for text, rows in groups.items()]
 

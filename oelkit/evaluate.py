@@ -41,6 +41,11 @@ class Report:
         return [t.outcome is Outcome.SUCCESS for t in self.trajectories]
 
     @property
+    def passes_01(self) -> str:
+        """The same as a string of 0 and 1, for JSON."""
+        return "".join("01"[passed] for passed in self.passes)
+
+    @property
     def passes_SM(self) -> np.ndarray:
         """The same as numbers, [sampling seeds, maps], for pairing."""
         return np.array(self.passes, float).reshape(-1, len({t.seed for t in self.trajectories}))

@@ -21,7 +21,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from .policy import Policy, token_batches
-from .prefix import GrowingLayer, SharedPrefix, can_share, common_beginnings
+from .prefix import GrowingLayer, SharedPrefix, can_share, common_beginnings, least_shared
 
 
 BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
@@ -70,7 +70,7 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], *, max_new_tokens
         policy.model.eval()
         with torch.random.fork_rng(devices), torch.no_grad(), policy.use(adapter, merge=True), bar:
             torch.manual_seed(seed)
-            groups = common_beginnings(prompts)
+            groups = common_beginnings(prompts, least_shared(policy))
             if any(shared for shared, _ in groups) and not can_share(policy):
                 groups = [(0, list(range(len(prompts))))]
             for shared, group in groups:

@@ -283,7 +283,7 @@ class Run:
             arms["consolidated"] = self._measure()
             ood = {"base": self.probe(None)} if first else {}
             ood["consolidated"] = self.probe("student")
-            rows = {name: report.summary() for name, report in arms.items()}
+            rows = {name: {**report.summary(), "passes": report.passes_01} for name, report in arms.items()}
             passes = arms["in_context"].passes
             by_draw = [passes[d :: len(texts)] for d in range(len(texts))]
             rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in by_draw if p]

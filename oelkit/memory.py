@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from . import kl
 from .generation import BATCH_TOKENS
 from .policy import Policy
-from .prefix import SHARED, can_share
+from .prefix import can_share, least_shared
 from .prompts import load_prompts
 
 MOST = 16_384  # tokens of a micro-batch; more keeps no card busier
@@ -78,7 +78,7 @@ def memory_plan(policy: Policy, experience_tokens: int = 0, *, state_tokens: int
     micro-batch; None chooses. Runs the model on some hundred tokens and leaves its weights, gradients and modes alone.
     """
     reply = reply_tokens or load_prompts(policy.prompts).max_new_tokens
-    shared = experience_tokens >= SHARED and can_share(policy)
+    shared = experience_tokens >= least_shared(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * bool(retain)
     teacher = state_tokens + reply + experience_tokens * (not shared)
     kl_rows = min(kl.chunk_rows(policy.head_weight), batch_size * reply)

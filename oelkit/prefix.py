@@ -22,7 +22,6 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from .policy import Policy
 
-SHARED = 256  # tokens; a shorter common beginning is not worth a pass of its own
 ROOM = 16  # tokens by which a growing cache is enlarged
 SCORES = 2**24  # attention scores among a batch's own tokens that are held at once
 
@@ -58,7 +57,12 @@ class SharedPrefix:
             policy.causal.set_attn_implementation(own)
 
 
-def common_beginnings(prompts: Sequence[Sequence[int]], least: int = SHARED) -> list[tuple[int, list[int]]]:
+def least_shared(policy: Policy) -> int:
+    """Tokens from which a common beginning is worth a pass: on a CPU each token costs, on a GPU each kernel."""
+    return 64 if policy.device.type == "cpu" else 256
+
+
+def common_beginnings(prompts: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
     """Group prompts that share their first `least` tokens: (tokens that the group shares, or 0; indices)."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):

@@ -217,7 +217,7 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
 
     (rows, end), shared = once(), [n for n in used if n]
     assert len(built) == 2 and shared and min(shared) > 256
-    monkeypatch.setattr(module, "SHARED", 10_000)
+    monkeypatch.setattr(module, "least_shared", lambda policy: 10_000)
     used.clear()
     again, other = once()
     torch.testing.assert_close(rows, again, rtol=1e-4, atol=1e-6)

@@ -61,12 +61,12 @@ def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatc
 def test_groups():
     a, b, short = list(range(400)), [*range(300), *range(1000, 1400)], [1, 2, 3]
     prompts = [a + [1], b + [1], short, a + [2, 3], b + [2], a + [5]]
-    groups = {tuple(rows): n for n, rows in common_beginnings(prompts)}
+    groups = {tuple(rows): n for n, rows in common_beginnings(prompts, 256)}
     assert sorted(i for rows in groups for i in rows) == list(range(6)) and groups[(2,)] == 0
     for rows, n in groups.items():
         assert n == 0 or (n >= 256 and all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows))
-    assert common_beginnings([a, a])[0] == (399, [0, 1])
-    assert common_beginnings([[1], [1]]) == [(0, [0, 1])] and common_beginnings([]) == []
+    assert common_beginnings([a, a], 256)[0] == (399, [0, 1])
+    assert common_beginnings([[1], [1]], 64) == [(0, [0, 1])] and common_beginnings([], 64) == []
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):

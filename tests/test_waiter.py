@@ -71,6 +71,16 @@ def small(learn, tmp_path, monkeypatch):
                             batch_size=2, episodes=4)  # fmt: skip
 
 
+def test_what_a_person_goes_through_was_written_about_whole_replies(learn, small, tmp_path, monkeypatch):
+    asked, extract = [], Run.extract.__globals__["extract"]
+    monkeypatch.setitem(Run.extract.__globals__, "extract", lambda *args, **options: asked.append(options) or
+                        extract(*args, **options))  # fmt: skip
+    for arm in ("own", "curated"):
+        with pytest.raises(ValueError, match="nothing to distill|0 item"):  # micro writes nothing about a guest
+            learn["learn"](arm, small, tmp_path / "rows.jsonl")
+    assert ["{reply}" in options["prompts"].turn for options in asked] == [False, True]
+
+
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     run = Run("runs/waiter_curated", small, load_policy("micro"), progress=False)
     texts = ("Guests at the red table want tea.", "Guests at the red table want a dog.", "At the red table: tea")

@@ -47,7 +47,7 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
     """The student's pass rate with `texts` in context, and each map's outcome for pairing."""
     report = evaluate(run.policy, run.eval_env, maps(run), texts, prompts=run.prompts,
                       sampling_seeds=(run.settings.seed,))
-    return report.summary() | {"passes": "".join("01"[passed] for passed in report.passes)}
+    return report.summary() | {"passes": report.passes_01}
 
 
 def learn(run: Run, texts: Sequence[str], **options) -> None:

@@ -1,6 +1,7 @@
 """A real language model learns from what its guests say: by its own items, and by those that a person went through.
 
     python data/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
+    python data/waiter/learn.py --model MODEL --arm own --seed 1 --dtype float32
     python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL --rounds 1
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python data/waiter/learn.py --draw data/results                        # only the figures
@@ -8,8 +9,8 @@
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
 context only: the games as they were (own), the items that nobody went through (curated). With --writer the first round's
-items are another model's, of games that it has played itself. A run folder an arm (runs/waiter_ARM); one JSON line an arm
-and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+items are another model's, of games that it has played itself. A run folder an arm and seed (runs/waiter_ARM, from seed 1
+on runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -82,11 +83,16 @@ def as_played(run: Run, k: int) -> list[str]:
     return [as_experience(order, run.prompts) for order in orders]
 
 
-def by_table(run: Run, texts: Sequence[str] = ("",)) -> dict[str, str]:
-    """How many of a table's guests the policy brings the right drink as it is now, of how many."""
-    report = evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts)
-    tables = [game.turns[0].observation.split()[-2] for game in report.trajectories]
-    right = Counter(table for table, passed in zip(tables, report.passes, strict=True) if passed)
+def guests_tables(n: int) -> list[str]:
+    """The tables of the first n held-out guests."""
+    world = Waiter(unseen=True)
+    return [world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n)]
+
+
+def by_table(passes: str) -> dict[str, str]:
+    """How many of a table's guests had the right drink, of how many."""
+    tables = guests_tables(len(passes))
+    right = Counter(table for table, passed in zip(tables, passes, strict=True) if passed == "1")
     return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
 
 
@@ -107,7 +113,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
     of its own games are those of round 1; like: a run, see `take_over`.
     """
     name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
-    folder = "runs/waiter_" + re.sub(r"[^\w.-]+", "_", name)
+    folder = "runs/waiter_" + re.sub(r"[^\w.-]+", "_", name) + f"_seed{settings.seed}" * bool(settings.seed)
     if writer:
         other = Run(f"{folder}_writer", replace(settings, model=writer))
         other.curate(1)
@@ -117,15 +123,15 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
     run = Run(folder, settings, policy)
     if like:
         take_over(run, like)
+    if arm == "curated":
+        run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
+        run.play["prompts"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)
         m, items = run.evaluate(k), run.extract(k)
-        run.start_round(k)
-        tables = {"in_context": by_table(run, run.curate(k))}
-        run.distill(k)
-        tables["consolidated"] = by_table(run)
-        row = {"arm": name, "round": k, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
+        tables = {how: by_table(m["pass_rate"][how]["passes"]) for how in ("in_context", "consolidated")}
+        row = {"arm": name, "seed": settings.seed, "round": k, "dtype": settings.dtype, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
                "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
                "by_table": tables,
                "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
@@ -138,7 +144,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
         row |= {control: read(run, k, texts) for control, texts in controls.items()}
         row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
         rows = read_jsonl(out) if out.exists() else []
-        write_jsonl(out, [r for r in rows if (r["arm"], r["round"]) != (name, k)] + [row])
+        write_jsonl(out, [r for r in rows if (r["arm"], r["seed"], r["round"]) != (name, settings.seed, k)] + [row])
         print(name, k, {a: f"{p['pass_rate']:.1%}" for a, p in row.items() if isinstance(p, dict) and "pass_rate" in p},
               f"{row['true']} of {row['items']} items are true")
 
@@ -151,8 +157,8 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
         bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
         bars += [{"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
                  for control, what in CONTROLS.items() if control in row]
-    world, n = Waiter(unseen=True), rows[0]["base"]["n"]
-    tables = Counter(world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n))
+    n = rows[0]["base"]["n"]
+    tables = Counter(guests_tables(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
     return plots.bars(bars, limits, "Right drink for guests never seen")
 
@@ -173,6 +179,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings, or rank; named in the arm")
     parser.add_argument("--like", type=Path, metavar="RUN", help="take over the games, items and states of this run's round 1")
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
+    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="of guests to learn from and of all sampling")
+    parser.add_argument("--dtype", default=SETTINGS.dtype, help="of the base: float32 is faster on a CPU without bfloat16")
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
@@ -185,7 +193,7 @@ def main() -> None:
     changed = dict(text.split("=", 1) for text in args.set)
     changed = {name: value if name == "loss" else json.loads(value) for name, value in changed.items()}
     rank = changed.pop("rank", LORA["r"])
-    settings = replace(SETTINGS, model=args.model, rounds=args.rounds, **changed)
+    settings = replace(SETTINGS, model=args.model, rounds=args.rounds, seed=args.seed, dtype=args.dtype, **changed)
     learn(args.arm, settings, args.out, args.set, rank, args.writer, args.like)
 
 
