@@ -58,6 +58,9 @@ def findings(metrics: dict) -> list[str]:
         how = "stays within the interval of" if kept else "falls below"
         how = "gains on" if end["pass_rate"] > learned["high"] else how
         said.append(f"{'' if kept else MISSED}Round {final} {how} round 1: {_rate(end)} after {_rate(learned)}.")
+    tokens, long = last["consolidated"]["reply_tokens"], base["reply_tokens"]
+    said.append(f"{'' if tokens < 0.95 * long else MISSED}Replies get shorter: {tokens:.1f} tokens after round {final}, "
+                f"{long:.1f} before, {last['consolidated']['truncated']:.1%} cut off ({base['truncated']:.1%}).")
     before, after = rounds[0]["ood"]["base"], rounds[-1]["ood"]["consolidated"]
     if before and after:
         low, high = wilson(round(before["all"] * before["n"]), before["n"])

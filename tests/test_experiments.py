@@ -38,7 +38,38 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     starts = [row["passed"] for row in rows if row.get("step") == 0]
     assert starts[0] == starts[1] == starts[2]
     assert set(experiments["figures"](rows)) == set(experiments["EXPERIMENTS"])
+    for name in experiments["EXPERIMENTS"]:
+        assert all(line.endswith(".") for line in experiments["verdicts"]([r for r in rows if r["experiment"] == name]))
     assert all(row["arm"].split(": ")[-1].replace("_", " ") in experiments["table"](rows) for row in rows)
+
+
+def passed(passes):
+    return {"passes": passes, "pass_rate": passes.count("1") / len(passes), "n": len(passes)}
+
+
+def test_what_rows_show_and_what_did_not_come_out(experiments):
+    def said(name, rows):
+        found = experiments["verdicts"]([{"experiment": name, "seed": seed, **row} for row in rows for seed in (0, 1)])
+        return [line.startswith(experiments["MISSED"]) for line in found], found
+
+    own, as_good, worse = (passed(bits * 8) for bits in ("1110", "1101", "0100"))
+    arms = {"own items": own, "raw games": worse, **dict.fromkeys(experiments["RIVALS"]["own items"][1:], as_good)}
+    missed, found = said("texts", [{"arm": arm, "how": "in_context", "passed": p} for arm, p in arms.items()])
+    assert missed == [False, True, True, True, True]
+    assert found[0].startswith("own items (75.0%) against raw games (25.0%), in context: +50.0 points [")
+    assert found[0].endswith("], n = 64.")
+    kept = {"reverse_kl": 0.96, "forward_kl": 0.6, "sft": 0.95}
+    rows = [{"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}
+            for arm, all_ in kept.items() for step in (0, 40)]
+    missed, found = said("steps", rows)
+    assert missed == [True, False, True, True] and "after 40 steps" in found[0]
+    assert "OOD 96.0% [92.3%, 98.0%] against 60.0%" in found[1]
+    for rate, late in ((own, False), (as_good, False), (worse, True)):
+        by_games = [{"arm": "curated", "games": n, "draw": 0, "passed": p} for n, p in ((1, worse), (2, rate), (4, own))]
+        missed, found = said("saturation", by_games)
+        assert missed == [False, late] and "1: 25.0% (25.0% to 25.0%), 2: " in found[0]
+    rows = [{"arm": arm, "passed": p} for arm, p in (("all items", own), ("a", as_good), ("b", worse), ("no items", worse))]
+    assert [line.split(":")[0] for line in said("leave_one_out", rows)[1]] == ["Without `b`", "Without `a`"]
 
 
 def test_pairing_is_by_map(experiments):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def rate(passes, n=128):
     low, high = wilson(passes, n)
-    return {"pass_rate": passes / n, "low": low, "high": high, "n": n, "reply_tokens": 20 + passes / 9,
+    return {"pass_rate": passes / n, "low": low, "high": high, "n": n, "reply_tokens": 40 - passes / 9,
             "truncated": 0.02}
 
 

@@ -100,6 +100,7 @@ def test_findings_of_a_run_in_which_all_came_out():
     text = " ".join(said)
     for part in ("base model passes 2.3% [1%, 7%] of 128", "best fixed plan 6.2%", "its own notes in context, 81.2%",
                  "absorbed them, without notes, 89.8%", "1.11 of in context", "Round 2 stays within the interval of",
+                 "Replies get shorter: 27.1 tokens after round 2, 39.7 before",
                  "Other abilities are kept", "is above SFT on the teacher's replies, 62.5%",
                  "is above raw games in context, 31.2%"):
         assert part in text, part
@@ -112,6 +113,7 @@ def test_findings_of_a_run_in_which_all_came_out():
     (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
     (make_metrics((115, 95)), "Round 2 falls below round 1: 74.2%"),
     (make_metrics((115, 115), probe=(0.91, 0.9, 0.7)), "Other abilities are partly lost: 70.0% of 200"),
+    (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens after round 2, "),
     (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
 ])
 def test_findings_say_what_did_not_come_out(metrics, part):
@@ -120,4 +122,4 @@ def test_findings_say_what_did_not_come_out(metrics, part):
 
 def test_findings_of_one_round_without_probe_and_arms():
     said = findings(make_metrics((115,), probe=None, arms=False))
-    assert len(said) == 4 and not any("Round 1 " in line or "OOD" in line for line in said)
+    assert len(said) == 5 and not any("Round 1 " in line or "OOD" in line for line in said)

@@ -98,6 +98,7 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
         right, n = (sum(int(cell.split(" of ")[i]) for cell in tables.values()) for i in (0, 1))
         assert (right, n) == (round(4 * row[how]["pass_rate"]), 4) and set(tables) <= set(learn["TABLES"])
     assert learn["figure"]([row]).axes
+    assert "| curated, round 1 | 0 | " in learn["table"]([row]) and "| not gone through | 0 | | " in learn["table"]([row])
 
 
 def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(learn, small, tmp_path):

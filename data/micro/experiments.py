@@ -28,6 +28,7 @@ from oelkit.extract import cap
 from oelkit.loop import HELD_OUT, SCALES
 from oelkit.prompts import MARKER
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl, read_jsonl
+from oelkit.report import MISSED
 from oelkit.rollout import as_experience
 
 BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
@@ -173,6 +174,72 @@ def leave_one_out(run: Run) -> Iterator[dict]:
 
 
 EXPERIMENTS = {f.__name__: f for f in (texts, curation, leave_one_out, steps, saturation)}
+RIVALS = {"own items": ("raw games", "items of the same games, written at T 1.5", "items of the model after a round",
+                        *WORLDS),
+          "curated by a person": ("as extracted", "curated by agreement", "random subset of equal size"),
+          "reverse_kl": ("forward_kl", "sft")}
+
+
+def verdicts(rows: Sequence[dict]) -> list[str]:
+    """What the rows of one experiment say of its claim, a sentence each; what they do not show begins with MISSED.
+
+    Two arms differ where the 95 % interval of their paired difference does not hold 0 (OOD answers, which are not kept
+    one by one: where their Wilson intervals do not touch). Experience saturates where the last doubling of the games
+    changes the mean over draws by less than two points.
+    """
+    name, said = rows[0]["experiment"], []
+    if name == "saturation":
+        rates = {n: [r["passed"]["pass_rate"] for r in rows if (r["arm"], r["games"]) == ("curated", n)]
+                 for n in sorted({row["games"] for row in rows})}  # fmt: skip
+        means = {n: sum(of) / len(of) for n, of in rates.items()}
+        *_, before, last = means
+        gain = means[last] - means[before]
+        told = ", ".join(f"{n}: {mean:.1%} ({min(rates[n]):.1%} to {max(rates[n]):.1%})" for n, mean in means.items())
+        said = [f"Curated items in context by games read, {len(rates[last])} draws: {told}.",
+                f"{MISSED if abs(gain) >= 0.02 else ''}The last doubling of the games adds {100 * gain:+.1f} points."]
+    elif name == "leave_one_out":
+        for row in sorted(paired(rows), key=lambda row: -abs(row["difference"][0])):
+            if row["arm"] != "no items":
+                said.append(f"Without `{row['arm']}`: {_points(row['difference'])}.")
+    else:
+        end = max(row.get("step", 0) for row in rows)
+        arms = _grouped([row for row in rows if row.get("step", end) == end])
+        for (arm, how), same in arms.items():
+            for rival in RIVALS.get(arm, ()):
+                passes = [[int(c) for row in of for c in row["passed"]["passes"]] for of in (arms[rival, how], same)]
+                difference, n = paired_bootstrap(*passes), len(passes[0])
+                where = f"after {end} steps" if end else how.replace("_", " ")
+                said.append(f"{'' if difference[1] > 0 else MISSED}{arm} ({sum(passes[1]) / n:.1%}) against {rival} "
+                            f"({sum(passes[0]) / n:.1%}), {where}: {_points(difference)}, n = {n}.")  # fmt: skip
+                if end and all(row.get("ood") for row in same):
+                    ours, theirs = _kept(same), _kept(arms[rival, how])
+                    said.append(f"{'' if ours[1] > theirs[2] else MISSED}{arm} keeps more than {rival}: OOD {_share(ours)} "
+                                f"against {_share(theirs)}.")  # fmt: skip
+    return said
+
+
+def _points(difference: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * x for x in difference)
+    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def _grouped(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """Rows by arm and how, those of a group by seed."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        groups.setdefault((row["arm"], row.get("how")), []).append(row)
+    return groups
+
+
+def _kept(rows: Sequence[dict]) -> tuple[float, float, float]:
+    """Share of right OOD answers over all seeds with its Wilson interval."""
+    n = sum(row["ood"]["n"] for row in rows)
+    right = round(sum(row["ood"]["all"] * row["ood"]["n"] for row in rows))
+    return right / n, *wilson(right, n)
+
+
+def _share(share: tuple[float, float, float]) -> str:
+    return f"{share[0]:.1%} [{share[1]:.1%}, {share[2]:.1%}]"
 
 
 def paired(rows: Sequence[dict]) -> list[dict]:

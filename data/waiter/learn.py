@@ -4,7 +4,8 @@
     python data/waiter/learn.py --model MODEL --arm own --seed 1 --dtype float32
     python data/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL --rounds 1
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
-    python data/waiter/learn.py --draw data/results                        # only the figures
+    python data/waiter/learn.py --table                                    # what is there, as a Markdown table
+    python data/waiter/learn.py --draw data/results                        # and its figures
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
@@ -131,9 +132,9 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
             go_through(run, k)
         m, items = run.evaluate(k), run.extract(k)
         tables = {how: by_table(m["pass_rate"][how]["passes"]) for how in ("in_context", "consolidated")}
-        row = {"arm": name, "seed": settings.seed, "round": k, "dtype": settings.dtype, "model": run.policy.name, "env": run.eval_env, "texts": run.curate(k),
-               "items": len(items), "true": sum(is_true(item.text) for item in items), **m["pass_rate"],
-               "by_table": tables,
+        row = {"arm": name, "seed": settings.seed, "round": k, "dtype": settings.dtype, "model": run.policy.name,
+               "env": run.eval_env, "texts": run.curate(k), "items": len(items),
+               "true": sum(is_true(item.text) for item in items), **m["pass_rate"], "by_table": tables,
                "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
                             for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
         controls = {}
@@ -151,7 +152,8 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
 
 def figure(rows: Sequence[dict]) -> plots.Figure:
     """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all."""
-    bars = [{"arm": "nothing", "how": "base", "passed": rows[0]["base"]}]
+    bases = {row["seed"]: row["base"] for row in rows}  # the same for all arms of a seed
+    bars = [{"arm": "nothing", "how": "base", "passed": base} for base in bases.values()]
     for row in rows:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
@@ -171,6 +173,19 @@ def figures(rows: Sequence[dict]) -> dict[str, plots.Figure]:
     return {"waiter": figure(arms), "waiter_trials": figure(alone)}
 
 
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: a line an arm, seed and round, with the arm's control below it."""
+    def cell(passed: dict) -> str:
+        return f"{passed['pass_rate']:.1%} [{passed['low'] * 100:.1f}, {passed['high'] * 100:.1f}]"
+
+    lines = ["| | seed | base | in context | consolidated | true items |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {cell(row['base'])} | {cell(row['in_context'])} | "
+                     f"**{cell(row['consolidated'])}** | {row['true']} of {row['items']} |")
+        lines += [f"| {what} | {row['seed']} | | {cell(row[control])} | | |" for control, what in CONTROLS.items() if control in row]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="local folder or hub id")
@@ -182,8 +197,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="of guests to learn from and of all sampling")
     parser.add_argument("--dtype", default=SETTINGS.dtype, help="of the base: float32 is faster on a CPU without bfloat16")
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
+    if args.table:
+        return print(table(read_jsonl(args.out)))
     if args.draw:
         for name, drawn in figures(read_jsonl(args.out)).items():
             drawn.savefig(args.draw / f"{name}.png", dpi=120)
