@@ -204,17 +204,18 @@ def verdicts(rows: Sequence[dict]) -> list[str]:
     else:
         end = max(row.get("step", 0) for row in rows)
         arms = _grouped([row for row in rows if row.get("step", end) == end])
+        named = {arm: plots.NAMES.get(arm, arm) for arm, _ in arms}
         for (arm, how), same in arms.items():
             for rival in RIVALS.get(arm, ()):
                 passes = [[int(c) for row in of for c in row["passed"]["passes"]] for of in (arms[rival, how], same)]
                 difference, n = paired_bootstrap(*passes), len(passes[0])
                 where = f"after {end} steps" if end else how.replace("_", " ")
-                said.append(f"{'' if difference[1] > 0 else MISSED}{arm} ({sum(passes[1]) / n:.1%}) against {rival} "
+                said.append(f"{'' if difference[1] > 0 else MISSED}{named[arm]} ({sum(passes[1]) / n:.1%}) against {named[rival]} "
                             f"({sum(passes[0]) / n:.1%}), {where}: {_points(difference)}, n = {n}.")  # fmt: skip
                 if end and all(row.get("ood") for row in same):
                     ours, theirs = _kept(same), _kept(arms[rival, how])
-                    said.append(f"{'' if ours[1] > theirs[2] else MISSED}{arm} keeps more than {rival}: OOD {_share(ours)} "
-                                f"against {_share(theirs)}.")  # fmt: skip
+                    said.append(f"{'' if ours[1] > theirs[2] else MISSED}{named[arm]} keeps more than {named[rival]}: OOD "
+                                f"{_share(ours)} against {_share(theirs)}.")  # fmt: skip
     return said
 
 

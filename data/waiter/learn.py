@@ -165,12 +165,16 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
     return plots.bars(bars, limits, "Right drink for guests never seen")
 
 
+def arms(rows: Sequence[dict]) -> list[dict]:
+    """The rows that were run with SETTINGS as they are."""
+    return [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
+
+
 def figures(rows: Sequence[dict]) -> dict[str, plots.Figure]:
     """waiter: the arms; waiter_trials: other settings, without their controls, beside the first round of own items."""
-    arms = [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
-    trials = [row for row in rows if row not in arms or (row["arm"], row["round"]) == ("own", 1)]
+    trials = [row for row in rows if row not in arms(rows) or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)]
     alone = [{key: value for key, value in row.items() if key not in CONTROLS} for row in trials]
-    return {"waiter": figure(arms), "waiter_trials": figure(alone)}
+    return {"waiter": figure(arms(rows)), "waiter_trials": figure(alone)}
 
 
 def table(rows: Sequence[dict]) -> str:
