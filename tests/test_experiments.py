@@ -56,7 +56,7 @@ def test_what_rows_show_and_what_did_not_come_out(experiments):
     arms = {"own items": own, "raw games": worse, **dict.fromkeys(experiments["RIVALS"]["own items"][1:], as_good)}
     missed, found = said("texts", [{"arm": arm, "how": "in_context", "passed": p} for arm, p in arms.items()])
     assert missed == [False, True, True, True, True]
-    assert found[0].startswith("own items (75.0%) against raw games (25.0%), in context: +50.0 points [")
+    assert found[0].startswith("own items 75.0% against raw games 25.0%, in context: +50.0 points [")
     assert found[0].endswith("], n = 64.")
     kept = {"reverse_kl": 0.96, "forward_kl": 0.6, "sft": 0.95}
     rows = [{"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}

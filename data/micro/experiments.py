@@ -210,8 +210,8 @@ def verdicts(rows: Sequence[dict]) -> list[str]:
                 passes = [[int(c) for row in of for c in row["passed"]["passes"]] for of in (arms[rival, how], same)]
                 difference, n = paired_bootstrap(*passes), len(passes[0])
                 where = f"after {end} steps" if end else how.replace("_", " ")
-                said.append(f"{'' if difference[1] > 0 else MISSED}{named[arm]} ({sum(passes[1]) / n:.1%}) against {named[rival]} "
-                            f"({sum(passes[0]) / n:.1%}), {where}: {_points(difference)}, n = {n}.")  # fmt: skip
+                said.append(f"{'' if difference[1] > 0 else MISSED}{named[arm]} {sum(passes[1]) / n:.1%} against "
+                            f"{named[rival]} {sum(passes[0]) / n:.1%}, {where}: {_points(difference)}, n = {n}.")  # fmt: skip
                 if end and all(row.get("ood") for row in same):
                     ours, theirs = _kept(same), _kept(arms[rival, how])
                     said.append(f"{'' if ours[1] > theirs[2] else MISSED}{named[arm]} keeps more than {named[rival]}: OOD "
