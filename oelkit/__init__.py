@@ -9,12 +9,13 @@ from .distill import distill
 from .evaluate import evaluate, paired_bootstrap, probe, wilson
 from .extract import extract, parse_items
 from .ifeval import ifeval
-from .loop import Run, Settings, run_loop, summary
+from .loop import Run, run_loop, summary
 from .memory import memory_plan
 from .loading import load_policy
 from .policy import Policy
 from .prompts import load_prompts
 from .rollout import rollout, states
+from .settings import Settings
 
 __version__ = "0.1.0"
 __all__ = [

@@ -51,11 +51,11 @@ def _seeds(text: str) -> range:
 
 
 def parser(scale: str | None = None) -> argparse.ArgumentParser:
-    """All commands; the flags of the loop, and those that steps share with it, are the fields of `loop.Settings`.
+    """All commands; the flags of the loop, and those that steps share with it, are the fields of `Settings`.
 
-    scale: one of `loop.SCALES`, whose settings are the defaults.
+    scale: one of `settings.SCALES`, whose settings are the defaults.
     """
-    tree = ast.parse((Path(__file__).parent / "loop.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(__file__).parent / "settings.py").read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
     scales = next(ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.AnnAssign) and node.target.id == "SCALES")  # fmt: skip
@@ -125,8 +125,9 @@ def _texts(path: str | None) -> list[str]:
 
 
 def _loop(args: argparse.Namespace) -> None:
-    from .loop import Settings, run_folder, run_loop, summary
+    from .loop import run_folder, run_loop, summary
     from .report import findings, write_report
+    from .settings import Settings
 
     folder = run_folder(args.run, notebooks.find_root() / "runs")
     if args.command == "loop":

@@ -9,9 +9,10 @@ import pytest
 from conftest import make_model
 
 from oelkit.curate import Curation
-from oelkit.loop import Run, Settings, run_folder, run_loop, summary
+from oelkit.loop import Run, run_folder, run_loop, summary
 from oelkit.loading import load_policy
 from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
+from oelkit.settings import Settings
 
 module = importlib.import_module("oelkit.loop")
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")

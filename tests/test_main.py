@@ -13,7 +13,7 @@ from test_plots import make_game
 
 from oelkit import __main__ as cli
 from oelkit.curate import Curation
-from oelkit.loop import Settings
+from oelkit.settings import Settings
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent

@@ -25,11 +25,12 @@ from oelkit import paired_bootstrap, plots, rollout
 from oelkit.curate import count_tokens, experience_text, for_draw
 from oelkit.evaluate import wilson
 from oelkit.extract import cap
-from oelkit.loop import HELD_OUT, SCALES
+from oelkit.loop import HELD_OUT
 from oelkit.prompts import MARKER
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl, read_jsonl
 from oelkit.report import MISSED
 from oelkit.rollout import as_experience
+from oelkit.settings import SCALES
 
 BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
 WORLDS = {"items of a world with other letters": {"hole": "K", "goal": "T"},
