@@ -166,11 +166,11 @@ def arms(metrics: dict) -> Figure:
 
 
 @plt.rc_context(_STYLE)
-def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
+def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact answers") -> Figure:
     """What arms are worth in context and consolidated, seeds pooled (dots: each seed), with OOD; Wilson intervals.
 
     rows: {"arm", "how": "base", "in_context" or "consolidated", "passed": a report's summary, "ood": a probe's or none};
-    without any probe there is no panel for it.
+    without any probe there is no panel for it. probe: what it counts.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
     sizes: dict[str, set[int]] = {key: set() for key in ("passed", "ood") if any(row.get(key) for row in rows)}
@@ -191,7 +191,8 @@ def bars(rows: Sequence[dict], bounds: dict, title: str) -> Figure:
                 sizes[key] |= {sum(n for _, n in parts)}
     for axis, (key, found) in zip(axes, sizes.items(), strict=True):
         n = "n = " + " or ".join(map(str, sorted(found)))
-        axis.set_title(f"{title} ({n} an arm, 95 % Wilson)" if key == "passed" else f"OOD: exact answers\n({n})")
+        passed = textwrap.fill(f"{title} ({n} an arm, 95 % Wilson)", 60)
+        axis.set_title(passed if key == "passed" else f"OOD: {probe}\n({n})")
         axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.grid(axis="y", visible=False)

@@ -137,10 +137,16 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
 
 
 def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
-    drawn = learn["figures"](read_jsonl(FOLDER.parent / "results" / "waiter.jsonl"))
+    rows, kept = (read_jsonl(FOLDER.parent / "results" / f"{name}.jsonl") for name in ("waiter", "waiter_ifeval"))
+    drawn = learn["figures"](rows, kept)
     names = {name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] for name, figure in drawn.items()}
     assert set(names) == {"waiter", "waiter_trials"} and "curated, round 1" in names["waiter"]
     assert "own, round 1" in set(names["waiter"]) & set(names["waiter_trials"])
+    for name, figure in drawn.items():
+        measured = [line for line in kept if line["adapter"] is None or any(
+            learn["run_of"](row["arm"], row["seed"]).lower() == line["adapter"].lower().split("/round_")[0] for row in rows)]
+        assert len(measured) == len(kept), "a line of IF-Eval belongs to no arm"
+        assert figure.axes[1].get_title("left").startswith("OOD: IF-Eval, strict") and 1 < len(figure.axes[1].containers) <= 2 * len(kept)
     assert not any("T 0.7" in name for name in names["waiter"]) and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
 
 

@@ -6,11 +6,13 @@
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python data/waiter/learn.py --table                                    # what is there, as a Markdown table
     python data/waiter/learn.py --draw data/results                        # and its figures
+    python -m oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 --max-new-tokens 192 --out FILE
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
 context only: the games as they were (own), the items that nobody went through (curated). With --writer the first round's
-items are another model's, of games that it has played itself. A run folder an arm and seed (runs/waiter_ARM, from seed 1
+items are another model's, of games that it has played itself. What else the model still follows is asked by the last
+command; its lines, in waiter_ifeval.jsonl beside the rows, are drawn with them. A run folder an arm and seed (runs/waiter_ARM, from seed 1
 on runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
 """
 
@@ -106,6 +108,11 @@ def take_over(run: Run, like: Path) -> None:
             shutil.copy(there, here)
 
 
+def run_of(arm: str, seed: int) -> str:
+    """The run folder of an arm by its name."""
+    return "runs/waiter_" + re.sub(r"[^\w.-]+", "_", arm) + f"_seed{seed}" * bool(seed)
+
+
 def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), rank: int = LORA["r"],
           writer: str = "", like: Path | None = None) -> None:
     """Run all rounds of an arm and write its rows, in place of those that it may have there.
@@ -114,7 +121,7 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
     of its own games are those of round 1; like: a run, see `take_over`.
     """
     name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
-    folder = "runs/waiter_" + re.sub(r"[^\w.-]+", "_", name) + f"_seed{settings.seed}" * bool(settings.seed)
+    folder = run_of(name, settings.seed)
     if writer:
         other = Run(f"{folder}_writer", replace(settings, model=writer))
         other.curate(1)
@@ -150,19 +157,26 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
               f"{row['true']} of {row['items']} items are true")
 
 
-def figure(rows: Sequence[dict]) -> plots.Figure:
-    """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all."""
+def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure:
+    """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all.
+
+    elsewhere: lines of `python -m oelkit ifeval`, by their adapter.
+    """
+    kept = {line["adapter"] and line["adapter"].lower(): {"all": line["prompt_strict"], "n": line["n"]} for line in elsewhere}
     bases = {row["seed"]: row["base"] for row in rows}  # the same for all arms of a seed
     bars = [{"arm": "nothing", "how": "base", "passed": base} for base in bases.values()]
+    bars[0]["ood"] = kept.get(None)
     for row in rows:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
-        bars += [{"arm": name, "how": how, "passed": row[how]} for how in ("in_context", "consolidated")]
+        adapter = f"{run_of(row['arm'], row['seed'])}/round_{row['round']}/adapter"
+        bars += [{"arm": name, "how": "in_context", "passed": row["in_context"]},
+                 {"arm": name, "how": "consolidated", "passed": row["consolidated"], "ood": kept.get(adapter.lower())}]
         bars += [{"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
                  for control, what in CONTROLS.items() if control in row]
     n = rows[0]["base"]["n"]
     tables = Counter(guests_tables(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
-    return plots.bars(bars, limits, "Right drink for guests never seen")
+    return plots.bars(bars, limits, "Right drink for unseen guests", "IF-Eval, strict")
 
 
 def arms(rows: Sequence[dict]) -> list[dict]:
@@ -170,11 +184,11 @@ def arms(rows: Sequence[dict]) -> list[dict]:
     return [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
 
 
-def figures(rows: Sequence[dict]) -> dict[str, plots.Figure]:
+def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, plots.Figure]:
     """waiter: the arms; waiter_trials: other settings, without their controls, beside the first round of own items."""
     trials = [row for row in rows if row not in arms(rows) or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)]
     alone = [{key: value for key, value in row.items() if key not in CONTROLS} for row in trials]
-    return {"waiter": figure(arms(rows)), "waiter_trials": figure(alone)}
+    return {"waiter": figure(arms(rows), elsewhere), "waiter_trials": figure(alone, elsewhere)}
 
 
 def table(rows: Sequence[dict]) -> str:
@@ -207,7 +221,8 @@ def main() -> None:
     if args.table:
         return print(table(read_jsonl(args.out)))
     if args.draw:
-        for name, drawn in figures(read_jsonl(args.out)).items():
+        kept = args.out.with_name("waiter_ifeval.jsonl")
+        for name, drawn in figures(read_jsonl(args.out), read_jsonl(kept) if kept.exists() else []).items():
             drawn.savefig(args.draw / f"{name}.png", dpi=120)
         return
     if not args.model:
