@@ -6,14 +6,15 @@
     python data/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python data/waiter/learn.py --table                                    # what is there, as a Markdown table
     python data/waiter/learn.py --draw data/results                        # and its figures
-    python -m oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 --max-new-tokens 192 --out FILE
+    python -m oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 ...  # elsewhere
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
 writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
-context only: the games as they were (own), the items that nobody went through (curated). With --writer the first round's
-items are another model's, of games that it has played itself. What else the model still follows is asked by the last
-command; its lines, in waiter_ifeval.jsonl beside the rows, are drawn with them. A run folder an arm and seed (runs/waiter_ARM, from seed 1
-on runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed, or with PYTHONPATH=.
+context only: the games as they were (own), the items that nobody went through (curated). With --writer the first
+round's items are another model's, of games that it has played itself. The lines of the last command are drawn beside
+the rows where they are in waiter_ifeval.jsonl. A run folder an arm and seed (runs/waiter_ARM, from seed 1 on
+runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed, or with
+PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -162,10 +163,10 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
 
     elsewhere: lines of `python -m oelkit ifeval`, by their adapter.
     """
-    kept = {line["adapter"] and line["adapter"].lower(): {"all": line["prompt_strict"], "n": line["n"]} for line in elsewhere}
+    kept = {(line["adapter"] or "").lower(): {"all": line["prompt_strict"], "n": line["n"]} for line in elsewhere}
     bases = {row["seed"]: row["base"] for row in rows}  # the same for all arms of a seed
     bars = [{"arm": "nothing", "how": "base", "passed": base} for base in bases.values()]
-    bars[0]["ood"] = kept.get(None)
+    bars[0]["ood"] = kept.get("")
     for row in rows:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         adapter = f"{run_of(row['arm'], row['seed'])}/round_{row['round']}/adapter"
@@ -198,9 +199,10 @@ def table(rows: Sequence[dict]) -> str:
 
     lines = ["| | seed | base | in context | consolidated | true items |", "|---|---|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {cell(row['base'])} | {cell(row['in_context'])} | "
-                     f"**{cell(row['consolidated'])}** | {row['true']} of {row['items']} |")
-        lines += [f"| {what} | {row['seed']} | | {cell(row[control])} | | |" for control, what in CONTROLS.items() if control in row]
+        base, told, learned = (cell(row[how]) for how in ("base", "in_context", "consolidated"))
+        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | "
+                     f"{row['true']} of {row['items']} |")
+        lines += [f"| {what} | {row['seed']} | | {cell(row[key])} | | |" for key, what in CONTROLS.items() if key in row]
     return "\n".join(lines)
 
 
