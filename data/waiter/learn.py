@@ -33,7 +33,7 @@ from pathlib import Path
 
 from waiter import TABLES, Waiter
 
-from oelkit import Run, Settings, evaluate, load_policy, plots
+from oelkit import Run, Settings, evaluate, load_policy, paired_bootstrap, plots
 from oelkit.curate import Curation, auto_curate
 from oelkit.loading import LORA
 from oelkit.loop import HELD_OUT, versions
@@ -193,16 +193,22 @@ def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, p
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line an arm, seed and round, with the arm's control below it."""
+    """Markdown: a line an arm, seed and round, with the arm's control below it.
+
+    less: points by which consolidated falls short of in context, paired by guest, where the rows say how each one went.
+    """
     def cell(passed: dict) -> str:
         return f"{passed['pass_rate']:.1%} [{passed['low'] * 100:.1f}, {passed['high'] * 100:.1f}]"
 
-    lines = ["| | seed | base | in context | consolidated | true items |", "|---|---|---|---|---|---|"]
+    lines = ["| | seed | base | in context | consolidated | less | true items |", "|---" * 7 + "|"]
     for row in rows:
         base, told, learned = (cell(row[how]) for how in ("base", "in_context", "consolidated"))
-        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | "
+        passes = [[int(c) for c in row[how].get("passes", "")] for how in ("consolidated", "in_context")]
+        less = [100 * x for x in paired_bootstrap(*passes)] if all(passes) else []
+        short = f"{less[0]:.1f} [{less[1]:.1f}, {less[2]:.1f}]" if less else ""
+        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | {short} | "
                      f"{row['true']} of {row['items']} |")
-        lines += [f"| {what} | {row['seed']} | | {cell(row[key])} | | |" for key, what in CONTROLS.items() if key in row]
+        lines += [f"| {what} | {row['seed']} | | {cell(row[key])} | | | |" for key, what in CONTROLS.items() if key in row]
     return "\n".join(lines)
 
 
