@@ -58,6 +58,9 @@ def test_what_rows_show_and_what_did_not_come_out(experiments):
     assert missed == [False, True, True, True, True]
     assert found[0].startswith("own items 75.0% against raw games 25.0%, in context: +50.0 points [")
     assert found[0].endswith("], n = 64.")
+    rows = [{"arm": arm, "how": how, "passed": own} for arm, how in (
+        ("own items", "in_context"), ("own items", "consolidated"), ("raw games", "in_context"))]
+    assert len(said("texts", rows)[1]) == 1  # what had nothing to absorb was not trained
     kept = {"reverse_kl": 0.96, "forward_kl": 0.6, "sft": 0.95}
     rows = [{"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}
             for arm, all_ in kept.items() for step in (0, 40)]

@@ -208,6 +208,8 @@ def verdicts(rows: Sequence[dict]) -> list[str]:
         named = {arm: plots.NAMES.get(arm, arm) for arm, _ in arms}
         for (arm, how), same in arms.items():
             for rival in RIVALS.get(arm, ()):
+                if (rival, how) not in arms:  # it had no items to absorb, see `both`
+                    continue
                 passes = [[int(c) for row in of for c in row["passed"]["passes"]] for of in (arms[rival, how], same)]
                 difference, n = paired_bootstrap(*passes), len(passes[0])
                 where = f"after {end} steps" if end else how.replace("_", " ")

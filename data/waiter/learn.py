@@ -187,9 +187,10 @@ def arms(rows: Sequence[dict]) -> list[dict]:
 
 def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, plots.Figure]:
     """waiter: the arms; waiter_trials: other settings, without their controls, beside the first round of own items."""
-    trials = [row for row in rows if row not in arms(rows) or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)]
+    as_set = arms(rows)
+    trials = [row for row in rows if row not in as_set or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)]
     alone = [{key: value for key, value in row.items() if key not in CONTROLS} for row in trials]
-    return {"waiter": figure(arms(rows), elsewhere), "waiter_trials": figure(alone, elsewhere)}
+    return {"waiter": figure(as_set, elsewhere), "waiter_trials": figure(alone, elsewhere)}
 
 
 def table(rows: Sequence[dict]) -> str:
