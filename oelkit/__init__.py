@@ -2,24 +2,63 @@
 
 A model plays (`rollout`), writes down what it learned (`extract`), a person may edit that (`Curation`), the model absorbs it
 into its weights (`distill`), and one sees what it gained and lost (`evaluate`). `run_loop` does all of it in rounds.
+
+The public names load their module on first use, so that importing the package costs nothing.
 """
 
-from .curate import Curation, auto_curate
-from .distill import distill
-from .evaluate import evaluate, paired_bootstrap, probe, wilson
-from .extract import extract, parse_items
-from .ifeval import ifeval
-from .loop import Run, run_loop, summary
-from .memory import memory_plan
-from .loading import load_policy
-from .policy import Policy
-from .prompts import load_prompts
-from .rollout import rollout, states
-from .settings import Settings
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait, which starves every other process (and is starved by it): 25 times slower and
+# worse beside one busy core. It is read when torch is loaded, so it must be set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from .auto_curation import auto_curate as auto_curate
+    from .curation import Curation as Curation
+    from .model.loading import load_policy as load_policy
+    from .model.memory import memory_plan as memory_plan
+    from .model.policy import Policy as Policy
+    from .prompts import load_prompts as load_prompts
+    from .runs.run import Run as Run, run_loop as run_loop, summary as summary
+    from .runs.settings import Settings as Settings
+    from .steps.distillation import distill as distill
+    from .stats import paired_bootstrap as paired_bootstrap, wilson as wilson
+    from .steps.evaluation import evaluate as evaluate, probe as probe
+    from .steps.extraction import extract as extract
+    from .steps.ifeval import ifeval as ifeval
+    from .steps.rollouts import rollout as rollout, states as states
+    from .text import parse_items as parse_items
 
 __version__ = "0.1.0"
-__all__ = [
-    "Curation", "Policy", "Run", "Settings", "auto_curate", "distill", "evaluate", "extract", "ifeval", "load_policy",
-    "load_prompts", "memory_plan", "paired_bootstrap", "parse_items", "probe", "rollout", "run_loop", "states", "summary",
-    "wilson",
-]  # fmt: skip
+_HOMES = {
+    "auto_curation": "auto_curate",
+    "curation": "Curation",
+    "model.loading": "load_policy",
+    "model.memory": "memory_plan",
+    "model.policy": "Policy",
+    "prompts": "load_prompts",
+    "runs.run": "Run run_loop summary",
+    "runs.settings": "Settings",
+    "steps.distillation": "distill",
+    "stats": "paired_bootstrap wilson",
+    "steps.evaluation": "evaluate probe",
+    "steps.extraction": "extract",
+    "steps.ifeval": "ifeval",
+    "steps.rollouts": "rollout states",
+    "text": "parse_items",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'oelkit' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

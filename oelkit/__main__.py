@@ -55,7 +55,7 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
 
     scale: one of `settings.SCALES`, whose settings are the defaults.
     """
-    tree = ast.parse((Path(__file__).parent / "settings.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(__file__).parent / "runs/settings.py").read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
     scales = next(ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.AnnAssign) and node.target.id == "SCALES")  # fmt: skip
@@ -110,7 +110,8 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
 
 def _texts(path: str | None) -> list[str]:
     """The experience texts in a file, one a draw; [""] where there is none."""
-    from .curate import experience_text, for_draw, replay
+    from .curation import for_draw, replay
+    from .text import experience_text
     from .records import ExperienceItem, read_jsonl
 
     if path and path.endswith(".jsonl"):
@@ -125,9 +126,9 @@ def _texts(path: str | None) -> list[str]:
 
 
 def _loop(args: argparse.Namespace) -> None:
-    from .loop import run_folder, run_loop, summary
-    from .report import findings, write_report
-    from .settings import Settings
+    from .runs.run import run_folder, run_loop, summary
+    from .views.report import findings, write_report
+    from .runs.settings import Settings
 
     folder = run_folder(args.run, notebooks.find_root() / "runs")
     if args.command == "loop":
@@ -142,8 +143,8 @@ def _loop(args: argparse.Namespace) -> None:
 
 def _step(args: argparse.Namespace) -> None:
     from . import distill, envs, evaluate, extract, ifeval, load_policy, rollout, states
-    from .evaluate import episodes_needed
-    from .loop import HELD_OUT, versions
+    from .stats import episodes_needed
+    from .runs.run import HELD_OUT, versions
     from .records import State, Trajectory, read_jsonl, write_jsonl
 
     out, what = args.out and Path(args.out), args.command

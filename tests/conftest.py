@@ -51,7 +51,7 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def tiny(tiny_model):
     """A fresh policy on the tiny model."""
-    from oelkit.loading import load_policy
+    from oelkit.model.loading import load_policy
 
     return load_policy(tiny_model)
 

@@ -6,9 +6,9 @@ from unittest.mock import ANY
 import nbformat
 import pytest
 
-from oelkit.curate import Curation
+from oelkit.curation import Curation
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl, write_jsonl
-from oelkit.widgets import experience_editor
+from oelkit.views.widgets import experience_editor
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = "H is a hole.", EVIL, "G is the goal."

@@ -538,8 +538,8 @@ def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):
 
 def test_a_bare_world_goes_through_every_step(doors, tmp_path):
     from oelkit import Settings, distill, evaluate, extract, load_policy, rollout, run_loop, states, summary
-    from oelkit.report import findings, write_report
-    from oelkit.widgets import trajectory_viewer
+    from oelkit.views.report import findings, write_report
+    from oelkit.views.widgets import trajectory_viewer
 
     policy = load_policy("micro")
     games = rollout(policy, doors, range(6), temperature=1.0)

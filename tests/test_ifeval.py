@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from oelkit import __main__ as cli  # noqa: E402
-from oelkit import ifeval  # noqa: E402
-from oelkit.evaluate import wilson  # noqa: E402
-from oelkit.generation import Reply  # noqa: E402
+from oelkit.steps.ifeval import ifeval  # noqa: E402
+from oelkit.stats import wilson
+from oelkit.model.sampling import Reply  # noqa: E402
 from oelkit.records import read_jsonl, write_jsonl  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "tests/data/ifeval.jsonl"
-MODULE = sys.modules["oelkit.ifeval"]
+MODULE = sys.modules["oelkit.steps.ifeval"]
 NO_COMMA = {"prompt": "Say yes.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
 
@@ -59,7 +59,7 @@ def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
     """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends sentences at Dr.)."""
     code = ("import socket\ndef refuse(*a): raise AssertionError(f'connects to {a[1:]}')\n"
             "socket.socket.connect = socket.getaddrinfo = refuse\n"
-            "import oelkit, sys\nutils = sys.modules['oelkit.ifeval']._checkers()\n"
+            "import oelkit.steps.ifeval, sys\nutils = sys.modules['oelkit.steps.ifeval']._checkers()\n"
             "from lm_eval.tasks.ifeval.instructions_util import count_sentences, nltk\n"
             "print(count_sentences('Dr. Smith met Mr. Jones at 5 p.m. in St. Louis. He was late.'),"
             " len(nltk.word_tokenize('It IS late. NOW.')), *nltk.data.path)\n")

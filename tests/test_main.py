@@ -8,12 +8,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from test_loop import settings  # noqa: F401  (a tiny model with a probe, and short replies)
+from test_run import settings  # noqa: F401  (a tiny model with a probe, and short replies)
 from test_plots import make_game
 
 from oelkit import __main__ as cli
-from oelkit.curate import Curation
-from oelkit.settings import Settings
+from oelkit.curation import Curation
+from oelkit.runs.settings import Settings
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -197,6 +197,6 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):  # noq
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oelkit.loop.rollout", stop)  # Ctrl-C while it plays
+    monkeypatch.setattr("oelkit.runs.run.rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
     assert (status, out, err) == (130, "", "interrupted: go on with --resume\n")

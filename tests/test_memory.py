@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from oelkit import distill, load_policy, memory_plan, rollout, states
-from oelkit.extract import cap
-from oelkit.memory import peak_bytes
+from oelkit.text import truncate_to_budget
+from oelkit.model.memory import peak_bytes
 from oelkit.prompts import load_prompts, with_experience
 
 MB = 2**20
@@ -30,7 +30,8 @@ def weights(policy):
     (20, {}), (400, {}), (400, {"batch_tokens": 200}), (400, {"retain": 0.5}), (20, {"batch_size": 4, "reply": 6})])
 def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
     prompts, reply = load_prompts(micro.prompts), options.pop("reply", 16)
-    text = cap(micro, "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)), notes)
+    text = truncate_to_budget(
+        "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)), notes, micro.tokenizer)
     state = max(len(micro.encode(s.prompt)) for s in found)
     told = max(len(micro.encode(with_experience(prompts, s.prompt, text))) for s in found)
     given = {"batch_size": 16, **options}
@@ -53,7 +54,7 @@ def test_a_plan_leaves_the_policy_alone(tiny):
 
 def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypatch):
     plenty = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
-    module = importlib.import_module("oelkit.memory")
+    module = importlib.import_module("oelkit.model.memory")
     monkeypatch.setattr(module, "_free", lambda device: plenty.peak // 4)  # 80 % of it: less than one of four sequences
     tight = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     assert tight.gradient_checkpointing and tight.batch_tokens < plenty.batch_tokens

@@ -121,7 +121,7 @@ def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
 
 
 def test_another_seed_of_the_loop_agrees_with_the_record(micro, tmp_path):
-    """The recorded spread over seeds (data/results, made by data/micro/study.py) holds for a seed that is not in it."""
+    """The recorded spread over seeds (data/results, made by examples/micro/rounds.py) holds for a seed that is not in it."""
     rows = read_jsonl(MICRO.parent / "results" / "rounds_study.jsonl")
     known = [row for row in rows if row["variant"] == "default" and row["round"] == 1]
     assert len({row["seed"] for row in known}) >= 5

@@ -6,7 +6,7 @@ import lora  # of tests/benchmarks
 import pytest
 
 from oelkit import Curation, auto_curate, distill, evaluate, extract, load_policy, rollout, states
-from oelkit.generation import generate
+from oelkit.model.sampling import generate
 from oelkit.records import ExperienceItem, State
 
 REAL = os.environ.get("OELKIT_TEST_MODEL", "")

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from oelkit import envs, plots  # noqa: E402
-from oelkit.evaluate import draw_spread, wilson  # noqa: E402
+from oelkit import envs  # noqa: E402
+from oelkit.views import plots  # noqa: E402
+from oelkit.stats import draw_spread, wilson
 from oelkit.records import Outcome, Trajectory, Turn  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,12 @@ import torch
 from conftest import make_model
 from transformers import AutoModelForCausalLM
 
-from oelkit.generation import generate
-from oelkit.kl import cross_entropy
-from oelkit.loading import load_policy
-from oelkit.memory import checkpointed
-from oelkit.policy import answer_text, reply_hidden, token_batches, token_logprobs
+from oelkit.model.sampling import generate
+from oelkit.model.losses import cross_entropy
+from oelkit.model.loading import load_policy
+from oelkit.model.memory import checkpointed
+from oelkit.model.policy import reply_hidden, token_batches, token_logprobs
+from oelkit.text import answer_text
 
 ROOT = str(Path(__file__).parents[1])
 MESSAGES = [{"role": "user", "content": "go left the"}]
@@ -123,7 +124,7 @@ def test_use_switches_and_restores(tiny, merge, outer):
 
 
 def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr("oelkit.policy.MERGE", 0)  # as in 16 and 4 bits, where adapters stay apart
+    monkeypatch.setattr("oelkit.model.policy.MERGE", 0)  # as in 16 and 4 bits, where adapters stay apart
     calls, ids = [], torch.tensor([PROMPTS[2]])
     a = tiny.layers[0].lora_A["student"]
     a.register_forward_hook(lambda *_: calls.append(1))
@@ -161,8 +162,8 @@ def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tin
     shake(tiny, seed=2)  # the student goes on
     code = """
 import json, sys
-from oelkit.loading import load_policy
-from oelkit.policy import token_logprobs
+from oelkit.model.loading import load_policy
+from oelkit.model.policy import token_logprobs
 model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 policy = load_policy(model, adapter=adapter)
 print(json.dumps([x.tolist() for x in token_logprobs(policy, prompts, replies, adapter="teacher")]))"""
@@ -250,7 +251,7 @@ def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkey
     if not workaround:
         if not has_avx512bf16():
             pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack the weights")
-        monkeypatch.setattr("oelkit.loading._keep_gradients", lambda model: None)
+        monkeypatch.setattr("oelkit.model.loading._keep_gradients", lambda model: None)
     used = load_policy(tiny_model, quantize="nf4", device="cpu")
     shake(fresh), shake(used)
     generate(used, PROMPTS, max_new_tokens=4)

@@ -2,14 +2,14 @@
 import pytest
 import torch
 from conftest import make_model
-from test_generation import by_hand, some_prompts
+from test_sampling import by_hand, some_prompts
 from test_policy import shake
 
-import oelkit.prefix
-from oelkit.generation import generate
-from oelkit.loading import load_policy
-from oelkit.policy import reply_hidden
-from oelkit.prefix import SharedPrefix, can_share, common_beginnings
+import oelkit.model.prefix
+from oelkit.model.sampling import generate
+from oelkit.model.loading import load_policy
+from oelkit.model.policy import reply_hidden
+from oelkit.model.prefix import SharedPrefix, can_share, common_beginnings
 
 START = some_prompts(1, seed=5, low=300, high=301)[0]
 ENDS, REPLIES = some_prompts(9, seed=6), some_prompts(9, seed=7, low=1, high=12)
@@ -19,7 +19,7 @@ PROMPTS = [START + end for end in ENDS]
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("adapter", ["teacher", None])
 def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, adapter, monkeypatch):
-    monkeypatch.setattr(oelkit.prefix, "SCORES", 20_000)  # a few rows at a time
+    monkeypatch.setattr(oelkit.model.prefix, "SCORES", 20_000)  # a few rows at a time
     policy = load_policy(tiny_model, dtype=dtype)
     shake(policy, "teacher")
     with torch.no_grad(), policy.use(adapter):
@@ -51,8 +51,8 @@ def test_greedy_replies_are_those_by_hand(tiny):
 def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatch):
     used = []
     assert can_share(tiny)
-    real = oelkit.prefix._with_sum
-    monkeypatch.setattr(oelkit.prefix, "_with_sum", lambda q, k, v, s: used.append(k) or real(q, k, v, s))
+    real = oelkit.model.prefix._with_sum
+    monkeypatch.setattr(oelkit.model.prefix, "_with_sum", lambda q, k, v, s: used.append(k) or real(q, k, v, s))
     generate(tiny, PROMPTS, max_new_tokens=3)
     assert used and {k.shape for k in used} == {(1, 2, len(START), 16)}
     assert len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2  # one a layer, from the first token to the last
@@ -79,7 +79,7 @@ def test_other_layers_turn_it_off_with_one_line(tmp_path):
 
 
 def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
-    real = oelkit.prefix._with_sum
-    monkeypatch.setattr(oelkit.prefix, "_with_sum", lambda *args: (real(*args)[0] * 1.1, real(*args)[1]))
+    real = oelkit.model.prefix._with_sum
+    monkeypatch.setattr(oelkit.model.prefix, "_with_sum", lambda *args: (real(*args)[0] * 1.1, real(*args)[1]))
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)

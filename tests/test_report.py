@@ -8,7 +8,7 @@ import pytest
 from test_plots import make_game, make_metrics, make_rows
 
 from oelkit.records import RecordError, write_jsonl
-from oelkit.report import MISSED, findings, write_report
+from oelkit.views.report import MISSED, findings, write_report
 
 EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800"
 

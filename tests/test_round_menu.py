@@ -7,7 +7,7 @@ import pytest
 
 from oelkit import Curation
 from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
-from oelkit.widgets import RoundMenu, experience_editor
+from oelkit.views.widgets import RoundMenu, experience_editor
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import json
 import pytest
 from test_plots import make_game
 
-from oelkit.curate import Curation
+from oelkit.curation import Curation
 from oelkit.envs import make
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
-from oelkit.widgets import experience_editor, trajectory_viewer
+from oelkit.views.widgets import experience_editor, trajectory_viewer
 
 EVIL = "<script>alert(1)</script>"
 

@@ -9,12 +9,12 @@ import matplotlib
 import pytest
 
 from oelkit import Run, envs, load_policy, load_prompts
-from oelkit.loop import HELD_OUT
+from oelkit.runs.run import HELD_OUT
 from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
 
 matplotlib.use("Agg")
-FOLDER = Path(__file__).parents[1] / "data" / "waiter"
+FOLDER = Path(__file__).parents[1] / "examples" / "waiter"
 WORLD = "waiter:waiter/Waiter-v0"
 
 
@@ -137,7 +137,7 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
 
 
 def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
-    rows, kept = (read_jsonl(FOLDER.parent / "results" / f"{name}.jsonl") for name in ("waiter", "waiter_ifeval"))
+    rows, kept = (read_jsonl(FOLDER.parents[1] / "data/results" / f"{name}.jsonl") for name in ("waiter", "waiter_ifeval"))
     drawn = learn["figures"](rows, kept)
     names = {name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] for name, figure in drawn.items()}
     assert set(names) == {"waiter", "waiter_trials"} and "curated, round 1" in names["waiter"]

@@ -23,8 +23,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.envs import ACTIONS, Layout
-from oelkit.envs.protocol import label, render_board
-from oelkit.prompts import MARKER, act_messages, extract_messages, load_prompts, with_experience
+from oelkit.envs.text_env import label, render_board
+from oelkit.prompts import act_messages, extract_messages, load_prompts, with_experience
+from oelkit.text import MARKER
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 
 BRIEF = load_prompts("brief")

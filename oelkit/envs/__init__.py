@@ -17,7 +17,7 @@ import gymnasium as gym
 
 from .bounds import bounds, describe
 from .frozen_lake import FrozenLakeEnv, Layout
-from .protocol import ACTIONS, BOARDS, TextEnv, TextWorld, parse_action, parse_board, render_board
+from .text_env import ACTIONS, BOARDS, TextEnv, TextWorld, parse_action, parse_board, render_board
 from .sokoban import Room, SokobanEnv
 from .textarena import from_textarena
 

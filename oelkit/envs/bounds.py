@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..records import Outcome
-from .protocol import ACTIONS, TextEnv
+from .text_env import ACTIONS, TextEnv
 
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
 _WON, _LOST = 0, 1

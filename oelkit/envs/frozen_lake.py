@@ -17,7 +17,7 @@ from typing import Any
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
 
 from ..records import Outcome
-from .protocol import ACTIONS, STEPS, TextEnv
+from .text_env import ACTIONS, STEPS, TextEnv
 
 SYMBOLS = {"hole": "H", "goal": "G", "decoy": "X", "player": "P", "free": "."}
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..records import Outcome
-from .protocol import ACTIONS, STEPS, TextEnv
+from .text_env import ACTIONS, STEPS, TextEnv
 
 SYMBOLS = {"wall": "#", "free": ".", "target": "O", "box": "X", "done": "√", "player": "P", "player on target": "S"}
 # What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger, row and column).

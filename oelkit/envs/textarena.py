@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..records import Outcome
-from .protocol import CHARSET
+from .text_env import CHARSET
 
 _ONLINE = ("GuessWho", "TwentyQuestions")
 

@@ -16,16 +16,18 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from oelkit import envs, kl
-from oelkit.distill import distill
-from oelkit.extract import cap, extract
-from oelkit.generation import generate
-from oelkit.memory import memory_plan
-from oelkit.loading import LORA, load_policy
-from oelkit.policy import Policy
+from oelkit import envs
+from oelkit.model import losses as kl
+from oelkit.steps.distillation import distill
+from oelkit.steps.extraction import extract
+from oelkit.text import truncate_to_budget
+from oelkit.model.sampling import generate
+from oelkit.model.memory import memory_plan
+from oelkit.model.loading import LORA, load_policy
+from oelkit.model.policy import Policy
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State, Turn
-from oelkit.rollout import rollout
+from oelkit.steps.rollouts import rollout
 
 ENV = "oelkit/FrozenLake-v0"
 ITEM = "- EXPERIENCE ITEM: Note {}: the goal wins, a hole ends the game, and a step into the wall is lost.\n"
@@ -68,7 +70,7 @@ def timed(call, repeats: int) -> list[float]:
 
 def experience(policy: Policy, tokens: int) -> str:
     """Whole item lines of at most, and nearly, so many tokens."""
-    return cap(policy, "".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens)
+    return truncate_to_budget("".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens, policy.tokenizer)
 
 
 def first_states(policy: Policy, n: int) -> list[State]:

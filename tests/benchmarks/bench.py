@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oelkit.loading import model_folder
+from oelkit.model.loading import model_folder
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("kl", "step", "cost", "turns", "scaling")

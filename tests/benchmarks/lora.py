@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from oelkit import distill, kl, load_policy, rollout, states
-from oelkit.generation import generate
-from oelkit.policy import Policy, reply_hidden
+from oelkit import distill, load_policy, rollout, states
+from oelkit.model import losses as kl
+from oelkit.model.sampling import generate
+from oelkit.model.policy import Policy, reply_hidden
 from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import State
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from oelkit.loading import model_folder
+from oelkit.model.loading import model_folder
 
 SIZES = {  # hidden, intermediate, layers, heads; 8 key heads of 128 in all
     "0.6B": (1024, 3072, 28, 16), "1.7B": (2048, 6144, 28, 16), "4B": (2560, 9728, 36, 32), "8B": (4096, 12288, 36, 32)}

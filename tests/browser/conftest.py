@@ -1,12 +1,10 @@
 """Chromium for the browser tests: Debian's, driven by playwright; no page may ask for anything outside this machine."""
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from oelkit.widgets import base
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:")

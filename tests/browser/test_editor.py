@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from oelkit.curate import Curation, replay
+from oelkit.curation import Curation, replay
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl, write_jsonl
-from oelkit.widgets import experience_editor
+from oelkit.views.widgets import experience_editor
 
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"

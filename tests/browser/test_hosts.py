@@ -94,7 +94,7 @@ LAB = """from pathlib import Path
 from IPython.display import display
 from oelkit import Curation
 from oelkit.records import ExperienceItem
-from oelkit.widgets import experience_editor
+from oelkit.views.widgets import experience_editor
 items = [ExperienceItem(f"i{n}", f"note {n}", (), "m", 1, 0) for n in range(6)]
 display(experience_editor(Curation(items, Path("../log.jsonl"))))"""
 

@@ -5,9 +5,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from test_plots import make_game
 
-from oelkit.curate import replay
+from oelkit.curation import replay
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
-from oelkit.widgets import trajectory_viewer
+from oelkit.views.widgets import trajectory_viewer
 
 from .test_editor import PICTURES, SAMPLE, press, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from oelkit.curate import replay
+from oelkit.curation import replay
 from oelkit.notebooks import parameters_of, tags
 from oelkit.records import ExperienceItem, Trajectory, read_jsonl
 

@@ -1,0 +1,125 @@
+"""Prompt sets: the texts a model is asked with, as data (TOML files in `oelkit/prompts/`, or your own by path).
+
+A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering
+that goes with it, and the most new tokens of a reply. What fills a template is never itself read as a template.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..records import Trajectory, Turn
+
+_FOLDER = Path(__file__).parent
+_FIELDS = {  # what a template may use
+    "experience": "items", "act": "history observation turn max_turns moves",
+    "history": "turn observation move feedback",
+    "extract": "game previous", "turn": "turn observation board reply action feedback", "previous": "items",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One prompt set; `name` is what a run records."""
+
+    name: str
+    board: str
+    max_new_tokens: int
+    intro: str
+    experience: str
+    act: str
+    history: str
+    extract: str
+    turn: str
+    previous: str
+
+
+def load_prompts(name: str | Path) -> Prompts:
+    """Load a set by name ('paper', 'brief') or by the path of a .toml file; ValueError names what is wrong."""
+    path = Path(name) if str(name).endswith(".toml") else _FOLDER / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.toml")))
+        raise ValueError(f"no prompt set {str(name)!r}: known are {known}, or give the path of a .toml file")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # TOML or UTF-8
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    wanted = {f.name for f in fields(Prompts)} - {"name"}
+    if set(raw) != wanted:
+        raise ValueError(f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}")
+    for key, value in raw.items():
+        kind = int if key == "max_new_tokens" else str
+        if type(value) is not kind:
+            raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
+        try:  # now, and not in the middle of a run
+            if key in _FIELDS:
+                value.format(**dict.fromkeys(_FIELDS[key].split(), ""))
+        except (ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in braces; write any other "
+                "brace twice"
+            ) from error
+    return Prompts(name=str(name), **raw)
+
+
+def act_messages(
+    prompts: Prompts, observation: str, turns: Sequence[Turn] = (), max_turns: int = 5,
+    moves: Sequence[str] = ("left", "down", "right", "up"),
+) -> list[dict[str, str]]:  # fmt: skip
+    """The one user message of a turn: the game so far without the model's reasoning, the board, the question.
+
+    moves: the words that may be answered; none: the world says so itself.
+    """
+    history = "".join(
+        prompts.history.format(
+            turn=i + 1, observation=t.observation, move=f"[{t.action}]" if t.action else "no move", feedback=t.feedback
+        )
+        for i, t in enumerate(turns)
+    )
+    words = [f"[{word}]" for word in moves]
+    text = prompts.act.format(history=history, observation=observation, turn=len(turns) + 1, max_turns=max_turns,
+                              moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "")  # fmt: skip
+    return [{"role": "user", "content": (prompts.intro + text).strip("\n")}]
+
+
+def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> list[dict]:
+    """The same messages with the experience block in the last user message, behind the set's intro where it begins so.
+
+    It comes before all that differs from state to state, so that the teacher's prompts share their beginning; it works
+    on any stored prompt, also of logs from elsewhere. An empty experience changes nothing.
+    """
+    if not experience:
+        return messages
+    last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+    if last is None:
+        raise ValueError("a prompt without a user message has no place for the experience")
+    content, intro = messages[last]["content"], prompts.intro.lstrip("\n")
+    cut = len(intro) if intro and content.startswith(intro) else 0
+    block = prompts.experience.format(items=experience)
+    new = {**messages[last], "content": content[:cut] + block + content[cut:]}
+    return [*messages[:last], new, *messages[last + 1 :]]
+
+
+def extract_messages(prompts: Prompts, trajectory: Trajectory, previous: str = "") -> list[dict[str, str]]:
+    """The user message that asks what a trajectory teaches, given the experience so far (may be empty)."""
+    known = prompts.previous.format(items=previous) if previous else ""
+    text = prompts.extract.format(game=game_text(prompts, trajectory), previous=known)
+    return [{"role": "user", "content": text.strip("\n")}]
+
+
+def game_text(prompts: Prompts, trajectory: Trajectory) -> str:
+    """A whole game in words: of each turn the board, the full reply and what came of it."""
+    return "".join(
+        prompts.turn.format(
+            turn=i + 1,
+            observation=t.observation,
+            board=f"{t.observation}\n" if i == 0 else "",
+            reply=t.reply,
+            action=t.action or "?",
+            feedback=t.feedback,
+        )
+        for i, t in enumerate(trajectory.turns)
+    )

@@ -1,0 +1,1 @@
+"""Rounds in a run folder: settings, stages, resume."""

@@ -1,0 +1,1 @@
+"""The four steps, plain functions: data in, data out."""

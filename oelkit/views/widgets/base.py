@@ -1,0 +1,50 @@
+"""What both views share: front end from files, plain HTML in place of the live view in a saved notebook.
+
+Text of models is untrusted: escaped here, and only ever a text node in the browser.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import anywidget
+
+from ...envs import parse_board
+from ...envs.picture import _kinds
+
+
+def source(*names: str) -> str:
+    """`_esm` or `_css` of a view: base.js or base.css and then its own files, as one text."""
+    paths = [Path(__file__).with_name(name) for name in names]
+    return "".join(path.read_text("utf-8") for path in (paths[0].with_stem("base"), *paths))
+
+
+class Still:
+    """Makes any widget show its `still` where no kernel runs: in saved, converted and GitHub-rendered notebooks."""
+
+    still = ""
+    """HTML, escaped by whoever sets it."""
+    _ipython_display_ = None  # ipywidgets 7 (Colab) would leave text/html out
+    __repr__ = object.__repr__
+
+    def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
+        data, metadata = anywidget.AnyWidget._repr_mimebundle_(self, **options)  # those of ipywidgets 7 have none
+        # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
+        return {**data, "text/html": self.still.encode("utf-8", "replace").decode()}, metadata
+
+
+class View(Still, anywidget.AnyWidget):
+    """A widget with a front end of its own and a still."""
+
+
+def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
+    """What board.js draws of an observation; no cells where it is no board, or a model's or a log's idea of one."""
+    cells = parse_board(observation)
+    cells = cells if len({len(row) for row in cells}) == 1 else []
+    return {"cells": cells, "kinds": kinds or _kinds(cells)}
+
+
+def pre(text: str) -> str:
+    """HTML of a text as it is, long lines broken."""
+    return f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .6em">{escape(text)}</pre>'

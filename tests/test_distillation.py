@@ -1,0 +1,311 @@
+"""Distillation: one whole step against float64 autograd on full logits, and what must stay as it is while it trains."""
+import importlib
+
+import pytest
+import torch
+
+from oelkit.steps.distillation import LOSSES, distill
+from oelkit.model.sampling import generate
+from oelkit.model.loading import load_policy
+from oelkit.model.policy import reply_hidden, token_logprobs
+from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.records import State
+
+module = importlib.import_module("oelkit.steps.distillation")  # `oelkit.distill` is the function
+PROMPTS = load_prompts("brief")
+STATES = [State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)]
+TEXT = "- EXPERIENCE ITEM: the left one is a hole, the right one is not."
+
+
+def shake(policy, seed=0, scale=0.05):
+    """Move the student away from the base, so that both LoRA matrices get a gradient."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for p in policy.trainable():
+            p.add_(scale * torch.randn_like(p))
+
+
+def train(policy, states=STATES, experiences=(TEXT,), **options):
+    return distill(policy, states, experiences, **{
+        "prompts": PROMPTS, "steps": 1, "batch_size": 6, "max_new_tokens": 5, "lr": 1e-3, **options})
+
+
+def weights(policy):
+    return [p.detach().clone() for p in policy.trainable()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The real generator, with its calls kept: (prompts, options, replies)."""
+    kept = []
+
+    def spy(policy, prompts, **options):
+        kept.append((prompts, options, generate(policy, prompts, **options)))
+        return kept[-1][2]
+
+    monkeypatch.setattr(module, "generate", spy)
+    return kept
+
+
+def reference(policy, students, teachers, replies, loss, top_k, temperature):
+    """Loss and LoRA gradients by the definition: float64, one sample at a time, full logits, plain autograd."""
+    policy.model.double()
+    for p in policy.trainable():
+        p.grad = None
+    total = 0.0
+    for student, teacher, reply in zip(students, teachers, replies, strict=True):
+
+        def logprobs(adapter, prompt):
+            with policy.use(adapter):
+                logits = policy.causal(input_ids=torch.tensor([prompt + reply])).logits[0]
+            return (logits[len(prompt) - 1:-1] / temperature).log_softmax(-1)
+
+        with torch.no_grad():
+            t = logprobs("teacher", teacher)
+        s = logprobs("student", student)
+        if loss in ("sft", "sampled_kl"):
+            own, ids = s, torch.tensor(reply)[:, None]
+            terms = -own.gather(1, ids)
+            if loss == "sampled_kl":  # the value of the log-ratio with the gradient of a policy gradient
+                cost, own = (own - t).gather(1, ids), own.gather(1, ids)
+                terms = cost.detach() * own + (cost - cost * own).detach()
+        elif loss == "jsd":
+            m = ((s.exp() + t.exp()) / 2).log()
+            terms = (s.exp() * (s - m) + t.exp() * (t - m)) / 2
+        else:
+            terms = s.exp() * (s - t) if loss == "reverse_kl" else t.exp() * (t - s)
+            if top_k:
+                terms = terms.gather(1, s.detach().topk(top_k, 1).indices)
+        total = total + terms.sum(1).mean() / len(students)
+    total.backward()
+    return total.item(), [p.grad.clone() for p in policy.trainable()]
+
+
+@pytest.mark.parametrize("loss, top_k, temperature", [
+    ("reverse_kl", None, 1.0), ("reverse_kl", 7, 0.7), ("forward_kl", None, 1.0), ("forward_kl", 7, 0.7),
+    ("jsd", None, 0.7), ("sampled_kl", None, 1.0), ("sft", None, 0.7)])
+def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, temperature):
+    policy, exact = load_policy(tiny_model), load_policy(tiny_model)
+    for p in (policy, exact):
+        shake(p)
+        p.freeze_teacher()
+    before, grads = weights(policy), []
+    row, = train(policy, loss=loss, top_k=top_k, temperature=temperature, batch_tokens=150,  # some micro-batches
+                 on_step=lambda row: grads.extend(p.grad.clone() for p in policy.trainable()))
+    (asked, options, replies), = calls
+    # who was asked tells the order of the states
+    told = [with_experience(PROMPTS, s.prompt, TEXT) for s in STATES]
+    plain = [policy.encode(s.prompt) for s in STATES]
+    with_text = [policy.encode(m) for m in told]
+    order = [(with_text if loss in ("forward_kl", "sft") else plain).index(p) for p in asked]
+    assert sorted(order) == list(range(6)) and options["temperature"] == temperature
+    value, wanted = reference(exact, [plain[i] for i in order], [with_text[i] for i in order], [r.ids for r in replies],
+                              loss, top_k, temperature)
+    assert row["loss"] == pytest.approx(value, rel=1e-4, abs=1e-7)
+    norm = torch.stack([g.norm() for g in wanted]).norm()
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    clip = min(1.0, 1.0 / (norm.item() + 1e-6))
+    error = torch.stack([(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]).norm()
+    assert error < 1e-4 * norm * clip
+    # and the optimiser's first step is Adam's: lr against the gradient's sign
+    for old, new, g in zip(before, policy.trainable(), grads, strict=True):
+        assert torch.allclose(new, old - 1e-3 * g / (g.abs() + 1e-8), atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_give_the_same_gradient(tiny, loss):
+    shake(tiny)
+    tiny.freeze_teacher()
+    shake(tiny, seed=1)
+    students = [tiny.encode(s.prompt) for s in STATES]
+    teachers = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
+    replies, found = generate(tiny, students, max_new_tokens=5), []
+    for batch_tokens in (1, 200, 100_000):
+        told = module._score(tiny, teachers, replies, [(None, range(6))], batch_tokens)
+        value = module._backward(tiny, students, replies, told, tiny.head_weight, loss,
+                                 {"temperature": 1.0, "clip": None}, batch_tokens)
+        found.append((value, [p.grad.clone() for p in tiny.trainable()]))
+        for p in tiny.trainable():
+            p.grad = None
+    for value, grads in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        assert all((g - w).norm() <= 1e-5 * (1 + w.norm()) for g, w in zip(grads, found[0][1], strict=True))
+    assert not any(p.requires_grad for n, p in tiny.model.named_parameters() if ".student." not in n)
+
+
+def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
+    shake(tiny)
+    tiny.freeze_teacher()
+    prompts = [tiny.encode(s.prompt) for s in STATES]
+    replies = [r.ids for r in generate(tiny, prompts, max_new_tokens=5)]
+    frozen = {n: p.detach().clone() for n, p in tiny.model.named_parameters() if ".student." not in n}
+    seen = {a: token_logprobs(tiny, prompts, replies, adapter=a) for a in ("student", "teacher", None)}
+    checked = []
+
+    def on_step(row):
+        for adapter in ("teacher", None):
+            assert same(seen[adapter], token_logprobs(tiny, prompts, replies, adapter=adapter))
+        checked.append(row["step"])
+
+    train(tiny, steps=3, on_step=on_step)
+    assert checked == [0, 1, 2]
+    assert all(torch.equal(p, frozen[n]) for n, p in tiny.model.named_parameters() if n in frozen)
+    assert not same(seen["student"], token_logprobs(tiny, prompts, replies))
+    assert not tiny.model.training and all(p.grad is None for p in tiny.model.parameters())
+
+
+def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teacher_with_it(tiny):
+    plain = [tiny.encode(s.prompt) for s in STATES]
+    told = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
+    replies = [r.ids for r in generate(tiny, plain, max_new_tokens=5, temperature=1.0, seed=99)]
+
+    def distance():  # on fixed states and replies, which training has not seen
+        with torch.no_grad():
+            with tiny.use("teacher"):
+                teacher = reply_hidden(tiny, told, replies)
+            with tiny.use("student"):
+                return module.kl.reverse_kl(reply_hidden(tiny, plain, replies), teacher, tiny.head_weight).item()
+
+    start = distance()
+    rows = train(tiny, steps=12, batch_size=12, lr=5e-3)
+    assert start > 0.01 and distance() < 0.6 * start
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert [row["step"] for row in rows] == list(range(12))
+    assert set(rows[0]) == {"step", "loss", "entropy", "lr", "replies", "reply_tokens", "truncated", "grad_norm", "seconds"}
+    assert all(0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_who_speaks(tiny, calls, loss):
+    train(tiny, loss=loss, steps=2, batch_size=3)
+    for prompts, options, _ in calls:
+        texts = [tiny.decode(p) for p in prompts]
+        if loss in ("reverse_kl", "jsd", "sampled_kl"):
+            assert options["adapter"] == "student" and not any(TEXT in t for t in texts)
+        else:
+            assert options["adapter"] == "teacher" and all(TEXT in t for t in texts)
+    asked = [tuple(p) for prompts, _, _ in calls for p in prompts]
+    assert len(set(asked)) == 6  # every state once before any comes again
+    assert calls[0][1]["seed"] != calls[1][1]["seed"]
+
+
+def test_several_texts_are_drawn_by_sample(tiny, calls):
+    train(tiny, experiences=["TEXT-A", "", "TEXT-B", "  "], loss="sft", batch_size=12)
+    texts = [tiny.decode(p) for p in calls[0][0]]
+    counts = [sum(t in text for text in texts) for t in ("TEXT-A", "TEXT-B")]
+    assert sum(counts) == 12 and min(counts) > 0  # the empty ones teach nothing and are left out
+
+
+def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
+    long = ["- EXPERIENCE ITEM: the left one is a hole. " * 7, "- EXPERIENCE ITEM: the right one is the goal. " * 7]
+    built, used = [], []
+    real, scored = module.SharedPrefix, reply_hidden
+    monkeypatch.setattr(module, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args))
+    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: used.append(
+        prefix and len(prefix.ids)) or scored(policy, prompts, replies, prefix))
+
+    def once():
+        tiny.reset()
+        shake(tiny)
+        rows = train(tiny, experiences=long, steps=3)
+        return [(row["loss"], row["grad_norm"]) for row in rows], weights(tiny)
+
+    (rows, end), shared = once(), [n for n in used if n]
+    assert len(built) == 2 and shared and min(shared) > 256
+    monkeypatch.setattr(module, "least_shared", lambda policy: 10_000)
+    used.clear()
+    again, other = once()
+    torch.testing.assert_close(rows, again, rtol=1e-4, atol=1e-6)
+    assert all((a - b).norm() <= 1e-3 * b.norm() for a, b in zip(end, other, strict=True))
+    assert not any(used)
+
+
+def test_retain_lets_the_student_read_too(tiny, calls):
+    first, = train(tiny, retain=0.5)
+    assert sum(TEXT in tiny.decode(p) for p in calls[0][0]) == 3
+    tiny.reset()
+    whole, = train(tiny, retain=1.0)
+    assert all(TEXT in tiny.decode(p) for p in calls[1][0])
+    assert first["loss"] > 1e-3 and abs(whole["loss"]) < 1e-6  # student = teacher, same prompt
+
+
+def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
+    scored = []
+    real = reply_hidden
+    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: scored.append(
+        {(tuple(p), tuple(r)) for p, r in zip(prompts, replies)}) or real(policy, prompts, replies, prefix))
+    train(tiny, STATES, batch_size=6, max_new_tokens=24, temperature=1.5)
+    prompts, _, replies = calls[0]
+    student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
+    assert scored[1] == student and {r for _, r in scored[0]} == {r for _, r in student}
+    assert any(tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] != r.ids for r in replies)
+
+
+def test_a_seed_fixes_the_run_and_what_was_left_over_does_not_count(tiny):
+    def once(seed):
+        tiny.reset()
+        rows = train(tiny, steps=2, seed=seed)
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], weights(tiny)
+
+    rows, end = once(3)
+    for p in tiny.trainable():  # as an interrupted cell leaves it
+        p.grad = torch.ones_like(p)
+    again, end_again = once(3)
+    assert rows == again and same(end, end_again)
+    other, end_other = once(4)
+    assert rows != other and not same(end, end_other)
+
+
+def test_warmup_then_constant(tiny):
+    rows = train(tiny, steps=4, batch_size=2, lr=1e-3, warmup=2, max_new_tokens=2)
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+def test_nothing_to_learn_from_and_wrong_arguments(tiny):
+    before = weights(tiny)
+    long = State("long", "t", 0, [{"role": "user", "content": "x" * 600}])
+    for states, options, message in [
+        ([], {}, "there are no states"),
+        (STATES, {"experiences": []}, "no experience is left"),
+        (STATES, {"experiences": ["", " \n"]}, "no experience is left.*all were rejected"),
+        (STATES, {"loss": "kl"}, "loss='kl': say one of reverse_kl, jsd, sampled_kl, forward_kl, sft"),
+        (STATES, {"batch_size": 0}, "batch_size=0"),
+        (STATES, {"temperature": 0}, "temperature=0"),
+        (STATES, {"retain": 1.5}, "retain=1.5"),
+        (STATES, {"experiences": [TEXT, "LONG ONE " * 60]}, "the experience that begins 'LONG ONE .*512.*budget"),
+        ([*STATES, long], {}, "state 'long' makes .* context of 512"),
+        (STATES, {"prompts": "none"}, "no prompt set 'none'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train(tiny, states, **options)
+    assert same(before, weights(tiny))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_ruins_the_weights(tiny):
+    before = weights(tiny)
+    hook = tiny.trainable()[-1].register_hook(lambda grad: grad * float("inf"))  # as float16 overflows
+    with pytest.raises(RuntimeError, match="step 0: the gradient is (inf|nan)"):
+        train(tiny)
+    hook.remove()
+    assert same(before, weights(tiny))
+
+
+@pytest.mark.parametrize("where, message", [
+    ("generate", r"step 0: sampling ran out of memory: lower max_new_tokens \(now 5\) or batch_size \(now 6\)"),
+    ("reply_hidden", r"step 0: training ran out of memory: lower batch_tokens \(now \d+\); oelkit.memory_plan")])
+def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypatch, where, message):
+    before = weights(tiny)
+
+    def full(*args, **kwargs):  # no CPU says so before the system ends the process
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nLong advice")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=message):
+        patch.setattr(module, where, full)
+        train(tiny)
+    assert same(before, weights(tiny)) and not tiny.model.training
+    assert train(tiny)[0]["loss"] > 0  # and goes on

@@ -1,0 +1,228 @@
+"""The parsers of items on replies of real models, and the accumulation of draws."""
+import importlib
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oelkit.text import experience_text
+from oelkit.steps.extraction import extract
+from oelkit.text import join_experience, parse_items, truncate_to_budget
+from oelkit.model.sampling import Reply
+from oelkit.text import MARKER
+from oelkit.records import Outcome, Trajectory, Turn
+
+module = importlib.import_module("oelkit.steps.extraction")  # `oelkit.extract` is the function
+A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
+
+BOTH = [  # replies that both parsers read alike
+    (f"{MARKER} {A}", [A]),
+    (f"{MARKER} {B}\n{MARKER} {A}", [B, A]),
+    (f"Here you are:\n\n{MARKER} {A}\r\n{MARKER} {B}\r\n", [A, B]),
+    (f"{MARKER}{A}", [A]),
+    (f"{MARKER}", []),
+    (f"{MARKER}   \n\n", []),
+    (f"{MARKER} {A}\n{MARKER}", [A]),
+    ("Nothing new.", []),
+    ("", []),
+    (f"{MARKER} a move written [left] costs 1.\n{MARKER} 2 * 3 * 4", ["a move written [left] costs 1.", "2 * 3 * 4"]),
+]
+TOLERANT = [  # what real models write instead
+    (f"### EXPERIENCE ITEM: {A}", [A]),
+    (f"- Experience Item: {B}\n- Experience Item: {A}", [B, A]),
+    (f"EXPERIENCE ITEM: {A}", [A]),
+    (f"experience item: {A}", [A]),
+    (f"  - EXPERIENCE ITEM: {A}", [A]),
+    (f"- EXPERIENCE ITEM : {A}", [A]),
+    (f"- EXPERIENCE_ITEM: {A}", [A]),
+    (f"* EXPERIENCE-ITEM: {A}", [A]),
+    (f"EXPERIENCE ITEM: {B} EXPERIENCE ITEM: {A}", [B, A]),
+    (f"- EXPERIENCE ITEM: {B} - EXPERIENCE ITEM: {A}", [B, A]),
+    (f"**EXPERIENCE ITEM:** {A}", [A]),
+    (f"- **EXPERIENCE ITEM**: {A}", [A]),
+    (f"**EXPERIENCE ITEM: {A}**", [A]),
+    (f"- EXPERIENCE ITEM: **{A}**", [A]),
+    (f"- `EXPERIENCE ITEM:` {A}", [A]),
+    (f"`- EXPERIENCE ITEM: {A}`", [A]),
+    (f"1. EXPERIENCE ITEM: {B}\n2. EXPERIENCE ITEM: {A}", [B, A]),
+    (f"EXPERIENCE ITEM 1: {B}\nEXPERIENCE ITEM #2: {A}\nExperience Item (3): C", [B, A, "C"]),
+    (f"- EXPERIENCE ITEM:\n{A}\nSome chatter.", [A]),
+    (f"- EXPERIENCE ITEM:\n\n  {A}\n- EXPERIENCE ITEM:\n- {B}", [A, B]),
+    (f"### EXPERIENCE ITEMS:\n- {A}\n- {B}\n\nI hope that this helps.", [A, B]),
+    (f"**Experience items:**\n1. {A}\n2. {B}", [A, B]),
+    ("- EXPERIENCE ITEM: `H` is a hole, `G` the goal", ["`H` is a hole, `G` the goal"]),
+    ("- EXPERIENCE ITEM: **H** kills. **G** wins.", ["**H** kills. **G** wins."]),
+    ("- EXPERIENCE ITEM: never step on *", ["never step on"]),  # an unbalanced star is taken for emphasis
+    (f"- EXPERIENCE ITEM\uff1a{A}", [A]),
+    ("My experience items are few", []),
+]
+
+
+@pytest.mark.parametrize("reply, items", BOTH)
+@pytest.mark.parametrize("strict", [True, False])
+def test_both_parsers(reply, items, strict):
+    assert parse_items(reply, strict) == items
+
+
+@pytest.mark.parametrize("reply, items", TOLERANT)
+def test_tolerant_parser(reply, items):
+    assert parse_items(reply) == items
+
+
+def test_strict_parser_takes_the_papers_marker_alone():
+    assert [parse_items(reply, strict=True) for reply, _ in TOLERANT[:5]] == [[]] * 5
+
+
+@given(st.text() | st.lists(st.sampled_from(
+    ["EXPERIENCE ITEM", "- ", "*", "**", "`", ":", " ", "\n", "\r", "\u2028", "1. ", "word", "s", "#"])).map("".join))
+def test_items_are_single_lines_with_text(reply):
+    for strict in (True, False):
+        for item in parse_items(reply, strict):
+            assert item and item == item.strip() and item.splitlines() == [item]
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z0-9'\[\](][ -)+-_a-~]{0,40}[A-Za-z0-9.!)\]]", fullmatch=True).filter(
+    lambda line: "item" not in line.lower())))
+def test_well_formed_replies_give_their_lines(lines):
+    reply = "\n".join(f"{MARKER} {line}" for line in lines)
+    assert parse_items(reply, strict=True) == lines
+    assert parse_items(reply) == lines
+
+
+@pytest.mark.parametrize("piece", [
+    " ", "*", "\n", "- ", "\t", "1. ", "experience ", "EXPERIENCE ITEM", "EXPERIENCE ITEM:", "EXPERIENCE ITEM:\n",
+    "experience item" + " " * 1000, "EXPERIENCE ITEM:" + "\n" * 1000, "** `", "EXPERIENCE ITEM: x - "])
+def test_100_kb_take_no_time(piece):
+    reply = (piece * (100_000 // len(piece) + 1))[:100_000]
+    began = time.perf_counter()
+    parse_items(reply + "!")
+    parse_items(f"- EXPERIENCE ITEM: {reply}")
+    assert time.perf_counter() - began < 2
+
+
+# -- accumulation: real prompts and parsing around a scripted generator, for a random model writes no items
+
+
+def games(n):
+    turns = [Turn(f"BOARD{i}", [], "[down]", "down", f"FEEDBACK{i}", 1, 1, False) for i in range(n)]
+    return [Trajectory(f"g{i}", "e", i, "m", 1, (t, t), Outcome.FAILURE, "f") for i, t in enumerate(turns)]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Replaces sampling: each prompt gets `say(prompt text)`; the calls are kept as lists of prompts."""
+    calls = []
+
+    def install(say):
+        def generate(policy, prompts, **options):
+            calls.append([policy.decode(p) for p in prompts])
+            calls_options.append(options)
+            return [Reply([5], say(text), False) for text in calls[-1]]
+
+        monkeypatch.setattr(module, "generate", generate)
+        return calls
+
+    calls_options = install.options = []
+    return install
+
+
+def board(text):
+    """Number of the game that a prompt shows."""
+    return text.split("BOARD")[1].split("\n")[0]
+
+
+def item(text):
+    return f"{MARKER} from game {board(text)}"
+
+
+def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
+    calls = script(item)
+    items = extract(tiny, games(4), draws=3, round=2, prompts="paper")
+    assert [len(call) for call in calls] == [3] * 4
+    assert [i.draw for i in items] == [0] * 4 + [1] * 4 + [2] * 4
+    orders = {tuple(i.text for i in items if i.draw == d) for d in range(3)}
+    assert len(orders) > 1 and all(sorted(o) == [f"from game {g}" for g in range(4)] for o in orders)
+    for step, call in enumerate(calls):  # each draw sees exactly its own earlier items
+        for d, text in enumerate(call):
+            assert text.count(MARKER.strip("- ")) == 1 + step  # the instruction names the marker once
+            assert all(i.text in text for i in [i for i in items if i.draw == d][:step])
+    first = items[0]
+    assert first.round == 2 and first.model == tiny.name and len({i.id for i in items}) == len(items)
+    assert first.text == f"from game {first.evidence[0].trajectory_id[1:]}" and first.evidence[0].turn == 1
+    assert len({o["seed"] for o in script.options}) == 4
+
+
+def test_without_previous_experience_all_is_one_call(tiny, script):
+    calls = script(item)
+    shown = extract(tiny, games(4), draws=2, show_previous=False, previous="OLD", prompts="paper")
+    assert [len(call) for call in calls] == [8] and not any("OLD" in text or "from game" in text for text in calls[0])
+    assert extract(tiny, games(4), draws=2, previous="OLD", prompts="paper") == shown
+    assert all("OLD" in text for call in calls[1:] for text in call)
+
+
+def test_previous_experience_per_draw(tiny, script):
+    calls = script(item)
+    extract(tiny, games(1), ["OLD0", "OLD1"], draws=2, prompts="paper")
+    assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [False, True]
+
+
+def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
+    calls = script(item)
+    line = len(tiny.tokenizer(f"{MARKER} from game 0\n")["input_ids"])
+    everything = extract(tiny, games(5), prompts="paper")
+    assert len(everything) == 5
+    kept = extract(tiny, games(5), "- old line", budget_tokens=3 * line, prompts="paper")
+    assert [i.text for i in kept] == [i.text for i in everything[2:]]
+    assert "- old line" in calls[5][0] and "- old line" not in calls[9][0]
+    assert extract(tiny, games(2), budget_tokens=0, prompts="paper") == []
+    assert truncate_to_budget(join_experience("a\nb", everything), None, tiny.tokenizer).startswith("a\nb\n- EXPERIENCE ITEM: from")
+    assert truncate_to_budget("aaaa\nbb\nc", 4, tiny.tokenizer) == "bb\nc" and truncate_to_budget("", 4, tiny.tokenizer) == ""
+
+
+def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsys):
+    script(lambda text: f"<think>{MARKER} a thought</think>\n" + (item(text) if board(text) == "0" else "Nothing new."))
+    assert [i.text for i in extract(tiny, games(3), progress=True, prompts="paper")] == ["from game 0"]
+    assert "empty=2" in capsys.readouterr().err
+
+
+def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
+    script(lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}.get(board(text), "Nothing new."))
+    for shown in (True, False):
+        rows = []
+        extract(tiny, games(3), draws=2, show_previous=shown, prompts="paper", on_step=rows.append)
+        assert [row["replies"] for row in rows] == ([2, 2, 2] if shown else [6])
+        assert [sum(row[key] for row in rows) for key in ("empty", "items")] == [2, 6]
+    rows = []
+    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    script(lambda text: "### EXPERIENCE ITEM: x")
+    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    assert [row["empty"] for row in rows] == [0, 1]
+
+
+def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny, monkeypatch):
+    """What a 1.5B model wrote about a game: the same sentence 72 times, until max_new_tokens."""
+    text = f"{MARKER} {A}\n{MARKER} {B}\n" + f"{MARKER} {A}\n" * 70 + f"{MARKER} {A[:9]}"
+    for cut, told in ((True, [A, B]), (False, [A, B, A[:9]])):
+        monkeypatch.setattr(module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)])
+        assert [item.text for item in extract(tiny, games(1), prompts="paper")] == told
+
+
+def test_strict_is_passed_on(tiny, script):
+    script(lambda text: "### EXPERIENCE ITEM: x")
+    assert extract(tiny, games(1), strict=True, prompts="paper") == []
+    assert experience_text(extract(tiny, games(1), prompts="paper")) == "- EXPERIENCE ITEM: x"
+
+
+def test_a_random_model_goes_through_and_a_seed_fixes_it(tiny):
+    one, two = (extract(tiny, games(3), draws=2, prompts="brief", max_new_tokens=4) for _ in range(2))
+    assert one == two == []
+
+
+def test_errors(tiny):
+    with pytest.raises(ValueError, match="list of trajectories is empty"):
+        extract(tiny, [])
+    with pytest.raises(ValueError, match="0 draws"):
+        extract(tiny, games(1), draws=0)
+    with pytest.raises(ValueError, match="2 draws with 1 previous"):
+        extract(tiny, games(1), ["x"], draws=2)

@@ -1,0 +1,163 @@
+"""Playing: one call of the model a turn, and what the records hold."""
+import importlib
+from dataclasses import replace
+
+import pytest
+
+from oelkit import envs
+from oelkit.model.sampling import Reply, generate
+from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
+from oelkit.steps.rollouts import as_experience, rollout, states
+
+module = importlib.import_module("oelkit.steps.rollouts")  # `oelkit.rollout` is the function
+LAKE = "oelkit/FrozenLake3x3-v0"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The real generator, with its calls kept."""
+    kept = []
+
+    def spy(policy, prompts, **options):
+        kept.append((prompts, options, generate(policy, prompts, **options)))
+        return kept[-1][2]
+
+    monkeypatch.setattr(module, "generate", spy)
+    return kept
+
+
+def play(policy, seeds=(3, 4, 5), *args, **options):
+    return rollout(policy, LAKE, seeds, *args, **{"prompts": "brief", "max_new_tokens": 6, **options})
+
+
+@pytest.fixture
+def player(monkeypatch):
+    """A scripted player: its moves, turn by turn, for every game."""
+
+    def install(*moves):
+        left = list(moves)
+
+        def say(policy, prompts, **options):
+            text = left.pop(0)
+            return [Reply([1, 2, 3], text, len(prompts) > 1) for _ in prompts]
+
+        monkeypatch.setattr(module, "generate", say)
+
+    return install
+
+
+def test_all_live_games_of_a_turn_are_one_call(tiny, calls):
+    games = play(tiny, range(6))
+    assert len(games) == 6 and len(calls) <= 5
+    for turn, (prompts, _, _) in enumerate(calls):
+        assert len(prompts) == sum(len(game.turns) > turn for game in games)
+    # a random model says no move: warned, then lost
+    assert len(calls) == 2 and {game.outcome for game in games} == {Outcome.INVALID}
+    assert len({options["seed"] for _, options, _ in calls}) == len(calls)
+
+
+def test_the_records_say_what_was_asked_and_answered(tiny, calls, tmp_path):
+    games = play(tiny, (3, 4), seed=7, round=2)
+    prompts = load_prompts("brief")
+    for g, game in enumerate(games):
+        env = envs.make(LAKE, board="labelled")
+        board = env.reset(seed=game.seed)[0]
+        assert (game.seed, game.env_id, game.round, game.model) == ((3, 4)[g], LAKE, 2, tiny.name)
+        for t, turn in enumerate(game.turns):
+            ids, reply = calls[t][0][g], calls[t][2][g]
+            assert turn.observation == board
+            assert turn.prompt == act_messages(prompts, board, game.turns[:t]) and tiny.encode(turn.prompt) == ids
+            assert (turn.reply, turn.truncated, turn.reply_tokens) == (reply.text, reply.truncated, len(reply.ids))
+            assert turn.prompt_tokens == len(ids)
+            board, _, _, _, info = env.step(turn.reply)
+            assert (turn.action, turn.feedback) == (info["action"], info["feedback"])
+        assert (game.outcome, game.feedback) == (info["outcome"], game.turns[-1].feedback)
+    assert len({game.id for game in games}) == 2
+    write_jsonl(tmp_path / "t.jsonl", games)
+    assert read_jsonl(tmp_path / "t.jsonl", Trajectory) == games
+
+
+def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
+    # find for one plan of moves maps on which it wins and others on which it does not
+    moves = ["I go [down]", "[right]", "[down]", "then [right]", "[up]"]
+    player(*moves)
+    seeds = range(40)
+    games = rollout(tiny, "oelkit/FrozenLake-v0", seeds, prompts="paper")
+    assert {Outcome.SUCCESS, Outcome.FAILURE} <= {game.outcome for game in games}
+    for seed, game in zip(seeds, games):
+        env, outcome = envs.make("oelkit/FrozenLake-v0", board="grid"), None
+        env.reset(seed=seed)
+        for turn, reply in zip(game.turns, moves):
+            assert outcome is None
+            outcome = env.step(reply)[4]["outcome"]
+        assert outcome is game.outcome
+    assert {len(game.turns) for game in games} > {4}  # games end apart from each other
+    longest = max(games, key=lambda game: len(game.turns))
+    assert longest.turns[3].prompt[0]["content"].count("You played [") == 3
+
+
+def test_thoughts_are_not_the_answer(tiny, player):
+    player("<think>[down] or [left]?</think> [right]", "<think>[down] and no end", "<think>[down]")
+    game = rollout(tiny, LAKE, [1], prompts="brief")[0]
+    assert [turn.action for turn in game.turns] == ["right", None, None] and game.outcome is Outcome.INVALID
+    assert game.turns[1].reply.startswith("<think>")
+
+
+def test_same_seed_same_games_and_another_seed_others(tiny):
+    assert play(tiny, seed=1) == play(tiny, seed=1)
+    assert [t.turns for t in play(tiny, seed=1)] != [t.turns for t in play(tiny, seed=2)]
+
+
+def test_experience_for_all_and_for_each_game(tiny, calls):
+    plain, prompts = play(tiny), load_prompts("brief")
+    all_told = play(tiny, (3, 4, 5), "- EXPERIENCE ITEM: E")
+    each = play(tiny, (3, 4, 5), ["- EXPERIENCE ITEM: one", "", "- EXPERIENCE ITEM: three"])
+    for k, game in enumerate(plain):
+        first = game.turns[0].prompt
+        assert all_told[k].turns[0].prompt == with_experience(prompts, first, "- EXPERIENCE ITEM: E") != first
+    assert each[1].turns[0].prompt == plain[1].turns[0].prompt
+    assert "one" in each[0].turns[0].prompt[0]["content"] and "three" in each[2].turns[0].prompt[0]["content"]
+    with pytest.raises(ValueError, match="2 experiences for 3 games"):
+        play(tiny, (3, 4, 5), ["a", "b"])
+
+
+def test_prompt_set_chooses_board_and_reply_length_and_env_kwargs_win(tiny, calls):
+    rollout(tiny, LAKE, [1], prompts="brief")
+    assert calls[0][1]["max_new_tokens"] == load_prompts("brief").max_new_tokens
+    for options, board in (({}, "labelled"), ({"env_kwargs": {"board": "grid"}}, "grid")):
+        assert play(tiny, [1], **options)[0].turns[0].observation == envs.make(LAKE, board=board).reset(seed=1)[0]
+    counted = replace(load_prompts("brief"), act="turn {turn} of {max_turns}")
+    turns = play(tiny, [1], prompts=counted, env_kwargs={"max_turns": 3})[0].turns
+    assert [t.prompt[0]["content"] for t in turns] == [f"turn {i + 1} of 3" for i in range(len(turns))]
+    assert calls[-1][1]["adapter"] == "student"
+    play(tiny, [1], adapter=None, temperature=0, top_p=0.5, top_k=3)
+    assert {k: calls[-1][1][k] for k in ("adapter", "temperature", "top_p", "top_k")} == {
+        "adapter": None, "temperature": 0, "top_p": 0.5, "top_k": 3}
+
+
+def test_states_are_the_prompts_of_all_turns(tiny):
+    games = play(tiny)
+    found = states(games)
+    assert [s.prompt for s in found] == [t.prompt for g in games for t in g.turns]
+    assert len({s.id for s in found}) == len(found)
+    assert (found[1].trajectory_id, found[1].turn) == (games[0].id, 1)
+    with pytest.raises(ValueError, match="no states"):
+        states([])
+
+
+def test_raw_games_as_experience(tiny):
+    games = play(tiny, (3, 4))
+    text = as_experience(games, load_prompts("brief"))
+    assert all(game.turns[0].observation.strip() in text and game.feedback in text for game in games)
+
+
+def test_errors(tiny, tmp_path):
+    with pytest.raises(ValueError, match="unknown environment 'oelkit/Lake-v0'.*FrozenLake-v0"):
+        rollout(tiny, "oelkit/Lake-v0", [1])
+    with pytest.raises(ValueError, match="seeds is empty"):
+        play(tiny, [])
+    with pytest.raises(ValueError, match="no prompt set 'none'"):
+        play(tiny, prompts="none")
+    with pytest.raises(ValueError, match="prompt 1 .* context of 512"):
+        play(tiny, (3, 4), ["", "word " * 300])
