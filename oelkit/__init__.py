@@ -1,7 +1,8 @@
 """oelkit: Online Experiential Learning of language models, in notebooks.
 
-A model plays (`rollout`), writes down what it learned (`extract`), a person may edit that (`Curation`), the model absorbs it
-into its weights (`distill`), and one sees what it gained and lost (`evaluate`). `run_loop` does all of it in rounds.
+A model plays (`rollout`), writes down what it learned (`extract`), a person may edit that
+(`Curation`), the model absorbs it into its weights (`distill`), and one sees what it gained and
+lost (`evaluate`). `run_loop` does all of it in rounds.
 
 The public names load their module on first use, so that importing the package costs nothing.
 """
@@ -10,8 +11,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads spin while they wait, which starves every other process (and is starved by it): 25 times slower and
-# worse beside one busy core. It is read when torch is loaded, so it must be set before.
+# OpenMP's threads spin while they wait, which starves every other process (and is starved by it):
+# 25 times slower and worse beside one busy core. It is read when torch is loaded, so it must be set
+# before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -21,14 +23,19 @@ if TYPE_CHECKING:
     from .model.memory import memory_plan as memory_plan
     from .model.policy import Policy as Policy
     from .prompts import load_prompts as load_prompts
-    from .runs.run import Run as Run, run_loop as run_loop, summary as summary
+    from .runs.run import Run as Run
+    from .runs.run import run_loop as run_loop
+    from .runs.run import summary as summary
     from .runs.settings import Settings as Settings
+    from .stats import paired_bootstrap as paired_bootstrap
+    from .stats import wilson as wilson
     from .steps.distillation import distill as distill
-    from .stats import paired_bootstrap as paired_bootstrap, wilson as wilson
-    from .steps.evaluation import evaluate as evaluate, probe as probe
+    from .steps.evaluation import evaluate as evaluate
+    from .steps.evaluation import probe as probe
     from .steps.extraction import extract as extract
     from .steps.ifeval import ifeval as ifeval
-    from .steps.rollouts import rollout as rollout, states as states
+    from .steps.rollouts import rollout as rollout
+    from .steps.rollouts import states as states
     from .text import parse_items as parse_items
 
 __version__ = "0.1.0"

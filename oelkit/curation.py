@@ -1,10 +1,11 @@
-"""Curate experience items: accept, reject, edit, merge … through an append-only log that can always be undone.
+"""Curate experience items: accept, reject, edit, merge … through an append-only log that can always
+be undone.
 
-The state is a fold over the log, undo and redo are records like any other, and the extracted items are never changed,
-so nothing that a person did or a model wrote is ever lost. Every operation is on disk before the state changes. No user
-interface here (that is `widgets`), and no model: near-duplicates are found by the words they share.
-Departure: the paper feeds every extracted item to the teacher. That is `auto_curate`, less its literal duplicates.
-"""
+The state is a fold over the log, undo and redo are records like any other, and the extracted items
+are never changed, so nothing that a person did or a model wrote is ever lost. Every operation is on
+disk before the state changes. No user interface here (that is `widgets`), and no model:
+near-duplicates are found by the words they share. Departure: the paper feeds every extracted item
+to the teacher. That is `auto_curate`, less its literal duplicates."""
 
 from __future__ import annotations
 
@@ -14,29 +15,45 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from .records import Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
 from .text import MARKER, count_tokens, experience_text, one_line
 
-_STATUS = {"accept": "accepted", "reject": "rejected", "skip": "skipped", "restore": "pending",
-           "merge": "merged", "split": "split"}  # of the items that an operation takes
+_STATUS = {
+    "accept": "accepted",
+    "reject": "rejected",
+    "skip": "skipped",
+    "restore": "pending",
+    "merge": "merged",
+    "split": "split",
+}  # of the items that an operation takes
 _GONE = ("merged", "split")  # out of the view, never out of the state
 _MAKES = ("merge", "split", "add")  # these make an item of each text
 _NONE, _ONE, _SOME, _MANY = range(1), range(1, 2), range(1, 10**9), range(2, 10**9)
 _SHAPE = dict.fromkeys(_STATUS, (_SOME, _NONE)) | {  # how many items and texts an operation takes
-    "edit": (_ONE, _ONE), "move": (_ONE, _NONE), "merge": (_MANY, _ONE), "split": (_ONE, _MANY), "add": (_NONE, _ONE)}
+    "edit": (_ONE, _ONE),
+    "move": (_ONE, _NONE),
+    "merge": (_MANY, _ONE),
+    "split": (_ONE, _MANY),
+    "add": (_NONE, _ONE),
+}
 
 
 @dataclass(frozen=True)
 class CuratedItem(ExperienceItem):
-    """An experience item as it stands now: `text` is one line, `original` what was first written, to the byte."""
+    """An experience item as it stands now: `text` is one line, `original` what was first written,
+    to the byte.
+    """
 
     status: str = "pending"
-    """pending, skipped (seen, undecided), accepted, rejected; merged and split once others took its place."""
+    """pending, skipped (seen, undecided), accepted, rejected; merged and split once others took its
+    place.
+    """
     parents: tuple[str, ...] = ()
     original: str = ""
 
@@ -53,7 +70,8 @@ class Operation:
     reason: str = ""
     ids: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
-    """The texts of `ids` when it was done: a log is never applied to items that say something else."""
+    """The texts of `ids` when it was done: a log is never applied to items that say something else.
+    """
     new: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     to: int | None = None
@@ -64,13 +82,18 @@ class Operation:
 class Curation:
     """Items, their log and the state that follows from both.
 
-    If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an operation takes ids, it
-    takes one or a list, and a list is one step of undo. A wrong call raises ValueError and changes nothing; so does
-    `records.ConflictError`, raised if another editor has written to the log since: `reload` it.
-    """
+    If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an
+    operation takes ids, it takes one or a list, and a list is one step of undo. A wrong call raises
+    ValueError and changes nothing; so does `records.ConflictError`, raised if another editor has
+    written to the log since: `reload` it."""
 
-    def __init__(self, items: Iterable[ExperienceItem], log_path: str | os.PathLike | None = None, *,
-                 author: str = "user"):
+    def __init__(
+        self,
+        items: Iterable[ExperienceItem],
+        log_path: str | os.PathLike | None = None,
+        *,
+        author: str = "user",
+    ):
         self.author = author
         self.log_path = Path(log_path) if log_path is not None else None
         self._source = tuple(items)
@@ -81,22 +104,31 @@ class Curation:
         self.reload()
 
     @classmethod
-    def open(cls, items_path: str | os.PathLike, log_path: str | os.PathLike, *, author: str = "user") -> Curation:
+    def open(
+        cls, items_path: str | os.PathLike, log_path: str | os.PathLike, *, author: str = "user"
+    ) -> Curation:
         """The curation of an items.jsonl with its log (created by the first operation)."""
         return cls(read_jsonl(items_path, ExperienceItem), log_path, author=author)
 
     def reload(self) -> None:
-        """Read the log again, after somebody else has written to it; without a file there is nothing to read."""
+        """Read the log again, after somebody else has written to it; without a file there is
+        nothing to read.
+        """
         if self.log_path is not None:
             there = self.log_path.exists()
-            self._size = self.log_path.stat().st_size if there else 0  # first: a line in between is then a conflict
+            self._size = (
+                self.log_path.stat().st_size if there else 0
+            )  # first: a line in between is then a conflict
             self._load(_read_log(self.log_path) if there else [])
 
     def _load(self, log: Sequence[Operation]) -> None:
         place = self.log_path or "log"
         if [op.n for op in log] != list(range(1, len(log) + 1)):
-            raise RecordError(f"{place}: an operation is missing or doubled (`n` must count 1, 2, 3 …). Restore the "
-                              "log from a copy, or move it away to start anew", list(log))
+            raise RecordError(
+                f"{place}: an operation is missing or doubled (`n` must count 1, 2, 3 …). Restore the "
+                "log from a copy, or move it away to start anew",
+                list(log),
+            )
         done, undone = _stacks(log)
         self._state = _fold(self._source, done, f"{place}: ")
         self._log, self._done, self._undone = list(log), done, undone
@@ -116,7 +148,9 @@ class Curation:
         self._do("skip", id, reason, author)
 
     def restore(self, id: str | Sequence[str], reason: str = "", author: str | None = None) -> None:
-        """Back to the original text, pending; a merged or split item is in the view again, beside what came of it."""
+        """Back to the original text, pending; a merged or split item is in the view again, beside
+        what came of it.
+        """
         self._do("restore", id, reason, author)
 
     def edit(self, id: str, text: str, reason: str = "", author: str | None = None) -> None:
@@ -127,22 +161,39 @@ class Curation:
         """To index `to` of `items`. The first are the oldest: a token budget cuts from the top."""
         self._do("move", id, reason, author, to=to)
 
-    def merge(self, ids: Sequence[str], text: str | None = None, reason: str = "", author: str | None = None) -> str:
-        """One item in place of several, with all their evidence; returns its id. Default text: theirs, joined, the
-        same words only once.
+    def merge(
+        self,
+        ids: Sequence[str],
+        text: str | None = None,
+        reason: str = "",
+        author: str | None = None,
+    ) -> str:
+        """One item in place of several, with all their evidence; returns its id. Default text:
+        theirs, joined, the same words only once.
 
-        It stands where the first of them stood, and keeps their status if they share one (else: pending).
-        """
+        It stands where the first of them stood, and keeps their status if they share one (else:
+        pending)."""
         if text is None:
             texts = [self.item(i).text for i in _ids(ids)]
-            text = " ".join({_words(t): t for t in reversed(texts)}[w] for w in dict.fromkeys(map(_words, texts)))
+            text = " ".join(
+                {_words(t): t for t in reversed(texts)}[w]
+                for w in dict.fromkeys(map(_words, texts))
+            )
         return self._do("merge", ids, reason, author, texts=(text,))[0]
 
-    def split(self, id: str, texts: Sequence[str], reason: str = "", author: str | None = None) -> list[str]:
+    def split(
+        self, id: str, texts: Sequence[str], reason: str = "", author: str | None = None
+    ) -> list[str]:
         """Several items in place of one, each with its evidence and status; returns their ids."""
         return list(self._do("split", id, reason, author, texts=_ids(texts)))
 
-    def add(self, text: str, evidence: Iterable[Evidence] = (), reason: str = "", author: str | None = None) -> str:
+    def add(
+        self,
+        text: str,
+        evidence: Iterable[Evidence] = (),
+        reason: str = "",
+        author: str | None = None,
+    ) -> str:
         """An item of one's own, at the end and accepted; returns its id."""
         return self._do("add", (), reason, author, texts=(text,), evidence=tuple(evidence))[0]
 
@@ -156,15 +207,32 @@ class Curation:
         self._do("redo", (), reason, author)
         return self._done[-1]
 
-    def _do(self, op: str, id: str | Sequence[str], reason: str, author: str | None, **fields: Any) -> tuple[str, ...]:
+    def _do(
+        self, op: str, id: str | Sequence[str], reason: str, author: str | None, **fields: Any
+    ) -> tuple[str, ...]:
         n, ids = len(self._log) + 1, _ids(id)
-        new = [f"{op}-{n}.{k}" if op == "split" else f"{op}-{n}" for k, _ in enumerate(fields.get("texts", ()), 1)]
-        while set(new) & self._state.keys():  # items that an earlier curation made may bear such a name
+        new = [
+            f"{op}-{n}.{k}" if op == "split" else f"{op}-{n}"
+            for k, _ in enumerate(fields.get("texts", ()), 1)
+        ]
+        while (
+            set(new) & self._state.keys()
+        ):  # items that an earlier curation made may bear such a name
             new = [f"{i}'" for i in new]
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = Operation(n, op, self.author if author is None else author, now, reason, ids,
-                         tuple(self.item(i).text for i in ids), tuple(new) if op in _MAKES else (), **fields)
-        # All that can go wrong with the operation goes wrong here, on copies, before a byte is written.
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = Operation(
+            n,
+            op,
+            self.author if author is None else author,
+            now,
+            reason,
+            ids,
+            tuple(self.item(i).text for i in ids),
+            tuple(new) if op in _MAKES else (),
+            **fields,
+        )
+        # All that can go wrong with the operation goes wrong here, on copies, before a byte is
+        # written.
         done, undone = _stacks([*self._log, line])
         state = _fold(self._source, done) if op == "undo" else _step(self._state, done[-1])
         if self.log_path is not None:
@@ -204,59 +272,107 @@ class Curation:
 
     def __repr__(self) -> str:
         counts = Counter(item.status for item in self.items)
-        return f"Curation({len(self.items)} items: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ")"
+        return (
+            f"Curation({len(self.items)} items: "
+            + ", ".join(f"{n} {status}" for status, n in counts.items())
+            + ")"
+        )
 
     def kept(self, draw: int | None = None) -> list[CuratedItem]:
         """The accepted items in order: all, or those of one draw's text (see `for_draw`)."""
         kept = [item for item in self.items if item.status == "accepted"]
         return kept if draw is None else for_draw(kept, draw)
 
-    def within_budget(self, budget_tokens: int, tokenizer: Any,
-                      draw: int | None = None) -> tuple[list[CuratedItem], list[CuratedItem]]:
-        """(what fits, what was cut) of the kept items: the oldest, on top, go first (as in the paper).
+    def within_budget(
+        self, budget_tokens: int, tokenizer: Any, draw: int | None = None
+    ) -> tuple[list[CuratedItem], list[CuratedItem]]:
+        """(what fits, what was cut) of the kept items: the oldest, on top, go first (as in the
+        paper).
 
-        `tokenizer`: a Transformers or tokenizers one, or a function from a text to its number of tokens.
-        """
+        `tokenizer`: a Transformers or tokenizers one, or a function from a text to its number of
+        tokens."""
         if tokenizer is None or budget_tokens < 0:
             raise ValueError("a token budget needs a tokenizer and must not be negative")
         kept = self.kept(draw)
-        cut = bisect.bisect_left(range(len(kept)), True, key=lambda first:
-                                 count_tokens(experience_text(kept[first:]), tokenizer) <= budget_tokens)
+        cut = bisect.bisect_left(
+            range(len(kept)),
+            True,
+            key=lambda first: (
+                count_tokens(experience_text(kept[first:]), tokenizer) <= budget_tokens
+            ),
+        )
         return kept[cut:], kept[:cut]
 
-    def experience(self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None) -> str:
-        """The text that the teacher reads: the kept items, one a line; see `within_budget` for what a budget cuts."""
-        kept = self.kept(draw) if budget_tokens is None else self.within_budget(budget_tokens, tokenizer, draw)[0]
+    def experience(
+        self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None
+    ) -> str:
+        """The text that the teacher reads: the kept items, one a line; see `within_budget` for what
+        a budget cuts.
+        """
+        kept = (
+            self.kept(draw)
+            if budget_tokens is None
+            else self.within_budget(budget_tokens, tokenizer, draw)[0]
+        )
         return experience_text(kept)
 
     def diff(self) -> dict[str, list[tuple[str, str]]]:
-        """For each edited item of the view the runs of words ("=" kept, "-" removed, "+" new) from original to text."""
-        return {i.id: _word_diff(i.original, i.text) for i in self.items if i.text != one_line(i.original)}
+        """For each edited item of the view the runs of words ("=" kept, "-" removed, "+" new) from
+        original to text.
+        """
+        return {
+            i.id: _word_diff(i.original, i.text)
+            for i in self.items
+            if i.text != one_line(i.original)
+        }
 
     def duplicates(self, threshold: float = 0.8) -> list[list[str]]:
-        """Groups of ids whose items share words: Jaccard overlap of at least `threshold` (0 to 1), also by a chain.
+        """Groups of ids whose items share words: Jaccard overlap of at least `threshold` (0 to 1),
+        also by a chain.
 
-        Only a hint for a reader: "H is a hole, G is not." and "G is a hole, H is not." overlap wholly.
-        """
+        Only a hint for a reader: "H is a hole, G is not." and "G is a hole, H is not." overlap
+        wholly."""
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
         words, groups = {i.id: set(_words(i.text)) for i in self.items}, []
         order = {id: k for k, id in enumerate(words)}
         for id, mine in words.items():
-            near = [g for g in groups if any(len(mine & words[i]) >= threshold * len(mine | words[i]) for i in g)]
+            near = [
+                g
+                for g in groups
+                if any(len(mine & words[i]) >= threshold * len(mine | words[i]) for i in g)
+            ]
             groups = [g for g in groups if g not in near] + [[id, *(i for g in near for i in g)]]
-        return sorted((sorted(g, key=order.get) for g in groups if len(g) > 1), key=lambda g: order[g[0]])
+        return sorted(
+            (sorted(g, key=order.get) for g in groups if len(g) > 1), key=lambda g: order[g[0]]
+        )
 
     def to_frame(self) -> Any:
         """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
         import pandas  # no requirement of anything else here
 
-        columns = ["id", "status", "text", "original", "evidence", "parents", "model", "round", "draw"]
-        return pandas.DataFrame([[getattr(item, c) for c in columns] for item in self.items], columns=columns)
+        columns = [
+            "id",
+            "status",
+            "text",
+            "original",
+            "evidence",
+            "parents",
+            "model",
+            "round",
+            "draw",
+        ]
+        return pandas.DataFrame(
+            [[getattr(item, c) for c in columns] for item in self.items], columns=columns
+        )
 
 
-def replay(items: Iterable[ExperienceItem], log: str | os.PathLike | Sequence[Operation]) -> Curation:
-    """A recorded session (a log file or its operations) on the same items; later operations are not written to it."""
+def replay(
+    items: Iterable[ExperienceItem], log: str | os.PathLike | Sequence[Operation]
+) -> Curation:
+    """A recorded session (a log file or its operations) on the same items; later operations are not
+    written to it.
+    """
     curation = Curation(items)
     curation._load(_read_log(Path(log)) if isinstance(log, (str, os.PathLike)) else log)
     return curation
@@ -282,14 +398,17 @@ def _read_log(path: Path) -> list[Operation]:
     except RecordError as e:
         if any(field is not None for _, field, _ in e.bad):
             raise
-        # Not JSON: the remains of a crash. Were it anything else, the count of the operations around it had a gap.
+        # Not JSON: the remains of a crash. Were it anything else, the count of the operations
+        # around it had a gap.
         lines = ", ".join(str(line) for line, _, _ in e.bad)
         warnings.warn(f"{path}: line {lines} was cut off by a crash and is left out", stacklevel=4)
         return e.records
 
 
 def _stacks(log: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
-    """(what makes the state, what can be done again): undo and redo move operations between the two."""
+    """(what makes the state, what can be done again): undo and redo move operations between the
+    two.
+    """
     done, undone = [], []
     for op in log:
         if op.op in ("undo", "redo"):
@@ -303,15 +422,23 @@ def _stacks(log: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]
     return done, undone
 
 
-def _fold(items: Iterable[ExperienceItem], ops: Iterable[Operation], place: str = "") -> dict[str, CuratedItem]:
-    state = {i.id: CuratedItem(i.id, one_line(i.text), i.evidence, i.model, i.round, i.draw, i.extra, original=i.text)
-             for i in items}
+def _fold(
+    items: Iterable[ExperienceItem], ops: Iterable[Operation], place: str = ""
+) -> dict[str, CuratedItem]:
+    state = {
+        i.id: CuratedItem(
+            i.id, one_line(i.text), i.evidence, i.model, i.round, i.draw, i.extra, original=i.text
+        )
+        for i in items
+    }
     for op in ops:
         try:
             state = _step(state, op)
         except ValueError as e:
-            raise ValueError(f"{place}operation {op.n} does not fit these items: {e}. Give the items that the log "
-                             "was made for, or move the log away to start anew") from None
+            raise ValueError(
+                f"{place}operation {op.n} does not fit these items: {e}. Give the items that the log "
+                "was made for, or move the log away to start anew"
+            ) from None
     return state
 
 
@@ -320,9 +447,15 @@ def _step(state: dict[str, CuratedItem], op: Operation) -> dict[str, CuratedItem
     if op.op not in _SHAPE:
         raise ValueError(f"unknown operation {op.op!r}")
     takes, says = _SHAPE[op.op]
-    if not (len(op.ids) in takes and len(op.texts) in says and len(set(op.ids)) == len(op.ids) == len(op.before)
-            and len(set(op.new)) == len(op.new) == (len(op.texts) if op.op in _MAKES else 0)):
-        raise ValueError(f"{op.op} does not go with {len(set(op.ids))} item(s) and {len(op.texts)} text(s)")
+    if not (
+        len(op.ids) in takes
+        and len(op.texts) in says
+        and len(set(op.ids)) == len(op.ids) == len(op.before)
+        and len(set(op.new)) == len(op.new) == (len(op.texts) if op.op in _MAKES else 0)
+    ):
+        raise ValueError(
+            f"{op.op} does not go with {len(set(op.ids))} item(s) and {len(op.texts)} text(s)"
+        )
     if wrong := [i for i in op.ids if i not in state]:
         raise ValueError(f"no item is called {wrong[0]!r}")
     if wrong := [i for i in op.new if i in state]:
@@ -346,15 +479,39 @@ def _step(state: dict[str, CuratedItem], op: Operation) -> dict[str, CuratedItem
             view = [i.id for i in state.values() if i.status not in _GONE and i is not old[0]]
             if op.to is None or not 0 <= op.to <= len(view):
                 raise ValueError(f"move: the place must be 0 to {len(view)}, got {op.to}")
-            state, changed, new, at = {i: state[i] for i in state if i != old[0].id}, {}, old, [*view, None][op.to]
+            state, changed, new, at = (
+                {i: state[i] for i in state if i != old[0].id},
+                {},
+                old,
+                [*view, None][op.to],
+            )
         case "add":
-            new = [CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, status="accepted", original=op.texts[0])]
+            new = [
+                CuratedItem(
+                    op.new[0],
+                    texts[0],
+                    op.evidence,
+                    "",
+                    0,
+                    0,
+                    status="accepted",
+                    original=op.texts[0],
+                )
+            ]
         case "merge" | "split":
             at = next(i for i in state if i in op.ids)
             same = len({i.status for i in old}) == 1
-            made = replace(state[at], parents=op.ids, extra={}, status=old[0].status if same else "pending",
-                           evidence=tuple(dict.fromkeys(e for i in old for e in i.evidence)))
-            new = [replace(made, id=i, text=text, original=raw) for i, text, raw in zip(op.new, texts, op.texts)]
+            made = replace(
+                state[at],
+                parents=op.ids,
+                extra={},
+                status=old[0].status if same else "pending",
+                evidence=tuple(dict.fromkeys(e for i in old for e in i.evidence)),
+            )
+            new = [
+                replace(made, id=i, text=text, original=raw)
+                for i, text, raw in zip(op.new, texts, op.texts)
+            ]
     state = state | changed  # in the old order
     if not new:
         return state
@@ -364,11 +521,16 @@ def _step(state: dict[str, CuratedItem], op: Operation) -> dict[str, CuratedItem
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.casefold())) or (text,)  # an item of nothing but signs is a word of its own
+    return tuple(re.findall(r"\w+", text.casefold())) or (
+        text,
+    )  # an item of nothing but signs is a word of its own
 
 
 def _word_diff(old: str, new: str) -> list[tuple[str, str]]:
     a, b = old.split(), new.split()
-    runs = [run for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-            for run in ([("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])])]
+    runs = [
+        run
+        for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+        for run in ([("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])])
+    ]
     return [(sign, " ".join(words)) for sign, words in runs if words]

@@ -1,10 +1,9 @@
 """What the steps hand to each other: frozen dataclasses, kept as JSON Lines.
 
-One line on disk is `{"schema": 1, ...fields...}`. Fields that this version does not know are kept in `extra` and
-written back, so that a file may pass through an older oelkit unharmed. Nothing is pickled; token ids and tensors do not
-live here. It does not decide where files lie (that is `loop`). Departure: the paper's code keeps pickles in a temporary
-folder.
-"""
+One line on disk is `{"schema": 1, ...fields...}`. Fields that this version does not know are kept
+in `extra` and written back, so that a file may pass through an older oelkit unharmed. Nothing is
+pickled; token ids and tensors do not live here. It does not decide where files lie (that is
+`loop`). Departure: the paper's code keeps pickles in a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,12 +11,13 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Iterable, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 try:
     import fcntl
@@ -39,7 +39,9 @@ class Outcome(StrEnum):
 
 
 def _extra() -> Any:
-    return field(default_factory=dict, hash=False)  # a dict has no hash; the records around it should
+    return field(
+        default_factory=dict, hash=False
+    )  # a dict has no hash; the records around it should
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,16 @@ class ExperienceItem:
 
 
 class RecordError(ValueError):
-    """A bad record. `records` holds the good ones of the file, `bad` a (line, field, message) for each bad line;
-    a field of None says that the line is not JSON at all (as a line is that a crash has cut off)."""
+    """A bad record. `records` holds the good ones of the file, `bad` a (line, field, message) for
+    each bad line; a field of None says that the line is not JSON at all (as a line is that a crash
+    has cut off)."""
 
-    def __init__(self, message: str, records: list | None = None, bad: list[tuple[int, str | None, str]] | None = None):
+    def __init__(
+        self,
+        message: str,
+        records: list | None = None,
+        bad: list[tuple[int, str | None, str]] | None = None,
+    ):
         super().__init__(message)
         self.records = records or []
         self.bad = bad or []
@@ -137,8 +145,15 @@ def to_dict(record: Any) -> dict:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        known = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "extra"}
-        return {**known, **{k: v for k, v in value.extra.items() if k not in known and k != "schema"}}
+        known = {
+            f.name: _plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.name != "extra"
+        }
+        return {
+            **known,
+            **{k: v for k, v in value.extra.items() if k not in known and k != "schema"},
+        }
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
@@ -153,14 +168,19 @@ def from_dict(cls: type[T], data: dict) -> T:
 
 
 def _record(data: Any, cls: type[T], where: str) -> T:
-    """Checks `data` against the type hints of `cls`; `where` is the field that it stands in ("" for the line)."""
+    """Checks `data` against the type hints of `cls`; `where` is the field that it stands in ("" for
+    the line).
+    """
     if not isinstance(data, dict):
         raise _FieldError(where or "(line)", f"expected an object, found {_name(data)}")
     if not where:
-        # Metrics and other plain dicts may come from elsewhere; a record without its schema is another program's.
+        # Metrics and other plain dicts may come from elsewhere; a record without its schema is
+        # another program's.
         schema = data.get("schema", SCHEMA if cls is dict else None)
         if schema != SCHEMA or isinstance(schema, bool):
-            raise _FieldError("schema", f"this version of oelkit reads schema {SCHEMA}, found {schema!r}")
+            raise _FieldError(
+                "schema", f"this version of oelkit reads schema {SCHEMA}, found {schema!r}"
+            )
         data = {k: v for k, v in data.items() if k != "schema"}
     if cls is dict:
         return data
@@ -204,21 +224,25 @@ def _line(record: Any) -> bytes:
     def scalar(value: Any) -> Any:  # NumPy and PyTorch scalars in metrics
         if hasattr(value, "item"):
             return value.item()
-        raise TypeError(f"a record holds a {type(value).__name__}, which JSON has no form for: {value!r}")
+        raise TypeError(
+            f"a record holds a {type(value).__name__}, which JSON has no form for: {value!r}"
+        )
 
     data = {"schema": SCHEMA, **record} if isinstance(record, dict) else to_dict(record)
     data["schema"] = SCHEMA
     try:
         return json.dumps(data, ensure_ascii=False, default=scalar).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate, as broken model output has it, is legal only when escaped
+    except (
+        UnicodeEncodeError
+    ):  # a lone surrogate, as broken model output has it, is legal only when escaped
         return json.dumps(data, default=scalar).encode() + b"\n"
 
 
 def read_jsonl(path: str | os.PathLike, cls: type[T] = dict) -> list[T]:
     """The records of a file, in order; `cls=dict` gives plain dicts without the schema.
 
-    Raises FileNotFoundError, and RecordError for a bad line: it names file, line and field and carries the good ones.
-    """
+    Raises FileNotFoundError, and RecordError for a bad line: it names file, line and field and
+    carries the good ones."""
     records, bad = [], []
     # Split at "\n" only: str.splitlines would also break at U+2028, which JSON text may contain.
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
@@ -233,13 +257,19 @@ def read_jsonl(path: str | os.PathLike, cls: type[T] = dict) -> list[T]:
     if bad:
         number, _, message = bad[0]
         more = f" ({len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
-        raise RecordError(f"{path}, line {number}: {message}{more}. Mend or delete the line; the {len(records)} good "
-                          "records are in this error's .records", records, bad)
+        raise RecordError(
+            f"{path}, line {number}: {message}{more}. Mend or delete the line; the {len(records)} good "
+            "records are in this error's .records",
+            records,
+            bad,
+        )
     return records
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
-    """Writes records or dicts, one a line, as a whole or not at all: a reader never sees half a file."""
+    """Writes records or dicts, one a line, as a whole or not at all: a reader never sees half a
+    file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -255,23 +285,27 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: str | os.PathLike, record: Any, *, expected_size: int | None = None) -> int:
-    """Appends one record or dict; it is on disk (fsync) when this returns. Returns the new size in bytes.
+    """Appends one record or dict; it is on disk (fsync) when this returns. Returns the new size in
+    bytes.
 
-    With `expected_size` (bytes) it raises ConflictError, and writes nothing, if the file has another size by now.
-    If writing fails (a full disk), the file is left as it was. A last line without its newline is closed first.
-    """
+    With `expected_size` (bytes) it raises ConflictError, and writes nothing, if the file has
+    another size by now. If writing fails (a full disk), the file is left as it was. A last line
+    without its newline is closed first."""
     line = _line(record)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered: a buffer would try to write its remainder once more on close, after a failure was undone.
+    # Unbuffered: a buffer would try to write its remainder once more on close, after a failure was
+    # undone.
     with open(path, "a+b", buffering=0) as f:
         with contextlib.suppress(OSError):  # some network and FUSE file systems have no locks
             if fcntl:
                 fcntl.flock(f, fcntl.LOCK_EX)
         size = f.seek(0, os.SEEK_END)
         if expected_size is not None and size != expected_size:
-            raise ConflictError(f"{path} was changed by somebody else: {size} bytes, last seen with {expected_size}. "
-                                "Nothing was written; open it again and repeat the last step")
+            raise ConflictError(
+                f"{path} was changed by somebody else: {size} bytes, last seen with {expected_size}. "
+                "Nothing was written; open it again and repeat the last step"
+            )
         if size:
             f.seek(size - 1)
             if f.read(1) != b"\n":
@@ -279,7 +313,7 @@ def append_jsonl(path: str | os.PathLike, record: Any, *, expected_size: int | N
         try:
             rest = memoryview(line)
             while rest:
-                rest = rest[f.write(rest):]
+                rest = rest[f.write(rest) :]
             os.fsync(f.fileno())
         except BaseException:
             with contextlib.suppress(OSError):

@@ -1,7 +1,8 @@
-"""What a model wrote, as text: the answer in a reply, the items in it, and items as the teacher reads them.
+"""What a model wrote, as text: the answer in a reply, the items in it, and items as the teacher
+reads them.
 
-No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so that no reply takes long.
-"""
+No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so that no
+reply takes long."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 
 
 def answer_text(text: str) -> str:
-    """The answer in a thinking model's reply: what follows `</think>`; "" where the thinking never ended."""
+    """The answer in a thinking model's reply: what follows `</think>`; "" where the thinking never
+    ended.
+    """
     thought, end, answer = text.rpartition("</think>")
     return answer.strip() if end else "" if text.lstrip().startswith("<think>") else text
 
@@ -30,19 +33,25 @@ def answer_text(text: str) -> str:
 def parse_items(text: str, strict: bool = False) -> list[str]:
     """The items of a reply, one line each, in order.
 
-    strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE ITEM:`,
-    `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a list of them) below the marker.
-    """
+    strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE
+    ITEM:`, `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a
+    list of them) below the marker."""
     lines, found = text.split("\n"), []
     if strict:
         found = [line[len(MARKER) :] for line in lines if line.startswith(MARKER)]
     else:
         for i, line in enumerate(lines):
             marks = list(_MARK.finditer(line))
-            for mark, after in zip(marks, marks[1:]):  # what leads in the next marker on the line is no text
+            for mark, after in zip(
+                marks, marks[1:]
+            ):  # what leads in the next marker on the line is no text
                 found.append(_plain(line[mark.end() : after.start()].rstrip(" \t-+*•>#_`")))
             if marks:
-                found += [_plain(line[marks[-1].end() :])] if line[marks[-1].end() :].strip() else _below(lines, i + 1)
+                found += (
+                    [_plain(line[marks[-1].end() :])]
+                    if line[marks[-1].end() :].strip()
+                    else _below(lines, i + 1)
+                )
     return [item for item in map(one_line, found) if item]
 
 
@@ -77,7 +86,9 @@ def experience_text(items: Iterable[ExperienceItem]) -> str:
 
 
 def count_tokens(text: str, tokenizer: Any) -> int:
-    """By a Transformers or tokenizers tokenizer, or by a function from a text to its number of tokens."""
+    """By a Transformers or tokenizers tokenizer, or by a function from a text to its number of
+    tokens.
+    """
     if not hasattr(tokenizer, "encode"):
         return tokenizer(text)
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -85,7 +96,9 @@ def count_tokens(text: str, tokenizer: Any) -> int:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks of any kind: what a model wrote must not be able to start a line of its own."""
+    """The text without line breaks of any kind: what a model wrote must not be able to start a line
+    of its own.
+    """
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
@@ -95,7 +108,9 @@ def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
 
 
 def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> str:
-    """The last lines of an experience text that fit the budget: the oldest go first (None: all of it)."""
+    """The last lines of an experience text that fit the budget: the oldest go first (None: all of
+    it).
+    """
     if budget_tokens is None or count_tokens(text, tokenizer) <= budget_tokens:
         return text
     lines = text.split("\n")

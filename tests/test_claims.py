@@ -1,4 +1,6 @@
-"""The scripts behind the recorded results run, on the embedded model and few games, and their records are drawn."""
+"""The scripts behind the recorded results run, on the embedded model and few games, and their
+records are drawn.
+"""
 
 import sys
 from itertools import combinations
@@ -9,8 +11,8 @@ import matplotlib
 import pytest
 
 from oelkit import Run, Settings, load_policy
-from oelkit.runs import run as loop
 from oelkit.records import read_jsonl
+from oelkit.runs import run as loop
 
 matplotlib.use("Agg")
 MICRO = Path(__file__).parents[1] / "examples" / "micro"
@@ -29,19 +31,28 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
         found = list(experiment(run))
-        assert found and all(len(row["passed"]["passes"]) == row["passed"]["n"] == 4 for row in found)
+        assert found and all(
+            len(row["passed"]["passes"]) == row["passed"]["n"] == 4 for row in found
+        )
         assert max(row.get("tokens", 0) for row in found) <= experiments["BUDGET"]
         rows += [{"experiment": name, "env": run.eval_env, "seed": 0, **row} for row in found]
     arms = {(row["arm"], row.get("how")) for row in rows if row["experiment"] == "texts"}
     assert {("nothing", "base"), ("own items", "in_context"), ("raw games", "consolidated")} <= arms
     by_step = [(row["arm"], row["step"]) for row in rows if row["experiment"] == "steps"]
-    assert by_step == [(arm, step) for arm in ("reverse_kl", "forward_kl", "sft") for step in (0, 1, 2)]
+    assert by_step == [
+        (arm, step) for arm in ("reverse_kl", "forward_kl", "sft") for step in (0, 1, 2)
+    ]
     starts = [row["passed"] for row in rows if row.get("step") == 0]
     assert starts[0] == starts[1] == starts[2]
     assert set(experiments["figures"](rows)) == set(experiments["EXPERIMENTS"])
     for name in experiments["EXPERIMENTS"]:
-        assert all(line.endswith(".") for line in experiments["verdicts"]([r for r in rows if r["experiment"] == name]))
-    assert all(row["arm"].split(": ")[-1].replace("_", " ") in experiments["table"](rows) for row in rows)
+        assert all(
+            line.endswith(".")
+            for line in experiments["verdicts"]([r for r in rows if r["experiment"] == name])
+        )
+    assert all(
+        row["arm"].split(": ")[-1].replace("_", " ") in experiments["table"](rows) for row in rows
+    )
 
 
 def passed(passes):
@@ -50,35 +61,70 @@ def passed(passes):
 
 def test_what_rows_show_and_what_did_not_come_out(experiments):
     def said(name, rows):
-        found = experiments["verdicts"]([{"experiment": name, "seed": seed, **row} for row in rows for seed in (0, 1)])
+        found = experiments["verdicts"](
+            [{"experiment": name, "seed": seed, **row} for row in rows for seed in (0, 1)]
+        )
         return [line.startswith(experiments["MISSED"]) for line in found], found
 
     own, as_good, worse = (passed(bits * 8) for bits in ("1110", "1101", "0100"))
-    arms = {"own items": own, "raw games": worse, **dict.fromkeys(experiments["RIVALS"]["own items"][1:], as_good)}
-    missed, found = said("texts", [{"arm": arm, "how": "in_context", "passed": p} for arm, p in arms.items()])
+    arms = {
+        "own items": own,
+        "raw games": worse,
+        **dict.fromkeys(experiments["RIVALS"]["own items"][1:], as_good),
+    }
+    missed, found = said(
+        "texts", [{"arm": arm, "how": "in_context", "passed": p} for arm, p in arms.items()]
+    )
     assert missed == [False, True, True, True, True]
-    assert found[0].startswith("own items 75.0% against raw games 25.0%, in context: +50.0 points [")
+    assert found[0].startswith(
+        "own items 75.0% against raw games 25.0%, in context: +50.0 points ["
+    )
     assert found[0].endswith("], n = 64.")
-    rows = [{"arm": arm, "how": how, "passed": own} for arm, how in (
-        ("own items", "in_context"), ("own items", "consolidated"), ("raw games", "in_context"))]
+    rows = [
+        {"arm": arm, "how": how, "passed": own}
+        for arm, how in (
+            ("own items", "in_context"),
+            ("own items", "consolidated"),
+            ("raw games", "in_context"),
+        )
+    ]
     assert len(said("texts", rows)[1]) == 1  # what had nothing to absorb was not trained
     kept = {"reverse_kl": 0.96, "forward_kl": 0.6, "sft": 0.95}
-    rows = [{"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}
-            for arm, all_ in kept.items() for step in (0, 40)]
+    rows = [
+        {"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}
+        for arm, all_ in kept.items()
+        for step in (0, 40)
+    ]
     missed, found = said("steps", rows)
     assert missed == [True, False, True, True] and "after 40 steps" in found[0]
     assert "OOD 96.0% [92.3%, 98.0%] against 60.0%" in found[1]
     for rate, late in ((own, False), (as_good, False), (worse, True)):
-        by_games = [{"arm": "curated", "games": n, "draw": 0, "passed": p} for n, p in ((1, worse), (2, rate), (4, own))]
+        by_games = [
+            {"arm": "curated", "games": n, "draw": 0, "passed": p}
+            for n, p in ((1, worse), (2, rate), (4, own))
+        ]
         missed, found = said("saturation", by_games)
         assert missed == [False, late] and "1: 25.0% (25.0% to 25.0%), 2: " in found[0]
-    rows = [{"arm": arm, "passed": p} for arm, p in (("all items", own), ("a", as_good), ("b", worse), ("no items", worse))]
-    assert [line.split(":")[0] for line in said("leave_one_out", rows)[1]] == ["Without `b`", "Without `a`"]
+    rows = [
+        {"arm": arm, "passed": p}
+        for arm, p in (("all items", own), ("a", as_good), ("b", worse), ("no items", worse))
+    ]
+    assert [line.split(":")[0] for line in said("leave_one_out", rows)[1]] == [
+        "Without `b`",
+        "Without `a`",
+    ]
 
 
 def test_pairing_is_by_map(experiments):
-    rows = [{"arm": arm, "seed": seed, "passed": {"passes": passes}} for arm, seed, passes in (
-        ("all items", 1, "11"), ("all items", 0, "01"), ("without", 0, "00"), ("without", 1, "01"))]
+    rows = [
+        {"arm": arm, "seed": seed, "passed": {"passes": passes}}
+        for arm, seed, passes in (
+            ("all items", 1, "11"),
+            ("all items", 0, "01"),
+            ("without", 0, "00"),
+            ("without", 1, "01"),
+        )
+    ]
     (row,) = experiments["paired"](rows)
     assert row["arm"] == "without" and row["difference"][0] == -0.5
 
@@ -87,7 +133,9 @@ def test_the_script_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.jsonl"
     out.write_text((RESULTS / "experiments.jsonl").read_text())
     before = out.read_bytes()
-    monkeypatch.setattr(sys, "argv", ["claims.py", "--out", str(out), "--seeds", "0:1", "--only", "texts"])
+    monkeypatch.setattr(
+        sys, "argv", ["claims.py", "--out", str(out), "--seeds", "0:1", "--only", "texts"]
+    )
     run_path(str(MICRO / "claims.py"), run_name="__main__")  # seed 0 is complete
     assert out.read_bytes() == before and capsys.readouterr().out == ""
 
@@ -95,9 +143,17 @@ def test_the_script_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 def test_what_the_study_makes_of_the_texts():
     edited = run_path(str(MICRO / "rounds.py"))["edited"]
     texts = ["H is a hole.\nG is the goal."] * 10
-    wrong = [sum("H is the goal" in text for text in edited(name, k, texts)) for name, k in (
-        ("default", 1), ("3 of 10 texts wrong", 1), ("5 of 10 texts wrong", 3), ("all wrong from round 2", 1),
-        ("all wrong from round 2", 2), ("wrong goal from round 2, forward KL", 3))]
+    wrong = [
+        sum("H is the goal" in text for text in edited(name, k, texts))
+        for name, k in (
+            ("default", 1),
+            ("3 of 10 texts wrong", 1),
+            ("5 of 10 texts wrong", 3),
+            ("all wrong from round 2", 1),
+            ("all wrong from round 2", 2),
+            ("wrong goal from round 2, forward KL", 3),
+        )
+    ]
     assert wrong == [0, 3, 5, 0, 10, 10]
     assert edited("only the hole from round 2", 1, texts) == texts
     assert set(edited("only the hole from round 2", 2, texts)) == {"H is a hole."}
@@ -108,8 +164,14 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monke
     settings = Settings(games=16, collect=4, steps=1, batch_size=4, episodes=2, arms=False)
     policy = load_policy("micro")
     untrained, at_start, distill = policy.trainable()[1].clone(), [], loop.distill
-    monkeypatch.setattr(loop, "distill", lambda policy, *args, **options: (
-        at_start.append(policy.trainable()[1].clone()), distill(policy, *args, **options))[1])
+    monkeypatch.setattr(
+        loop,
+        "distill",
+        lambda policy, *args, **options: (
+            at_start.append(policy.trainable()[1].clone()),
+            distill(policy, *args, **options),
+        )[1],
+    )
     run = anew(tmp_path / "run", settings, policy, progress=False)
     run.distill(1)
     run.distill(2)  # collects its states itself, with the weights of round 1
@@ -121,18 +183,32 @@ def test_no_two_variants_of_the_study_have_the_same_outcome():
     outcomes = {}
     for row in read_jsonl(RESULTS / "rounds_study.jsonl"):
         last = outcomes.setdefault(row["variant"], {})
-        last[row["seed"], row["round"]] = (row["in_context"]["pass_rate"], row["consolidated"]["pass_rate"], row["ood"]["all"])
+        last[row["seed"], row["round"]] = (
+            row["in_context"]["pass_rate"],
+            row["consolidated"]["pass_rate"],
+            row["ood"]["all"],
+        )
     for (name, one), (other, two) in combinations(outcomes.items(), 2):
         shared = {at for at in one.keys() & two.keys() if at[1] == 3}
-        assert not shared or any(one[at] != two[at] for at in shared), f"{other!r} changed nothing against {name!r}"
+        assert not shared or any(one[at] != two[at] for at in shared), (
+            f"{other!r} changed nothing against {name!r}"
+        )
 
 
 def test_the_recorded_figures_can_be_drawn(experiments):
     rows = read_jsonl(RESULTS / "experiments.jsonl")
-    assert set(experiments["figures"](rows)) == {row["experiment"] for row in rows} <= set(experiments["EXPERIMENTS"])
+    assert (
+        set(experiments["figures"](rows))
+        == {row["experiment"] for row in rows}
+        <= set(experiments["EXPERIMENTS"])
+    )
     study = run_path(str(MICRO / "rounds.py"))
     rows = read_jsonl(RESULTS / "rounds_study.jsonl")
     drawn = study["figures"](rows)
     known = {row["variant"] for row in rows}
-    shown = {f"rounds_{cause}" for cause, names in study["CAUSES"].items() if len(known.intersection(names)) > 1}
+    shown = {
+        f"rounds_{cause}"
+        for cause, names in study["CAUSES"].items()
+        if len(known.intersection(names)) > 1
+    }
     assert set(drawn) == {"pass_rates"} | shown and "rounds_retention" in shown

@@ -7,15 +7,33 @@ from hypothesis import strategies as st
 
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation, for_draw, replay
+from oelkit.records import (
+    ConflictError,
+    Evidence,
+    ExperienceItem,
+    RecordError,
+    append_jsonl,
+    read_jsonl,
+    write_jsonl,
+)
 from oelkit.text import experience_text
-from oelkit.records import ConflictError, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl, write_jsonl
 
-TEXTS = ["H is a hole.", "G is the goal.", "Avoid H or G,\nthey block  your path", "h is a HOLE", "Move right first."]
+TEXTS = [
+    "H is a hole.",
+    "G is the goal.",
+    "Avoid H or G,\nthey block  your path",
+    "h is a HOLE",
+    "Move right first.",
+]
 
 
 def items(n=5):
-    return [ExperienceItem(f"i{k}", TEXTS[k % 5], (Evidence(f"t{k}", k), Evidence("all", 0)), "micro", 1, k % 3)
-            for k in range(n)]
+    return [
+        ExperienceItem(
+            f"i{k}", TEXTS[k % 5], (Evidence(f"t{k}", k), Evidence("all", 0)), "micro", 1, k % 3
+        )
+        for k in range(n)
+    ]
 
 
 def words(text):
@@ -45,8 +63,10 @@ def test_statuses_and_experience():
     assert [i.status for i in c.items] == ["accepted", "accepted", "pending", "rejected", "skipped"]
     assert c.experience() == "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
     assert c.experience(draw=1) == "- EXPERIENCE ITEM: G is the goal."
-    assert [(o.op, o.author, o.reason, o.ids) for o in c.log[:2]] == [("accept", "user", "right", ("i1",)),
-                                                                     ("accept", "ann", "", ("i0",))]
+    assert [(o.op, o.author, o.reason, o.ids) for o in c.log[:2]] == [
+        ("accept", "user", "right", ("i1",)),
+        ("accept", "ann", "", ("i0",)),
+    ]
     assert c.log[0].time.endswith("+00:00")
     assert repr(c) == "Curation(5 items: 2 accepted, 1 pending, 1 rejected, 1 skipped)"
 
@@ -68,7 +88,9 @@ def test_merge_keeps_parents_evidence_place_and_shared_status():
     new = c.merge(["i3", "i1"], "both")
     assert [i.id for i in c.items] == ["i0", new, "i2", "i4"]
     merged = c.item(new)
-    assert merged.parents == ("i3", "i1") and merged.status == "accepted" and merged.original == "both"
+    assert (
+        merged.parents == ("i3", "i1") and merged.status == "accepted" and merged.original == "both"
+    )
     assert merged.evidence == (Evidence("t3", 3), Evidence("all", 0), Evidence("t1", 1))
     assert c.item("i1").status == "merged" and c.item("i1").text == TEXTS[1]
     assert c.item(c.merge([new, "i2"])).status == "pending"
@@ -81,9 +103,15 @@ def test_split_add_restore_move():
     parts = c.split("i2", ["Avoid H.", "Avoid\nG."], "two facts")
     assert [i.id for i in c.items] == ["i0", "i1", *parts, "i3", "i4"]
     assert [c.item(p).text for p in parts] == ["Avoid H.", "Avoid G."]
-    assert all(c.item(p).evidence == c.item("i2").evidence and c.item(p).parents == ("i2",) for p in parts)
+    assert all(
+        c.item(p).evidence == c.item("i2").evidence and c.item(p).parents == ("i2",) for p in parts
+    )
     own = c.add("Think.", [Evidence("t9", 2)])
-    assert c.items[-1].id == own and c.item(own).status == "accepted" and c.item(own).evidence == (Evidence("t9", 2),)
+    assert (
+        c.items[-1].id == own
+        and c.item(own).status == "accepted"
+        and c.item(own).evidence == (Evidence("t9", 2),)
+    )
     c.edit("i0", "other")
     c.reject("i0")
     c.restore(["i0", "i2"])
@@ -95,14 +123,25 @@ def test_split_add_restore_move():
         assert [i.id for i in c.items] == others[:to] + ["i3"] + others[to:]
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda c: c.accept("nope"), "no item is called 'nope'"), (lambda c: c.edit("i0", " \n"), "empty"),
-    (lambda c: c.merge(["i0"]), "merge does not go with 1 item"), (lambda c: c.merge(["i0", "i0"]), "merge"),
-    (lambda c: c.split("i0", ["one"]), "split"), (lambda c: c.accept([]), "accept"),
-    (lambda c: c.move("i0", 5), "0 to 4"), (lambda c: c.move("i0", -1), "0 to 4"),
-    (lambda c: c.undo(), "nothing to undo"), (lambda c: c.redo(), "nothing to redo"),
-    (lambda c: c.add(""), "empty"), (lambda c: c.duplicates(0), "threshold"),
-    (lambda c: c.experience(10), "tokenizer"), (lambda c: c.item("nope"), "nope")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda c: c.accept("nope"), "no item is called 'nope'"),
+        (lambda c: c.edit("i0", " \n"), "empty"),
+        (lambda c: c.merge(["i0"]), "merge does not go with 1 item"),
+        (lambda c: c.merge(["i0", "i0"]), "merge"),
+        (lambda c: c.split("i0", ["one"]), "split"),
+        (lambda c: c.accept([]), "accept"),
+        (lambda c: c.move("i0", 5), "0 to 4"),
+        (lambda c: c.move("i0", -1), "0 to 4"),
+        (lambda c: c.undo(), "nothing to undo"),
+        (lambda c: c.redo(), "nothing to redo"),
+        (lambda c: c.add(""), "empty"),
+        (lambda c: c.duplicates(0), "threshold"),
+        (lambda c: c.experience(10), "tokenizer"),
+        (lambda c: c.item("nope"), "nope"),
+    ],
+)
 def test_a_wrong_call_is_one_clear_error_and_changes_nothing(log, call, message):
     c = Curation(items(), log)
     before = seen(c)
@@ -121,7 +160,10 @@ def test_over_the_budget_the_oldest_go_first():
     for budget, kept in ((20, all_three), (19, two), (13, two), (12, ["i4"]), (5, []), (0, [])):
         fits, cut = c.within_budget(budget, words)
         assert [i.id for i in fits] == kept and [i.id for i in cut + fits] == ["i0", "i1", "i4"]
-        assert c.experience(budget, words) == experience_text(fits) and words(experience_text(fits)) <= budget
+        assert (
+            c.experience(budget, words) == experience_text(fits)
+            and words(experience_text(fits)) <= budget
+        )
 
 
 def test_the_budget_counts_with_a_real_tokenizer():
@@ -139,7 +181,9 @@ def test_the_budget_counts_with_a_real_tokenizer():
 def test_the_diff_is_by_word():
     c = Curation(items())
     c.edit("i0", "H is always a hole!")
-    assert c.diff() == {"i0": [("=", "H is"), ("+", "always"), ("=", "a"), ("-", "hole."), ("+", "hole!")]}
+    assert c.diff() == {
+        "i0": [("=", "H is"), ("+", "always"), ("=", "a"), ("-", "hole."), ("+", "hole!")]
+    }
 
 
 def test_duplicates():
@@ -160,11 +204,29 @@ def test_to_frame():
 
 
 def test_auto_curate_keeps_all_but_the_same_words():
-    c = auto_curate(Curation([*items(), ExperienceItem("g", "G is a hole.", (), "m", 1, 0),
-                              ExperienceItem("s", "→", (), "m", 1, 0), ExperienceItem("s2", "←", (), "m", 1, 0)]))
-    assert {i.id: i.status for i in c.items} == {"i0": "accepted", "i1": "accepted", "i2": "accepted", "i3": "rejected",
-                                                 "i4": "accepted", "g": "accepted", "s": "accepted", "s2": "accepted"}
-    assert [op.reason for op in c.log if op.op == "reject"] == ["duplicates i0"] and {op.author for op in c.log} == {"auto"}
+    c = auto_curate(
+        Curation(
+            [
+                *items(),
+                ExperienceItem("g", "G is a hole.", (), "m", 1, 0),
+                ExperienceItem("s", "→", (), "m", 1, 0),
+                ExperienceItem("s2", "←", (), "m", 1, 0),
+            ]
+        )
+    )
+    assert {i.id: i.status for i in c.items} == {
+        "i0": "accepted",
+        "i1": "accepted",
+        "i2": "accepted",
+        "i3": "rejected",
+        "i4": "accepted",
+        "g": "accepted",
+        "s": "accepted",
+        "s2": "accepted",
+    }
+    assert [op.reason for op in c.log if op.op == "reject"] == ["duplicates i0"] and {
+        op.author for op in c.log
+    } == {"auto"}
     n = len(c.log)
     assert len(auto_curate(c).log) == n
 
@@ -175,13 +237,32 @@ def test_auto_curate_leaves_what_a_person_decided():
     c.accept("i3")
     c.skip("i4")
     auto_curate(c)
-    assert [i.status for i in c.items] == ["rejected", "rejected", "accepted", "accepted", "skipped"]
-    assert [(op.ids, op.reason) for op in c.log if op.author == "auto"] == [(("i0",), "duplicates i3"), (("i2",), "")]
+    assert [i.status for i in c.items] == [
+        "rejected",
+        "rejected",
+        "accepted",
+        "accepted",
+        "skipped",
+    ]
+    assert [(op.ids, op.reason) for op in c.log if op.author == "auto"] == [
+        (("i0",), "duplicates i3"),
+        (("i2",), ""),
+    ]
 
 
 def test_auto_curate_keeps_what_most_draws_agree_on():
-    said = [(0, "H is a hole."), (0, "G is a hole."), (1, "H is a hole"), (1, "G is the goal."), (2, "G is the goal."), (2, "h is a hole.")]
-    items = [ExperienceItem(f"n{n}", text, (Evidence(f"t{n}", 0),), "m", 1, d) for n, (d, text) in enumerate(said)]
+    said = [
+        (0, "H is a hole."),
+        (0, "G is a hole."),
+        (1, "H is a hole"),
+        (1, "G is the goal."),
+        (2, "G is the goal."),
+        (2, "h is a hole."),
+    ]
+    items = [
+        ExperienceItem(f"n{n}", text, (Evidence(f"t{n}", 0),), "m", 1, d)
+        for n, (d, text) in enumerate(said)
+    ]
     c = auto_curate(Curation(items))
     assert [i.text for i in c.kept()] == ["H is a hole.", "G is the goal."]
     assert [e.trajectory_id for i in c.kept() for e in i.evidence] == ["t0", "t2", "t5", "t3", "t4"]
@@ -189,7 +270,9 @@ def test_auto_curate_keeps_what_most_draws_agree_on():
     assert all(for_draw(c.kept(), d) == c.kept() for d in range(3))  # merged: for every draw
     n = len(c.log)
     assert len(auto_curate(c).log) == n
-    free = [ExperienceItem(str(d), f"words {d}", (), "m", 1, d) for d in range(4)]  # no two alike: nothing to agree on
+    free = [
+        ExperienceItem(str(d), f"words {d}", (), "m", 1, d) for d in range(4)
+    ]  # no two alike: nothing to agree on
     assert [i.text for i in for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
 
 
@@ -199,8 +282,15 @@ def test_auto_curate_counts_draws_that_found_nothing_new():
         return len(auto_curate(Curation(items), draws).kept())
 
     assert kept(3, None) == 1 and kept(1, 2) == 1
-    assert [kept(n, 10) for n in (4, 5, 10)] == [0, 1, 1]  # four of ten are outvoted by those who found nothing
-    assert [kept(n, 10, "words {}") for n in (5, 6)] == [0, 6]  # no agreement, but most have something to say
+    assert [kept(n, 10) for n in (4, 5, 10)] == [
+        0,
+        1,
+        1,
+    ]  # four of ten are outvoted by those who found nothing
+    assert [kept(n, 10, "words {}") for n in (5, 6)] == [
+        0,
+        6,
+    ]  # no agreement, but most have something to say
 
 
 # -- the log
@@ -222,7 +312,11 @@ def session(c):
 def test_replay_is_the_same_to_the_byte(log):
     c = session(Curation(items(), log))
     for other in (replay(items(), c.log), replay(items(), log), Curation(items(), log)):
-        assert seen(other) == seen(c) and other.experience().encode() == c.experience().encode() and other.log == c.log
+        assert (
+            seen(other) == seen(c)
+            and other.experience().encode() == c.experience().encode()
+            and other.log == c.log
+        )
     size, again = log.stat().st_size, replay(items(), log)
     again.accept("i3")
     again.reload()  # no file: nothing to read, nothing lost
@@ -265,7 +359,11 @@ def test_each_operation_is_on_disk_before_the_state_changes(log):
 def test_a_log_cut_off_at_any_byte_loses_only_the_last_line(tmp_path, log):
     c = Curation(items(), log)
     states = [seen(c)]
-    for act in (lambda: c.accept("i0"), lambda: c.edit("i1", "Größe → 3"), lambda: c.merge(["i2", "i3"])):
+    for act in (
+        lambda: c.accept("i0"),
+        lambda: c.edit("i1", "Größe → 3"),
+        lambda: c.merge(["i2", "i3"]),
+    ):
         act()
         states.append(seen(c))
     data, cut = log.read_bytes(), tmp_path / "cut.jsonl"
@@ -273,12 +371,16 @@ def test_a_log_cut_off_at_any_byte_loses_only_the_last_line(tmp_path, log):
         cut.write_bytes(data[:end])
         complete = data[:end].count(b"\n")
         rest = data[:end].rpartition(b"\n")[2]
-        whole = bool(rest) and data[end:end + 1] == b"\n"  # only the newline is missing: nothing is lost
+        whole = (
+            bool(rest) and data[end : end + 1] == b"\n"
+        )  # only the newline is missing: nothing is lost
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             again = Curation(items(), cut)
         assert seen(again) == states[complete + whole]
-        assert [f"line {complete + 1} was cut off" in str(w.message) for w in told] == [True] * bool(rest and not whole)
+        assert [f"line {complete + 1} was cut off" in str(w.message) for w in told] == [
+            True
+        ] * bool(rest and not whole)
         again.reject("i4")
         assert cut.read_bytes().startswith(data[:end])
         with warnings.catch_warnings():
@@ -303,7 +405,9 @@ def test_damage_inside_the_log_is_an_error_not_a_crash(log):
 def test_a_log_is_never_applied_to_other_items(log):
     Curation(items(), log).accept("i1")
     other = [ExperienceItem(i.id, f"new {i.text}", i.evidence, "m", 1, 0) for i in items()]
-    with pytest.raises(ValueError, match="operation 1 does not fit these items.*'new G is the goal.'"):
+    with pytest.raises(
+        ValueError, match="operation 1 does not fit these items.*'new G is the goal.'"
+    ):
         Curation(other, log)
     with pytest.raises(ValueError, match="no item is called 'i1'"):
         Curation(items(1), log)
@@ -338,7 +442,9 @@ def test_ids_that_an_earlier_curation_made_do_not_clash(tmp_path):
     assert [(i.text, i.evidence) for i in carried.items] == [(i.text, i.evidence) for i in c.items]
     new = carried.merge(["i2", "i3"])
     carried.add("own")
-    assert len({i.id for i in carried.items}) == len(carried.items) and carried.item(new).parents == ("i2", "i3")
+    assert len({i.id for i in carried.items}) == len(carried.items) and carried.item(
+        new
+    ).parents == ("i2", "i3")
     undo_then_new = Curation(items())
     a = undo_then_new.add("a")
     undo_then_new.undo()
@@ -348,22 +454,52 @@ def test_ids_that_an_earlier_curation_made_do_not_clash(tmp_path):
 # -- properties
 
 texts = st.text(max_size=12).filter(lambda t: t.split())
-actions = st.lists(st.tuples(
-    st.sampled_from(["accept", "reject", "skip", "restore", "edit", "move", "merge", "split", "add", "undo", "redo"]),
-    st.integers(0, 99), st.integers(0, 99), texts, texts), max_size=25)
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "accept",
+                "reject",
+                "skip",
+                "restore",
+                "edit",
+                "move",
+                "merge",
+                "split",
+                "add",
+                "undo",
+                "redo",
+            ]
+        ),
+        st.integers(0, 99),
+        st.integers(0, 99),
+        texts,
+        texts,
+    ),
+    max_size=25,
+)
 
 
 def act(c, action):
-    """Whatever the numbers point to; a wrong call (nothing to undo, one item to merge) is no operation."""
+    """Whatever the numbers point to; a wrong call (nothing to undo, one item to merge) is no
+    operation.
+    """
     op, a, b, text, other = action
     view = list(c._state) if op == "restore" else [i.id for i in c.items]
     ids = [view[a % len(view)], view[b % len(view)]]
-    arguments = {"edit": (ids[0], text), "move": (ids[0], b % len(view)), "merge": (ids, text), "add": (text,),
-                 "split": (ids[0], [text, other]), "undo": (), "redo": ()}.get(op, (list(dict.fromkeys(ids)),))
+    arguments = {
+        "edit": (ids[0], text),
+        "move": (ids[0], b % len(view)),
+        "merge": (ids, text),
+        "add": (text,),
+        "split": (ids[0], [text, other]),
+        "undo": (),
+        "redo": (),
+    }.get(op, (list(dict.fromkeys(ids)),))
     try:
         getattr(c, op)(*arguments)
     except ValueError:
-        assert op in ("undo", "redo") or op == "merge" and ids[0] == ids[1]
+        assert op in ("undo", "redo") or (op == "merge" and ids[0] == ids[1])
         return False
     return True
 
@@ -407,9 +543,13 @@ def test_no_operation_ever_loses_evidence_or_an_original(todo):
         before = c.items
         act(c, action)
         if action[0] in ("merge", "split", "move", "edit", "accept", "reject", "skip"):
-            assert {e for i in c.items for e in i.evidence} == {e for i in before for e in i.evidence}
+            assert {e for i in c.items for e in i.evidence} == {
+                e for i in before for e in i.evidence
+            }
         for item in items():
-            assert c.item(item.id).original == item.text and c.item(item.id).evidence == item.evidence
+            assert (
+                c.item(item.id).original == item.text and c.item(item.id).evidence == item.evidence
+            )
         for item in c._state.values():
             assert all(set(c.item(p).evidence) <= set(item.evidence) for p in item.parents)
             assert "\n" not in item.text and len(item.text.splitlines()) == 1
@@ -422,5 +562,7 @@ def test_the_budget_holds_for_any_text(texts, budget):
     if texts:
         c.accept([i.id for i in c.items])
     kept, cut = c.within_budget(budget, len)
-    assert [i.id for i in cut + kept] == [i.id for i in c.items] and len(experience_text(kept)) <= budget
+    assert [i.id for i in cut + kept] == [i.id for i in c.items] and len(
+        experience_text(kept)
+    ) <= budget
     assert not cut or len(experience_text([cut[-1], *kept])) > budget

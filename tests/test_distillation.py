@@ -1,19 +1,24 @@
-"""Distillation: one whole step against float64 autograd on full logits, and what must stay as it is while it trains."""
+"""Distillation: one whole step against float64 autograd on full logits, and what must stay as it is
+while it trains.
+"""
+
 import importlib
 
 import pytest
 import torch
 
-from oelkit.steps.distillation import LOSSES, distill
-from oelkit.model.sampling import generate
 from oelkit.model.loading import load_policy
 from oelkit.model.policy import reply_hidden, token_logprobs
+from oelkit.model.sampling import generate
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State
+from oelkit.steps.distillation import LOSSES, distill
 
 module = importlib.import_module("oelkit.steps.distillation")  # `oelkit.distill` is the function
 PROMPTS = load_prompts("brief")
-STATES = [State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)]
+STATES = [
+    State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)
+]
 TEXT = "- EXPERIENCE ITEM: the left one is a hole, the right one is not."
 
 
@@ -26,8 +31,19 @@ def shake(policy, seed=0, scale=0.05):
 
 
 def train(policy, states=STATES, experiences=(TEXT,), **options):
-    return distill(policy, states, experiences, **{
-        "prompts": PROMPTS, "steps": 1, "batch_size": 6, "max_new_tokens": 5, "lr": 1e-3, **options})
+    return distill(
+        policy,
+        states,
+        experiences,
+        **{
+            "prompts": PROMPTS,
+            "steps": 1,
+            "batch_size": 6,
+            "max_new_tokens": 5,
+            "lr": 1e-3,
+            **options,
+        },
+    )
 
 
 def weights(policy):
@@ -52,7 +68,9 @@ def calls(monkeypatch):
 
 
 def reference(policy, students, teachers, replies, loss, top_k, temperature):
-    """Loss and LoRA gradients by the definition: float64, one sample at a time, full logits, plain autograd."""
+    """Loss and LoRA gradients by the definition: float64, one sample at a time, full logits, plain
+    autograd.
+    """
     policy.model.double()
     for p in policy.trainable():
         p.grad = None
@@ -62,7 +80,7 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
         def logprobs(adapter, prompt):
             with policy.use(adapter):
                 logits = policy.causal(input_ids=torch.tensor([prompt + reply])).logits[0]
-            return (logits[len(prompt) - 1:-1] / temperature).log_softmax(-1)
+            return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
         with torch.no_grad():
             t = logprobs("teacher", teacher)
@@ -70,7 +88,9 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
         if loss in ("sft", "sampled_kl"):
             own, ids = s, torch.tensor(reply)[:, None]
             terms = -own.gather(1, ids)
-            if loss == "sampled_kl":  # the value of the log-ratio with the gradient of a policy gradient
+            if (
+                loss == "sampled_kl"
+            ):  # the value of the log-ratio with the gradient of a policy gradient
                 cost, own = (own - t).gather(1, ids), own.gather(1, ids)
                 terms = cost.detach() * own + (cost - cost * own).detach()
         elif loss == "jsd":
@@ -85,31 +105,55 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
     return total.item(), [p.grad.clone() for p in policy.trainable()]
 
 
-@pytest.mark.parametrize("loss, top_k, temperature", [
-    ("reverse_kl", None, 1.0), ("reverse_kl", 7, 0.7), ("forward_kl", None, 1.0), ("forward_kl", 7, 0.7),
-    ("jsd", None, 0.7), ("sampled_kl", None, 1.0), ("sft", None, 0.7)])
+@pytest.mark.parametrize(
+    "loss, top_k, temperature",
+    [
+        ("reverse_kl", None, 1.0),
+        ("reverse_kl", 7, 0.7),
+        ("forward_kl", None, 1.0),
+        ("forward_kl", 7, 0.7),
+        ("jsd", None, 0.7),
+        ("sampled_kl", None, 1.0),
+        ("sft", None, 0.7),
+    ],
+)
 def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, temperature):
     policy, exact = load_policy(tiny_model), load_policy(tiny_model)
     for p in (policy, exact):
         shake(p)
         p.freeze_teacher()
     before, grads = weights(policy), []
-    row, = train(policy, loss=loss, top_k=top_k, temperature=temperature, batch_tokens=150,  # some micro-batches
-                 on_step=lambda row: grads.extend(p.grad.clone() for p in policy.trainable()))
-    (asked, options, replies), = calls
+    (row,) = train(
+        policy,
+        loss=loss,
+        top_k=top_k,
+        temperature=temperature,
+        batch_tokens=150,  # some micro-batches
+        on_step=lambda row: grads.extend(p.grad.clone() for p in policy.trainable()),
+    )
+    ((asked, options, replies),) = calls
     # who was asked tells the order of the states
     told = [with_experience(PROMPTS, s.prompt, TEXT) for s in STATES]
     plain = [policy.encode(s.prompt) for s in STATES]
     with_text = [policy.encode(m) for m in told]
     order = [(with_text if loss in ("forward_kl", "sft") else plain).index(p) for p in asked]
     assert sorted(order) == list(range(6)) and options["temperature"] == temperature
-    value, wanted = reference(exact, [plain[i] for i in order], [with_text[i] for i in order], [r.ids for r in replies],
-                              loss, top_k, temperature)
+    value, wanted = reference(
+        exact,
+        [plain[i] for i in order],
+        [with_text[i] for i in order],
+        [r.ids for r in replies],
+        loss,
+        top_k,
+        temperature,
+    )
     assert row["loss"] == pytest.approx(value, rel=1e-4, abs=1e-7)
     norm = torch.stack([g.norm() for g in wanted]).norm()
     assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     clip = min(1.0, 1.0 / (norm.item() + 1e-6))
-    error = torch.stack([(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]).norm()
+    error = torch.stack(
+        [(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]
+    ).norm()
     assert error < 1e-4 * norm * clip
     # and the optimiser's first step is Adam's: lr against the gradient's sign
     for old, new, g in zip(before, policy.trainable(), grads, strict=True):
@@ -126,15 +170,27 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
     replies, found = generate(tiny, students, max_new_tokens=5), []
     for batch_tokens in (1, 200, 100_000):
         told = module._score(tiny, teachers, replies, [(None, range(6))], batch_tokens)
-        value = module._backward(tiny, students, replies, told, tiny.head_weight, loss,
-                                 {"temperature": 1.0, "clip": None}, batch_tokens)
+        value = module._backward(
+            tiny,
+            students,
+            replies,
+            told,
+            tiny.head_weight,
+            loss,
+            {"temperature": 1.0, "clip": None},
+            batch_tokens,
+        )
         found.append((value, [p.grad.clone() for p in tiny.trainable()]))
         for p in tiny.trainable():
             p.grad = None
     for value, grads in found[1:]:
         assert value == pytest.approx(found[0][0], rel=1e-5)
-        assert all((g - w).norm() <= 1e-5 * (1 + w.norm()) for g, w in zip(grads, found[0][1], strict=True))
-    assert not any(p.requires_grad for n, p in tiny.model.named_parameters() if ".student." not in n)
+        assert all(
+            (g - w).norm() <= 1e-5 * (1 + w.norm()) for g, w in zip(grads, found[0][1], strict=True)
+        )
+    assert not any(
+        p.requires_grad for n, p in tiny.model.named_parameters() if ".student." not in n
+    )
 
 
 def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
@@ -142,8 +198,12 @@ def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
     tiny.freeze_teacher()
     prompts = [tiny.encode(s.prompt) for s in STATES]
     replies = [r.ids for r in generate(tiny, prompts, max_new_tokens=5)]
-    frozen = {n: p.detach().clone() for n, p in tiny.model.named_parameters() if ".student." not in n}
-    seen = {a: token_logprobs(tiny, prompts, replies, adapter=a) for a in ("student", "teacher", None)}
+    frozen = {
+        n: p.detach().clone() for n, p in tiny.model.named_parameters() if ".student." not in n
+    }
+    seen = {
+        a: token_logprobs(tiny, prompts, replies, adapter=a) for a in ("student", "teacher", None)
+    }
     checked = []
 
     def on_step(row):
@@ -168,7 +228,9 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
             with tiny.use("teacher"):
                 teacher = reply_hidden(tiny, told, replies)
             with tiny.use("student"):
-                return module.kl.reverse_kl(reply_hidden(tiny, plain, replies), teacher, tiny.head_weight).item()
+                return module.kl.reverse_kl(
+                    reply_hidden(tiny, plain, replies), teacher, tiny.head_weight
+                ).item()
 
     start = distance()
     rows = train(tiny, steps=12, batch_size=12, lr=5e-3)
@@ -176,8 +238,21 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
     losses = [row["loss"] for row in rows]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     assert [row["step"] for row in rows] == list(range(12))
-    assert set(rows[0]) == {"step", "loss", "entropy", "lr", "replies", "reply_tokens", "truncated", "grad_norm", "seconds"}
-    assert all(0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0 for row in rows)
+    assert set(rows[0]) == {
+        "step",
+        "loss",
+        "entropy",
+        "lr",
+        "replies",
+        "reply_tokens",
+        "truncated",
+        "grad_norm",
+        "seconds",
+    }
+    assert all(
+        0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0
+        for row in rows
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -202,12 +277,20 @@ def test_several_texts_are_drawn_by_sample(tiny, calls):
 
 
 def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
-    long = ["- EXPERIENCE ITEM: the left one is a hole. " * 7, "- EXPERIENCE ITEM: the right one is the goal. " * 7]
+    long = [
+        "- EXPERIENCE ITEM: the left one is a hole. " * 7,
+        "- EXPERIENCE ITEM: the right one is the goal. " * 7,
+    ]
     built, used = [], []
     real, scored = module.SharedPrefix, reply_hidden
     monkeypatch.setattr(module, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args))
-    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: used.append(
-        prefix and len(prefix.ids)) or scored(policy, prompts, replies, prefix))
+    monkeypatch.setattr(
+        module,
+        "reply_hidden",
+        lambda policy, prompts, replies, prefix=None: (
+            used.append(prefix and len(prefix.ids)) or scored(policy, prompts, replies, prefix)
+        ),
+    )
 
     def once():
         tiny.reset()
@@ -226,10 +309,10 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
 
 
 def test_retain_lets_the_student_read_too(tiny, calls):
-    first, = train(tiny, retain=0.5)
+    (first,) = train(tiny, retain=0.5)
     assert sum(TEXT in tiny.decode(p) for p in calls[0][0]) == 3
     tiny.reset()
-    whole, = train(tiny, retain=1.0)
+    (whole,) = train(tiny, retain=1.0)
     assert all(TEXT in tiny.decode(p) for p in calls[1][0])
     assert first["loss"] > 1e-3 and abs(whole["loss"]) < 1e-6  # student = teacher, same prompt
 
@@ -237,13 +320,21 @@ def test_retain_lets_the_student_read_too(tiny, calls):
 def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
     scored = []
     real = reply_hidden
-    monkeypatch.setattr(module, "reply_hidden", lambda policy, prompts, replies, prefix=None: scored.append(
-        {(tuple(p), tuple(r)) for p, r in zip(prompts, replies)}) or real(policy, prompts, replies, prefix))
+    monkeypatch.setattr(
+        module,
+        "reply_hidden",
+        lambda policy, prompts, replies, prefix=None: (
+            scored.append({(tuple(p), tuple(r)) for p, r in zip(prompts, replies)})
+            or real(policy, prompts, replies, prefix)
+        ),
+    )
     train(tiny, STATES, batch_size=6, max_new_tokens=24, temperature=1.5)
     prompts, _, replies = calls[0]
     student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
     assert scored[1] == student and {r for _, r in scored[0]} == {r for _, r in student}
-    assert any(tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] != r.ids for r in replies)
+    assert any(
+        tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] != r.ids for r in replies
+    )
 
 
 def test_a_seed_fixes_the_run_and_what_was_left_over_does_not_count(tiny):
@@ -273,11 +364,19 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ([], {}, "there are no states"),
         (STATES, {"experiences": []}, "no experience is left"),
         (STATES, {"experiences": ["", " \n"]}, "no experience is left.*all were rejected"),
-        (STATES, {"loss": "kl"}, "loss='kl': say one of reverse_kl, jsd, sampled_kl, forward_kl, sft"),
+        (
+            STATES,
+            {"loss": "kl"},
+            "loss='kl': say one of reverse_kl, jsd, sampled_kl, forward_kl, sft",
+        ),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),
         (STATES, {"retain": 1.5}, "retain=1.5"),
-        (STATES, {"experiences": [TEXT, "LONG ONE " * 60]}, "the experience that begins 'LONG ONE .*512.*budget"),
+        (
+            STATES,
+            {"experiences": [TEXT, "LONG ONE " * 60]},
+            "the experience that begins 'LONG ONE .*512.*budget",
+        ),
         ([*STATES, long], {}, "state 'long' makes .* context of 512"),
         (STATES, {"prompts": "none"}, "no prompt set 'none'"),
     ]:
@@ -288,16 +387,28 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
 
 def test_a_gradient_that_is_not_finite_stops_before_it_ruins_the_weights(tiny):
     before = weights(tiny)
-    hook = tiny.trainable()[-1].register_hook(lambda grad: grad * float("inf"))  # as float16 overflows
+    hook = tiny.trainable()[-1].register_hook(
+        lambda grad: grad * float("inf")
+    )  # as float16 overflows
     with pytest.raises(RuntimeError, match="step 0: the gradient is (inf|nan)"):
         train(tiny)
     hook.remove()
     assert same(before, weights(tiny))
 
 
-@pytest.mark.parametrize("where, message", [
-    ("generate", r"step 0: sampling ran out of memory: lower max_new_tokens \(now 5\) or batch_size \(now 6\)"),
-    ("reply_hidden", r"step 0: training ran out of memory: lower batch_tokens \(now \d+\); oelkit.memory_plan")])
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        (
+            "generate",
+            r"step 0: sampling ran out of memory: lower max_new_tokens \(now 5\) or batch_size \(now 6\)",
+        ),
+        (
+            "reply_hidden",
+            r"step 0: training ran out of memory: lower batch_tokens \(now \d+\); oelkit.memory_plan",
+        ),
+    ],
+)
 def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypatch, where, message):
     before = weights(tiny)
 

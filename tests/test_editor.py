@@ -1,5 +1,7 @@
-"""The Python side of the experience editor: every message of the browser is an operation in the log, and only what
-changed goes back. What a person sees and presses is in browser/test_editor.py."""
+"""The Python side of the experience editor: every message of the browser is an operation in the
+log, and only what changed goes back. What a person sees and presses is in
+browser/test_editor.py."""
+
 import json
 from unittest.mock import ANY
 
@@ -7,7 +9,15 @@ import nbformat
 import pytest
 
 from oelkit.curation import Curation
-from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl, write_jsonl
+from oelkit.records import (
+    Evidence,
+    ExperienceItem,
+    Outcome,
+    Trajectory,
+    Turn,
+    read_jsonl,
+    write_jsonl,
+)
 from oelkit.views.widgets import experience_editor
 
 EVIL = "<script>alert(1)</script>"
@@ -16,8 +26,13 @@ TEXTS = "H is a hole.", EVIL, "G is the goal."
 
 @pytest.fixture
 def files(tmp_path):
-    write_jsonl(tmp_path / "items.jsonl", [ExperienceItem(f"i{n}", text, (Evidence("t0", n),), "m", 1, 0)
-                                           for n, text in enumerate(TEXTS)])
+    write_jsonl(
+        tmp_path / "items.jsonl",
+        [
+            ExperienceItem(f"i{n}", text, (Evidence("t0", n),), "m", 1, 0)
+            for n, text in enumerate(TEXTS)
+        ],
+    )
     return tmp_path / "items.jsonl", tmp_path / "curation.jsonl"
 
 
@@ -56,18 +71,39 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
     merged = browser.do("merge", ids=["i2", "i0"])["at"]
     parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-8.2"
     own = browser.do("add", texts=["mine"])["at"]
-    assert [op["op"] for op in read_jsonl(files[1])] == ["accept", "reject", "skip", "restore", "edit", "move", "merge",
-                                                         "split", "add"]
-    assert curation.log[0].reason == "seen" and curation.log[0].ids == ("i0", "i2") and curation.log[0].author == "ann"
+    assert [op["op"] for op in read_jsonl(files[1])] == [
+        "accept",
+        "reject",
+        "skip",
+        "restore",
+        "edit",
+        "move",
+        "merge",
+        "split",
+        "add",
+    ]
+    assert (
+        curation.log[0].reason == "seen"
+        and curation.log[0].ids == ("i0", "i2")
+        and curation.log[0].author == "ann"
+    )
     assert browser.state["order"] == [*parts, "i1", own] == [i.id for i in curation.items]
     assert browser.shown() == ["one", "two", EVIL, "mine"]
-    assert browser.state["reads"] == [f"- EXPERIENCE ITEM: {text}" for text in ("one", "two", "mine")]
-    assert [browser.do("undo", reason="no")["at"] for _ in range(3)] == [None, merged, "i2"]  # what is there again
+    assert browser.state["reads"] == [
+        f"- EXPERIENCE ITEM: {text}" for text in ("one", "two", "mine")
+    ]
+    assert [browser.do("undo", reason="no")["at"] for _ in range(3)] == [
+        None,
+        merged,
+        "i2",
+    ]  # what is there again
     assert curation.log[-1].reason == "no"
     assert browser.do("redo")["at"] == merged and browser.state["can"] == [True, True]
     other = Browser(Curation.open(*files))  # another window, later
-    assert (other.rows, other.state["order"]) == ({id: browser.rows[id] for id in browser.state["order"]},
-                                                  browser.state["order"])
+    assert (other.rows, other.state["order"]) == (
+        {id: browser.rows[id] for id in browser.state["order"]},
+        browser.state["order"],
+    )
 
 
 def test_only_what_changed_is_sent(files):
@@ -92,25 +128,42 @@ def test_refusals_are_told_and_change_nothing(files):
     assert not files[1].exists()
     Curation.open(*files).accept("i1")  # somebody else, in another window
     assert "changed by somebody else" in browser.do("reject", ids=["i0"])["error"]
-    assert browser.rows["i0"]["status"] == "pending" == browser.rows["i1"]["status"] and len(read_jsonl(files[1])) == 1
+    assert (
+        browser.rows["i0"]["status"] == "pending" == browser.rows["i1"]["status"]
+        and len(read_jsonl(files[1])) == 1
+    )
     browser.do("reload")
     browser.do("reject", ids=["i0"])
     assert [browser.rows[i]["status"] for i in ("i0", "i1")] == ["rejected", "accepted"]
 
 
 def test_budget_prompt_and_draws():
-    items = [ExperienceItem(f"{d}{n}", f"note {n} of draw {d}", (), "m", 1, d) for d in (0, 1) for n in range(3)]
+    items = [
+        ExperienceItem(f"{d}{n}", f"note {n} of draw {d}", (), "m", 1, d)
+        for d in (0, 1)
+        for n in range(3)
+    ]
     curation = Curation(items)
-    browser = Browser(curation, tokenizer=lambda text: len(text.split()), budget_tokens=16,
-                      prompt=lambda notes: f"Before.\n{notes}\nAfter.")
+    browser = Browser(
+        curation,
+        tokenizer=lambda text: len(text.split()),
+        budget_tokens=16,
+        prompt=lambda notes: f"Before.\n{notes}\nAfter.",
+    )
     assert browser.state["before"] == "Before.\n\nAfter."
     browser.do("accept", ids=[i.id for i in items])
     said = [f"- EXPERIENCE ITEM: note {n} of draw 0" for n in range(3)]
     assert browser.state["cut"] == ["note 0 of draw 0"] and browser.state["reads"] == said[1:]
     assert (browser.state["before"], browser.state["after"]) == ("Before.\n", "\nAfter.")
-    assert (browser.state["tokens"], browser.state["prompt_tokens"], browser.state["unit"]) == (16, 18, "tokens")
+    assert (browser.state["tokens"], browser.state["prompt_tokens"], browser.state["unit"]) == (
+        16,
+        18,
+        "tokens",
+    )
     assert [id for id, row in browser.rows.items() if row["cut"]] == ["00"]
-    assert browser.do("draw", draw=1)["reads"] == [line.replace("draw 0", "draw 1") for line in said[1:]]
+    assert browser.do("draw", draw=1)["reads"] == [
+        line.replace("draw 0", "draw 1") for line in said[1:]
+    ]
     assert [id for id, row in browser.rows.items() if row["cut"]] == ["10"]
     with pytest.raises(ValueError, match="needs a tokenizer"):
         experience_editor(curation, budget_tokens=5)
@@ -121,12 +174,19 @@ def test_near_duplicates_word_diff_and_source(files):
     browser = Browser(curation)
     assert browser.state["unit"] == "words" and browser.rows["i0"]["tokens"] == 4
     browser.do("edit", ids=["i2"], texts=["H is a Hole!"])
-    assert browser.rows["i0"]["alike"] == browser.rows["i2"]["alike"] == 0 and browser.rows["i1"]["alike"] is None
+    assert (
+        browser.rows["i0"]["alike"] == browser.rows["i2"]["alike"] == 0
+        and browser.rows["i1"]["alike"] is None
+    )
     assert browser.rows["i2"]["diff"][0] == ["-", "G"]
     merged = browser.do("merge", ids=["i0", "i2"])["at"]
     own = browser.do("add", texts=["mine"])["at"]
     assert browser.rows[merged]["text"] == "H is a hole."  # the same words, said once
-    assert [browser.rows[i]["source"] for i in (merged, own, "i1")] == ["merged", "by hand", "draw 0"]
+    assert [browser.rows[i]["source"] for i in (merged, own, "i1")] == [
+        "merged",
+        "by hand",
+        "draw 0",
+    ]
 
 
 def test_where_an_item_comes_from(files):
@@ -144,10 +204,22 @@ def test_where_an_item_comes_from(files):
     browser.do("accept", ids=["i0"])
     browser.do("undo")
     detail = browser.do("look", ids=["i0"])["detail"]
-    assert detail["original"] == "H is a hole." and [h[0::3] for h in detail["history"]] == [["edit", "why not"]]
-    assert detail["evidence"] == [{"game": "t0", "turn": 1, "of": 1, "outcome": "success",
-                                   "text": "a board", "board": {"cells": [], "kinds": ANY, "action": "left"},
-                                   "reply": f"reply {EVIL}", "move": "left", "feedback": "ok"}]
+    assert detail["original"] == "H is a hole." and [h[0::3] for h in detail["history"]] == [
+        ["edit", "why not"]
+    ]
+    assert detail["evidence"] == [
+        {
+            "game": "t0",
+            "turn": 1,
+            "of": 1,
+            "outcome": "success",
+            "text": "a board",
+            "board": {"cells": [], "kinds": ANY, "action": "left"},
+            "reply": f"reply {EVIL}",
+            "move": "left",
+            "feedback": "ok",
+        }
+    ]
     merged = browser.do("merge", ids=["i0", "i2"])["at"]
     detail = browser.do("look", ids=[merged])["detail"]
     assert detail["parents"] == [["i0", "x"], ["i2", "G is the goal."]]
@@ -166,4 +238,6 @@ def test_saved_notebooks_keep_html_and_broken_text_reaches_the_browser(tmp_path)
     sent = []
     view.send = sent.append
     view._handle_custom_msg({"op": "hello"}, [])
-    assert sent[0]["json"].isascii() and json.loads(sent[0]["json"])["rows"]["i0"]["text"].startswith("half \ud83d")
+    assert sent[0]["json"].isascii() and json.loads(sent[0]["json"])["rows"]["i0"][
+        "text"
+    ].startswith("half \ud83d")

@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oelkit.envs import (
-    ACTIONS, BOARDS, WORLDS, Layout, Room, bounds, describe, make, parse_action, parse_board, render_board)
+    ACTIONS,
+    BOARDS,
+    WORLDS,
+    Layout,
+    Room,
+    bounds,
+    describe,
+    make,
+    parse_action,
+    parse_board,
+    render_board,
+)
 from oelkit.envs.frozen_lake import paper_layout
 from oelkit.prompts import act_messages, load_prompts
 from oelkit.records import ExperienceItem, Outcome, write_jsonl
@@ -59,9 +70,19 @@ def test_renamed_moves_are_the_only_ones_and_are_told():
     assert "answer with one of [west] [South] [east] [north]." in steps[1][4]["feedback"]
     assert steps[-1][4]["outcome"] is Outcome.SUCCESS
     asked = act_messages(load_prompts("paper"), "B", [], 5, env.moves)[0]["content"]
-    assert "exactly one move in brackets: [west], [South], [east] or [north]." in asked and "[left]" not in asked
-    steps, _ = play(["[up]", "[s]", "[left]"], moves={"left": "right", "right": "left", "up": "down", "down": "up"})
-    assert [s[4]["action"] for s in steps] == ["up", None, "left"]  # down, nothing (letters mean no more), right
+    assert (
+        "exactly one move in brackets: [west], [South], [east] or [north]." in asked
+        and "[left]" not in asked
+    )
+    steps, _ = play(
+        ["[up]", "[s]", "[left]"],
+        moves={"left": "right", "right": "left", "up": "down", "down": "up"},
+    )
+    assert [s[4]["action"] for s in steps] == [
+        "up",
+        None,
+        "left",
+    ]  # down, nothing (letters mean no more), right
     assert env.position == 8 and "to row 2, column 2" in steps[2][4]["feedback"]
     room, _ = play(["[east]"], ROOM, "oelkit/Sokoban-v0", moves=WEST)
     assert room[0][4]["feedback"].startswith("You moved east to row 3, column 3 and pushed")
@@ -74,7 +95,10 @@ def test_a_game_that_is_won():
     assert [s[1:4] for s in steps] == [(0.0, False, False)] * 3 + [(1.0, True, False)]
     assert steps[-1][4]["outcome"] is Outcome.SUCCESS and steps[0][4]["outcome"] is None
     assert steps[0][4]["feedback"] == "You moved down to row 2, column 1."
-    assert steps[-1][4]["feedback"] == "You moved right to row 3, column 3 and reached the goal. You won."
+    assert (
+        steps[-1][4]["feedback"]
+        == "You moved right to row 3, column 3 and reached the goal. You won."
+    )
     with pytest.raises(RuntimeError, match="reset"):
         env.step("[left]")
 
@@ -87,9 +111,13 @@ def test_a_hole_loses():
 
 def test_the_first_invalid_reply_warns_and_the_second_in_a_row_ends_the_game():
     steps, _ = play(["[up]", "no idea"])
-    assert steps[0][4]["feedback"] == "You hit a wall. Warning: a second invalid move in a row loses."
+    assert (
+        steps[0][4]["feedback"] == "You hit a wall. Warning: a second invalid move in a row loses."
+    )
     assert steps[0][4] | {"feedback": ""} == {"action": "up", "feedback": "", "outcome": None}
-    assert steps[1][4]["outcome"] is Outcome.INVALID and steps[1][4]["action"] is None and steps[1][2]
+    assert (
+        steps[1][4]["outcome"] is Outcome.INVALID and steps[1][4]["action"] is None and steps[1][2]
+    )
     assert steps[1][4]["feedback"] == (
         "No move found: answer with one of [left] [down] [right] [up]. Second invalid move in a row: you lost."
     )
@@ -99,7 +127,9 @@ def test_a_valid_move_takes_the_warning_back_and_every_reply_uses_a_turn():
     steps, _ = play(["[up]", "[down]", "?", "[up]", "[up]"])
     assert [s[4]["outcome"] for s in steps] == [None] * 4 + [Outcome.TURN_LIMIT]
     assert steps[-1][2:4] == (False, True)
-    assert steps[-1][4]["feedback"].endswith("Warning: a second invalid move in a row loses. No turns left: you lost.")
+    assert steps[-1][4]["feedback"].endswith(
+        "Warning: a second invalid move in a row loses. No turns left: you lost."
+    )
 
 
 def test_winning_on_the_last_turn_is_winning():
@@ -116,17 +146,26 @@ def test_sokoban_pushes_blocks_and_wins():
     world = "oelkit/Sokoban-v0"
     steps, env = play(["[right]"], ROOM, world, board="labelled")
     assert steps[0][1] == 1.0 and steps[0][4]["outcome"] is Outcome.SUCCESS
-    assert steps[0][4]["feedback"] == "You moved right to c3 and pushed a box to c4, onto a target. You won."
+    assert (
+        steps[0][4]["feedback"]
+        == "You moved right to c3 and pushed a box to c4, onto a target. You won."
+    )
     assert {"P c3", "√ c4"} <= set(steps[0][0].split("\n"))
     blocked = Room(5, ROOM.walls, (7,), (13,), 12)
     steps, _ = play(["[right]", "[up]", "[right]"], blocked, world)
-    assert steps[0][4]["feedback"] == "The box is blocked. Warning: a second invalid move in a row loses."
+    assert (
+        steps[0][4]["feedback"]
+        == "The box is blocked. Warning: a second invalid move in a row loses."
+    )
     assert parse_board(steps[1][0])[1][2] == "S"  # the player on the target
     steps, _ = play(["[left]", "[left]"], blocked, world)
     assert steps[0][4]["feedback"] == "You moved left to row 3, column 2."
     assert steps[1][4]["feedback"].startswith("You hit a wall. Warning")
     two = Room(5, ROOM.walls, (6, 7), (12, 13), 11)  # one box behind the other
-    assert two.move((11, (12, 13)), "right") is None and two.move((17, (12, 13)), "up") == (12, (7, 13))
+    assert two.move((11, (12, 13)), "right") is None and two.move((17, (12, 13)), "up") == (
+        12,
+        (7, 13),
+    )
 
 
 def test_a_room_is_solved_by_the_shortest_solution():
@@ -141,14 +180,18 @@ def test_a_room_is_solved_by_the_shortest_solution():
 
 @pytest.mark.parametrize("boxes", [2, 3])
 def test_rooms_with_more_boxes_are_solvable_and_begin_unsolved(boxes):
-    train, unseen = (set(layouts(f"oelkit/Sokoban{x}-v0", range(20), boxes=boxes)) for x in ("", "Unseen"))
+    train, unseen = (
+        set(layouts(f"oelkit/Sokoban{x}-v0", range(20), boxes=boxes)) for x in ("", "Unseen")
+    )
     assert not train & unseen and len(train) == len(unseen) == 20
     env = make("oelkit/Sokoban-v0", boxes=boxes)
     for seed in range(8):
         env.reset(seed=seed)
         room = env.layout
         assert len(room.boxes) == len(room.targets) == boxes
-        assert not set(room.boxes) & set(room.targets) and room.player not in room.boxes + room.targets
+        assert (
+            not set(room.boxes) & set(room.targets) and room.player not in room.boxes + room.targets
+        )
         assert room.solution() is not None
 
 
@@ -169,9 +212,15 @@ def test_boards_there_and_back_and_in_the_observation_space(world, board):
         over = False
         while not over:
             cells = parse_board(observation)
-            assert cells == env._cells() and len(cells) == env.size and observation in env.observation_space
+            assert (
+                cells == env._cells()
+                and len(cells) == env.size
+                and observation in env.observation_space
+            )
             assert render_board(cells, board) == observation
-            assert parse_board(f"You are here.\n{observation.strip()}\nMove?\n{observation}") == cells
+            assert (
+                parse_board(f"You are here.\n{observation.strip()}\nMove?\n{observation}") == cells
+            )
             observation, _, lost, out, info = env.step(f"[{policy.choice(env.moves)}]")
             over = lost or out
     assert parse_board("no board here, a1 or b2") == []
@@ -179,7 +228,9 @@ def test_boards_there_and_back_and_in_the_observation_space(world, board):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.lists(st.sampled_from("HGPX.#O√S7?"), min_size=2, max_size=12), min_size=1, max_size=12),
+    st.lists(
+        st.lists(st.sampled_from("HGPX.#O√S7?"), min_size=2, max_size=12), min_size=1, max_size=12
+    ),
     st.sampled_from(BOARDS),
 )
 def test_any_board_survives_rendering(cells, board):
@@ -221,7 +272,9 @@ def test_more_than_1000_layouts_and_a_held_out_split():
     assert len(set(unseen)) >= 125 and not set(unseen) & set(train)
 
 
-@pytest.mark.parametrize("world", ["FrozenLake3x3", "FrozenLake4x4", "FrozenLake4x4Other", "Sokoban", "SokobanOther"])
+@pytest.mark.parametrize(
+    "world", ["FrozenLake3x3", "FrozenLake4x4", "FrozenLake4x4Other", "Sokoban", "SokobanOther"]
+)
 def test_train_and_unseen_layouts_are_disjoint(world):
     train = set(layouts(f"oelkit/{world}-v0", range(500)))
     unseen = set(layouts(f"oelkit/{world}Unseen-v0", range(500)))
@@ -231,10 +284,15 @@ def test_train_and_unseen_layouts_are_disjoint(world):
 @pytest.mark.parametrize("world", ["FrozenLake4x4", "Sokoban"])
 def test_an_unseen_world_shares_no_sign_and_no_word_with_the_plain_one(world):
     plain, other = make(f"oelkit/{world}-v0"), make(f"oelkit/{world}OtherUnseen-v0")
-    assert set(plain.symbols.values()) & set(other.symbols.values()) == {"."}  # a free cell is blank
+    assert set(plain.symbols.values()) & set(other.symbols.values()) == {
+        "."
+    }  # a free cell is blank
     assert not set(plain.moves) & set(other.moves)
-    seen = [{cell for s in range(30) for row in parse_board(env.reset(seed=s)[0]) for cell in row} - {"."}
-            for env in (plain, other)]
+    seen = [
+        {cell for s in range(30) for row in parse_board(env.reset(seed=s)[0]) for cell in row}
+        - {"."}
+        for env in (plain, other)
+    ]
     assert seen[0] and seen[1] and not seen[0] & seen[1]
     steps = [other.step(f"[{action}]")[4]["action"] for action in ("left", "west")]
     assert steps[0] is None and steps[1] == "west"
@@ -252,8 +310,15 @@ def test_an_unseen_world_shares_no_sign_and_no_word_with_the_plain_one(world):
 def test_random_corners():
     found = list(layouts("oelkit/FrozenLake4x4-v0", range(200), corners="random", max_turns=6))
     assert {(x.start, x.goals) for x in found} == {(0, (15,)), (15, (0,)), (3, (12,)), (12, (3,))}
-    assert all(len(x.shortest_path()) == 6 for x in found) and {len(x.holes) for x in found} == {1, 2, 3, 4}
-    unseen = set(layouts("oelkit/FrozenLake4x4Unseen-v0", range(100), corners="random", max_turns=6))
+    assert all(len(x.shortest_path()) == 6 for x in found) and {len(x.holes) for x in found} == {
+        1,
+        2,
+        3,
+        4,
+    }
+    unseen = set(
+        layouts("oelkit/FrozenLake4x4Unseen-v0", range(100), corners="random", max_turns=6)
+    )
     assert not unseen & set(found)
 
 
@@ -268,7 +333,9 @@ def test_slippery_ice_is_gymnasiums_and_a_seed_gives_the_same_game_again():
         env, told = make("oelkit/FrozenLake4x4-v0", **SLIPPERY), []
         for seed in range(60):
             env.reset(seed=seed)
-            rows = env.layout.cells({"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"})
+            rows = env.layout.cells(
+                {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}
+            )
             theirs = FrozenLakeEnv(desc=["".join(row) for row in rows], is_slippery=True)
             theirs.reset()
             theirs.np_random = np.random.default_rng()
@@ -279,8 +346,14 @@ def test_slippery_ice_is_gymnasiums_and_a_seed_gives_the_same_game_again():
                 cell, reward, ended, *_ = theirs.step(i)
                 _, ours, _, _, info = env.step(f"[{ACTIONS[i]}]")
                 outcome = info["outcome"]
-                assert env.position == cell and ours == reward and ended == (outcome in ("success", "failure"))
-                kinds |= {word for word in ("moved", "stayed at", "slid to") if word in info["feedback"]}
+                assert (
+                    env.position == cell
+                    and ours == reward
+                    and ended == (outcome in ("success", "failure"))
+                )
+                kinds |= {
+                    word for word in ("moved", "stayed at", "slid to") if word in info["feedback"]
+                }
                 told.append(info["feedback"])
         games.append(told)
     assert games[0] == games[1] and kinds == {"moved", "stayed at", "slid to"}
@@ -290,7 +363,9 @@ def test_slippery_ice_is_gymnasiums_and_a_seed_gives_the_same_game_again():
 def test_bounds_of_slippery_ice_are_exact():
     env = make("oelkit/FrozenLake3x3-v0", slippery=True, max_turns=6)
     found = bounds(env, range(5))
-    assert found["fixed_plan"] is found["plan"] is None and 0 < found["random"] < found["ceiling"] < 1
+    assert (
+        found["fixed_plan"] is found["plan"] is None and 0 < found["random"] < found["ceiling"] < 1
+    )
     best = mean = 0
     for seed in range(5):
         env.reset(seed=seed)
@@ -300,8 +375,15 @@ def test_bounds_of_slippery_ice_are_exact():
         def value(cell, left, pick):
             if not left:
                 return 0
-            return pick([sum(p * (reward if ended else value(to, left - 1, pick)) for p, to, reward, ended in ends)
-                         for ends in chances[cell].values()])
+            return pick(
+                [
+                    sum(
+                        p * (reward if ended else value(to, left - 1, pick))
+                        for p, to, reward, ended in ends
+                    )
+                    for ends in chances[cell].values()
+                ]
+            )
 
         best += value(env.layout.start, 6, max) / 5
         mean += value(env.layout.start, 6, np.mean) / 5
@@ -332,17 +414,27 @@ def test_the_random_player_is_the_mean_over_all_plans(world):
 
 def test_decoys_goals_and_renamed_symbols():
     renamed = {"hole": "G", "goal": "H"}
-    env = make("oelkit/FrozenLake4x4-v0", holes=1, decoys=2, goals=2, symbols=renamed, board="labelled")
+    env = make(
+        "oelkit/FrozenLake4x4-v0", holes=1, decoys=2, goals=2, symbols=renamed, board="labelled"
+    )
     for seed in range(20):
         cells = sum(parse_board(env.reset(seed=seed)[0]), [])
         assert sorted(x for x in cells if x != ".") == ["G", "H", "H", "P", "X", "X"]
         assert env.layout.holes == (cells.index("G"),)
-        action = next((a for a, to in env.layout.neighbours(env.layout.start).items() if cells[to] == "X"), None)
+        action = next(
+            (a for a, to in env.layout.neighbours(env.layout.start).items() if cells[to] == "X"),
+            None,
+        )
         if action:  # a decoy is ice
             assert env.step(f"[{action}]")[4]["outcome"] is None
-    plain, swapped = make("oelkit/FrozenLake4x4-v0"), make("oelkit/FrozenLake4x4-v0", symbols=renamed)
+    plain, swapped = (
+        make("oelkit/FrozenLake4x4-v0"),
+        make("oelkit/FrozenLake4x4-v0", symbols=renamed),
+    )
     swap = str.maketrans("HG", "GH")
-    assert all(plain.reset(seed=s)[0].translate(swap) == swapped.reset(seed=s)[0] for s in range(20))
+    assert all(
+        plain.reset(seed=s)[0].translate(swap) == swapped.reset(seed=s)[0] for s in range(20)
+    )
 
 
 @pytest.mark.parametrize(
@@ -386,7 +478,9 @@ def test_a_world_without_layouts_says_so():
         make("oelkit/Sokoban-v0").step("[up]")
 
 
-@pytest.mark.parametrize("world", ["oelkit/Lake-v0", "Lake9-v0", "oelkit/Sokoban-v7", "nowhere/Sokoban-v0", "a b", ""])
+@pytest.mark.parametrize(
+    "world", ["oelkit/Lake-v0", "Lake9-v0", "oelkit/Sokoban-v7", "nowhere/Sokoban-v0", "a b", ""]
+)
 def test_an_unknown_world_is_an_error_that_lists_the_known(world):
     with pytest.raises(ValueError, match="unknown environment.*oelkit/Sokoban-v0"):
         make(world)
@@ -405,14 +499,18 @@ def test_bounds_of_the_papers_world():
     # known for 128 seeds: 1.7 % and 41.4 %; over all 19 layouts a fixed plan can pass 6 of 19
     assert found["random"] == pytest.approx(0.0157, abs=0.001) and found["ceiling"] == 1.0
     assert found["fixed_plan"] == pytest.approx(6 / 19, abs=0.03)
-    assert bounds("oelkit/FrozenLake-v0", range(71, 71 + 128))["fixed_plan"] == pytest.approx(53 / 128)
+    assert bounds("oelkit/FrozenLake-v0", range(71, 71 + 128))["fixed_plan"] == pytest.approx(
+        53 / 128
+    )
 
 
 def test_bounds_of_the_other_worlds():
     lake = bounds("oelkit/FrozenLake4x4Unseen-v0", range(256))
     assert lake["random"] < 0.06 and lake["fixed_plan"] < 0.2 and lake["ceiling"] == 1.0
     sokoban = bounds("oelkit/Sokoban-v0", range(600))  # the paper's world: 16.0 % and 88.3 %
-    assert sokoban["random"] == pytest.approx(0.15, abs=0.03) and sokoban["ceiling"] == pytest.approx(0.86, abs=0.04)
+    assert sokoban["random"] == pytest.approx(0.15, abs=0.03) and sokoban[
+        "ceiling"
+    ] == pytest.approx(0.86, abs=0.04)
 
 
 @pytest.mark.parametrize("world", ["oelkit/FrozenLake3x3-v0", "oelkit/Sokoban-v0"])
@@ -431,8 +529,11 @@ def test_bounds_agree_with_games_that_are_played(world):
     assert sum(won(s, found["plan"]) for s in seeds) / 40 == found["fixed_plan"]
     games = [won(s, policy.choices(ACTIONS, k=5)) for s in seeds for _ in range(50)]
     assert np.mean(games) == pytest.approx(found["random"], abs=0.03)
-    solutions = {s: env.layout.solution(5) if world == "oelkit/Sokoban-v0" else env.layout.shortest_path()
-                 for s in seeds if env.reset(seed=s)}
+    solutions = {
+        s: env.layout.solution(5) if world == "oelkit/Sokoban-v0" else env.layout.shortest_path()
+        for s in seeds
+        if env.reset(seed=s)
+    }
     assert sum(x is not None for x in solutions.values()) / 40 == found["ceiling"]
 
 
@@ -504,19 +605,35 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
     assert (env.max_turns, env.moves) == (2, ())
     seed = next(s for s in range(9) if "red" in env.reset(seed=s)[0])
     assert env.step("so [ left ]")[1:] == (
-        0.0, False, False, {"action": "left", "feedback": "red: shut", "outcome": None})
+        0.0,
+        False,
+        False,
+        {"action": "left", "feedback": "red: shut", "outcome": None},
+    )
     *_, cut, info = env.step("no idea")
     assert cut and info == {"action": None, "feedback": "red: shut", "outcome": Outcome.TURN_LIMIT}
     env.reset(seed=seed)
     assert env.step("[up]")[4]["outcome"] is Outcome.SUCCESS
     found = bounds(doors, range(3))
-    assert found == {"random": None, "fixed_plan": None, "ceiling": None, "plan": None, "n": 3} and not describe(found)
+    assert found == {
+        "random": None,
+        "fixed_plan": None,
+        "ceiling": None,
+        "plan": None,
+        "n": 3,
+    } and not describe(found)
 
     class Own(Doors):
         moves = ("up", "down")
 
         def step(self, reply):
-            return "seen", 0.0, True, False, {"action": "pull", "feedback": "told", "outcome": "invalid"}
+            return (
+                "seen",
+                0.0,
+                True,
+                False,
+                {"action": "pull", "feedback": "told", "outcome": "invalid"},
+            )
 
     gym.register("test/Own-v0", entry_point=Own, max_episode_steps=2)
     env = make("test/Own-v0")
@@ -531,23 +648,44 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
 def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):
     (tmp_path / "my_doors.py").write_text(
         "import gymnasium\nfrom test_envs import Doors\n"
-        "gymnasium.register('test/Mine-v0', entry_point=Doors, max_episode_steps=3)\n")
+        "gymnasium.register('test/Mine-v0', entry_point=Doors, max_episode_steps=3)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert make("my_doors:test/Mine-v0").max_turns == 3
 
 
 def test_a_bare_world_goes_through_every_step(doors, tmp_path):
-    from oelkit import Settings, distill, evaluate, extract, load_policy, rollout, run_loop, states, summary
+    from oelkit import (
+        Settings,
+        distill,
+        evaluate,
+        extract,
+        load_policy,
+        rollout,
+        run_loop,
+        states,
+        summary,
+    )
     from oelkit.views.report import findings, write_report
     from oelkit.views.widgets import trajectory_viewer
 
     policy = load_policy("micro")
     games = rollout(policy, doors, range(6), temperature=1.0)
     assert all(game.outcome in ("success", "turn_limit") and game.turns for game in games)
-    assert {game.turns[0].observation for game in games} == {"The light is red.", "The light is green."}
+    assert {game.turns[0].observation for game in games} == {
+        "The light is red.",
+        "The light is green.",
+    }
     assert all(turn.feedback.endswith(("open", "shut")) for game in games for turn in game.turns)
     extract(policy, games[:2], draws=1)
-    assert len(distill(policy, states(games), ["- EXPERIENCE ITEM: up is the way."], steps=1, batch_size=2)) == 1
+    assert (
+        len(
+            distill(
+                policy, states(games), ["- EXPERIENCE ITEM: up is the way."], steps=1, batch_size=2
+            )
+        )
+        == 1
+    )
     assert evaluate(policy, doors, range(3)).n == 3
     assert "The light" in trajectory_viewer(games)._game(games[0])["turns"][0]["observation"]
 
@@ -555,8 +693,20 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
     (folder / "round_1").mkdir(parents=True)
     item = ExperienceItem("i", "- EXPERIENCE ITEM: up is the way.", (), "micro", 1, 0)
     write_jsonl(folder / "round_1" / "items.jsonl", [item])
-    small = Settings(env=doors, rounds=1, games=2, collect=2, draws=1, steps=1, batch_size=2, episodes=2, arms=False)
+    small = Settings(
+        env=doors,
+        rounds=1,
+        games=2,
+        collect=2,
+        draws=1,
+        steps=1,
+        batch_size=2,
+        episodes=2,
+        arms=False,
+    )
     metrics = run_loop(folder, small, policy, progress=False)
-    assert metrics["bounds"]["ceiling"] is None and "2 held-out maps of test/Doors-v0; 95 %" in summary(metrics)
+    assert metrics["bounds"][
+        "ceiling"
+    ] is None and "2 held-out maps of test/Doors-v0; 95 %" in summary(metrics)
     assert "2 held-out maps." in findings(metrics)[0] and write_report(folder).exists()
     assert json.loads((folder / "metrics.json").read_text())["bounds"] == metrics["bounds"]

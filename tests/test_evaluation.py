@@ -1,20 +1,27 @@
 """Pass rates, intervals and the probe."""
+
 import json
 
 import numpy as np
 import pytest
 
+from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap, wilson
 from oelkit.steps.evaluation import evaluate, probe, summarise
-from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 
 LAKE = {"prompts": "brief", "max_new_tokens": 4}
 
 
-@pytest.mark.parametrize("k, n, low, high", [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    (20, 20, 0.8389, 1.0),
-])
+@pytest.mark.parametrize(
+    "k, n, low, high",
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
 def test_wilson_interval(k, n, low, high):
     assert wilson(k, n) == pytest.approx((low, high), abs=6e-5)
     assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
@@ -67,7 +74,12 @@ def test_paired_bootstrap_draws_maps_and_sampling_seeds_again():
 
 def test_paired_bootstrap_of_reports():
     def report(passes, seeds):
-        return summarise([game(Outcome.SUCCESS if p else Outcome.FAILURE, seed=s) for p, s in zip(passes, seeds * 2)])
+        return summarise(
+            [
+                game(Outcome.SUCCESS if p else Outcome.FAILURE, seed=s)
+                for p, s in zip(passes, seeds * 2)
+            ]
+        )
 
     seeds = [5, 6, 7]
     a, b = report([0, 1, 0, 0, 1, 1], seeds), report([1, 1, 0, 1, 1, 1], seeds)
@@ -79,7 +91,9 @@ def test_paired_bootstrap_of_reports():
 
 def test_spread_of_the_draws_beyond_sampling_noise():
     rng = np.random.default_rng(1)
-    truth = rng.normal(0.5, 0.1, (400, 10))  # 400 evaluations of 10 draws that differ by 0.1, and of 10 that do not
+    truth = rng.normal(
+        0.5, 0.1, (400, 10)
+    )  # 400 evaluations of 10 draws that differ by 0.1, and of 10 that do not
     for rates, spread in ((truth, 0.1), (np.full((400, 10), 0.5), 0.0)):
         found = [draw_spread(rng.binomial(40, r) / 40, 40) for r in rates]
         if spread:
@@ -94,10 +108,16 @@ def test_spread_of_the_draws_beyond_sampling_noise():
 
 
 def test_episodes_needed():
-    # R's power.prop.test: 387.3385, 76.65294 (p1 = 0.5, p2 = 0.75, power = 0.9), which has the same formula
+    # R's power.prop.test: 387.3385, 76.65294 (p1 = 0.5, p2 = 0.75, power = 0.9), which has the same
+    # formula
     assert episodes_needed(0.5) == 388 and episodes_needed(0.5, 0.25, power=0.9) == 77
     assert episodes_needed(0.25, 0.25, power=0.9) == 77  # the harder side: 0.5, not 0
-    assert episodes_needed(1.0) == episodes_needed(0.0) < episodes_needed(0.3) > episodes_needed(0.3, 0.2)
+    assert (
+        episodes_needed(1.0)
+        == episodes_needed(0.0)
+        < episodes_needed(0.3)
+        > episodes_needed(0.3, 0.2)
+    )
     for rate, difference in ((0.5, 0.6), (0.5, 0), (1.2, 0.1)):
         with pytest.raises(ValueError, match="no pass rate differs"):
             episodes_needed(rate, difference)
@@ -114,30 +134,53 @@ def game(outcome, *turns, seed=0):
 
 
 def test_summary_of_games():
-    report = summarise([game(Outcome.SUCCESS, (10, False), (20, True)), game(Outcome.FAILURE, (60, False)),
-                        game(Outcome.UNKNOWN, (30, False))])
-    assert (report.pass_rate, report.n, report.reply_tokens, report.truncated) == (1 / 3, 3, 30, 0.25)
+    report = summarise(
+        [
+            game(Outcome.SUCCESS, (10, False), (20, True)),
+            game(Outcome.FAILURE, (60, False)),
+            game(Outcome.UNKNOWN, (30, False)),
+        ]
+    )
+    assert (report.pass_rate, report.n, report.reply_tokens, report.truncated) == (
+        1 / 3,
+        3,
+        30,
+        0.25,
+    )
     assert (report.low, report.high) == wilson(1, 3) and report.passes == [True, False, False]
     assert json.loads(json.dumps(report.summary())).keys() == {
-        "pass_rate", "low", "high", "n", "reply_tokens", "truncated"}
+        "pass_rate",
+        "low",
+        "high",
+        "n",
+        "reply_tokens",
+        "truncated",
+    }
 
 
 def test_evaluate_reads_the_texts_in_turn(tiny):
     texts = ["TEXT0", "TEXT1", "TEXT2"]
-    report = evaluate(tiny, "oelkit/FrozenLake3x3-v0", range(4), texts, sampling_seeds=(0, 1), **LAKE)
+    report = evaluate(
+        tiny, "oelkit/FrozenLake3x3-v0", range(4), texts, sampling_seeds=(0, 1), **LAKE
+    )
     asked = [g.turns[0].prompt[0]["content"] for g in report.trajectories]
     assert report.n == 8 and [g.seed for g in report.trajectories] == [0, 1, 2, 3] * 2
     assert all(f"TEXT{i % 3}" in text for i, text in enumerate(asked))
     first, second = report.trajectories[:4], report.trajectories[4:]
-    assert [g.turns for g in first] != [g.turns for g in second] and len({g.id for g in report.trajectories}) == 8
+    assert [g.turns for g in first] != [g.turns for g in second] and len(
+        {g.id for g in report.trajectories}
+    ) == 8
     alone = evaluate(tiny, "oelkit/FrozenLake3x3-v0", range(2), "TEXT0", adapter=None, **LAKE)
     assert all("TEXT0" in g.turns[0].prompt[0]["content"] for g in alone.trajectories)
     assert alone.reply_tokens <= 4
 
 
 def test_evaluate_of_nothing(tiny):
-    for seeds, options, message in (([], {}, "seeds is empty"), ([1], {"experience": []}, "list of experiences"),
-                                    ([1], {"sampling_seeds": ()}, "sampling seeds is empty")):
+    for seeds, options, message in (
+        ([], {}, "seeds is empty"),
+        ([1], {"experience": []}, "list of experiences"),
+        ([1], {"sampling_seeds": ()}, "sampling seeds is empty"),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate(tiny, "oelkit/FrozenLake3x3-v0", seeds, **options, **LAKE)
 
@@ -167,8 +210,13 @@ def test_probe_right_and_wrong(tiny, tmp_path, monkeypatch):
     from oelkit.model.sampling import Reply
 
     module = importlib.import_module("oelkit.steps.evaluation")
-    monkeypatch.setattr(module, "generate", lambda policy, prompts, **options: [
-        Reply([1], text, False) for text in (" yes\n", "<think>no</think>yes", "yes.", "no")])
+    monkeypatch.setattr(
+        module,
+        "generate",
+        lambda policy, prompts, **options: [
+            Reply([1], text, False) for text in (" yes\n", "<think>no</think>yes", "yes.", "no")
+        ],
+    )
     path = tmp_path / "probe.jsonl"
     question = [{"role": "user", "content": "?"}]
     write_jsonl(path, [{"kind": kind, "messages": question, "answer": "yes"} for kind in "aabb"])
@@ -183,7 +231,9 @@ def test_probe_file_errors(tiny, tmp_path):
     with pytest.raises(ValueError, match="no questions"):
         probe(tiny, path)
     path.write_text('{"kind": "a", "messages": [], "answer": "x"}\n{"kind": "a", "answer": "x"}\n')
-    with pytest.raises(ValueError, match="probe.jsonl: question 2 must have kind, messages and answer"):
+    with pytest.raises(
+        ValueError, match="probe.jsonl: question 2 must have kind, messages and answer"
+    ):
         probe(tiny, path)
     path.write_text("{nonsense\n")
     with pytest.raises(ValueError, match="probe.jsonl, line 1: not JSON"):

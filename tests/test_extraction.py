@@ -1,4 +1,5 @@
 """The parsers of items on replies of real models, and the accumulation of draws."""
+
 import importlib
 import time
 
@@ -6,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oelkit.text import experience_text
-from oelkit.steps.extraction import extract
-from oelkit.text import join_experience, parse_items, truncate_to_budget
 from oelkit.model.sampling import Reply
-from oelkit.text import MARKER
 from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.steps.extraction import extract
+from oelkit.text import MARKER, experience_text, join_experience, parse_items, truncate_to_budget
 
 module = importlib.import_module("oelkit.steps.extraction")  # `oelkit.extract` is the function
 A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
@@ -26,7 +25,10 @@ BOTH = [  # replies that both parsers read alike
     (f"{MARKER} {A}\n{MARKER}", [A]),
     ("Nothing new.", []),
     ("", []),
-    (f"{MARKER} a move written [left] costs 1.\n{MARKER} 2 * 3 * 4", ["a move written [left] costs 1.", "2 * 3 * 4"]),
+    (
+        f"{MARKER} a move written [left] costs 1.\n{MARKER} 2 * 3 * 4",
+        ["a move written [left] costs 1.", "2 * 3 * 4"],
+    ),
 ]
 TOLERANT = [  # what real models write instead
     (f"### EXPERIENCE ITEM: {A}", [A]),
@@ -53,7 +55,10 @@ TOLERANT = [  # what real models write instead
     (f"**Experience items:**\n1. {A}\n2. {B}", [A, B]),
     ("- EXPERIENCE ITEM: `H` is a hole, `G` the goal", ["`H` is a hole, `G` the goal"]),
     ("- EXPERIENCE ITEM: **H** kills. **G** wins.", ["**H** kills. **G** wins."]),
-    ("- EXPERIENCE ITEM: never step on *", ["never step on"]),  # an unbalanced star is taken for emphasis
+    (
+        "- EXPERIENCE ITEM: never step on *",
+        ["never step on"],
+    ),  # an unbalanced star is taken for emphasis
     (f"- EXPERIENCE ITEM\uff1a{A}", [A]),
     ("My experience items are few", []),
 ]
@@ -74,25 +79,67 @@ def test_strict_parser_takes_the_papers_marker_alone():
     assert [parse_items(reply, strict=True) for reply, _ in TOLERANT[:5]] == [[]] * 5
 
 
-@given(st.text() | st.lists(st.sampled_from(
-    ["EXPERIENCE ITEM", "- ", "*", "**", "`", ":", " ", "\n", "\r", "\u2028", "1. ", "word", "s", "#"])).map("".join))
+@given(
+    st.text()
+    | st.lists(
+        st.sampled_from(
+            [
+                "EXPERIENCE ITEM",
+                "- ",
+                "*",
+                "**",
+                "`",
+                ":",
+                " ",
+                "\n",
+                "\r",
+                "\u2028",
+                "1. ",
+                "word",
+                "s",
+                "#",
+            ]
+        )
+    ).map("".join)
+)
 def test_items_are_single_lines_with_text(reply):
     for strict in (True, False):
         for item in parse_items(reply, strict):
             assert item and item == item.strip() and item.splitlines() == [item]
 
 
-@given(st.lists(st.from_regex(r"[A-Za-z0-9'\[\](][ -)+-_a-~]{0,40}[A-Za-z0-9.!)\]]", fullmatch=True).filter(
-    lambda line: "item" not in line.lower())))
+@given(
+    st.lists(
+        st.from_regex(r"[A-Za-z0-9'\[\](][ -)+-_a-~]{0,40}[A-Za-z0-9.!)\]]", fullmatch=True).filter(
+            lambda line: "item" not in line.lower()
+        )
+    )
+)
 def test_well_formed_replies_give_their_lines(lines):
     reply = "\n".join(f"{MARKER} {line}" for line in lines)
     assert parse_items(reply, strict=True) == lines
     assert parse_items(reply) == lines
 
 
-@pytest.mark.parametrize("piece", [
-    " ", "*", "\n", "- ", "\t", "1. ", "experience ", "EXPERIENCE ITEM", "EXPERIENCE ITEM:", "EXPERIENCE ITEM:\n",
-    "experience item" + " " * 1000, "EXPERIENCE ITEM:" + "\n" * 1000, "** `", "EXPERIENCE ITEM: x - "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        " ",
+        "*",
+        "\n",
+        "- ",
+        "\t",
+        "1. ",
+        "experience ",
+        "EXPERIENCE ITEM",
+        "EXPERIENCE ITEM:",
+        "EXPERIENCE ITEM:\n",
+        "experience item" + " " * 1000,
+        "EXPERIENCE ITEM:" + "\n" * 1000,
+        "** `",
+        "EXPERIENCE ITEM: x - ",
+    ],
+)
 def test_100_kb_take_no_time(piece):
     reply = (piece * (100_000 // len(piece) + 1))[:100_000]
     began = time.perf_counter()
@@ -101,17 +148,23 @@ def test_100_kb_take_no_time(piece):
     assert time.perf_counter() - began < 2
 
 
-# -- accumulation: real prompts and parsing around a scripted generator, for a random model writes no items
+# -- accumulation: real prompts and parsing around a scripted generator, for a random model writes
+# no items
 
 
 def games(n):
     turns = [Turn(f"BOARD{i}", [], "[down]", "down", f"FEEDBACK{i}", 1, 1, False) for i in range(n)]
-    return [Trajectory(f"g{i}", "e", i, "m", 1, (t, t), Outcome.FAILURE, "f") for i, t in enumerate(turns)]
+    return [
+        Trajectory(f"g{i}", "e", i, "m", 1, (t, t), Outcome.FAILURE, "f")
+        for i, t in enumerate(turns)
+    ]
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """Replaces sampling: each prompt gets `say(prompt text)`; the calls are kept as lists of prompts."""
+    """Replaces sampling: each prompt gets `say(prompt text)`; the calls are kept as lists of
+    prompts.
+    """
     calls = []
 
     def install(say):
@@ -142,21 +195,32 @@ def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
     assert [len(call) for call in calls] == [3] * 4
     assert [i.draw for i in items] == [0] * 4 + [1] * 4 + [2] * 4
     orders = {tuple(i.text for i in items if i.draw == d) for d in range(3)}
-    assert len(orders) > 1 and all(sorted(o) == [f"from game {g}" for g in range(4)] for o in orders)
+    assert len(orders) > 1 and all(
+        sorted(o) == [f"from game {g}" for g in range(4)] for o in orders
+    )
     for step, call in enumerate(calls):  # each draw sees exactly its own earlier items
         for d, text in enumerate(call):
-            assert text.count(MARKER.strip("- ")) == 1 + step  # the instruction names the marker once
+            assert (
+                text.count(MARKER.strip("- ")) == 1 + step
+            )  # the instruction names the marker once
             assert all(i.text in text for i in [i for i in items if i.draw == d][:step])
     first = items[0]
-    assert first.round == 2 and first.model == tiny.name and len({i.id for i in items}) == len(items)
-    assert first.text == f"from game {first.evidence[0].trajectory_id[1:]}" and first.evidence[0].turn == 1
+    assert (
+        first.round == 2 and first.model == tiny.name and len({i.id for i in items}) == len(items)
+    )
+    assert (
+        first.text == f"from game {first.evidence[0].trajectory_id[1:]}"
+        and first.evidence[0].turn == 1
+    )
     assert len({o["seed"] for o in script.options}) == 4
 
 
 def test_without_previous_experience_all_is_one_call(tiny, script):
     calls = script(item)
     shown = extract(tiny, games(4), draws=2, show_previous=False, previous="OLD", prompts="paper")
-    assert [len(call) for call in calls] == [8] and not any("OLD" in text or "from game" in text for text in calls[0])
+    assert [len(call) for call in calls] == [8] and not any(
+        "OLD" in text or "from game" in text for text in calls[0]
+    )
     assert extract(tiny, games(4), draws=2, previous="OLD", prompts="paper") == shown
     assert all("OLD" in text for call in calls[1:] for text in call)
 
@@ -164,7 +228,10 @@ def test_without_previous_experience_all_is_one_call(tiny, script):
 def test_previous_experience_per_draw(tiny, script):
     calls = script(item)
     extract(tiny, games(1), ["OLD0", "OLD1"], draws=2, prompts="paper")
-    assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [False, True]
+    assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [
+        False,
+        True,
+    ]
 
 
 def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
@@ -176,18 +243,34 @@ def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
     assert [i.text for i in kept] == [i.text for i in everything[2:]]
     assert "- old line" in calls[5][0] and "- old line" not in calls[9][0]
     assert extract(tiny, games(2), budget_tokens=0, prompts="paper") == []
-    assert truncate_to_budget(join_experience("a\nb", everything), None, tiny.tokenizer).startswith("a\nb\n- EXPERIENCE ITEM: from")
-    assert truncate_to_budget("aaaa\nbb\nc", 4, tiny.tokenizer) == "bb\nc" and truncate_to_budget("", 4, tiny.tokenizer) == ""
+    assert truncate_to_budget(join_experience("a\nb", everything), None, tiny.tokenizer).startswith(
+        "a\nb\n- EXPERIENCE ITEM: from"
+    )
+    assert (
+        truncate_to_budget("aaaa\nbb\nc", 4, tiny.tokenizer) == "bb\nc"
+        and truncate_to_budget("", 4, tiny.tokenizer) == ""
+    )
 
 
 def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsys):
-    script(lambda text: f"<think>{MARKER} a thought</think>\n" + (item(text) if board(text) == "0" else "Nothing new."))
-    assert [i.text for i in extract(tiny, games(3), progress=True, prompts="paper")] == ["from game 0"]
+    script(
+        lambda text: (
+            f"<think>{MARKER} a thought</think>\n"
+            + (item(text) if board(text) == "0" else "Nothing new.")
+        )
+    )
+    assert [i.text for i in extract(tiny, games(3), progress=True, prompts="paper")] == [
+        "from game 0"
+    ]
     assert "empty=2" in capsys.readouterr().err
 
 
 def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
-    script(lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}.get(board(text), "Nothing new."))
+    script(
+        lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}.get(
+            board(text), "Nothing new."
+        )
+    )
     for shown in (True, False):
         rows = []
         extract(tiny, games(3), draws=2, show_previous=shown, prompts="paper", on_step=rows.append)
@@ -204,7 +287,9 @@ def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny,
     """What a 1.5B model wrote about a game: the same sentence 72 times, until max_new_tokens."""
     text = f"{MARKER} {A}\n{MARKER} {B}\n" + f"{MARKER} {A}\n" * 70 + f"{MARKER} {A[:9]}"
     for cut, told in ((True, [A, B]), (False, [A, B, A[:9]])):
-        monkeypatch.setattr(module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)])
+        monkeypatch.setattr(
+            module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)]
+        )
         assert [item.text for item in extract(tiny, games(1), prompts="paper")] == told
 
 
@@ -215,7 +300,9 @@ def test_strict_is_passed_on(tiny, script):
 
 
 def test_a_random_model_goes_through_and_a_seed_fixes_it(tiny):
-    one, two = (extract(tiny, games(3), draws=2, prompts="brief", max_new_tokens=4) for _ in range(2))
+    one, two = (
+        extract(tiny, games(3), draws=2, prompts="brief", max_new_tokens=4) for _ in range(2)
+    )
     assert one == two == []
 
 

@@ -1,4 +1,7 @@
-"""IF-Eval: the verdicts are lm-eval's, nothing is downloaded, and a bad prompt is told from a bad reply."""
+"""IF-Eval: the verdicts are lm-eval's, nothing is downloaded, and a bad prompt is told from a bad
+reply.
+"""
+
 import json
 import os
 import re
@@ -11,11 +14,11 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from oelkit import __main__ as cli  # noqa: E402
-from oelkit.steps.ifeval import ifeval  # noqa: E402
+from oelkit import __main__ as cli
+from oelkit.model.sampling import Reply
+from oelkit.records import read_jsonl, write_jsonl
 from oelkit.stats import wilson
-from oelkit.model.sampling import Reply  # noqa: E402
-from oelkit.records import read_jsonl, write_jsonl  # noqa: E402
+from oelkit.steps.ifeval import ifeval
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "tests/data/ifeval.jsonl"
@@ -24,13 +27,19 @@ NO_COMMA = {"prompt": "Say yes.", "instruction_id_list": ["punctuation:no_comma"
 
 
 def say(monkeypatch, texts):
-    monkeypatch.setattr(MODULE, "generate", lambda policy, prompts, **_: [Reply([1, 2], t, False) for t in texts])
+    monkeypatch.setattr(
+        MODULE, "generate", lambda policy, prompts, **_: [Reply([1, 2], t, False) for t in texts]
+    )
 
 
 def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
     rows = read_jsonl(STORED)
-    theirs = [row["lm_eval"] for row in rows]  # by lm-eval alone, with the sentence model that NLTK offers for download
-    assert len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
+    theirs = [
+        row["lm_eval"] for row in rows
+    ]  # by lm-eval alone, with the sentence model that NLTK offers for download
+    assert (
+        len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
+    )
     say(monkeypatch, [row["reply"] for row in rows])
     report = ifeval(tiny, STORED)
     assert [r["strict"] for r in report.replies] == [t["inst_level_strict_acc"] for t in theirs]
@@ -41,32 +50,47 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
         assert 0 < followed < 50
         assert (found[f"prompt_{how}"], found["n"]) == (followed / 50, 50)
         assert (found[f"prompt_{how}_low"], found[f"prompt_{how}_high"]) == wilson(followed, 50)
-        assert found[f"instruction_{how}"] == aggregate([t[f"inst_level_{how}_acc"] for t in theirs])
+        assert found[f"instruction_{how}"] == aggregate(
+            [t[f"inst_level_{how}_acc"] for t in theirs]
+        )
     assert found["instructions"] == sum(len(row["kwargs"]) for row in rows)
     assert found["prompt_loose"] > found["prompt_strict"]
 
 
 def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_path, caplog):
     """lm-eval logs the whole reply where it cannot tell the language."""
-    row = {"prompt": "Say it in German.", "instruction_id_list": ["language:response_language"],
-           "kwargs": [{"language": "de"}]}
+    row = {
+        "prompt": "Say it in German.",
+        "instruction_id_list": ["language:response_language"],
+        "kwargs": [{"language": "de"}],
+    }
     write_jsonl(tmp_path / "one.jsonl", [row])
     say(monkeypatch, ["\U0001f368 " * 9])
-    assert ifeval(tiny, tmp_path / "one.jsonl").replies[0]["strict"] == [True] and not caplog.records
+    assert (
+        ifeval(tiny, tmp_path / "one.jsonl").replies[0]["strict"] == [True] and not caplog.records
+    )
 
 
 def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
-    """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends sentences at Dr.)."""
-    code = ("import socket\ndef refuse(*a): raise AssertionError(f'connects to {a[1:]}')\n"
-            "socket.socket.connect = socket.getaddrinfo = refuse\n"
-            "import oelkit.steps.ifeval, sys\nutils = sys.modules['oelkit.steps.ifeval']._checkers()\n"
-            "from lm_eval.tasks.ifeval.instructions_util import count_sentences, nltk\n"
-            "print(count_sentences('Dr. Smith met Mr. Jones at 5 p.m. in St. Louis. He was late.'),"
-            " len(nltk.word_tokenize('It IS late. NOW.')), *nltk.data.path)\n")
+    """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends
+    sentences at Dr.).
+    """
+    code = (
+        "import socket\ndef refuse(*a): raise AssertionError(f'connects to {a[1:]}')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import oelkit.steps.ifeval, sys\nutils = sys.modules['oelkit.steps.ifeval']._checkers()\n"
+        "from lm_eval.tasks.ifeval.instructions_util import count_sentences, nltk\n"
+        "print(count_sentences('Dr. Smith met Mr. Jones at 5 p.m. in St. Louis. He was late.'),"
+        " len(nltk.word_tokenize('It IS late. NOW.')), *nltk.data.path)\n"
+    )
     env = {**os.environ, **dict.fromkeys(("HOME", "NLTK_DATA", "TMPDIR"), str(tmp_path))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[:2] == ["2", "6"] and "tokenizers" not in str(list(tmp_path.rglob("*")))
+    assert done.stdout.split()[:2] == ["2", "6"] and "tokenizers" not in str(
+        list(tmp_path.rglob("*"))
+    )
 
 
 def test_asks_the_policy_itself(tiny, tmp_path):
@@ -86,30 +110,49 @@ def test_asks_the_policy_itself(tiny, tmp_path):
 def test_judges_the_answer_and_not_the_thought(tiny, monkeypatch, tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [NO_COMMA] * 4)
-    say(monkeypatch, ["<think>well, yes</think>yes", "<think>well", "yes, but", "Sure, here it is:\nyes"])
+    say(
+        monkeypatch,
+        ["<think>well, yes</think>yes", "<think>well", "yes, but", "Sure, here it is:\nyes"],
+    )
     report = ifeval(tiny, path)
     assert [r["strict"] for r in report.replies] == [[True], [False], [False], [False]]
     assert [r["loose"] for r in report.replies] == [[True], [False], [False], [True]]
-    assert [r["key"] for r in report.replies] == [1, 2, 3, 4] and report.replies[0]["reply"].startswith("<think>")
+    assert [r["key"] for r in report.replies] == [1, 2, 3, 4] and report.replies[0][
+        "reply"
+    ].startswith("<think>")
 
 
 def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [{**NO_COMMA, "instruction_id_list": ["detectable_format:json_format"]}] * 2)
     say(monkeypatch, ["[" * 100_000, "[[1]]"])
-    assert [r["strict"] + r["loose"] for r in ifeval(tiny, path).replies] == [[False, False], [True, True]]
+    assert [r["strict"] + r["loose"] for r in ifeval(tiny, path).replies] == [
+        [False, False],
+        [True, True],
+    ]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"prompt": None}, "prompt 2 must have prompt, instruction_id_list and kwargs; it has"),
-    ({"kwargs": []}, "prompt 2: instruction_id_list and kwargs must be as long as each other"),
-    ({"kwargs": [None]}, "prompt 2: instruction_id_list and kwargs must"),
-    ({"instruction_id_list": [], "kwargs": []}, "and not empty"),
-    ({"instruction_id_list": ["no:such"]}, "prompt 2: 'no:such' is no instruction of IF-Eval; known are change_case"),
-    ({"kwargs": [{"num": 3}]}, r"prompt 2: punctuation:no_comma does not take \{'num': 3\}"),
-    ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": 9, "relation": None}]},
-     "prompt 2: length_constraints:number_words lacks relation"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompt": None}, "prompt 2 must have prompt, instruction_id_list and kwargs; it has"),
+        ({"kwargs": []}, "prompt 2: instruction_id_list and kwargs must be as long as each other"),
+        ({"kwargs": [None]}, "prompt 2: instruction_id_list and kwargs must"),
+        ({"instruction_id_list": [], "kwargs": []}, "and not empty"),
+        (
+            {"instruction_id_list": ["no:such"]},
+            "prompt 2: 'no:such' is no instruction of IF-Eval; known are change_case",
+        ),
+        ({"kwargs": [{"num": 3}]}, r"prompt 2: punctuation:no_comma does not take \{'num': 3\}"),
+        (
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"num_words": 9, "relation": None}],
+            },
+            "prompt 2: length_constraints:number_words lacks relation",
+        ),
+    ],
+)
 def test_a_bad_prompt_is_named(tiny, tmp_path, change, message):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [NO_COMMA, {**NO_COMMA, **change}])
@@ -138,7 +181,9 @@ def test_a_bad_file_is_named(tiny, tmp_path):
 def test_hub_data_set(tiny, tmp_path, monkeypatch):
     """From the hub's own cache, as a user without network has it; otherwise one clear sentence."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConnectionError, match="google/IFEval: no such file here, .* pass a local .jsonl"):
+    with pytest.raises(
+        ConnectionError, match="google/IFEval: no such file here, .* pass a local .jsonl"
+    ):
         ifeval(tiny)
     folder = tmp_path / "datasets--google--IFEval"
     write_jsonl(folder / "snapshots" / ("a" * 40) / "input_data.jsonl", [NO_COMMA])
@@ -156,20 +201,44 @@ def test_without_the_extra_the_error_says_what_to_install(tiny, monkeypatch):
     with pytest.raises(ImportError, match="pip install") as error:
         ifeval(tiny, STORED)
     MODULE._checkers.cache_clear()
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["ifeval"]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["ifeval"]
     assert re.findall(r'"([^"]+)"', str(error.value)) == extra
 
 
 def test_command(tiny_model, tmp_path, capsys):
-    path, out, replies = (tmp_path / name for name in ("prompts.jsonl", "new/ifeval.json", "new/replies.jsonl"))
+    path, out, replies = (
+        tmp_path / name for name in ("prompts.jsonl", "new/ifeval.json", "new/replies.jsonl")
+    )
     write_jsonl(path, [NO_COMMA] * 3)
-    command = [str(part) for part in ("ifeval", path, "--model", tiny_model, "--limit", 2, "--max-new-tokens", 4,
-                                      "--out", out, "--replies", replies)]
+    command = [
+        str(part)
+        for part in (
+            "ifeval",
+            path,
+            "--model",
+            tiny_model,
+            "--limit",
+            2,
+            "--max-new-tokens",
+            4,
+            "--out",
+            out,
+            "--replies",
+            replies,
+        )
+    ]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert re.match(r"strict: \d+\.\d% \[.*%\] of 2 prompts, .*% of 2 instructions\nloose: ", said)
     row = json.loads(out.read_text())
-    assert (row["n"], row["limit"], row["max_new_tokens"], row["seed"]) == (2, 2, 4, 0) and "lm_eval" in row["versions"]
+    assert (row["n"], row["limit"], row["max_new_tokens"], row["seed"]) == (
+        2,
+        2,
+        4,
+        0,
+    ) and "lm_eval" in row["versions"]
     assert row["command"].split()[:4] == ["python", "-m", "oelkit", "ifeval"]
     assert [r["prompt"] for r in read_jsonl(replies)] == ["Say yes."] * 2
     assert cli.main(command) == 1 and "ifeval.json is there already" in capsys.readouterr().err

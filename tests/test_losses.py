@@ -1,14 +1,27 @@
 """The losses against float64 autograd on full logits."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit.model.losses import RESTS, cross_entropy, entropy, forward_kl, jsd, reverse_kl, sampled_kl
+from oelkit.model.losses import (
+    RESTS,
+    cross_entropy,
+    entropy,
+    forward_kl,
+    jsd,
+    reverse_kl,
+    sampled_kl,
+)
 
 
-def naive(kind, hidden, target, head, temperature, top_k, weights, rest="drop", beta=0.5, clip=None):
-    """The definition, on full logits; `target` is the teacher's hidden states or the target ids (sampled: both)."""
+def naive(
+    kind, hidden, target, head, temperature, top_k, weights, rest="drop", beta=0.5, clip=None
+):
+    """The definition, on full logits; `target` is the teacher's hidden states or the target ids
+    (sampled: both).
+    """
     z = hidden @ head.T / temperature
     s = z.log_softmax(-1)
     if kind == "sft":
@@ -17,7 +30,9 @@ def naive(kind, hidden, target, head, temperature, top_k, weights, rest="drop", 
         teacher, ids = target
         at = (s - (teacher @ head.T / temperature).log_softmax(-1)).gather(-1, ids[:, None])[:, 0]
         own = s.gather(-1, ids[:, None])[:, 0]
-        rows = at.detach() * own + (at - at * own).detach()  # the value of the first with the gradient of the second
+        rows = (
+            at.detach() * own + (at - at * own).detach()
+        )  # the value of the first with the gradient of the second
     else:
         t = (target @ head.T / temperature).log_softmax(-1)
         if top_k:
@@ -27,18 +42,37 @@ def naive(kind, hidden, target, head, temperature, top_k, weights, rest="drop", 
                 s_k, t_k = s_k.log_softmax(-1), t_k.log_softmax(-1)
             if top_k < z.shape[-1] and rest == "bin":
                 others = torch.ones_like(z, dtype=torch.bool).scatter(-1, ids, False)
-                s_k, t_k = (torch.cat([k, x.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)], -1)
-                            for k, x in ((s_k, s), (t_k, t)))
+                s_k, t_k = (
+                    torch.cat(
+                        [k, x.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)], -1
+                    )
+                    for k, x in ((s_k, s), (t_k, t))
+                )
             s, t = s_k, t_k
         m = ((1 - beta) * s.exp() + beta * t.exp()).log()
-        rows = {"reverse": s.exp() * (s - t), "forward": t.exp() * (t - s),
-                "jsd": beta * t.exp() * (t - m) + (1 - beta) * s.exp() * (s - m)}[kind].sum(-1)
+        rows = {
+            "reverse": s.exp() * (s - t),
+            "forward": t.exp() * (t - s),
+            "jsd": beta * t.exp() * (t - m) + (1 - beta) * s.exp() * (s - m),
+        }[kind].sum(-1)
     if clip:
         rows = rows * (clip / rows.detach().abs()).clamp(max=1)
     return (rows * weights).sum()
 
 
-def ours(kind, hidden, target, head, temperature, top_k, weights, chunk=None, rest="drop", beta=0.5, clip=None):
+def ours(
+    kind,
+    hidden,
+    target,
+    head,
+    temperature,
+    top_k,
+    weights,
+    chunk=None,
+    rest="drop",
+    beta=0.5,
+    clip=None,
+):
     common = dict(temperature=temperature, weights=weights, chunk=chunk, clip=clip)
     if kind == "sft":
         return cross_entropy(hidden, target, head, **common)
@@ -47,7 +81,8 @@ def ours(kind, hidden, target, head, temperature, top_k, weights, chunk=None, re
     if kind == "jsd":
         common["beta"] = beta
     return {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}[kind](
-        hidden, target, head, top_k=top_k, rest=rest, **common)
+        hidden, target, head, top_k=top_k, rest=rest, **common
+    )
 
 
 KINDS = ["reverse", "forward", "jsd", "sampled", "sft"]
@@ -62,34 +97,60 @@ def cast(target, dtype):
 
 def draw(seed, n, d, v, kind, dtype):
     g = torch.Generator().manual_seed(seed)
-    student, teacher, head = (torch.randn(*shape, generator=g).to(dtype) for shape in ((n, d), (n, d), (v, d)))
+    student, teacher, head = (
+        torch.randn(*shape, generator=g).to(dtype) for shape in ((n, d), (n, d), (v, d))
+    )
     ids = torch.randint(v, (n,), generator=g)
     target = {"sft": ids, "sampled": (teacher, ids)}.get(kind, teacher)
     return student, target, head / d**0.5, torch.rand(n, generator=g).to(dtype) + 0.1
 
 
 @settings(max_examples=100, deadline=None)
-@given(kind=st.sampled_from(KINDS), n=st.integers(1, 9), d=st.integers(2, 24), v=st.integers(8, 80),
-       temperature=st.sampled_from([0.5, 0.7, 1.0, 2.0]), top_k=st.sampled_from([None, 1, 5, 100]),
-       rest=st.sampled_from(RESTS), beta=st.sampled_from([0.1, 0.5, 0.9]), clip=st.sampled_from([None, 0.3, 100.0]),
-       chunk=st.sampled_from([None, 1, 2, 4]), seed=st.integers(0, 10**6))
-def test_loss_and_gradient_equal_float64_autograd(kind, n, d, v, temperature, top_k, rest, beta, clip, chunk, seed):
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 9),
+    d=st.integers(2, 24),
+    v=st.integers(8, 80),
+    temperature=st.sampled_from([0.5, 0.7, 1.0, 2.0]),
+    top_k=st.sampled_from([None, 1, 5, 100]),
+    rest=st.sampled_from(RESTS),
+    beta=st.sampled_from([0.1, 0.5, 0.9]),
+    clip=st.sampled_from([None, 0.3, 100.0]),
+    chunk=st.sampled_from([None, 1, 2, 4]),
+    seed=st.integers(0, 10**6),
+)
+def test_loss_and_gradient_equal_float64_autograd(
+    kind, n, d, v, temperature, top_k, rest, beta, clip, chunk, seed
+):
     student, target, head, weights = draw(seed, n, d, v, kind, torch.float32)
     wide, more = student.double().requires_grad_(), {"rest": rest, "beta": beta, "clip": clip}
-    exact = naive(kind, wide, cast(target, torch.float64), head.double(), temperature, top_k, weights.double(), **more)
+    exact = naive(
+        kind,
+        wide,
+        cast(target, torch.float64),
+        head.double(),
+        temperature,
+        top_k,
+        weights.double(),
+        **more,
+    )
     exact.backward()
     student.requires_grad_()
     loss = ours(kind, student, target, head, temperature, top_k, weights, chunk, **more)
     (3 * loss).backward()  # the factor shows that the upstream gradient is used
-    # a top-k loss is a sum of terms of both signs and can come out near zero: then relative to a usual loss
+    # a top-k loss is a sum of terms of both signs and can come out near zero: then relative to a
+    # usual loss
     size = max(abs(exact.item()), 0.1 * weights.sum().item())
     assert abs(loss.item() - exact.item()) <= 1e-5 * size
-    # likewise a gradient p (gap - KL) near zero: float32 logits of about 10 carry an error of 1e-6 themselves
+    # likewise a gradient p (gap - KL) near zero: float32 logits of about 10 carry an error of 1e-6
+    # themselves
     assert (student.grad / 3 - wide.grad).norm() <= 1e-5 * max(wide.grad.norm().item(), 0.1)
     assert student.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("top_k, rest", [(None, "drop"), (7, "drop"), (7, "bin"), (7, "renormalise")])
+@pytest.mark.parametrize(
+    "top_k, rest", [(None, "drop"), (7, "drop"), (7, "bin"), (7, "renormalise")]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_exact_in_float64(kind, top_k, rest):
     student, target, head, weights = draw(1, 6, 8, 40, kind, torch.float64)
@@ -105,8 +166,15 @@ def test_bfloat16_is_as_close_as_the_naive_loss_in_bfloat16(kind):
 
     def run(loss, hidden_dtype):
         hidden = student.to(hidden_dtype, copy=True).requires_grad_()
-        value = loss(kind, hidden, cast(target, hidden_dtype), head.to(hidden_dtype), 1.0, None,
-                     weights.to(hidden_dtype))
+        value = loss(
+            kind,
+            hidden,
+            cast(target, hidden_dtype),
+            head.to(hidden_dtype),
+            1.0,
+            None,
+            weights.to(hidden_dtype),
+        )
         value.backward()
         return value.item(), hidden.grad.double()
 
@@ -118,7 +186,9 @@ def test_bfloat16_is_as_close_as_the_naive_loss_in_bfloat16(kind):
 
 
 def test_the_sampled_estimate_is_right_in_expectation():
-    """Over all ids, weighted with the student's probabilities, it is the reverse KL, and so is its gradient."""
+    """Over all ids, weighted with the student's probabilities, it is the reverse KL, and so is its
+    gradient.
+    """
     student, teacher, head, _ = draw(9, 1, 8, 30, "reverse", torch.float64)
     a, b = student.clone().requires_grad_(), student.clone().requires_grad_()
     p = (student @ head.T).softmax(-1)[0]
@@ -132,8 +202,12 @@ def test_the_sampled_estimate_is_right_in_expectation():
 def test_jsd_goes_over_into_the_two_kls():
     student, teacher, head, _ = draw(10, 4, 8, 30, "reverse", torch.float64)
     for beta, kl in ((1e-6, forward_kl), (1 - 1e-6, reverse_kl)):
-        torch.testing.assert_close(jsd(student, teacher, head, beta=beta) / (beta * (1 - beta)),
-                                   kl(student, teacher, head), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            jsd(student, teacher, head, beta=beta) / (beta * (1 - beta)),
+            kl(student, teacher, head),
+            rtol=1e-4,
+            atol=0,
+        )
     assert torch.equal(jsd(student, teacher, head, beta=0.0), forward_kl(student, teacher, head))
     assert torch.equal(jsd(student, teacher, head, beta=1.0), reverse_kl(student, teacher, head))
 
@@ -179,7 +253,9 @@ def test_no_tensor_of_all_logits_is_allocated():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor) and x.shape[:1] != (1000,):  # not (a view of) the head
+                if isinstance(x, torch.Tensor) and x.shape[:1] != (
+                    1000,
+                ):  # not (a view of) the head
                     self.numel = max(self.numel, x.numel())
             return out
 
@@ -196,8 +272,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="trainable"):
         reverse_kl(student, teacher, head.requires_grad_())
     head = head.detach()
-    for args, kwargs in (((student, teacher[:3], head), {}), ((student[:, :4], teacher, head), {}),
-                         ((student, teacher, head), {"weights": weights[:2]}), ((student[:0], teacher[:0], head), {})):
+    for args, kwargs in (
+        ((student, teacher[:3], head), {}),
+        ((student[:, :4], teacher, head), {}),
+        ((student, teacher, head), {"weights": weights[:2]}),
+        ((student[:0], teacher[:0], head), {}),
+    ):
         with pytest.raises(ValueError, match="shapes do not fit"):
             reverse_kl(*args, **kwargs)
     with pytest.raises(ValueError, match="temperature"):

@@ -1,4 +1,7 @@
-"""The command line, through its real entry: what it does to files, and one clear line for every mistake."""
+"""The command line, through its real entry: what it does to files, and one clear line for every
+mistake.
+"""
+
 import json
 import os
 import re
@@ -8,13 +11,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from test_run import settings  # noqa: F401  (a tiny model with a probe, and short replies)
 from test_plots import make_game
+from test_run import settings  # noqa: F401  (a tiny model with a probe, and short replies)
 
 from oelkit import __main__ as cli
 from oelkit.curation import Curation
-from oelkit.runs.settings import Settings
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
+from oelkit.runs.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +34,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def call(place, capsys):
     """Runs a command in this process; (status, stdout, stderr)."""
+
     def run(*arguments):
         try:
             status = cli.main([str(a) for a in arguments])
@@ -38,6 +42,7 @@ def call(place, capsys):
             status = end.code
         said = capsys.readouterr()
         return status, said.out, said.err
+
     return run
 
 
@@ -50,31 +55,76 @@ def refused(answer, *parts):
 
 
 def items(path, texts, draws=2):
-    write_jsonl(path, [ExperienceItem(f"i{n}", text, (Evidence("g", 0),), "tiny", 1, n % draws)
-                       for n, text in enumerate(texts)])
+    write_jsonl(
+        path,
+        [
+            ExperienceItem(f"i{n}", text, (Evidence("g", 0),), "tiny", 1, n % draws)
+            for n, text in enumerate(texts)
+        ],
+    )
     return path
 
 
 def flags(tiny):
-    given = {name: getattr(tiny, name) for name in ("model", "env", "games", "collect", "draws", "steps", "batch_size",
-                                                    "episodes", "prompts", "rounds", "lr")}
-    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    given = {
+        name: getattr(tiny, name)
+        for name in (
+            "model",
+            "env",
+            "games",
+            "collect",
+            "draws",
+            "steps",
+            "batch_size",
+            "episodes",
+            "prompts",
+            "rounds",
+            "lr",
+        )
+    }
+    return [
+        part
+        for name, value in given.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def test_the_real_command_line():
-    """Once in a process of its own: the module starts, a mistake is one line and status 1, usage is status 2."""
-    def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "oelkit", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
+    """Once in a process of its own: the module starts, a mistake is one line and status 1, usage is
+    status 2.
+    """
 
-    wrong = run("play", "--env", "oelkit/Nowhere-v0", "--out", os.devnull + ".jsonl", "--model", "/no/such/model")
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "oelkit", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            timeout=300,
+        )
+
+    wrong = run(
+        "play",
+        "--env",
+        "oelkit/Nowhere-v0",
+        "--out",
+        os.devnull + ".jsonl",
+        "--model",
+        "/no/such/model",
+    )
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert wrong.stderr.startswith("error: unknown environment 'oelkit/Nowhere-v0'") and wrong.stderr.count("\n") == 1
+    assert (
+        wrong.stderr.startswith("error: unknown environment 'oelkit/Nowhere-v0'")
+        and wrong.stderr.count("\n") == 1
+    )
     usage = run("loop", "--rounds", "many")
     assert usage.returncode == 2 and "--rounds: invalid int value: 'many'" in usage.stderr
 
 
-@pytest.mark.parametrize("command", ["notebooks", "loop", "play", "extract", "distill", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["notebooks", "loop", "play", "extract", "distill", "evaluate", "report"]
+)
 def test_help(call, command):
     status, out, _ = call(command, "--help")
     assert status == 0 and "python -m oelkit loop --run first --resume" in out
@@ -83,8 +133,24 @@ def test_help(call, command):
 
 def test_the_flags_of_the_loop_are_its_settings():
     args = cli.parser().parse_args(["loop"])
-    assert {f.name: getattr(args, f.name) for f in fields(Settings)} == {f.name: f.default for f in fields(Settings)}
-    args = cli.parser().parse_args("loop --no-arms --no-carry --top-k 256 --lr 2e-3 --prompts paper --rounds 5".split())
+    assert {f.name: getattr(args, f.name) for f in fields(Settings)} == {
+        f.name: f.default for f in fields(Settings)
+    }
+    args = cli.parser().parse_args(
+        [
+            "loop",
+            "--no-arms",
+            "--no-carry",
+            "--top-k",
+            "256",
+            "--lr",
+            "2e-3",
+            "--prompts",
+            "paper",
+            "--rounds",
+            "5",
+        ]
+    )
     assert (args.arms, args.carry, args.top_k, args.lr) == (False, False, 256, 2e-3)
     assert (args.prompts, args.rounds) == ("paper", 5)
     args = cli.parser("paper").parse_args(["loop", "--steps", "5"])
@@ -99,19 +165,33 @@ def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
 
 def test_loop_stops_resumes_and_reports(call, place, settings):  # noqa: F811
     run = place / "runs" / "first"
-    refused(call("loop", "--run", "first", *flags(settings)), "round 1", "write items by hand into")  # a random model
+    refused(
+        call("loop", "--run", "first", *flags(settings)), "round 1", "write items by hand into"
+    )  # a random model
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     refused(call("report", "--run", "first"), "no metrics.json", "loop --run first --resume")
     items(run / "round_1" / "items.jsonl", ["H is a hole.", "G is the goal."])
     status, out, err = call("loop", "--run", "first", "--resume", *flags(settings))
     assert status == 0, err
     metrics = json.loads((run / "metrics.json").read_text())
-    assert [r["round"] for r in metrics["rounds"]] == [1, 2] and set(metrics["arms"]) == {"raw", "forward_kl", "sft"}
-    assert f"report: {run / 'report.html'}" in out and "consolidated" in out and "4 held-out maps" in out
+    assert [r["round"] for r in metrics["rounds"]] == [1, 2] and set(metrics["arms"]) == {
+        "raw",
+        "forward_kl",
+        "sft",
+    }
+    assert (
+        f"report: {run / 'report.html'}" in out
+        and "consolidated" in out
+        and "4 held-out maps" in out
+    )
     assert "H is a hole." in (run / "report.html").read_text(encoding="utf-8")
     (run / "report.html").unlink()
     assert call("report", "--run", "first") == (0, out, "") and (run / "report.html").exists()
-    refused(call("loop", "--run", "first", "--resume", *flags(settings), "--seed", "3"), "other settings", "seed was 0")
+    refused(
+        call("loop", "--run", "first", "--resume", *flags(settings), "--seed", "3"),
+        "other settings",
+        "seed was 0",
+    )
     with (run / "round_1" / "trajectories.jsonl").open("a") as f:
         f.write("{")
     refused(call("report", "--run", "first"), "trajectories.jsonl, line 3", "not JSON")
@@ -119,27 +199,78 @@ def test_loop_stops_resumes_and_reports(call, place, settings):  # noqa: F811
 
 def test_steps_on_files(call, place, settings):  # noqa: F811
     tiny = ["--model", settings.model, "--prompts", settings.prompts]
-    status, out, err = call("play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl")
+    status, out, err = call(
+        "play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl"
+    )
     assert (status, out) == (0, "written: new/games.jsonl\n"), err
     games = read_jsonl("new/games.jsonl", Trajectory)
     assert [g.seed for g in games] == [4, 5, 6]
-    refused(call("play", *tiny, "--out", "new/games.jsonl"), "new/games.jsonl is there already", "--force")
+    refused(
+        call("play", *tiny, "--out", "new/games.jsonl"),
+        "new/games.jsonl is there already",
+        "--force",
+    )
     notes = place / "notes.md"
     notes.write_text("H is a hole.")
-    status, _, err = call("play", *tiny, "--env", settings.env, "--seeds", "4:7", "--experience", notes, "--force",
-                          "--out", "new/games.jsonl")
+    status, _, err = call(
+        "play",
+        *tiny,
+        "--env",
+        settings.env,
+        "--seeds",
+        "4:7",
+        "--experience",
+        notes,
+        "--force",
+        "--out",
+        "new/games.jsonl",
+    )
     assert status == 0, err
     told = read_jsonl("new/games.jsonl", Trajectory)
     assert all("H is a hole." in t.prompt[0]["content"] for g in told for t in g.turns)
-    status, _, err = call("extract", *tiny, "--trajectories", "new/games.jsonl", "--draws", "2", "--previous", notes,
-                          "--out", "items.jsonl")
+    status, _, err = call(
+        "extract",
+        *tiny,
+        "--trajectories",
+        "new/games.jsonl",
+        "--draws",
+        "2",
+        "--previous",
+        notes,
+        "--out",
+        "items.jsonl",
+    )
     assert status == 0 and read_jsonl("items.jsonl", ExperienceItem) is not None, err
     items(place / "items.jsonl", ["H is a hole.", "G is the goal."])
-    status, out, err = call("distill", *tiny, "--trajectories", "new/games.jsonl", "--experience", "items.jsonl",
-                            "--steps", "2", "--batch-size", "2", "--out", "adapter")
-    assert status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists(), err
-    status, out, err = call("evaluate", *tiny, "--adapter", "adapter", "--env", settings.env, "--episodes", "3",
-                            "--out", "rate.json")
+    status, out, err = call(
+        "distill",
+        *tiny,
+        "--trajectories",
+        "new/games.jsonl",
+        "--experience",
+        "items.jsonl",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--out",
+        "adapter",
+    )
+    assert (
+        status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
+    ), err
+    status, out, err = call(
+        "evaluate",
+        *tiny,
+        "--adapter",
+        "adapter",
+        "--env",
+        settings.env,
+        "--episodes",
+        "3",
+        "--out",
+        "rate.json",
+    )
     assert status == 0 and "on 3 maps of oelkit/FrozenLake3x3Unseen-v0" in out, err
     assert re.search(r"a difference of 10 points: \d+ episodes an arm", out)
     assert json.loads((place / "rate.json").read_text())["n"] == 3
@@ -151,7 +282,10 @@ def test_experience_files(place):
     path = str(items(place / "items.jsonl", ["a", "b", "c"]))
     assert cli._texts(None) == [""] and cli._texts("plain.txt") == ["H is a hole."]
     assert cli._texts("experience.md") == ["a\nb", "c"]
-    assert cli._texts(path) == ["- EXPERIENCE ITEM: a\n- EXPERIENCE ITEM: c", "- EXPERIENCE ITEM: b"]
+    assert cli._texts(path) == [
+        "- EXPERIENCE ITEM: a\n- EXPERIENCE ITEM: c",
+        "- EXPERIENCE ITEM: b",
+    ]
     curation = Curation.open(path, place / "curation.jsonl")
     curation.accept("i1")
     curation.add("mine")
@@ -169,18 +303,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):  # noq
     Curation.open(path, place / "curation.jsonl").reject(["i0", "i1"])
     before = sorted(place.rglob("*"))
     distill = ["distill", *tiny, "--out", "a", "--steps", "1"]
-    refused(call("play", *tiny, "--env", "oelkit/Nowhere-v0", "--out", "x"), "unknown environment", "FrozenLake4x4-v0")
+    refused(
+        call("play", *tiny, "--env", "oelkit/Nowhere-v0", "--out", "x"),
+        "unknown environment",
+        "FrozenLake4x4-v0",
+    )
     refused(call("play", "--model", "no/such/model/here", "--out", "x"), "no/such/model/here")
     refused(call("loop", *tiny, "--run", "a/b"), "run name 'a/b'")
     refused(call("report", "--run", "../x"), "run name '../x'")
     refused(call("loop", *tiny, "--env", "Nowhere-v0"), "unknown environment 'Nowhere-v0'")
     refused(call("loop", *tiny, "--rounds", "0"), "rounds is 0")
-    refused(call("extract", *tiny, "--trajectories", "bad.jsonl", "--out", "x"), "bad.jsonl, line 2", "'env_id'")
+    refused(
+        call("extract", *tiny, "--trajectories", "bad.jsonl", "--out", "x"),
+        "bad.jsonl, line 2",
+        "'env_id'",
+    )
     refused(call("extract", *tiny, "--trajectories", "none.jsonl", "--out", "x"), "empty")
-    refused(call("extract", *tiny, "--trajectories", "absent.jsonl", "--out", "x"), "absent.jsonl: No such file")
-    refused(call(*distill, "--trajectories", "none.jsonl", "--experience", "items.jsonl"), "trajectories are empty")
-    refused(call(*distill, "--states", "states.jsonl", "--experience", "items.jsonl"), "all were rejected")
-    refused(call(*distill, "--states", "states.jsonl", "--experience", "games.jsonl"), "games.jsonl, line 1", "'text'")
+    refused(
+        call("extract", *tiny, "--trajectories", "absent.jsonl", "--out", "x"),
+        "absent.jsonl: No such file",
+    )
+    refused(
+        call(*distill, "--trajectories", "none.jsonl", "--experience", "items.jsonl"),
+        "trajectories are empty",
+    )
+    refused(
+        call(*distill, "--states", "states.jsonl", "--experience", "items.jsonl"),
+        "all were rejected",
+    )
+    refused(
+        call(*distill, "--states", "states.jsonl", "--experience", "games.jsonl"),
+        "games.jsonl, line 1",
+        "'text'",
+    )
     refused(call("evaluate", *tiny, "--episodes", "0"), "no ")
     refused(call("evaluate", *tiny, "--adapter", "no/adapter"), "no/adapter")
     assert call("play", "--seeds", "5", "--out", "x")[0] == 2
@@ -190,7 +345,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):  # noq
 
 def test_unwritable_run_folder(call, place, settings):  # noqa: F811
     (place / "runs").write_text("a file where a folder should be")
-    refused(call("loop", "--model", settings.model, "--run", "first"), "cannot write the run folder", "runs/first")
+    refused(
+        call("loop", "--model", settings.model, "--run", "first"),
+        "cannot write the run folder",
+        "runs/first",
+    )
 
 
 def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):  # noqa: F811

@@ -1,13 +1,16 @@
-"""The plan against what a real step holds, counted tensor by tensor; real models' resident memory is in `make bench`."""
+"""The plan against what a real step holds, counted tensor by tensor; real models' resident memory
+is in `make bench`.
+"""
+
 import importlib
 
 import pytest
 import torch
 
 from oelkit import distill, load_policy, memory_plan, rollout, states
-from oelkit.text import truncate_to_budget
 from oelkit.model.memory import peak_bytes
 from oelkit.prompts import load_prompts, with_experience
+from oelkit.text import truncate_to_budget
 
 MB = 2**20
 
@@ -26,19 +29,37 @@ def weights(policy):
     return [p.detach().clone() for p in policy.model.parameters()]
 
 
-@pytest.mark.parametrize("notes, options", [
-    (20, {}), (400, {}), (400, {"batch_tokens": 200}), (400, {"retain": 0.5}), (20, {"batch_size": 4, "reply": 6})])
+@pytest.mark.parametrize(
+    "notes, options",
+    [
+        (20, {}),
+        (400, {}),
+        (400, {"batch_tokens": 200}),
+        (400, {"retain": 0.5}),
+        (20, {"batch_size": 4, "reply": 6}),
+    ],
+)
 def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
     prompts, reply = load_prompts(micro.prompts), options.pop("reply", 16)
     text = truncate_to_budget(
-        "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)), notes, micro.tokenizer)
+        "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)),
+        notes,
+        micro.tokenizer,
+    )
     state = max(len(micro.encode(s.prompt)) for s in found)
     told = max(len(micro.encode(with_experience(prompts, s.prompt, text))) for s in found)
     given = {"batch_size": 16, **options}
-    plan = memory_plan(micro, told - state, state_tokens=state, reply_tokens=reply,
-                       **{**given, "retain": bool(given.get("retain"))})
+    plan = memory_plan(
+        micro,
+        told - state,
+        state_tokens=state,
+        reply_tokens=reply,
+        **{**given, "retain": bool(given.get("retain"))},
+    )
     micro.reset()
-    held = peak_bytes(lambda: distill(micro, found, [text], steps=2, max_new_tokens=reply, **given), micro.device)
+    held = peak_bytes(
+        lambda: distill(micro, found, [text], steps=2, max_new_tokens=reply, **given), micro.device
+    )
     print(f"{held / MB:.1f} MiB held, {plan.peak / MB:.1f} planned")
     assert held == pytest.approx(plan.peak, rel=0.15)
     assert plan.fits and not plan.gradient_checkpointing
@@ -49,13 +70,19 @@ def test_a_plan_leaves_the_policy_alone(tiny):
     p.grad = torch.ones_like(p)
     memory_plan(tiny, 100)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(tiny), strict=True))
-    assert torch.equal(p.grad, torch.ones_like(p)) and not tiny.model.training and tiny.trainable()[0].requires_grad
+    assert (
+        torch.equal(p.grad, torch.ones_like(p))
+        and not tiny.model.training
+        and tiny.trainable()[0].requires_grad
+    )
 
 
 def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypatch):
     plenty = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     module = importlib.import_module("oelkit.model.memory")
-    monkeypatch.setattr(module, "_free", lambda device: plenty.peak // 4)  # 80 % of it: less than one of four sequences
+    monkeypatch.setattr(
+        module, "_free", lambda device: plenty.peak // 4
+    )  # 80 % of it: less than one of four sequences
     tight = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     assert tight.gradient_checkpointing and tight.batch_tokens < plenty.batch_tokens
     assert tight.phases["training"] < plenty.phases["training"]
@@ -63,7 +90,15 @@ def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypat
     none = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     assert not none.fits and "does NOT fit" in str(none)
     with pytest.warns(UserWarning, match="memory will probably run out"):
-        distill(tiny, found[:2], ["- EXPERIENCE ITEM: left."], steps=1, batch_size=2, max_new_tokens=4, prompts="brief")
+        distill(
+            tiny,
+            found[:2],
+            ["- EXPERIENCE ITEM: left."],
+            steps=1,
+            batch_size=2,
+            max_new_tokens=4,
+            prompts="brief",
+        )
 
 
 def test_the_table_names_every_part(tiny):
@@ -71,4 +106,6 @@ def test_the_table_names_every_part(tiny):
     for name in (*plan.held, *plan.phases):
         assert name in str(plan)
     assert f"{plan.batch_tokens:,} tokens" in str(plan)
-    assert plan.held["weights"] == sum(p.nbytes for n, p in tiny.model.named_parameters() if ".lora_" not in n)
+    assert plan.held["weights"] == sum(
+        p.nbytes for n, p in tiny.model.named_parameters() if ".lora_" not in n
+    )

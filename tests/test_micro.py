@@ -1,4 +1,6 @@
-"""The embedded model: its recipe, what it was not shown, and that it learns by the loop without shortcuts."""
+"""The embedded model: its recipe, what it was not shown, and that it learns by the loop without
+shortcuts.
+"""
 
 import importlib.util
 import json
@@ -45,21 +47,29 @@ def test_what_pre_training_never_shows(make):
     for _ in range(3000):
         layout, symbols = make.draw_world(rng)
         assert {symbols["hole"], symbols["goal"]} != {"H", "G"} and not layout.unseen
-    assert not any({"H", "G"} & set(row["messages"][0]["content"].split()) for row in make.probe(1, n=20))
+    assert not any(
+        {"H", "G"} & set(row["messages"][0]["content"].split()) for row in make.probe(1, n=20)
+    )
 
 
 def test_the_games_of_pre_training_are_those_of_the_world(make):
-    """The recipe writes games itself, for speed: the same moves in the real world give the same words and endings."""
+    """The recipe writes games itself, for speed: the same moves in the real world give the same
+    words and endings.
+    """
     rng, endings = random.Random(3), set()
     for _ in range(300):
         layout, symbols = make.draw_world(rng)
         game = make.stroll(rng, layout, symbols)
-        env = envs.make("oelkit/FrozenLake4x4-v0", size=layout.size, board="labelled", symbols=symbols)
+        env = envs.make(
+            "oelkit/FrozenLake4x4-v0", size=layout.size, board="labelled", symbols=symbols
+        )
         observation, _ = env.reset(seed=0, options={"layout": layout})
         assert observation == game.turns[0].observation
         for turn in game.turns:
             *_, info = env.step(f"[{turn.action}]")
-            if info["outcome"] is Outcome.INVALID:  # the recipe's player may bump into walls twice and play on
+            if (
+                info["outcome"] is Outcome.INVALID
+            ):  # the recipe's player may bump into walls twice and play on
                 break
             assert info["feedback"] == turn.feedback
         else:
@@ -70,25 +80,57 @@ def test_the_games_of_pre_training_are_those_of_the_world(make):
 
 def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_path, monkeypatch):
     for name in ("a", "b"):
-        options = ["--out", str(tmp_path / name), "--scale", "0.0004", "--width", "32", "--layers", "1", "--batch-tokens", "2048"]
+        options = [
+            "--out",
+            str(tmp_path / name),
+            "--scale",
+            "0.0004",
+            "--width",
+            "32",
+            "--layers",
+            "1",
+            "--batch-tokens",
+            "2048",
+        ]
         monkeypatch.setattr("sys.argv", ["make.py", *options])
-        monkeypatch.setattr(make, "scores", lambda *_: {"act": 0.0})  # scoring takes longer than this training
+        monkeypatch.setattr(
+            make, "scores", lambda *_: {"act": 0.0}
+        )  # scoring takes longer than this training
         make.main()
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert load_policy(tmp_path / "a").prompts == "brief" and read_jsonl(tmp_path / "a" / "probe.jsonl")
+    assert load_policy(tmp_path / "a").prompts == "brief" and read_jsonl(
+        tmp_path / "a" / "probe.jsonl"
+    )
 
 
 def test_the_base_is_no_better_than_a_player_who_guesses(micro):
-    """On every world, also with the roles of the letters swapped, one hole and two decoys, and two goals."""
-    worlds = [("oelkit/FrozenLake4x4Unseen-v0", {}), ("oelkit/FrozenLake3x3Unseen-v0", {}),
-              ("oelkit/FrozenLake4x4Unseen-v0", {"symbols": {"hole": "G", "goal": "H"}}),
-              ("oelkit/FrozenLake4x4Unseen-v0", {"holes": 1, "decoys": 2})]  # fmt: skip
+    """On every world, also with the roles of the letters swapped, one hole and two decoys, and two
+    goals.
+    """
+    worlds = [
+        ("oelkit/FrozenLake4x4Unseen-v0", {}),
+        ("oelkit/FrozenLake3x3Unseen-v0", {}),
+        ("oelkit/FrozenLake4x4Unseen-v0", {"symbols": {"hole": "G", "goal": "H"}}),
+        ("oelkit/FrozenLake4x4Unseen-v0", {"holes": 1, "decoys": 2}),
+    ]
     for env_id, env_kwargs in worlds:
         report = evaluate(micro, env_id, SEEDS, adapter=None, env_kwargs=env_kwargs)
-        told = evaluate(micro, env_id, SEEDS, NOTES if "symbols" not in env_kwargs else SWAPPED, adapter=None, env_kwargs=env_kwargs)
+        told = evaluate(
+            micro,
+            env_id,
+            SEEDS,
+            NOTES if "symbols" not in env_kwargs else SWAPPED,
+            adapter=None,
+            env_kwargs=env_kwargs,
+        )
         bounds = envs.bounds(env_id, SEEDS, **env_kwargs)
-        assert report.low <= max(bounds["random"], bounds["fixed_plan"]), (env_id, env_kwargs, report.summary(), bounds)
+        assert report.low <= max(bounds["random"], bounds["fixed_plan"]), (
+            env_id,
+            env_kwargs,
+            report.summary(),
+            bounds,
+        )
         assert told.low > report.high, (env_id, env_kwargs, told.summary(), report.summary())
 
 
@@ -98,7 +140,12 @@ SWAPPED = NOTES.replace("H is a hole", "H is the goal").replace("G is the goal",
 @pytest.fixture(scope="module")
 def learned(micro, tmp_path_factory):
     """One round of the loop with the default settings."""
-    run = Run(tmp_path_factory.mktemp("runs") / "learned", Settings(rounds=1, arms=False), micro, progress=False)
+    run = Run(
+        tmp_path_factory.mktemp("runs") / "learned",
+        Settings(rounds=1, arms=False),
+        micro,
+        progress=False,
+    )
     return run, run.finish()
 
 
@@ -110,7 +157,9 @@ def test_one_round_learns(learned):
 
 
 def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
-    """With the letters' roles swapped the student must now lose; with one hole, two decoys it must still win."""
+    """With the letters' roles swapped the student must now lose; with one hole, two decoys it must
+    still win.
+    """
     learned[0].policy.load_adapter(learned[0].round_folder(1) / "adapter")
     world = "oelkit/FrozenLake4x4Unseen-v0"
     swapped = evaluate(micro, world, SEEDS, env_kwargs={"symbols": {"hole": "G", "goal": "H"}})
@@ -121,12 +170,16 @@ def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
 
 
 def test_another_seed_of_the_loop_agrees_with_the_record(micro, tmp_path):
-    """The recorded spread over seeds (data/results, made by examples/micro/rounds.py) holds for a seed that is not in it."""
+    """The recorded spread over seeds (data/results, made by examples/micro/rounds.py) holds for a
+    seed that is not in it.
+    """
     rows = read_jsonl(MICRO.parent / "results" / "rounds_study.jsonl")
     known = [row for row in rows if row["variant"] == "default" and row["round"] == 1]
     assert len({row["seed"] for row in known}) >= 5
     settings = replace(Settings(rounds=1, arms=False), seed=77)
-    first = Run(tmp_path / "again", settings, micro, progress=False).finish()["rounds"][0]["pass_rate"]
+    first = Run(tmp_path / "again", settings, micro, progress=False).finish()["rounds"][0][
+        "pass_rate"
+    ]
     for arm in ("base", "in_context", "consolidated"):
         rates = [row[arm]["pass_rate"] for row in known]
         assert min(rates) - 0.15 <= first[arm]["pass_rate"] <= max(rates) + 0.15, (arm, rates)

@@ -1,4 +1,6 @@
-"""Other models and formats through every step: micro in NF4, and a real pretrained model (SmolLM2-135M) where one is named."""
+"""Other models and formats through every step: micro in NF4, and a real pretrained model
+(SmolLM2-135M) where one is named.
+"""
 
 import os
 
@@ -14,14 +16,20 @@ NOTES = lora.NOTES
 
 
 def gap(policy, found: list[State]) -> float:
-    """KL(student without notes || teacher with them), nats a token, on the student's four replies to each state."""
+    """KL(student without notes || teacher with them), nats a token, on the student's four replies
+    to each state.
+    """
     asked = [policy.encode(state.prompt) for state in found] * 4
-    replies = [reply.ids for reply in generate(policy, asked, max_new_tokens=32, temperature=0.7, seed=3)]
+    replies = [
+        reply.ids for reply in generate(policy, asked, max_new_tokens=32, temperature=0.7, seed=3)
+    ]
     return lora.gap(policy, found * 4, replies, 0.7)
 
 
 def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tuple[float, float]:
-    """Rollout, extraction, curation, distillation and evaluation; the gap to the teacher before and after."""
+    """Rollout, extraction, curation, distillation and evaluation; the gap to the teacher before and
+    after.
+    """
     world = "oelkit/FrozenLake-v0"
     played = rollout(policy, world, range(games), max_new_tokens=tokens)
     assert len(played) == games and all(t.outcome and t.turns for t in played)
@@ -31,7 +39,16 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tup
     found: list[State] = states(played)[:4]
     policy.freeze_teacher()
     before = gap(policy, found)
-    distill(policy, found, [NOTES], steps=steps, batch_size=4, lr=lr, temperature=0.7, max_new_tokens=tokens)
+    distill(
+        policy,
+        found,
+        [NOTES],
+        steps=steps,
+        batch_size=4,
+        lr=lr,
+        temperature=0.7,
+        max_new_tokens=tokens,
+    )
     after = gap(policy, found)
     report = evaluate(policy, world, range(games), NOTES, max_new_tokens=tokens)
     assert report.n == games and report.low <= report.pass_rate <= report.high

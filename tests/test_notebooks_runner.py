@@ -1,4 +1,6 @@
-"""The strict notebook runner, on tiny notebooks with real kernels; what papermill lets pass must fail here."""
+"""The strict notebook runner, on tiny notebooks with real kernels; what papermill lets pass must
+fail here.
+"""
 
 import argparse
 import json
@@ -49,15 +51,38 @@ def fails(root, match, *args, **kwargs):
 def test_runs_in_order_with_parameters_for_those_that_declare_them(root, capfd):
     values = "[run, steps, lr, fast, model, seeds, limit, os.getcwd(), sys.executable]"
     show = f"import json, os, sys\nprint(json.dumps({values}))"
-    write(root, "01_first", "assert steps == 3", "open('order', 'a').write('1')", parameters='run = "demo"\nsteps = 3')
+    write(
+        root,
+        "01_first",
+        "assert steps == 3",
+        "open('order', 'a').write('1')",
+        parameters='run = "demo"\nsteps = 3',
+    )
     write(root, "02_second", show, "open('order', 'a').write('2')")
     given = {"lr": "0.5", "fast": "true", "model": "x y", "seeds": "4,5", "limit": 7}
     copies = run_notebooks(parameters=given, run="r1", root=root)
     assert (root / "order").read_text() == "12"
     assert [copy.name for copy in copies] == ["01_first.ipynb", "02_second.ipynb"]
-    assert published(root, "r1") == ["01_first.html", "01_first.ipynb", "02_second.html", "02_second.ipynb"]
-    output = next(cell for cell in nbformat.read(copies[1], 4).cells if cell.source == show).outputs[0]
-    assert json.loads(output.text) == ["r1", 3, 0.5, True, "x y", [4, 5], 7, str(root), sys.executable]
+    assert published(root, "r1") == [
+        "01_first.html",
+        "01_first.ipynb",
+        "02_second.html",
+        "02_second.ipynb",
+    ]
+    output = next(
+        cell for cell in nbformat.read(copies[1], 4).cells if cell.source == show
+    ).outputs[0]
+    assert json.loads(output.text) == [
+        "r1",
+        3,
+        0.5,
+        True,
+        "x y",
+        [4, 5],
+        7,
+        str(root),
+        sys.executable,
+    ]
     assert str(root) in (root / "runs/r1/notebooks/02_second.html").read_text()
     out, err = capfd.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["01_first", "02_second"]
@@ -67,7 +92,9 @@ def test_runs_in_order_with_parameters_for_those_that_declare_them(root, capfd):
 def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_path, monkeypatch):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
+    (spec / "kernel.json").write_text(
+        '{"argv": ["/bin/false"], "display_name": "other", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     write(root, "01_a", "1 / 0")
@@ -123,7 +150,9 @@ def test_publishes_no_widget_state(root):
     source = "from IPython.display import display\nimport ipywidgets\nw = ipywidgets.IntSlider()\ndisplay(w)"
     write(root, "01_a", source)
     (copy,) = run_notebooks(root=root)
-    assert "widget-view" not in copy.read_text() and "widgets" not in nbformat.read(copy, 4).metadata
+    assert (
+        "widget-view" not in copy.read_text() and "widgets" not in nbformat.read(copy, 4).metadata
+    )
     assert "IntSlider" in copy.read_text()
 
 
@@ -171,23 +200,42 @@ def test_reads_the_parameters_cell(root):
     write(root, "01_a", "steps = 9", parameters=PARAMETERS + "\nhere = str(1)\na = b = (1,\n  2)")
     found = parameters_of(root / "notebooks" / "01_a.ipynb")
     assert {name: parameter.default for name, parameter in found.items()} == {
-        "run": "demo", "steps": 3, "lr": 1e-3, "fast": False, "model": "a#b", "seeds": [0, 1], "limit": None,
-        "a": (1, 2), "b": (1, 2),
-    }  # fmt: skip
+        "run": "demo",
+        "steps": 3,
+        "lr": 1e-3,
+        "fast": False,
+        "model": "a#b",
+        "seeds": [0, 1],
+        "limit": None,
+        "a": (1, 2),
+        "b": (1, 2),
+    }
     assert found["limit"].kinds == {"int", "None"} and found["steps"].kinds == {"int"}
 
 
 @pytest.mark.parametrize(
     ("kinds", "default", "value", "expected"),
     [
-        ("int", 3, "4", 4), ("int", 3, " -4 ", -4), ("float", 0.1, "1e-3", 1e-3), ("float", 0.1, "2", 2.0),
-        ("bool", True, "False", False), ("bool", True, "true", True), ("str", "a", "5", "5"),
-        ("str", "a", "None", "None"), ("list", [], "[1]", [1]),
-        ("list", [1], "[2, 3]", [2, 3]), ("list", [1], "2,3", [2, 3]), ("list", ["a"], "['b']", ["b"]),
-        ("str None", None, "None", None), ("str None", None, "nf4", "nf4"), ("int None", None, "5", 5),
-        ("None", None, "anything", "anything"), ("float", 0.1, 2, 2.0), ("dict", {}, "{'r': 4}", {"r": 4}),
+        ("int", 3, "4", 4),
+        ("int", 3, " -4 ", -4),
+        ("float", 0.1, "1e-3", 1e-3),
+        ("float", 0.1, "2", 2.0),
+        ("bool", True, "False", False),
+        ("bool", True, "true", True),
+        ("str", "a", "5", "5"),
+        ("str", "a", "None", "None"),
+        ("list", [], "[1]", [1]),
+        ("list", [1], "[2, 3]", [2, 3]),
+        ("list", [1], "2,3", [2, 3]),
+        ("list", ["a"], "['b']", ["b"]),
+        ("str None", None, "None", None),
+        ("str None", None, "nf4", "nf4"),
+        ("int None", None, "5", 5),
+        ("None", None, "anything", "anything"),
+        ("float", 0.1, 2, 2.0),
+        ("dict", {}, "{'r': 4}", {"r": 4}),
     ],
-)  # fmt: skip
+)
 def test_converts(kinds, default, value, expected):
     result = convert("x", value, Parameter(set(kinds.split()), default))
     assert result == expected and type(result) is type(expected)
@@ -196,12 +244,23 @@ def test_converts(kinds, default, value, expected):
 @pytest.mark.parametrize(
     ("kinds", "default", "value"),
     [
-        ("int", 3, "4.0"), ("int", 3, "four"), ("int", 3, "True"), ("int", 3, True), ("int", 3, ""),
+        ("int", 3, "4.0"),
+        ("int", 3, "four"),
+        ("int", 3, "True"),
+        ("int", 3, True),
+        ("int", 3, ""),
         ("float", 0.1, "fast"),
-        ("bool", True, "1"), ("bool", True, "yes"), ("str", "a", 5), ("list", [1], "4"), ("list", [1], "['a']"),
-        ("list", [1], "[1"), ("int", 3, None), ("int None", None, "x"), ("int", 3, "__import__('os')"),
+        ("bool", True, "1"),
+        ("bool", True, "yes"),
+        ("str", "a", 5),
+        ("list", [1], "4"),
+        ("list", [1], "['a']"),
+        ("list", [1], "[1"),
+        ("int", 3, None),
+        ("int None", None, "x"),
+        ("int", 3, "__import__('os')"),
     ],
-)  # fmt: skip
+)
 def test_refuses_the_ill_typed(kinds, default, value):
     with pytest.raises(NotebookError, match="parameter x="):
         convert("x", value, Parameter(set(kinds.split()), default))
@@ -218,7 +277,14 @@ def test_command_line(root, monkeypatch, capsys):
 
     assert call("01_a", "-p", "steps=5", "--run", "mine", "--timeout", "60") == 0
     assert published(root, "mine") == ["01_a.html", "01_a.ipynb"]
-    for bad in ("-p steps", "-p steps=1 -p steps=2", "-p nope=1", "--run a/b", "99_x", "-p steps=6"):
+    for bad in (
+        "-p steps",
+        "-p steps=1 -p steps=2",
+        "-p nope=1",
+        "--run a/b",
+        "99_x",
+        "-p steps=6",
+    ):
         assert call(*bad.split()) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1

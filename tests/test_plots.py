@@ -1,4 +1,5 @@
 """The figures: what they show is what the metrics say, nothing is cut off, nothing is left open."""
+
 import copy
 import json
 import math
@@ -10,52 +11,93 @@ import pytest
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from oelkit import envs  # noqa: E402
-from oelkit.views import plots  # noqa: E402
+from oelkit import envs
+from oelkit.records import Outcome, Trajectory, Turn
 from oelkit.stats import draw_spread, wilson
-from oelkit.records import Outcome, Trajectory, Turn  # noqa: E402
+from oelkit.views import plots
 
 ROOT = Path(__file__).parents[1]
 
 
 def rate(passes, n=128):
     low, high = wilson(passes, n)
-    return {"pass_rate": passes / n, "low": low, "high": high, "n": n, "reply_tokens": 40 - passes / 9,
-            "truncated": 0.02}
+    return {
+        "pass_rate": passes / n,
+        "low": low,
+        "high": high,
+        "n": n,
+        "reply_tokens": 40 - passes / 9,
+        "truncated": 0.02,
+    }
 
 
-def make_metrics(consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0.88, 0.9), arms=True):
+def make_metrics(
+    consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0.88, 0.9), arms=True
+):
     """Metrics as `Run.finish` returns them; probe: OOD of the base and after each round."""
+
     def ood(share):
         return probe and {"all": share, "copy": share, "other_letters": share - 0.05, "n": 200}
 
     rounds = []
     for k, passes in enumerate(consolidated, 1):
-        rows = {"base": rate(base), "in_context": {**rate(in_context), "by_draw": [0.7, 0.9]},
-                "consolidated": rate(passes)}
-        rounds.append({
-            "round": k, "pass_rate": rows, "items": 30 + k, "kept": 20 + k,
-            "ood": {"base": ood(probe and probe[0]), "consolidated": ood(probe and probe[min(k, len(probe) - 1)])},
-            **{kind: {arm: row[kind] for arm, row in rows.items()} for kind in ("reply_tokens", "truncated")},
-            "seconds": {"rollout": 1.5, "distill": 20.0}})
-    metrics = {"run": "demo", "env": "oelkit/FrozenLake4x4-v0", "eval_env": "oelkit/FrozenLake4x4Unseen-v0",
-               "model": "micro", "seed": 0, "bounds": {"random": 0.031, "fixed_plan": 0.062, "ceiling": 1.0},
-               "rounds": rounds}
+        rows = {
+            "base": rate(base),
+            "in_context": {**rate(in_context), "by_draw": [0.7, 0.9]},
+            "consolidated": rate(passes),
+        }
+        rounds.append(
+            {
+                "round": k,
+                "pass_rate": rows,
+                "items": 30 + k,
+                "kept": 20 + k,
+                "ood": {
+                    "base": ood(probe and probe[0]),
+                    "consolidated": ood(probe and probe[min(k, len(probe) - 1)]),
+                },
+                **{
+                    kind: {arm: row[kind] for arm, row in rows.items()}
+                    for kind in ("reply_tokens", "truncated")
+                },
+                "seconds": {"rollout": 1.5, "distill": 20.0},
+            }
+        )
+    metrics = {
+        "run": "demo",
+        "env": "oelkit/FrozenLake4x4-v0",
+        "eval_env": "oelkit/FrozenLake4x4Unseen-v0",
+        "model": "micro",
+        "seed": 0,
+        "bounds": {"random": 0.031, "fixed_plan": 0.062, "ceiling": 1.0},
+        "rounds": rounds,
+    }
     if arms:
-        metrics["arms"] = {"raw": {"in_context": rate(40), "consolidated": rate(30), "ood": ood(0.85)},
-                           "forward_kl": {"consolidated": rate(94), "ood": ood(0.7)},
-                           "sft": {"consolidated": rate(80), "ood": ood(0.6)}}
+        metrics["arms"] = {
+            "raw": {"in_context": rate(40), "consolidated": rate(30), "ood": ood(0.85)},
+            "forward_kl": {"consolidated": rate(94), "ood": ood(0.7)},
+            "sft": {"consolidated": rate(80), "ood": ood(0.6)},
+        }
     return metrics
 
 
-def make_rows(steps=8, arms=(("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))):
-    return [{"arm": arm, "round": k, "step": s, "loss": math.exp(-s / k), "entropy": 0.3} for arm, k in arms
-            for s in range(steps)]
+def make_rows(
+    steps=8, arms=(("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))
+):
+    return [
+        {"arm": arm, "round": k, "step": s, "loss": math.exp(-s / k), "entropy": 0.3}
+        for arm, k in arms
+        for s in range(steps)
+    ]
 
 
-def make_game(moves=("[left]", "[down]", "no idea", "[right]", "[right]"), env_id="oelkit/FrozenLake4x4-v0", seed=3):
+def make_game(
+    moves=("[left]", "[down]", "no idea", "[right]", "[right]"),
+    env_id="oelkit/FrozenLake4x4-v0",
+    seed=3,
+):
     env = envs.make(env_id, board="labelled", max_turns=max(5, len(moves)))
     board, turns = env.reset(seed=seed)[0], []
     for reply in moves:
@@ -65,12 +107,22 @@ def make_game(moves=("[left]", "[down]", "no idea", "[right]", "[right]"), env_i
         board = after
         if info["outcome"]:
             break
-    return Trajectory(f"game-m{seed}", env_id, seed, "micro", 1, tuple(turns), info["outcome"] or Outcome.UNKNOWN,
-                      info["feedback"])
+    return Trajectory(
+        f"game-m{seed}",
+        env_id,
+        seed,
+        "micro",
+        1,
+        tuple(turns),
+        info["outcome"] or Outcome.UNKNOWN,
+        info["feedback"],
+    )
 
 
 def texts(figure):
-    return [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+    return [
+        t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()
+    ]
 
 
 def words(figure):
@@ -83,7 +135,9 @@ def assert_whole(figure):
         warnings.simplefilter("error")
         figure.draw_without_rendering()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert min(drawn.x0, drawn.y0) > -0.01 and drawn.x1 < width + 0.01 and drawn.y1 < height + 0.01, drawn
+    assert (
+        min(drawn.x0, drawn.y0) > -0.01 and drawn.x1 < width + 0.01 and drawn.y1 < height + 0.01
+    ), drawn
 
 
 METRICS = {
@@ -119,7 +173,13 @@ def test_pass_rates_shows_rates_intervals_floors_and_n():
         assert matplotlib.colors.same_color(points.get_color(), plots.COLOURS[arm])
     assert level(axis) == [0.031, 0.062, 1.0]
     said = words(figure)
-    for text in ("128 held-out maps", "Wilson", "random policy 3.1%", "best fixed plan 6.2%", "ceiling 100.0%"):
+    for text in (
+        "128 held-out maps",
+        "Wilson",
+        "random policy 3.1%",
+        "best fixed plan 6.2%",
+        "ceiling 100.0%",
+    ):
         assert text in said
     draws = [line for line in axis.lines if list(line.get_ydata()) == [0.7, 0.9]]
     assert len(draws) == 2  # one a round
@@ -143,7 +203,9 @@ def test_spread_of_the_draws_beyond_noise_is_said():
 
 
 def test_bounds_that_are_not_known_are_left_out():
-    metrics = make_metrics() | {"bounds": {"random": 0.1, "fixed_plan": None, "ceiling": 0.6, "plan": None, "n": 9}}
+    metrics = make_metrics() | {
+        "bounds": {"random": 0.1, "fixed_plan": None, "ceiling": 0.6, "plan": None, "n": 9}
+    }
     assert level(plots.pass_rates(metrics).axes[0]) == [0.1, 0.6]
     assert "fixed plan" not in words(plots.pass_rates(metrics))
     metrics["bounds"] = dict.fromkeys(metrics["bounds"])
@@ -156,16 +218,21 @@ def test_bounds_that_are_not_known_are_left_out():
 def test_labels_of_near_floors_do_not_overlap():
     figure = plots.pass_rates(make_metrics())
     figure.draw_without_rendering()
-    one, two = (next(t for t in texts(figure) if name in t.get_text()) for name in ("random", "fixed"))
+    one, two = (
+        next(t for t in texts(figure) if name in t.get_text()) for name in ("random", "fixed")
+    )
     assert not one.get_window_extent().overlaps(two.get_window_extent())
 
 
 def test_arms_has_a_bar_an_arm_and_the_probe_beside_it():
     metrics = make_metrics()
     left, right = plots.arms(metrics).axes
-    assert sorted(bar.get_width() for bar in left.patches) == pytest.approx(sorted(
-        [7 / 128, 104 / 128, 115 / 128, 40 / 128, 30 / 128, 94 / 128, 80 / 128]))
-    assert sorted(bar.get_width() for bar in right.patches) == pytest.approx([0.6, 0.7, 0.85, 0.88, 0.91])
+    assert sorted(bar.get_width() for bar in left.patches) == pytest.approx(
+        sorted([7 / 128, 104 / 128, 115 / 128, 40 / 128, 30 / 128, 94 / 128, 80 / 128])
+    )
+    assert sorted(bar.get_width() for bar in right.patches) == pytest.approx(
+        [0.6, 0.7, 0.85, 0.88, 0.91]
+    )
     assert "n = 128" in left.get_title(loc="left") and "n = 200" in right.get_title(loc="left")
     assert "no OOD probe" in words(plots.arms(make_metrics(probe=None)))
 
@@ -178,7 +245,9 @@ def test_training_has_a_line_an_arm_and_round():
     assert list(loss.lines[1].get_ydata()) == [math.exp(-s / 2) for s in range(8)]
     assert loss.get_yscale() == "log"
     assert_whole(figure)
-    zero = plots.training([{**row, "loss": 0.0} for row in make_rows(1)])  # a loss of 0 has no logarithm
+    zero = plots.training(
+        [{**row, "loss": 0.0} for row in make_rows(1)]
+    )  # a loss of 0 has no logarithm
     assert zero.axes[0].get_yscale() == "linear"
     assert_whole(zero)
     assert plt.get_fignums() == []
@@ -187,17 +256,31 @@ def test_training_has_a_line_an_arm_and_round():
 def test_ood_shows_every_kind_before_and_after():
     axis = plots.ood(make_metrics()).axes[0]
     assert [bar.get_height() for bar in axis.patches] == pytest.approx(
-        [0.91, 0.91, 0.86, 0.88, 0.88, 0.83, 0.9, 0.9, 0.85])
+        [0.91, 0.91, 0.86, 0.88, 0.88, 0.83, 0.9, 0.9, 0.85]
+    )
     assert [t.get_text() for t in axis.get_xticklabels()] == ["all", "copy", "other\nletters"]
     assert "200 questions" in axis.get_title(loc="left")
     assert "no OOD probe" in words(plots.ood(make_metrics(probe=None)))
 
 
 def make_arms(seeds=2):
-    arms = (("nothing", "base", 8, 180), ("own items", "in_context", 120, None),
-            ("own items", "consolidated", 110, 170), ("raw games of a rather long name", "in_context", 9, None))
-    return [{"arm": arm, "how": how, "seed": s, "passed": rate(passes - 4 * s),
-             "ood": right and {"all": right / 192, "n": 192}} for arm, how, passes, right in arms for s in range(seeds)]
+    arms = (
+        ("nothing", "base", 8, 180),
+        ("own items", "in_context", 120, None),
+        ("own items", "consolidated", 110, 170),
+        ("raw games of a rather long name", "in_context", 9, None),
+    )
+    return [
+        {
+            "arm": arm,
+            "how": how,
+            "seed": s,
+            "passed": rate(passes - 4 * s),
+            "ood": right and {"all": right / 192, "n": 192},
+        }
+        for arm, how, passes, right in arms
+        for s in range(seeds)
+    ]
 
 
 def test_bars_pool_the_seeds_and_show_each():
@@ -208,18 +291,29 @@ def test_bars_pool_the_seeds_and_show_each():
     assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
     (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
     assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson(236, 256))
-    assert "n = 256 an arm, 95 % Wilson" in left.get_title(loc="left") and "n = 384" in right.get_title(loc="left")
-    assert sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1] == 120 / 128
+    assert "n = 256 an arm, 95 % Wilson" in left.get_title(
+        loc="left"
+    ) and "n = 384" in right.get_title(loc="left")
+    assert (
+        sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1]
+        == 120 / 128
+    )
     assert "random policy 3.1%" in words(figure) and "notes in context" in words(figure)
     assert_whole(figure)
-    alone = plots.bars([{**row, "ood": None} for row in make_arms(1)], make_metrics()["bounds"], "Pass rate")
+    alone = plots.bars(
+        [{**row, "ood": None} for row in make_arms(1)], make_metrics()["bounds"], "Pass rate"
+    )
     assert "no OOD probe" in words(alone) and len(alone.axes) == 1
     assert_whole(alone)
 
 
 def test_curves_show_mean_and_range_or_the_interval_of_one():
-    rows = [{"arm": arm, "step": step, "passed": rate(passes + 10 * s), "ood": {"all": 0.9, "n": 192}}
-            for arm, passes in (("reverse_kl", 100), ("something", 50)) for step in (0, 20) for s in (0, 1)]
+    rows = [
+        {"arm": arm, "step": step, "passed": rate(passes + 10 * s), "ood": {"all": 0.9, "n": 192}}
+        for arm, passes in (("reverse_kl", 100), ("something", 50))
+        for step in (0, 20)
+        for s in (0, 1)
+    ]
     panels = {"passed": "Pass rate", "ood": "OOD"}
     figure = plots.curves(rows, "step", panels, "Two seeds", make_metrics()["bounds"])
     left, right = figure.axes
@@ -228,7 +322,9 @@ def test_curves_show_mean_and_range_or_the_interval_of_one():
     assert list(lines["something"].get_xdata()) == [0, 20]
     band = left.collections[0].get_paths()[0].vertices[:, 1]
     assert {band.min(), band.max()} == {100 / 128, 110 / 128}
-    assert [len(line.get_ydata()) for line in right.lines] == [2, 4, 2, 4] and len(left.lines) == 4 + 3  # floors
+    assert [len(line.get_ydata()) for line in right.lines] == [2, 4, 2, 4] and len(
+        left.lines
+    ) == 4 + 3  # floors
     assert_whole(figure)
     one = plots.curves(rows[:1] + rows[2:3], "step", {"passed": "Pass rate"}, "One seed")
     band = one.axes[0].collections[0].get_paths()[0].vertices[:, 1]
@@ -237,7 +333,10 @@ def test_curves_show_mean_and_range_or_the_interval_of_one():
 
 
 def test_differences_are_ranked():
-    rows = [{"arm": "harmless " * 9, "difference": (0.01, -0.02, 0.04)}, {"arm": "G", "difference": (-0.6, -0.7, -0.5)}]
+    rows = [
+        {"arm": "harmless " * 9, "difference": (0.01, -0.02, 0.04)},
+        {"arm": "G", "difference": (-0.6, -0.7, -0.5)},
+    ]
     axis = plots.differences(rows, "n = 64").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [-0.6, 0.01]
     assert [t.get_text() for t in axis.get_yticklabels()][0] == "G"
@@ -247,9 +346,16 @@ def test_differences_are_ranked():
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("game", [
-    make_game(), make_game(("[left]",)), make_game(("?", "?")), make_game(("[left]", "[right]") * 6),
-    make_game(("[left]", "[up]", "[right]"), "oelkit/Sokoban-v0", 1)])
+@pytest.mark.parametrize(
+    "game",
+    [
+        make_game(),
+        make_game(("[left]",)),
+        make_game(("?", "?")),
+        make_game(("[left]", "[right]") * 6),
+        make_game(("[left]", "[up]", "[right]"), "oelkit/Sokoban-v0", 1),
+    ],
+)
 def test_strip_draws_each_turn(game):
     figure = plots.strip(game)
     assert len(figure.axes) == len(game.turns)
@@ -263,17 +369,33 @@ def test_strip_draws_each_turn(game):
 
 
 def test_strip_shows_foreign_text_as_it_is():
-    r"""Logs of an agent: no board, an unknown action, and text that matplotlib would read as mathematics."""
-    turn = Turn(r"Cost: $\frac{1$ per <b>item</b>", [], "r", "buy $x^2 now or never", "$\\sqrt$ " * 60, 1, 1, False)
-    figure = plots.strip(Trajectory("a$b$", "logs", None, "m", 1, (turn,) * 2, Outcome.UNKNOWN, "the $end"))
+    r"""Logs of an agent: no board, an unknown action, and text that matplotlib would read as
+    mathematics.
+    """
+    turn = Turn(
+        r"Cost: $\frac{1$ per <b>item</b>",
+        [],
+        "r",
+        "buy $x^2 now or never",
+        "$\\sqrt$ " * 60,
+        1,
+        1,
+        False,
+    )
+    figure = plots.strip(
+        Trajectory("a$b$", "logs", None, "m", 1, (turn,) * 2, Outcome.UNKNOWN, "the $end")
+    )
     assert_whole(figure)
     said = words(figure)
     assert r"$\frac{1$" in said and "the $end" in said and "…" in said
 
 
 def test_benchmarks_draws_each_line_once_with_its_target():
-    rows = [json.loads(line) for line in (ROOT / "data/results/bench_cpu.jsonl").read_text().splitlines()]
-    axis, = plots.benchmarks(rows).axes
+    rows = [
+        json.loads(line)
+        for line in (ROOT / "data/results/bench_cpu.jsonl").read_text().splitlines()
+    ]
+    (axis,) = plots.benchmarks(rows).axes
     assert len(axis.patches) == len(axis.get_yticks()) == len(rows)
     ends = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
     assert ends == pytest.approx(sorted(row["ratio"] for row in rows))

@@ -1,4 +1,7 @@
-"""Loading, adapters, hidden states, log-probabilities; on a tiny random model and, where one is named, a real one."""
+"""Loading, adapters, hidden states, log-probabilities; on a tiny random model and, where one is
+named, a real one.
+"""
+
 import http.server
 import json
 import os
@@ -13,11 +16,11 @@ import torch
 from conftest import make_model
 from transformers import AutoModelForCausalLM
 
-from oelkit.model.sampling import generate
-from oelkit.model.losses import cross_entropy
 from oelkit.model.loading import load_policy
+from oelkit.model.losses import cross_entropy
 from oelkit.model.memory import checkpointed
 from oelkit.model.policy import reply_hidden, token_batches, token_logprobs
+from oelkit.model.sampling import generate
 from oelkit.text import answer_text
 
 ROOT = str(Path(__file__).parents[1])
@@ -36,7 +39,9 @@ def shake(policy, adapter="student", seed=1):
 
 
 def sft_loss(policy):
-    return cross_entropy(reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head_weight)
+    return cross_entropy(
+        reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head_weight
+    )
 
 
 def close(a, b, tolerance):
@@ -46,10 +51,13 @@ def close(a, b, tolerance):
 
 def test_text_and_ids(tiny, tiny_model):
     ids = tiny.encode(MESSAGES)
-    assert tiny.tokenizer.decode(ids) == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tiny.tokenizer.decode(ids)
+        == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tiny.decode(ids) == "user\ngo left the\nassistant\n"
     prefixed = tiny.encode(MESSAGES, "- EXP")
-    assert prefixed[:len(ids)] == ids and tiny.decode(prefixed).endswith("- EXP")
+    assert prefixed[: len(ids)] == ids and tiny.decode(prefixed).endswith("- EXP")
     assert tiny.eos_ids == [2] and tiny.pad_id == 0 and tiny.context_length == 512
     thinking = load_policy(tiny_model, enable_thinking=True)
     assert thinking.decode(thinking.encode(MESSAGES)).endswith("<think>\n")
@@ -66,14 +74,20 @@ def test_student_starts_as_the_base_in_float32_and_only_lora_trains(tiny, tiny_m
     ids = torch.tensor([PROMPTS[2]])
     assert torch.equal(tiny.model(input_ids=ids).logits, base(input_ids=ids).logits)
     trained = [n for n, p in tiny.model.named_parameters() if p.requires_grad]
-    assert trained and all(".student." in n for n in trained) and len(trained) == len(tiny.trainable()) == 2 * 7 * 2
+    assert (
+        trained
+        and all(".student." in n for n in trained)
+        and len(trained) == len(tiny.trainable()) == 2 * 7 * 2
+    )
     assert not any("lm_head" in n or "embed" in n for n in trained)
     assert not tiny.model.training
 
 
 def test_lora_arguments(tiny_model):
     policy = load_policy(tiny_model, lora={"r": 4, "target_modules": ["q_proj"]})
-    assert {tuple(p.shape) for p in policy.trainable()} == {(4, 64), (64, 4)} and len(policy.trainable()) == 4
+    assert {tuple(p.shape) for p in policy.trainable()} == {(4, 64), (64, 4)} and len(
+        policy.trainable()
+    ) == 4
 
 
 def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_model):
@@ -90,7 +104,9 @@ def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_mo
 @pytest.mark.parametrize("outer", ["student", None])
 def test_use_switches_and_restores(tiny, merge, outer):
     shake(tiny), shake(tiny, "teacher", 2)
-    tiny.trainable()[0].requires_grad_(False)  # somebody's own choice, which PEFT's set_adapter would undo
+    tiny.trainable()[0].requires_grad_(
+        False
+    )  # somebody's own choice, which PEFT's set_adapter would undo
     ids = torch.tensor([PROMPTS[2]])
 
     def logits():
@@ -118,20 +134,28 @@ def test_use_switches_and_restores(tiny, merge, outer):
             torch.testing.assert_close(seen["student"], logits(), rtol=1e-3, atol=1e-4)
         with tiny.use("teacher"):
             torch.testing.assert_close(seen["teacher"], logits(), rtol=1e-3, atol=1e-4)
-    assert (seen["student"] - seen["teacher"]).abs().max() > 0.1 < (seen["student"] - seen[None]).abs().max()
+    assert (
+        (seen["student"] - seen["teacher"]).abs().max()
+        > 0.1
+        < (seen["student"] - seen[None]).abs().max()
+    )
     with pytest.raises(ValueError, match="no adapter 'pupil'"), tiny.use("pupil"):
         pass
 
 
 def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr("oelkit.model.policy.MERGE", 0)  # as in 16 and 4 bits, where adapters stay apart
+    monkeypatch.setattr(
+        "oelkit.model.policy.MERGE", 0
+    )  # as in 16 and 4 bits, where adapters stay apart
     calls, ids = [], torch.tensor([PROMPTS[2]])
     a = tiny.layers[0].lora_A["student"]
     a.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad(), tiny.use("student", merge=True):
         blank = tiny.hidden(ids)
     assert not calls
-    with tiny.use("student", merge=True):  # with gradients it is there, else it would never be trained
+    with tiny.use(
+        "student", merge=True
+    ):  # with gradients it is there, else it would never be trained
         assert torch.equal(tiny.hidden(ids), blank) and calls
     tiny.layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
     with torch.no_grad(), tiny.use("student", merge=True):
@@ -147,7 +171,10 @@ def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, 
     for _ in range(3):
         sft_loss(tiny).backward()
         optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher")))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher"))
+    )
     assert (before[0] - token_logprobs(tiny, PROMPTS, REPLIES)[0]).abs().max() > 1e-3
     fresh = load_policy(tiny_model, adapter=tmp_path / "start")
     for adapter in ("teacher", "student"):
@@ -167,8 +194,13 @@ from oelkit.model.policy import token_logprobs
 model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 policy = load_policy(model, adapter=adapter)
 print(json.dumps([x.tolist() for x in token_logprobs(policy, prompts, replies, adapter="teacher")]))"""
-    run = subprocess.run([sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(PROMPTS), str(REPLIES)],
-                         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(PROMPTS), str(REPLIES)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
     fresh = json.loads(run.stdout.splitlines()[-1])
     for a, b in zip(token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher"), fresh, strict=True):
         torch.testing.assert_close(a, torch.tensor(b), rtol=0, atol=1e-6)
@@ -179,8 +211,13 @@ def test_saved_adapter_is_plain_peft(tiny, tmp_path, tiny_model):
 
     shake(tiny)
     tiny.save_adapter(tmp_path)
-    assert sorted(f.name for f in tmp_path.glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path).eval()
+    assert sorted(f.name for f in tmp_path.glob("adapter*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path
+    ).eval()
     ids = torch.tensor([PROMPTS[2]])
     torch.testing.assert_close(plain(input_ids=ids).logits, tiny.model(input_ids=ids).logits)
     assert tiny.model.peft_config["student"].inference_mode is False
@@ -194,8 +231,12 @@ def test_token_logprobs_equal_the_definition(tiny):
         small = token_logprobs(tiny, PROMPTS, REPLIES, temperature=temperature, batch_tokens=1)
         for prompt, reply, g, s in zip(PROMPTS, REPLIES, got, small):
             with torch.no_grad():
-                logits = tiny.model(input_ids=torch.tensor([prompt + reply])).logits[0] / temperature
-            want = logits.log_softmax(-1)[len(prompt) - 1:-1].gather(-1, torch.tensor(reply)[:, None])[:, 0]
+                logits = (
+                    tiny.model(input_ids=torch.tensor([prompt + reply])).logits[0] / temperature
+                )
+            want = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(
+                -1, torch.tensor(reply)[:, None]
+            )[:, 0]
             torch.testing.assert_close(g, want, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(s, want, rtol=1e-4, atol=1e-5)
 
@@ -239,12 +280,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
 
 def lora_gradients(policy):
     sft_loss(policy).backward()
-    return {n: p.grad for n, p in policy.model.named_parameters() if ".student." in n and p.grad is not None}
+    return {
+        n: p.grad
+        for n, p in policy.model.named_parameters()
+        if ".student." in n and p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("workaround", [True, False])
 def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkeypatch):
-    """Generate, then train: gradients as in a fresh model; the second case shows that they differ without the fix."""
+    """Generate, then train: gradients as in a fresh model; the second case shows that they differ
+    without the fix.
+    """
     from bitsandbytes.nn.modules import has_avx512bf16
 
     fresh = load_policy(tiny_model, quantize="nf4", device="cpu")
@@ -275,7 +322,9 @@ def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
 
 def test_bfloat16_on_request(tiny_model):
     policy = load_policy(tiny_model, dtype="bfloat16")
-    assert policy.head_weight.dtype == torch.bfloat16 and all(p.dtype == torch.float32 for p in policy.trainable())
+    assert policy.head_weight.dtype == torch.bfloat16 and all(
+        p.dtype == torch.float32 for p in policy.trainable()
+    )
     assert len(generate(policy, PROMPTS, max_new_tokens=3)) == 3
 
 
@@ -323,7 +372,9 @@ def test_a_model_of_another_kind(tmp_path):
 
 def test_hub_id_without_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="nobody/nothing: no such folder here, and the hub cannot be reached"):
+    with pytest.raises(
+        ConnectionError, match="nobody/nothing: no such folder here, and the hub cannot be reached"
+    ):
         load_policy("nobody/nothing")
 
 
@@ -344,10 +395,14 @@ def test_unknown_hub_id(monkeypatch):
         endpoint = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-                            endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         try:
-            with pytest.raises(FileNotFoundError, match="neither a folder here nor a .public. model on the hub"):
+            with pytest.raises(
+                FileNotFoundError, match="neither a folder here nor a .public. model on the hub"
+            ):
                 load_policy("nobody/nothing")
         finally:
             server.shutdown()
@@ -377,7 +432,9 @@ def test_adapters_that_do_not_fit(tiny, tmp_path, tiny_model):
     (tmp_path / "wide_adapter/oelkit.json").unlink()  # as a plain PEFT adapter
     with pytest.raises(ValueError, match="another base model"):
         load_policy(tiny_model, adapter=tmp_path / "wide_adapter")
-    load_policy(make_model(tmp_path / "twin", seed=1)).save_adapter(tmp_path / "twin_adapter")  # same shapes
+    load_policy(make_model(tmp_path / "twin", seed=1)).save_adapter(
+        tmp_path / "twin_adapter"
+    )  # same shapes
     with pytest.raises(ValueError, match="another base model"):
         load_policy(tiny_model, adapter=tmp_path / "twin_adapter")
     small = load_policy(tiny_model, lora={"r": 4})
@@ -394,25 +451,51 @@ def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
     from transformers import CohereConfig, CohereForCausalLM
 
     tokenizer = make_tokenizer()
-    config = CohereConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-                          logit_scale=0.5, num_attention_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=2)
+    config = CohereConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        logit_scale=0.5,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+    )
     CohereForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="scales or caps"):
         load_policy(tmp_path).head_weight
 
 
-@pytest.mark.parametrize("family, changes, message", [
-    ("Gemma2", {"final_logit_softcapping": 1.0, "head_dim": 16, "num_key_value_heads": 1}, "scales or caps"),
-    ("Granite", {"logits_scaling": 8.0}, "scales or caps"), ("Phi", {}, "with a bias")])
+@pytest.mark.parametrize(
+    "family, changes, message",
+    [
+        (
+            "Gemma2",
+            {"final_logit_softcapping": 1.0, "head_dim": 16, "num_key_value_heads": 1},
+            "scales or caps",
+        ),
+        ("Granite", {"logits_scaling": 8.0}, "scales or caps"),
+        ("Phi", {}, "with a bias"),
+    ],
+)
 def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes, message):
     import transformers
     from conftest import make_tokenizer
 
     tokenizer = make_tokenizer()
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        pad_token_id=0, bos_token_id=None, eos_token_id=2, **changes)
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+        **changes,
+    )
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -420,8 +503,10 @@ def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes
 
 
 def test_a_template_without_a_system_role(tmp_path):
-    template = ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-                "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}")
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
     policy = load_policy(make_model(tmp_path, chat_template=template))
     assert policy.decode(policy.encode(MESSAGES)) == "go left the"
     with pytest.raises(ValueError, match="no system role"):
@@ -449,6 +534,8 @@ def test_real_model(real_model, tmp_path):
     shake(policy)
     policy.save_adapter(tmp_path)
     again = load_policy(real_model, adapter=tmp_path)
-    for a, b in zip(token_logprobs(policy, prompts, [r.ids for r in replies]),
-                    token_logprobs(again, prompts, [r.ids for r in replies])):
+    for a, b in zip(
+        token_logprobs(policy, prompts, [r.ids for r in replies]),
+        token_logprobs(again, prompts, [r.ids for r in replies]),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -1,15 +1,18 @@
-"""Shared beginnings: the same hidden states and replies as without, kept once, and turned off where that cannot be."""
+"""Shared beginnings: the same hidden states and replies as without, kept once, and turned off where
+that cannot be.
+"""
+
 import pytest
 import torch
 from conftest import make_model
-from test_sampling import by_hand, some_prompts
 from test_policy import shake
+from test_sampling import by_hand, some_prompts
 
 import oelkit.model.prefix
-from oelkit.model.sampling import generate
 from oelkit.model.loading import load_policy
 from oelkit.model.policy import reply_hidden
 from oelkit.model.prefix import SharedPrefix, can_share, common_beginnings
+from oelkit.model.sampling import generate
 
 START = some_prompts(1, seed=5, low=300, high=301)[0]
 ENDS, REPLIES = some_prompts(9, seed=6), some_prompts(9, seed=7, low=1, high=12)
@@ -27,7 +30,9 @@ def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, ad
         prefix = SharedPrefix(policy, PROMPTS[0])
         assert prefix.crop(PROMPTS) == len(START) == prefix.kv[0][0].shape[2]
         got = reply_hidden(policy, PROMPTS, REPLIES, prefix)
-        assert torch.equal(reply_hidden(policy, PROMPTS, REPLIES), want)  # nothing was left switched
+        assert torch.equal(
+            reply_hidden(policy, PROMPTS, REPLIES), want
+        )  # nothing was left switched
     assert (got - want).norm() <= tolerance * want.norm()
     z, t = ((x @ policy.head_weight.T).float().log_softmax(-1) for x in (got, want))
     if dtype == "float32":
@@ -45,17 +50,23 @@ def test_greedy_replies_are_those_by_hand(tiny):
     lone = some_prompts(3, seed=8)
     replies = generate(tiny, [*PROMPTS, *lone], max_new_tokens=20, temperature=0)
     assert [r.ids for r in replies] == [by_hand(tiny, p, 20) for p in [*PROMPTS, *lone]]
-    assert generate(tiny, PROMPTS, max_new_tokens=20, temperature=0, batch_tokens=200) == replies[:9]
+    assert (
+        generate(tiny, PROMPTS, max_new_tokens=20, temperature=0, batch_tokens=200) == replies[:9]
+    )
 
 
 def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatch):
     used = []
     assert can_share(tiny)
     real = oelkit.model.prefix._with_sum
-    monkeypatch.setattr(oelkit.model.prefix, "_with_sum", lambda q, k, v, s: used.append(k) or real(q, k, v, s))
+    monkeypatch.setattr(
+        oelkit.model.prefix, "_with_sum", lambda q, k, v, s: used.append(k) or real(q, k, v, s)
+    )
     generate(tiny, PROMPTS, max_new_tokens=3)
     assert used and {k.shape for k in used} == {(1, 2, len(START), 16)}
-    assert len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2  # one a layer, from the first token to the last
+    assert (
+        len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2
+    )  # one a layer, from the first token to the last
 
 
 def test_groups():
@@ -64,15 +75,27 @@ def test_groups():
     groups = {tuple(rows): n for n, rows in common_beginnings(prompts, 256)}
     assert sorted(i for rows in groups for i in rows) == list(range(6)) and groups[(2,)] == 0
     for rows, n in groups.items():
-        assert n == 0 or (n >= 256 and all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows))
+        assert n == 0 or (
+            n >= 256
+            and all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows)
+        )
     assert common_beginnings([a, a], 256)[0] == (399, [0, 1])
     assert common_beginnings([[1], [1]], 64) == [(0, [0, 1])] and common_beginnings([], 64) == []
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):
-    policy = load_policy(make_model(tmp_path, use_sliding_window=True, sliding_window=8, max_window_layers=1,
-                                    layer_types=["full_attention", "sliding_attention"]))
-    with pytest.warns(UserWarning, match="computed in full, because it has sliding windows") as seen:
+    policy = load_policy(
+        make_model(
+            tmp_path,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=1,
+            layer_types=["full_attention", "sliding_attention"],
+        )
+    )
+    with pytest.warns(
+        UserWarning, match="computed in full, because it has sliding windows"
+    ) as seen:
         replies = generate(policy, PROMPTS[:3], max_new_tokens=6, temperature=0)
         assert not can_share(policy) and len(seen) == 1
     assert [r.ids for r in replies] == [by_hand(policy, p, 6) for p in PROMPTS[:3]]
@@ -80,6 +103,8 @@ def test_other_layers_turn_it_off_with_one_line(tmp_path):
 
 def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
     real = oelkit.model.prefix._with_sum
-    monkeypatch.setattr(oelkit.model.prefix, "_with_sum", lambda *args: (real(*args)[0] * 1.1, real(*args)[1]))
+    monkeypatch.setattr(
+        oelkit.model.prefix, "_with_sum", lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
+    )
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)

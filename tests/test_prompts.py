@@ -1,4 +1,5 @@
 """Prompt sets and the messages made from them."""
+
 import re
 from dataclasses import fields
 
@@ -26,7 +27,11 @@ def text(messages):
 @pytest.mark.parametrize("name", ["paper", "brief"])
 def test_sets_load_and_fill(name):
     prompts = load_prompts(name)
-    assert prompts.name == name and prompts.board in ("labelled", "grid") and prompts.max_new_tokens > 0
+    assert (
+        prompts.name == name
+        and prompts.board in ("labelled", "grid")
+        and prompts.max_new_tokens > 0
+    )
     asked = text(act_messages(prompts, BOARD, [turn()]))
     assert BOARD.strip("\n") in asked and not re.search(r"\{\w+\}", asked)
     read = text(extract_messages(prompts, game(turn()), "KNOWN"))
@@ -35,21 +40,37 @@ def test_sets_load_and_fill(name):
 
 
 def test_paper_says_no_rule_of_the_game():
-    for prompt in (act_messages(load_prompts("paper"), BOARD), act_messages(load_prompts("brief"), BOARD)):
-        assert not re.search(r"(?i)\b(hole|goal|ice|frozen|lake|wall|player|box|target|reach|avoid|push)", text(prompt))
+    for prompt in (
+        act_messages(load_prompts("paper"), BOARD),
+        act_messages(load_prompts("brief"), BOARD),
+    ):
+        assert not re.search(
+            r"(?i)\b(hole|goal|ice|frozen|lake|wall|player|box|target|reach|avoid|push)",
+            text(prompt),
+        )
 
 
 def test_history_shows_moves_and_feedback_not_the_reasoning():
-    turns = [turn("SECRET THOUGHTS [down]"), turn("no idea", None, "No move found.", "SECOND BOARD")]
+    turns = [
+        turn("SECRET THOUGHTS [down]"),
+        turn("no idea", None, "No move found.", "SECOND BOARD"),
+    ]
     asked = text(act_messages(load_prompts("paper"), "THIRD BOARD", turns))
-    assert "You played [down]. You moved to b1." in asked and "You played no move. No move found." in asked
+    assert (
+        "You played [down]. You moved to b1." in asked
+        and "You played no move. No move found." in asked
+    )
     assert asked.index(BOARD.strip()) < asked.index("SECOND BOARD") < asked.index("THIRD BOARD")
     assert "SECRET" not in asked and "no idea" not in asked
     assert "this is turn 3" in asked and "at most 5 turns" in asked
 
 
 def test_extraction_shows_the_whole_reply():
-    read = text(extract_messages(load_prompts("paper"), game(turn("MY THOUGHTS [down]"), turn("X", None, "LOST"))))
+    read = text(
+        extract_messages(
+            load_prompts("paper"), game(turn("MY THOUGHTS [down]"), turn("X", None, "LOST"))
+        )
+    )
     assert read.index("MY THOUGHTS") < read.index("LOST")
 
 
@@ -61,7 +82,9 @@ def test_experience_stands_behind_the_intro_and_before_all_that_differs():
     assert told.startswith(intro)
     assert told.index(intro) < told.index("- EXPERIENCE ITEM: E") < told.index("Turn 1, the board")
     # only the block is new, and what stands in front of it is the same for every state
-    other = text(with_experience(prompts, act_messages(prompts, "OTHER", []), "- EXPERIENCE ITEM: E"))
+    other = text(
+        with_experience(prompts, act_messages(prompts, "OTHER", []), "- EXPERIENCE ITEM: E")
+    )
     shared = told.index("- EXPERIENCE ITEM: E") + len("- EXPERIENCE ITEM: E")
     assert told[:shared] == other[:shared]
     block = prompts.experience.format(items="- EXPERIENCE ITEM: E")
@@ -76,8 +99,12 @@ def test_experience_of_a_set_without_intro_comes_first_and_an_empty_one_changes_
 
 
 def test_experience_goes_into_the_last_user_message_of_a_log_and_leaves_the_log_alone():
-    log = [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, {"role": "assistant", "content": "B"},
-           {"role": "user", "content": "C"}]
+    log = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "A"},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "C"},
+    ]
     state = State("s", "t", 0, log)
     told = with_experience(load_prompts("paper"), state.prompt, "E")
     assert [m["content"] for m in told[:3]] == ["S", "A", "B"] and told[3]["content"].endswith("C")
@@ -90,7 +117,9 @@ def test_braces_and_template_syntax_in_text_are_not_interpreted():
     nasty = "{observation} {0} {{x}} {% for %} %s {unknown!r:>9}"
     for name in ("paper", "brief"):
         prompts = load_prompts(name)
-        asked = text(with_experience(prompts, act_messages(prompts, nasty, [turn(feedback=nasty)]), nasty))
+        asked = text(
+            with_experience(prompts, act_messages(prompts, nasty, [turn(feedback=nasty)]), nasty)
+        )
         assert asked.count(nasty) == (3 if name == "paper" else 2)  # brief shows no history
         read = text(extract_messages(prompts, game(turn(nasty, "down", nasty, nasty)), nasty))
         assert read.count(nasty) == (4 if name == "paper" else 3)  # brief shows no reply
@@ -105,7 +134,9 @@ GOOD = {f.name: "''" for f in fields(Prompts)} | {"max_new_tokens": "8"}
 
 
 def write(path, **changes):
-    path.write_text("".join(f"{k} = {v}\n" for k, v in (GOOD | changes).items() if v and k != "name"))
+    path.write_text(
+        "".join(f"{k} = {v}\n" for k, v in (GOOD | changes).items() if v and k != "name")
+    )
     return path
 
 
@@ -115,17 +146,23 @@ def test_a_set_of_ones_own(tmp_path):
     assert load_prompts(str(path)).name == str(path)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"act": "= ="}, "not valid TOML"),
-    ({"act": None}, r"missing \['act'\]"),
-    ({"acts": "''"}, r"unknown \['acts'\]"),
-    ({"max_new_tokens": "'8'"}, "max_new_tokens must be int"),
-    ({"board": "3"}, "board must be str"),
-    ({"act": "'{board}'"}, r"act cannot be filled in \(KeyError\('board'\)\).*history observation turn max_turns"),
-    ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
-    ({"act": "'{'"}, "act cannot be filled in"),
-    ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"act": "= ="}, "not valid TOML"),
+        ({"act": None}, r"missing \['act'\]"),
+        ({"acts": "''"}, r"unknown \['acts'\]"),
+        ({"max_new_tokens": "'8'"}, "max_new_tokens must be int"),
+        ({"board": "3"}, "board must be str"),
+        (
+            {"act": "'{board}'"},
+            r"act cannot be filled in \(KeyError\('board'\)\).*history observation turn max_turns",
+        ),
+        ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
+        ({"act": "'{'"}, "act cannot be filled in"),
+        ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
+    ],
+)
 def test_a_bad_set_is_one_clear_error(tmp_path, changes, message):
     path = write(tmp_path / "bad.toml", **changes)
     with pytest.raises(ValueError, match=message) as error:

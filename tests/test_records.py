@@ -6,20 +6,60 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit.records import (ConflictError, Evidence, ExperienceItem, Outcome, RecordError, State, Trajectory, Turn,
-                            append_jsonl, from_dict, read_jsonl, to_dict, write_jsonl)
+from oelkit.records import (
+    ConflictError,
+    Evidence,
+    ExperienceItem,
+    Outcome,
+    RecordError,
+    State,
+    Trajectory,
+    Turn,
+    append_jsonl,
+    from_dict,
+    read_jsonl,
+    to_dict,
+    write_jsonl,
+)
 
-# U+2028, controls and lone low surrogates among them; a high one before a low one would rightly become one character.
+# U+2028, controls and lone low surrogates among them; a high one before a low one would rightly
+# become one character.
 characters = st.characters(exclude_categories=[]).filter(lambda c: not "\ud800" <= c < "\udc00")
 text = st.text(alphabet=characters, max_size=20)
-extra = st.dictionaries(st.sampled_from(["arm", "extra", "ünknown"]), st.integers() | text | st.lists(st.booleans()))
-messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "system"]), "content": text}), max_size=2)
+extra = st.dictionaries(
+    st.sampled_from(["arm", "extra", "ünknown"]), st.integers() | text | st.lists(st.booleans())
+)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "system"]), "content": text}),
+    max_size=2,
+)
 counts = st.integers(0, 9999)
-turns = st.builds(Turn, text, messages, text, st.none() | text, text, counts, counts, st.booleans(), extra)
-trajectories = st.builds(Trajectory, text, text, st.none() | st.integers(), text, counts,
-                         st.lists(turns, max_size=3).map(tuple), st.sampled_from(Outcome), text, extra)
+turns = st.builds(
+    Turn, text, messages, text, st.none() | text, text, counts, counts, st.booleans(), extra
+)
+trajectories = st.builds(
+    Trajectory,
+    text,
+    text,
+    st.none() | st.integers(),
+    text,
+    counts,
+    st.lists(turns, max_size=3).map(tuple),
+    st.sampled_from(Outcome),
+    text,
+    extra,
+)
 evidence = st.builds(Evidence, text, counts, extra)
-items = st.builds(ExperienceItem, text, text, st.lists(evidence, max_size=3).map(tuple), text, counts, counts, extra)
+items = st.builds(
+    ExperienceItem,
+    text,
+    text,
+    st.lists(evidence, max_size=3).map(tuple),
+    text,
+    counts,
+    counts,
+    extra,
+)
 
 GOOD = ExperienceItem("i1", "H is a hole.", (Evidence("t1", 0),), "micro", 1, 0)
 
@@ -57,11 +97,19 @@ def test_records_are_hashable_and_frozen():
         GOOD.text = "other"
 
 
-@pytest.mark.parametrize("change, field", [
-    ({"text": 5}, "text"), ({"round": "1"}, "round"), ({"round": True}, "round"), ({"evidence": "t1"}, "evidence"),
-    ({"evidence": [{"turn": 1}]}, "evidence[0].trajectory_id"), ({"evidence": [{"trajectory_id": "t", "turn": None}]},
-                                                                 "evidence[0].turn"),
-    ({"schema": 2}, "schema"), ({"schema": None}, "schema")])
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"text": 5}, "text"),
+        ({"round": "1"}, "round"),
+        ({"round": True}, "round"),
+        ({"evidence": "t1"}, "evidence"),
+        ({"evidence": [{"turn": 1}]}, "evidence[0].trajectory_id"),
+        ({"evidence": [{"trajectory_id": "t", "turn": None}]}, "evidence[0].turn"),
+        ({"schema": 2}, "schema"),
+        ({"schema": None}, "schema"),
+    ],
+)
 def test_a_bad_line_names_file_line_and_field_and_keeps_the_good_ones(tmp_path, change, field):
     path = tmp_path / "items.jsonl"
     lines = [json.dumps(d) for d in (to_dict(GOOD), {**to_dict(GOOD), **change}, to_dict(GOOD))]
@@ -89,13 +137,20 @@ def test_a_missing_field_an_outcome_and_a_deep_field():
     with pytest.raises(RecordError, match=r"'outcome'.*'won' is none of success"):
         from_dict(Trajectory, {**line, "outcome": "won"})
     with pytest.raises(RecordError, match=r"'turns\[0\].reply'.*missing"):
-        from_dict(Trajectory, {**line, "turns": [{k: v for k, v in line["turns"][0].items() if k != "reply"}]})
+        from_dict(
+            Trajectory,
+            {**line, "turns": [{k: v for k, v in line["turns"][0].items() if k != "reply"}]},
+        )
     with pytest.raises(RecordError, match=r"'prompt\[0\]'"):
-        from_dict(State, {"schema": 1, "id": "s", "trajectory_id": "t", "turn": 0, "prompt": ["hello"]})
+        from_dict(
+            State, {"schema": 1, "id": "s", "trajectory_id": "t", "turn": 0, "prompt": ["hello"]}
+        )
 
 
 def test_plain_dicts_and_scalars_of_numpy(tmp_path):
-    append_jsonl(tmp_path / "new" / "metrics.jsonl", {"kl": numpy.float32(0.5), "step": numpy.int64(3)})
+    append_jsonl(
+        tmp_path / "new" / "metrics.jsonl", {"kl": numpy.float32(0.5), "step": numpy.int64(3)}
+    )
     assert read_jsonl(tmp_path / "new" / "metrics.jsonl") == [{"kl": 0.5, "step": 3}]
     assert json.loads((tmp_path / "new" / "metrics.jsonl").read_text())["schema"] == 1
     with pytest.raises(TypeError, match="set"):
@@ -116,11 +171,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
-    resource = pytest.importorskip("resource")  # a limit on the file size is the nearest thing to a full disk
+    resource = pytest.importorskip(
+        "resource"
+    )  # a limit on the file size is the nearest thing to a full disk
     path = tmp_path / "log.jsonl"
     size = append_jsonl(path, {"a": 1})
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))  # ten bytes of the line still fit
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (size + 10, limits[1])
+    )  # ten bytes of the line still fit
     try:
         with pytest.raises(OSError):
             append_jsonl(path, {"b": "x" * 100}, expected_size=size)

@@ -1,4 +1,7 @@
-"""The report: one file that loads nothing, runs nothing a model wrote, and says what came out and what did not."""
+"""The report: one file that loads nothing, runs nothing a model wrote, and says what came out and
+what did not.
+"""
+
 import base64
 import json
 import re
@@ -33,18 +36,29 @@ def make_run(folder, metrics):
     rounds = [r["round"] for r in metrics["rounds"]]
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "run.json").write_text(json.dumps({"settings": {"model": "micro", "lr": 0.001, "top_k": None},
-                                                 "versions": {"torch": "2.13"}}))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "settings": {"model": "micro", "lr": 0.001, "top_k": None},
+                "versions": {"torch": "2.13"},
+            }
+        )
+    )
     write_jsonl(folder / "metrics.jsonl", make_rows(arms=[(f"round {k}", k) for k in rounds]))
     for k in rounds:
         (folder / f"round_{k}").mkdir()
-        write_jsonl(folder / f"round_{k}" / "trajectories.jsonl", [make_game(), make_game(("[up]", EVIL), seed=5)])
+        write_jsonl(
+            folder / f"round_{k}" / "trajectories.jsonl",
+            [make_game(), make_game(("[up]", EVIL), seed=5)],
+        )
         text = f"## Draw 0\n- EXPERIENCE ITEM: {EVIL}\n"
         (folder / f"round_{k}" / "experience.md").write_bytes(text.encode(errors="replace"))
     return folder
 
 
-@pytest.mark.parametrize("metrics", [make_metrics(), make_metrics((90,), probe=None, arms=False)], ids=["full", "bare"])
+@pytest.mark.parametrize(
+    "metrics", [make_metrics(), make_metrics((90,), probe=None, arms=False)], ids=["full", "bare"]
+)
 def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     run = make_run(tmp_path / "demo", {**metrics, "model": "<i>m</i>"})
     path = write_report(run)
@@ -54,7 +68,10 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert not {"script", "link", "iframe", "i", "object"} & {tag for tag, _ in page.tags}
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     figures = sorted(f.read_bytes() for f in (run / "figures").glob("*.png"))
-    assert sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources) == figures
+    assert (
+        sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources)
+        == figures
+    )
     assert len(figures) == 5 + len({1, metrics["rounds"][-1]["round"]})
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
@@ -64,7 +81,9 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert page.texts["th"][:4] == ["round", "base", "in context", "consolidated"]
     assert "5.5% [3%, 11%]" in cells and "21 of 31" in cells
     assert "".join(page.texts["li"]) == "".join(findings(metrics))
-    assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(page.texts["small"])
+    assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
+        page.texts["small"]
+    )
     assert not list(run.glob("*.partial"))
 
 
@@ -98,24 +117,43 @@ def test_findings_of_a_run_in_which_all_came_out():
     said = findings(make_metrics((115, 116), base=3))
     assert missed(make_metrics((115, 116), base=3)) == []
     text = " ".join(said)
-    for part in ("base model passes 2.3% [1%, 7%] of 128", "best fixed plan 6.2%", "its own notes in context, 81.2%",
-                 "absorbed them, without notes, 89.8%", "1.11 of in context", "Round 2 stays within the interval of",
-                 "Replies get shorter: 27.1 tokens after round 2, 39.7 before",
-                 "Other abilities are kept", "is above SFT on the teacher's replies, 62.5%",
-                 "is above raw games in context, 31.2%"):
+    for part in (
+        "base model passes 2.3% [1%, 7%] of 128",
+        "best fixed plan 6.2%",
+        "its own notes in context, 81.2%",
+        "absorbed them, without notes, 89.8%",
+        "1.11 of in context",
+        "Round 2 stays within the interval of",
+        "Replies get shorter: 27.1 tokens after round 2, 39.7 before",
+        "Other abilities are kept",
+        "is above SFT on the teacher's replies, 62.5%",
+        "is above raw games in context, 31.2%",
+    ):
         assert part in text, part
 
 
-@pytest.mark.parametrize("metrics, part", [
-    (make_metrics(base=60), "the base is better than a player who guesses"),
-    (make_metrics(in_context=9), "own notes in context, 7.0% [4%, 13%], is not told apart from the base"),
-    (make_metrics((2, 100), base=40), "absorbed them, without notes, 1.6% [0%, 6%], is below the base"),
-    (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
-    (make_metrics((115, 95)), "Round 2 falls below round 1: 74.2%"),
-    (make_metrics((115, 115), probe=(0.91, 0.9, 0.7)), "Other abilities are partly lost: 70.0% of 200"),
-    (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens after round 2, "),
-    (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
-])
+@pytest.mark.parametrize(
+    "metrics, part",
+    [
+        (make_metrics(base=60), "the base is better than a player who guesses"),
+        (
+            make_metrics(in_context=9),
+            "own notes in context, 7.0% [4%, 13%], is not told apart from the base",
+        ),
+        (
+            make_metrics((2, 100), base=40),
+            "absorbed them, without notes, 1.6% [0%, 6%], is below the base",
+        ),
+        (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
+        (make_metrics((115, 95)), "Round 2 falls below round 1: 74.2%"),
+        (
+            make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),
+            "Other abilities are partly lost: 70.0% of 200",
+        ),
+        (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens after round 2, "),
+        (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
+    ],
+)
 def test_findings_say_what_did_not_come_out(metrics, part):
     assert any(part in line for line in missed(metrics)), missed(metrics)
 

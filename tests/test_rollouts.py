@@ -1,4 +1,5 @@
 """Playing: one call of the model a turn, and what the records hold."""
+
 import importlib
 from dataclasses import replace
 
@@ -28,7 +29,9 @@ def calls(monkeypatch):
 
 
 def play(policy, seeds=(3, 4, 5), *args, **options):
-    return rollout(policy, LAKE, seeds, *args, **{"prompts": "brief", "max_new_tokens": 6, **options})
+    return rollout(
+        policy, LAKE, seeds, *args, **{"prompts": "brief", "max_new_tokens": 6, **options}
+    )
 
 
 @pytest.fixture
@@ -67,8 +70,15 @@ def test_the_records_say_what_was_asked_and_answered(tiny, calls, tmp_path):
         for t, turn in enumerate(game.turns):
             ids, reply = calls[t][0][g], calls[t][2][g]
             assert turn.observation == board
-            assert turn.prompt == act_messages(prompts, board, game.turns[:t]) and tiny.encode(turn.prompt) == ids
-            assert (turn.reply, turn.truncated, turn.reply_tokens) == (reply.text, reply.truncated, len(reply.ids))
+            assert (
+                turn.prompt == act_messages(prompts, board, game.turns[:t])
+                and tiny.encode(turn.prompt) == ids
+            )
+            assert (turn.reply, turn.truncated, turn.reply_tokens) == (
+                reply.text,
+                reply.truncated,
+                len(reply.ids),
+            )
             assert turn.prompt_tokens == len(ids)
             board, _, _, _, info = env.step(turn.reply)
             assert (turn.action, turn.feedback) == (info["action"], info["feedback"])
@@ -100,7 +110,11 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
 def test_thoughts_are_not_the_answer(tiny, player):
     player("<think>[down] or [left]?</think> [right]", "<think>[down] and no end", "<think>[down]")
     game = rollout(tiny, LAKE, [1], prompts="brief")[0]
-    assert [turn.action for turn in game.turns] == ["right", None, None] and game.outcome is Outcome.INVALID
+    assert [turn.action for turn in game.turns] == [
+        "right",
+        None,
+        None,
+    ] and game.outcome is Outcome.INVALID
     assert game.turns[1].reply.startswith("<think>")
 
 
@@ -115,9 +129,16 @@ def test_experience_for_all_and_for_each_game(tiny, calls):
     each = play(tiny, (3, 4, 5), ["- EXPERIENCE ITEM: one", "", "- EXPERIENCE ITEM: three"])
     for k, game in enumerate(plain):
         first = game.turns[0].prompt
-        assert all_told[k].turns[0].prompt == with_experience(prompts, first, "- EXPERIENCE ITEM: E") != first
+        assert (
+            all_told[k].turns[0].prompt
+            == with_experience(prompts, first, "- EXPERIENCE ITEM: E")
+            != first
+        )
     assert each[1].turns[0].prompt == plain[1].turns[0].prompt
-    assert "one" in each[0].turns[0].prompt[0]["content"] and "three" in each[2].turns[0].prompt[0]["content"]
+    assert (
+        "one" in each[0].turns[0].prompt[0]["content"]
+        and "three" in each[2].turns[0].prompt[0]["content"]
+    )
     with pytest.raises(ValueError, match="2 experiences for 3 games"):
         play(tiny, (3, 4, 5), ["a", "b"])
 
@@ -126,14 +147,23 @@ def test_prompt_set_chooses_board_and_reply_length_and_env_kwargs_win(tiny, call
     rollout(tiny, LAKE, [1], prompts="brief")
     assert calls[0][1]["max_new_tokens"] == load_prompts("brief").max_new_tokens
     for options, board in (({}, "labelled"), ({"env_kwargs": {"board": "grid"}}, "grid")):
-        assert play(tiny, [1], **options)[0].turns[0].observation == envs.make(LAKE, board=board).reset(seed=1)[0]
+        assert (
+            play(tiny, [1], **options)[0].turns[0].observation
+            == envs.make(LAKE, board=board).reset(seed=1)[0]
+        )
     counted = replace(load_prompts("brief"), act="turn {turn} of {max_turns}")
     turns = play(tiny, [1], prompts=counted, env_kwargs={"max_turns": 3})[0].turns
-    assert [t.prompt[0]["content"] for t in turns] == [f"turn {i + 1} of 3" for i in range(len(turns))]
+    assert [t.prompt[0]["content"] for t in turns] == [
+        f"turn {i + 1} of 3" for i in range(len(turns))
+    ]
     assert calls[-1][1]["adapter"] == "student"
     play(tiny, [1], adapter=None, temperature=0, top_p=0.5, top_k=3)
     assert {k: calls[-1][1][k] for k in ("adapter", "temperature", "top_p", "top_k")} == {
-        "adapter": None, "temperature": 0, "top_p": 0.5, "top_k": 3}
+        "adapter": None,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 3,
+    }
 
 
 def test_states_are_the_prompts_of_all_turns(tiny):
@@ -149,7 +179,9 @@ def test_states_are_the_prompts_of_all_turns(tiny):
 def test_raw_games_as_experience(tiny):
     games = play(tiny, (3, 4))
     text = as_experience(games, load_prompts("brief"))
-    assert all(game.turns[0].observation.strip() in text and game.feedback in text for game in games)
+    assert all(
+        game.turns[0].observation.strip() in text and game.feedback in text for game in games
+    )
 
 
 def test_errors(tiny, tmp_path):

@@ -55,4 +55,7 @@ def test_what_cannot_be_opened_is_said_in_its_place(runs):
     (runs / "a" / "round_2" / "items.jsonl").write_text("{}\n")
     menu = RoundMenu(views, runs / "a" / "round_1", runs)
     menu.children[0].children[1].value = runs / "a" / "round_2"
-    assert "line 1" in menu.children[1].children[0].value and "schema" in menu.children[1].children[0].value
+    assert (
+        "line 1" in menu.children[1].children[0].value
+        and "schema" in menu.children[1].children[0].value
+    )

@@ -1,4 +1,7 @@
-"""The loop in a run folder: what it writes, and that it goes on where it was stopped as if nothing had been."""
+"""The loop in a run folder: what it writes, and that it goes on where it was stopped as if nothing
+had been.
+"""
+
 import importlib
 import json
 import math
@@ -8,9 +11,9 @@ import pytest
 from conftest import make_model
 
 from oelkit.curation import Curation
-from oelkit.runs.run import Run, run_folder, run_loop, summary
 from oelkit.model.loading import load_policy
 from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
+from oelkit.runs.run import Run, run_folder, run_loop, summary
 from oelkit.runs.settings import Settings
 
 module = importlib.import_module("oelkit.runs.run")
@@ -19,22 +22,40 @@ STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Settings of a run of seconds on a tiny random model that has a probe beside it and says little."""
+    """Settings of a run of seconds on a tiny random model that has a probe beside it and says
+    little.
+    """
     folder = tmp_path_factory.mktemp("loop")
     model = make_model(folder / "model")
     question = {"kind": "copy", "messages": [{"role": "user", "content": "x"}], "answer": "x"}
     write_jsonl(model / "probe.jsonl", [question])
-    return Settings(model=str(model), env="oelkit/FrozenLake3x3-v0", rounds=2, games=2, collect=3, draws=2, steps=2,
-                    batch_size=4, episodes=4, prompts="brief", max_new_tokens=4, lr=5e-3)
+    return Settings(
+        model=str(model),
+        env="oelkit/FrozenLake3x3-v0",
+        rounds=2,
+        games=2,
+        collect=3,
+        draws=2,
+        steps=2,
+        batch_size=4,
+        episodes=4,
+        prompts="brief",
+        max_new_tokens=4,
+        lr=5e-3,
+    )
 
 
 def by_hand(run, *texts):
     """What a person does where the model wrote nothing: items of their own between two stages."""
     first = run.rollout(1)[0]
     run.extract(1)
-    write_jsonl(run.round_folder(1) / "items.jsonl", [
-        ExperienceItem(f"i{n}", text, (Evidence(first.id, 0),), "tiny", 1, n % 2)
-        for n, text in enumerate(texts or ("H is a hole.", "G is the goal."))])
+    write_jsonl(
+        run.round_folder(1) / "items.jsonl",
+        [
+            ExperienceItem(f"i{n}", text, (Evidence(first.id, 0),), "tiny", 1, n % 2)
+            for n, text in enumerate(texts or ("H is a hole.", "G is the goal."))
+        ],
+    )
     return run
 
 
@@ -58,12 +79,21 @@ def timeless(value):
 
 def assert_same_run(a, b):
     for k in (1, 2):
-        for name in ("trajectories.jsonl", "items.jsonl", "states.jsonl", "experience.md",
-                     "adapter/adapter_model.safetensors"):
-            assert (a / f"round_{k}" / name).read_bytes() == (b / f"round_{k}" / name).read_bytes(), (k, name)
+        for name in (
+            "trajectories.jsonl",
+            "items.jsonl",
+            "states.jsonl",
+            "experience.md",
+            "adapter/adapter_model.safetensors",
+        ):
+            assert (a / f"round_{k}" / name).read_bytes() == (
+                b / f"round_{k}" / name
+            ).read_bytes(), (k, name)
     assert timeless(read_jsonl(a / "metrics.jsonl")) == timeless(read_jsonl(b / "metrics.jsonl"))
     for name in ("metrics.json", "round_1/metrics.json", "round_2/metrics.json", "run.json"):
-        assert timeless(json.loads((a / name).read_text())) == timeless(json.loads((b / name).read_text())), name
+        assert timeless(json.loads((a / name).read_text())) == timeless(
+            json.loads((b / name).read_text())
+        ), name
 
 
 def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
@@ -81,27 +111,60 @@ def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
             assert rate["n"] == 4 and 0 <= rate["low"] <= rate["pass_rate"] <= rate["high"] <= 1
             assert 0 < row["reply_tokens"][arm] <= 4 and 0 <= row["truncated"][arm] <= 1
         assert len(row["pass_rate"]["in_context"]["by_draw"]) == 2
-        assert {"all", "copy"} <= set(row["ood"]["base"]) and {"all", "copy"} <= set(row["ood"]["consolidated"])
+        assert {"all", "copy"} <= set(row["ood"]["base"]) and {"all", "copy"} <= set(
+            row["ood"]["consolidated"]
+        )
         assert set(row["seconds"]) == set(STAGES)
         assert {p.name for p in (folder / f"round_{k}").iterdir()} >= {
-            "trajectories.jsonl", "states.jsonl", "items.jsonl", "experience.md", "adapter", "metrics.json"}
-    assert all(row["extraction"] == {"replies": 4, "empty": 4, "items": 0} for row in metrics["rounds"])
-    assert [row["items"] for row in metrics["rounds"]] == [2, 0] and metrics["rounds"][0]["kept"] == 2
+            "trajectories.jsonl",
+            "states.jsonl",
+            "items.jsonl",
+            "experience.md",
+            "adapter",
+            "metrics.json",
+        }
+    assert all(
+        row["extraction"] == {"replies": 4, "empty": 4, "items": 0} for row in metrics["rounds"]
+    )
+    assert [row["items"] for row in metrics["rounds"]] == [2, 0] and metrics["rounds"][0][
+        "kept"
+    ] == 2
     assert set(metrics["arms"]) == {"forward_kl", "sft", "raw"}
-    assert all(arm["consolidated"]["n"] == 4 and arm["ood"]["n"] == 1 for arm in metrics["arms"].values())
+    assert all(
+        arm["consolidated"]["n"] == 4 and arm["ood"]["n"] == 1 for arm in metrics["arms"].values()
+    )
     assert "in_context" in metrics["arms"]["raw"]
     lines = read_jsonl(folder / "metrics.jsonl")
     assert [(row["arm"], row["round"], row["step"]) for row in lines] == [
-        (arm, k, step) for arm, k in (("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))
-        for step in range(2)]
-    assert set(lines[0]) >= {"loss", "entropy", "reply_tokens", "truncated", "grad_norm", "lr", "seconds"}
+        (arm, k, step)
+        for arm, k in (("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))
+        for step in range(2)
+    ]
+    assert set(lines[0]) >= {
+        "loss",
+        "entropy",
+        "reply_tokens",
+        "truncated",
+        "grad_norm",
+        "lr",
+        "seconds",
+    }
     assert not list(folder.rglob("*.partial"))
 
 
 def test_the_table(done):
     text = summary(done[1])
-    assert all(word in text for word in ("in context", "consolidated", "random policy", "arm sft", "4 held-out maps",
-                                     "without an item: round 1 4 of 4, round 2 4 of 4"))
+    assert all(
+        word in text
+        for word in (
+            "in context",
+            "consolidated",
+            "random policy",
+            "arm sft",
+            "4 held-out maps",
+            "without an item: round 1 4 of 4, round 2 4 of 4",
+        )
+    )
     assert max(map(len, text.splitlines())) < 200
 
 
@@ -109,7 +172,13 @@ def test_scales():
     assert Settings.of("tiny") == Settings() and Settings.of("small", seed=3).seed == 3
     paper = Settings.of("paper", model="m", lr=5e-6)
     assert (paper.model, paper.lr, paper.rounds) == ("m", 5e-6, 3)
-    assert (paper.draws, paper.games, paper.budget_tokens, paper.temperature, paper.top_k) == (10, 15, 2048, 0.7, 256)
+    assert (paper.draws, paper.games, paper.budget_tokens, paper.temperature, paper.top_k) == (
+        10,
+        15,
+        2048,
+        0.7,
+        256,
+    )
     assert (paper.batch_size, paper.steps, paper.retain, paper.carry) == (64, 20, 0.0, False)
     assert (paper.env, paper.episodes, paper.samples) == ("oelkit/FrozenLake-v0", 128, 10)
     with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
@@ -129,15 +198,21 @@ def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path):
 def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, settings):
     folder, _ = done
     assert (folder / "round_1/experience.md").read_text() == (
-        "## Draw 0\n- EXPERIENCE ITEM: H is a hole.\n\n## Draw 1\n- EXPERIENCE ITEM: G is the goal.\n\n")
-    assert (folder / "round_2/experience.md").read_text() == (folder / "round_1/experience.md").read_text()
+        "## Draw 0\n- EXPERIENCE ITEM: H is a hole.\n\n## Draw 1\n- EXPERIENCE ITEM: G is the goal.\n\n"
+    )
+    assert (folder / "round_2/experience.md").read_text() == (
+        folder / "round_1/experience.md"
+    ).read_text()
     run = start(folder, settings)
     run.start_round(2)
     one = load_policy(settings.model)
     one.load_adapter(folder / "round_1/adapter")
     weights = {n: p for n, p in run.policy.model.named_parameters()}
-    assert all(p.equal(weights[n]) and p.equal(weights[n.replace("student", "teacher")])
-               for n, p in one.model.named_parameters() if ".student." in n)
+    assert all(
+        p.equal(weights[n]) and p.equal(weights[n.replace("student", "teacher")])
+        for n, p in one.model.named_parameters()
+        if ".student." in n
+    )
     maps = [{t.seed for t in run.rollout(k)} for k in (1, 2)]
     assert not maps[0] & maps[1] and max(maps[1]) < run.eval_seeds[0]
     assert not {s.trajectory_id for s in run.collect(1)} & {t.id for t in run.rollout(1)}
@@ -148,8 +223,14 @@ def test_what_is_carried_is_not_said_twice(settings, tmp_path):
     run.policy.save_adapter(run.round_folder(1) / "adapter")
     run.write_experience(1, ["- EXPERIENCE ITEM: H is a hole.", "- EXPERIENCE ITEM: K is a hole."])
     words = ("h is a hole", "H is a hole!", "G is the goal.")
-    write_jsonl(run.round_folder(2) / "items.jsonl",
-                [ExperienceItem(f"n{n}{d}", text, (), "m", 2, d) for n, text in enumerate(words) for d in (0, 1)])
+    write_jsonl(
+        run.round_folder(2) / "items.jsonl",
+        [
+            ExperienceItem(f"n{n}{d}", text, (), "m", 2, d)
+            for n, text in enumerate(words)
+            for d in (0, 1)
+        ],
+    )
     new = ["- EXPERIENCE ITEM: G is the goal."]
     carried, other = (text.splitlines() for text in run.curate(2))
     assert carried == ["- EXPERIENCE ITEM: H is a hole."] + new
@@ -177,7 +258,9 @@ def test_finishing_again_changes_nothing_and_leaves_the_last_student(done, setti
 
 
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, OSError])
-def test_a_crash_amid_training_leaves_nothing_half_done(done, settings, tmp_path, monkeypatch, crash):
+def test_a_crash_amid_training_leaves_nothing_half_done(
+    done, settings, tmp_path, monkeypatch, crash
+):
     run = by_hand(start(tmp_path / "run", settings))
 
     def fail(path, row):
@@ -188,7 +271,9 @@ def test_a_crash_amid_training_leaves_nothing_half_done(done, settings, tmp_path
     monkeypatch.setattr(module, "append_jsonl", fail)
     with pytest.raises(crash):
         run.finish()
-    assert not list(tmp_path.rglob("adapter*")) and len(read_jsonl(run.folder / "metrics.jsonl")) == 1
+    assert (
+        not list(tmp_path.rglob("adapter*")) and len(read_jsonl(run.folder / "metrics.jsonl")) == 1
+    )
     with open(run.folder / "metrics.jsonl", "a") as f:
         f.write('{"arm": "round 1", "st')  # the line that was being written
     monkeypatch.undo()
@@ -200,7 +285,9 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     one = replace(settings, rounds=1)
     first = by_hand(start(tmp_path / "run", one)).finish()
     assert len(first["rounds"]) == 1
-    with pytest.raises(ValueError, match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\)"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\)"
+    ):
         start(tmp_path / "run", replace(one, lr=0.1, steps=3))
     more = start(tmp_path / "run", settings).finish()
     assert more["rounds"][0] == first["rounds"][0] and len(more["rounds"]) == 2
@@ -218,17 +305,29 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
     run = by_hand(start(tmp_path / "run", settings))
     items, log = run.round_folder(1) / "items.jsonl", run.round_folder(1) / "curation.jsonl"
     Curation.open(items, log).reject(["i0", "i1"], "nonsense")
-    with pytest.raises(ValueError, match="round 1: all 2 items were rejected; restore or add some in .*curation.jsonl"):
+    with pytest.raises(
+        ValueError,
+        match="round 1: all 2 items were rejected; restore or add some in .*curation.jsonl",
+    ):
         run.finish()
-    assert not (run.folder / "metrics.jsonl").exists() and not (run.round_folder(1) / "states.jsonl").exists()
+    assert (
+        not (run.folder / "metrics.jsonl").exists()
+        and not (run.round_folder(1) / "states.jsonl").exists()
+    )
     curation = Curation.open(items, log)
     curation.restore("i1")
     curation.add("Mine is for all draws.")
-    texts = start(tmp_path / "run", settings).experiences(1)  # done anew, as the log is newer than experience.md
+    texts = start(tmp_path / "run", settings).experiences(
+        1
+    )  # done anew, as the log is newer than experience.md
     mine = "- EXPERIENCE ITEM: Mine is for all draws."
     assert texts == [mine, f"- EXPERIENCE ITEM: G is the goal.\n{mine}"]
     metrics = start(tmp_path / "run", settings).finish()
-    assert metrics["rounds"][0]["items"] == 2 and metrics["rounds"][0]["kept"] == 2 and "arms" not in metrics
+    assert (
+        metrics["rounds"][0]["items"] == 2
+        and metrics["rounds"][0]["kept"] == 2
+        and "arms" not in metrics
+    )
 
 
 def test_a_draw_without_items_is_left_out(settings, tmp_path):
@@ -245,7 +344,9 @@ def test_fewer_episodes_than_draws(settings, tmp_path):
 
 def test_no_items_at_all_says_what_to_do_and_a_person_may_do_it(settings, tmp_path):
     settings = replace(settings, rounds=1, arms=False)
-    with pytest.raises(ValueError, match="wrote no item about 2 games .*more games or a higher temp.*items.jsonl"):
+    with pytest.raises(
+        ValueError, match="wrote no item about 2 games .*more games or a higher temp.*items.jsonl"
+    ):
         start(tmp_path / "run", settings).finish()
     assert (tmp_path / "run/round_1/items.jsonl").read_text() == ""
     assert len(by_hand(start(tmp_path / "run", settings)).finish()["rounds"]) == 1
@@ -277,9 +378,15 @@ def test_the_cap_holds_for_what_is_carried(settings, tmp_path):
 
 def test_an_experience_over_the_context_is_an_error_before_any_training(settings, tmp_path):
     run = by_hand(start(tmp_path / "run", settings), "Far too long. " * 50)
-    with pytest.raises(ValueError, match="the experience that begins '- EXPERIENCE ITEM: Far too long.*context of 512"):
+    with pytest.raises(
+        ValueError,
+        match="the experience that begins '- EXPERIENCE ITEM: Far too long.*context of 512",
+    ):
         run.finish()
-    assert not (run.folder / "metrics.jsonl").exists() and not (run.round_folder(1) / "adapter").exists()
+    assert (
+        not (run.folder / "metrics.jsonl").exists()
+        and not (run.round_folder(1) / "adapter").exists()
+    )
 
 
 def test_without_carry_a_round_stands_on_its_own_items(settings, tmp_path):
@@ -289,14 +396,17 @@ def test_without_carry_a_round_stands_on_its_own_items(settings, tmp_path):
     assert (run.round_folder(1) / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"env": "oelkit/Nowhere-v0"}, "unknown environment 'oelkit/Nowhere-v0'"),
-    ({"prompts": "none"}, "no prompt set 'none'"),
-    ({"seed": 900}, "seed is 900: must be 0 to 899"),
-    ({"games": 0}, "games is 0"),
-    ({"collect": 5001}, "collect is 5001"),
-    ({"rounds": 0}, "rounds is 0"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"env": "oelkit/Nowhere-v0"}, "unknown environment 'oelkit/Nowhere-v0'"),
+        ({"prompts": "none"}, "no prompt set 'none'"),
+        ({"seed": 900}, "seed is 900: must be 0 to 899"),
+        ({"games": 0}, "games is 0"),
+        ({"collect": 5001}, "collect is 5001"),
+        ({"rounds": 0}, "rounds is 0"),
+    ],
+)
 def test_wrong_settings_leave_no_run_behind(settings, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         Run(tmp_path / "run", replace(settings, **changes))
@@ -325,9 +435,27 @@ def test_run_names_and_folders_that_cannot_be(settings, tmp_path):
 
 def test_the_loss_and_other_options_reach_the_training(settings, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(module, "distill", lambda policy, states, texts, **options: seen.update(options, texts=texts))
-    run = by_hand(start(tmp_path / "run", replace(settings, loss="sft", top_k=5, retain=0.25, lr=0.5, temperature=0.9)))
+    monkeypatch.setattr(
+        module,
+        "distill",
+        lambda policy, states, texts, **options: seen.update(options, texts=texts),
+    )
+    run = by_hand(
+        start(
+            tmp_path / "run",
+            replace(settings, loss="sft", top_k=5, retain=0.25, lr=0.5, temperature=0.9),
+        )
+    )
     run.distill(1)
-    assert {k: seen[k] for k in ("loss", "top_k", "retain", "lr", "temperature", "steps", "batch_size")} == {
-        "loss": "sft", "top_k": 5, "retain": 0.25, "lr": 0.5, "temperature": 0.9, "steps": 2, "batch_size": 4}
+    assert {
+        k: seen[k] for k in ("loss", "top_k", "retain", "lr", "temperature", "steps", "batch_size")
+    } == {
+        "loss": "sft",
+        "top_k": 5,
+        "retain": 0.25,
+        "lr": 0.5,
+        "temperature": 0.9,
+        "steps": 2,
+        "batch_size": 4,
+    }
     assert len(seen["texts"]) == 2 and math.isclose(seen["seed"], 1)

@@ -1,10 +1,13 @@
-"""Sampling: ids in, ids out; independent of batches, of the folder's generation_config and of the global generator."""
+"""Sampling: ids in, ids out; independent of batches, of the folder's generation_config and of the
+global generator.
+"""
+
 import pytest
 import torch
 from test_policy import shake
 
-from oelkit.model.sampling import generate
 from oelkit.model.loading import load_policy
+from oelkit.model.sampling import generate
 
 
 def some_prompts(n, seed=0, low=3, high=40):
@@ -21,14 +24,18 @@ def by_hand(policy, prompt, n):
             ids.append(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
             if ids[-1] in policy.eos_ids:
                 break
-    return ids[len(prompt):]
+    return ids[len(prompt) :]
 
 
 def test_greedy_replies_do_not_depend_on_the_batch(tiny):
     shake(tiny)
     prompts = some_prompts(64)
     alone = [generate(tiny, [p], max_new_tokens=40, temperature=0)[0] for p in prompts]
-    sevens = [r for i in range(0, 64, 7) for r in generate(tiny, prompts[i:i + 7], max_new_tokens=40, temperature=0)]
+    sevens = [
+        r
+        for i in range(0, 64, 7)
+        for r in generate(tiny, prompts[i : i + 7], max_new_tokens=40, temperature=0)
+    ]
     assert generate(tiny, prompts, max_new_tokens=40, temperature=0) == alone == sevens
     assert generate(tiny, prompts, max_new_tokens=40, temperature=0, batch_tokens=200) == alone
     assert [r.ids for r in alone[:8]] == [by_hand(tiny, p, 40) for p in prompts[:8]]
@@ -58,8 +65,11 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
     three = [begin + p for p in some_prompts(3, seed=5)]
     prompts = [three[i] for i in (0, 1, 0, 2, 2, 0, 1)]
     seen, forward = [], tiny.causal.base_model.forward
-    monkeypatch.setattr(tiny.causal.base_model, "forward",
-                        lambda **kwargs: seen.append(kwargs["input_ids"].shape) or forward(**kwargs))
+    monkeypatch.setattr(
+        tiny.causal.base_model,
+        "forward",
+        lambda **kwargs: seen.append(kwargs["input_ids"].shape) or forward(**kwargs),
+    )
     replies = generate(tiny, prompts, max_new_tokens=12, temperature=0)
     assert [r.ids for r in replies] == [by_hand(tiny, p, 12) for p in prompts]
     assert all(rows <= 3 or width == 1 for rows, width in seen[:20])
@@ -70,7 +80,9 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
 def test_the_head_is_never_given_a_slice(tiny):
     """For a [B, 1, D] slice torch copies the head B times."""
     whole = []
-    tiny.causal.get_output_embeddings().register_forward_pre_hook(lambda _, args: whole.append(args[0].is_contiguous()))
+    tiny.causal.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: whole.append(args[0].is_contiguous())
+    )
     generate(tiny, some_prompts(4), max_new_tokens=3)
     assert whole and all(whole)
 
@@ -78,7 +90,9 @@ def test_the_head_is_never_given_a_slice(tiny):
 def test_ids_are_the_sampled_ones_where_text_would_give_others(tiny):
     replies = generate(tiny, some_prompts(20), max_new_tokens=20, temperature=2.0)
     again = [tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in replies]
-    assert any(r.ids != a for r, a in zip(replies, again))  # byte-level: half characters do not survive decoding
+    assert any(
+        r.ids != a for r, a in zip(replies, again)
+    )  # byte-level: half characters do not survive decoding
     assert all(1 <= len(r.ids) <= 20 for r in replies)
 
 
@@ -89,7 +103,11 @@ def test_seed_and_global_generator(tiny):
     torch.manual_seed(3)
     a = generate(tiny, prompts, max_new_tokens=12, seed=1)
     assert torch.equal(torch.rand(2), want)
-    assert generate(tiny, prompts, max_new_tokens=12, seed=1) == a != generate(tiny, prompts, max_new_tokens=12, seed=2)
+    assert (
+        generate(tiny, prompts, max_new_tokens=12, seed=1)
+        == a
+        != generate(tiny, prompts, max_new_tokens=12, seed=2)
+    )
 
 
 def test_mode_flags_and_config_are_as_before(tiny):
@@ -104,29 +122,42 @@ def test_mode_flags_and_config_are_as_before(tiny):
 
 
 def test_sampling_follows_the_models_distribution_not_the_folders_generation_config(tiny):
-    """First tokens of many draws against the softmax at that temperature, with a poisoned generation_config."""
+    """First tokens of many draws against the softmax at that temperature, with a poisoned
+    generation_config.
+    """
     poison = tiny.causal.generation_config
     poison.do_sample, poison.top_k, poison.top_p, poison.repetition_penalty = True, 1, 0.1, 9.0
     poison.suppress_tokens, poison.min_new_tokens, poison.no_repeat_ngram_size = [10, 11, 12], 30, 2
     prompt, n = [5, 6, 7, 8], 4000
     with torch.no_grad():
         p = (tiny.model(input_ids=torch.tensor([prompt])).logits[0, -1] / 4.0).softmax(-1)
-    first = torch.tensor([r.ids[0] for r in generate(tiny, [prompt] * n, max_new_tokens=1, temperature=4.0)])
+    first = torch.tensor(
+        [r.ids[0] for r in generate(tiny, [prompt] * n, max_new_tokens=1, temperature=4.0)]
+    )
     seen = torch.bincount(first, minlength=len(p)) / n
-    expected = (2 * p * (1 - p) / (torch.pi * n)).sqrt().sum() / 2  # mean total variation of n draws from p itself
+    expected = (
+        2 * p * (1 - p) / (torch.pi * n)
+    ).sqrt().sum() / 2  # mean total variation of n draws from p itself
     assert 0.5 * (seen - p).abs().sum() < 1.3 * expected
-    kept = {r.ids[0] for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_k=3)}
+    kept = {
+        r.ids[0] for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_k=3)
+    }
     assert kept == set(p.topk(3).indices.tolist())
     order = p.argsort(descending=True)
     nucleus = set(order[: int((p[order].cumsum(0) < 0.2).sum()) + 1].tolist())
-    assert {r.ids[0] for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_p=0.2)} <= nucleus
+    assert {
+        r.ids[0]
+        for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_p=0.2)
+    } <= nucleus
 
 
 def test_adapters_differ(tiny):
     shake(tiny)
     prompts = some_prompts(4)
-    student, teacher, base = (generate(tiny, prompts, max_new_tokens=8, temperature=0, adapter=a)
-                              for a in ("student", "teacher", None))
+    student, teacher, base = (
+        generate(tiny, prompts, max_new_tokens=8, temperature=0, adapter=a)
+        for a in ("student", "teacher", None)
+    )
     assert student != base and teacher == base
     assert [r.ids for r in student] == [by_hand(tiny, p, 8) for p in prompts]
 
@@ -134,8 +165,15 @@ def test_adapters_differ(tiny):
 def test_sliding_window_and_other_cache_layers(tmp_path):
     from conftest import make_model
 
-    policy = load_policy(make_model(tmp_path, use_sliding_window=True, sliding_window=8, max_window_layers=1,
-                                    layer_types=["full_attention", "sliding_attention"]))
+    policy = load_policy(
+        make_model(
+            tmp_path,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=1,
+            layer_types=["full_attention", "sliding_attention"],
+        )
+    )
     prompts = some_prompts(9)
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [by_hand(policy, p, 36) for p in prompts]

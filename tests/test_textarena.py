@@ -1,4 +1,6 @@
-"""TextArena 0.7.4 as an oracle, 200 random games in lock step in each world; and its games as worlds of our own."""
+"""TextArena 0.7.4 as an oracle, 200 random games in lock step in each world; and its games as
+worlds of our own.
+"""
 
 import os
 import random
@@ -14,12 +16,27 @@ from oelkit.records import Outcome
 
 if os.environ.get("CI") != "true":  # there it is installed, and not to have it is an error
     pytest.importorskip("textarena", reason="needs the extra: pip install -e '.[textarena]'")
-from textarena.envs.FrozenLake.env import FrozenLakeEnv as TheirLake  # noqa: E402
-from textarena.envs.Sokoban.env import SokobanEnv as TheirSokoban  # noqa: E402
-from textarena.envs.Sokoban.utils import generate_room  # noqa: E402
+from textarena.envs.FrozenLake.env import FrozenLakeEnv as TheirLake
+from textarena.envs.Sokoban.env import SokobanEnv as TheirSokoban
+from textarena.envs.Sokoban.utils import generate_room
 
-CODES = {"#": 0, ".": 1, "O": 2, "√": 3, "X": 4, "P": 5, "S": 5}  # it never shows a player on a target
-REPLIES = [f"[{a}]" for a in ACTIONS] * 5 + ["[w]", "[A]", "I go [ s ]", "let us see: [d]", "nothing", "[jump]"]
+CODES = {
+    "#": 0,
+    ".": 1,
+    "O": 2,
+    "√": 3,
+    "X": 4,
+    "P": 5,
+    "S": 5,
+}  # it never shows a player on a target
+REPLIES = [f"[{a}]" for a in ACTIONS] * 5 + [
+    "[w]",
+    "[A]",
+    "I go [ s ]",
+    "let us see: [d]",
+    "nothing",
+    "[jump]",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +62,25 @@ def their_sokoban(env, seed):
     theirs = TheirSokoban(dim_room=(6, 6), max_turns=100, num_boxes=1)
     theirs.reset(num_players=1, seed=seed)
     theirs.room_state = np.array([[CODES[x] for x in row] for row in env._cells()])
-    fixed = [CODES["O" if i in env.layout.targets else "#" if i in env.layout.walls else "."] for i in range(36)]
+    fixed = [
+        CODES["O" if i in env.layout.targets else "#" if i in env.layout.walls else "."]
+        for i in range(36)
+    ]
     theirs.room_fixed = np.array(fixed).reshape(6, 6)
-    theirs.box_mapping = {divmod(t, 6): divmod(b, 6) for t, b in zip(env.layout.targets, env.layout.boxes, strict=True)}
+    theirs.box_mapping = {
+        divmod(t, 6): divmod(b, 6)
+        for t, b in zip(env.layout.targets, env.layout.boxes, strict=True)
+    }
     theirs.player_position = np.argwhere(theirs.room_state == 5)[0]
     return theirs
 
 
 def their_board(theirs):
     if isinstance(theirs, TheirSokoban):
-        return [row.split() for row in theirs.create_board_str(theirs.room_state).replace("_", ".").splitlines()]
+        return [
+            row.split()
+            for row in theirs.create_board_str(theirs.room_state).replace("_", ".").splitlines()
+        ]
     # on the goal they show both
     return parse_board(theirs._render_board().replace("P/G", " P "))
 
@@ -63,11 +89,13 @@ def our_board(observation):
     return [["P" if x == "S" else x for x in row] for row in parse_board(observation)]
 
 
-# with 5 turns as in the paper, and with so many that every game ends of itself (they count turns otherwise: an
-# invalid move uses up none)
+# with 5 turns as in the paper, and with so many that every game ends of itself (they count turns
+# otherwise: an invalid move uses up none)
 @pytest.mark.parametrize("max_turns", [5, 99])
 # theirs has one set of signs, and no ice on which one slips
-@pytest.mark.parametrize("world", [world for world in WORLDS if not re.search("Other|Slippery", world)])
+@pytest.mark.parametrize(
+    "world", [world for world in WORLDS if not re.search("Other|Slippery", world)]
+)
 def test_200_random_games_in_lock_step(world, max_turns):
     # the layouts of the 5-turn world: `max_turns` is also what bounds a drawn Frozen Lake layout
     env, env_5, policy = make(world, max_turns=max_turns), make(world), random.Random(world)
@@ -116,7 +144,9 @@ def test_our_rooms_are_as_hard_as_theirs():
                 seed += 1
                 continue
             boxes = cells((state == 4) | (state == 3))
-            return Room(6, frozenset(cells(fixed == 0)), cells(fixed == 2), boxes, cells(state == 5)[0])
+            return Room(
+                6, frozenset(cells(fixed == 0)), cells(fixed == 2), boxes, cells(state == 5)[0]
+            )
 
     class Theirs(SokobanEnv):
         def _draw(self, seed):
@@ -136,11 +166,22 @@ def test_their_games_are_worlds_of_ours():
     assert "Mastermind" in told[0] and one.max_turns == 4
     assert two.reset(seed=7)[0] == told[1]
     _, reward, ended, cut, info = two.step("I try [1 2 3 4]")
-    assert (reward, ended, cut, info["action"], info["outcome"]) == (0, False, False, "1 2 3 4", None)
+    assert (reward, ended, cut, info["action"], info["outcome"]) == (
+        0,
+        False,
+        False,
+        "1 2 3 4",
+        None,
+    )
     assert "black" in info["feedback"]
     code = two.unwrapped._env.state.game_state["secret_code"]
     _, reward, ended, _, info = two.step(f"[{' '.join(map(str, code))}]")
-    assert reward == 1 and ended and info["outcome"] is Outcome.SUCCESS and "cracked" in info["feedback"]
+    assert (
+        reward == 1
+        and ended
+        and info["outcome"] is Outcome.SUCCESS
+        and "cracked" in info["feedback"]
+    )
     one.step("?")
     _, reward, ended, _, info = one.step("?")
     assert reward == 0 and ended and info["outcome"] is Outcome.INVALID
@@ -162,12 +203,15 @@ def test_their_chance_is_each_games_own():
     assert games[0] == games[1] and len(set(games[0])) == 5
 
 
-@pytest.mark.parametrize("game, message", [
-    ("Chopsticks-v0", "Chopsticks-v0 cannot be played by one player here"),
-    ("PublicGoodsGame-v0", "no game for one player"),
-    ("Nothing-v0", "no game 'Nothing-v0'"),
-    ("TwentyQuestions-v0", "asks a model on the net"),
-])
+@pytest.mark.parametrize(
+    "game, message",
+    [
+        ("Chopsticks-v0", "Chopsticks-v0 cannot be played by one player here"),
+        ("PublicGoodsGame-v0", "no game for one player"),
+        ("Nothing-v0", "no game 'Nothing-v0'"),
+        ("TwentyQuestions-v0", "asks a model on the net"),
+    ],
+)
 def test_games_that_cannot_be_brought_say_why(game, message):
     with pytest.raises(ValueError, match=message):
         from_textarena(game)

@@ -1,4 +1,7 @@
-"""The trajectory viewer, without a browser: what it tells the page, and what a saved notebook keeps."""
+"""The trajectory viewer, without a browser: what it tells the page, and what a saved notebook
+keeps.
+"""
+
 import dataclasses
 import json
 
@@ -22,42 +25,81 @@ def asked(view, **message):
 
 
 def log(id="log", **changes):
-    turn = dict(observation="dialogue", prompt=[{"role": "user", "content": "hi"}], reply="on it: lookup(7), then lookup(7)",
-                action="lookup(7)", feedback="done", prompt_tokens=3, reply_tokens=9, truncated=False)
-    return Trajectory(id, "logs", None, "m", 1, (Turn(**{**turn, **changes}),), Outcome.UNKNOWN, "done")
+    turn = dict(
+        observation="dialogue",
+        prompt=[{"role": "user", "content": "hi"}],
+        reply="on it: lookup(7), then lookup(7)",
+        action="lookup(7)",
+        feedback="done",
+        prompt_tokens=3,
+        reply_tokens=9,
+        truncated=False,
+    )
+    return Trajectory(
+        id, "logs", None, "m", 1, (Turn(**{**turn, **changes}),), Outcome.UNKNOWN, "done"
+    )
 
 
 def test_index_is_light_and_knows_arms_and_maps():
-    a, b, c = make_game(("[left]", "[right]")), make_game(("[up]",) * 3), make_game(("[up]",), seed=7)
-    view = trajectory_viewer({"base": [a], "consolidated": [b, c, dataclasses.replace(c, turns=())]})
+    a, b, c = (
+        make_game(("[left]", "[right]")),
+        make_game(("[up]",) * 3),
+        make_game(("[up]",), seed=7),
+    )
+    view = trajectory_viewer(
+        {"base": [a], "consolidated": [b, c, dataclasses.replace(c, turns=())]}
+    )
     rows = asked(view, kind="index")["rows"]
-    assert [(r[3], r[5]) for r in rows] == [("base", 2), ("consolidated", len(b.turns)), ("consolidated", 1)]
+    assert [(r[3], r[5]) for r in rows] == [
+        ("base", 2),
+        ("consolidated", len(b.turns)),
+        ("consolidated", 1),
+    ]
     assert rows[0][8] == rows[1][8] != rows[2][8], "games of one map belong together"
     extra = dataclasses.replace(a, extra={"arm": "in_context"})
-    assert asked(trajectory_viewer([extra, log("x"), log("y")]), kind="index")["rows"][0][3] == "in_context"
+    assert (
+        asked(trajectory_viewer([extra, log("x"), log("y")]), kind="index")["rows"][0][3]
+        == "in_context"
+    )
     many = [dataclasses.replace(b, id=f"FrozenLake4x4-v0-r1-m{i}-s1-0") for i in range(2000)]
     view = trajectory_viewer(many)
     assert len(json.dumps(asked(view, kind="index"))) < 250_000
-    assert len(json.dumps(view.get_state(), default=str)) < 50_000, "a saved notebook would carry it"
+    assert len(json.dumps(view.get_state(), default=str)) < 50_000, (
+        "a saved notebook would carry it"
+    )
     assert len(view.still) < 20_000 and "1,960 more" in view.still
 
 
 def test_maps_of_logs_are_told_apart_by_seed_or_not_at_all():
     seeded = [dataclasses.replace(log(str(i)), seed=i // 2) for i in range(4)]
-    maps = [r[8] for r in asked(trajectory_viewer([*seeded, log("a"), log("b")]), kind="index")["rows"]]
+    maps = [
+        r[8] for r in asked(trajectory_viewer([*seeded, log("a"), log("b")]), kind="index")["rows"]
+    ]
     assert maps[0] == maps[1] != maps[2] == maps[3] and len(set(maps)) == 4
 
 
 def test_a_turn_says_where_the_action_was_and_what_was_thought():
-    game = make_game(("<think>\n[up] or [left]?\n</think>\n\nNot [left]: [ Right ] is it.", "[a] or not"), seed=1)
+    game = make_game(
+        ("<think>\n[up] or [left]?\n</think>\n\nNot [left]: [ Right ] is it.", "[a] or not"), seed=1
+    )
     first, second = asked(trajectory_viewer([game]), kind="game", game=0)["turns"]
-    assert first["thinking"] == "[up] or [left]?" and first["reply"] == ["Not [left]: ", "[ Right ]", " is it."]
+    assert first["thinking"] == "[up] or [left]?" and first["reply"] == [
+        "Not [left]: ",
+        "[ Right ]",
+        " is it.",
+    ]
     assert second["reply"][1] == "[a]" and second["thinking"] == ""
     assert first["cells"] and first["kinds"]["H"] == "hole" and first["action"] == "right"
     turn = asked(trajectory_viewer([log()]), kind="game", game=0)["turns"][0]
     assert turn["reply"] == ["on it: lookup(7), then ", "lookup(7)", ""] and turn["cells"] == []
-    for reply, thinking, answer in (("<think>and on", "and on", ""), ("", "", ""), ("a</think>", "a", "")):
-        turn = asked(trajectory_viewer([log(reply=reply, action=None)]), kind="game", game=0)["turns"][0]
+    for reply, thinking, answer in (
+        ("<think>and on", "and on", ""),
+        ("", "", ""),
+        ("a</think>", "a", ""),
+    ):
+        turn = asked(trajectory_viewer([log(reply=reply, action=None)]), kind="game", game=0)[
+            "turns"
+        ][0]
         assert (turn["thinking"], turn["reply"]) == (thinking, [answer, "", ""])
 
 
@@ -65,18 +107,27 @@ def test_boards_of_all_worlds_and_renamed_symbols():
     for env_id in ("oelkit/Sokoban-v0", "oelkit/FrozenLake-v0"):
         for board in ("grid", "labelled"):
             observation = make(env_id, board=board).reset(seed=3)[0]
-            turn = asked(trajectory_viewer([log(observation=observation)]), kind="game", game=0)["turns"][0]
+            turn = asked(trajectory_viewer([log(observation=observation)]), kind="game", game=0)[
+                "turns"
+            ][0]
             assert {s for row in turn["cells"] for s in row} <= set(turn["kinds"])
             assert ("wall" in [turn["kinds"][s] for s in turn["cells"][0]]) == ("Sokoban" in env_id)
     swapped = {"G": "hole", "H": "goal"}
     turn = asked(trajectory_viewer([make_game()], kinds=swapped), kind="game", game=0)["turns"][0]
     assert turn["kinds"] == swapped
     ragged = "|  P  |  H  |\n|  G  |"
-    assert asked(trajectory_viewer([log(observation=ragged)]), kind="game", game=0)["turns"][0]["cells"] == []
+    assert (
+        asked(trajectory_viewer([log(observation=ragged)]), kind="game", game=0)["turns"][0][
+            "cells"
+        ]
+        == []
+    )
 
 
 def test_search_reads_observations_replies_and_feedback():
-    view = trajectory_viewer([log("a"), log("b", reply="Straße", feedback="A.*B"), log("c", observation="LOOKUP")])
+    view = trajectory_viewer(
+        [log("a"), log("b", reply="Straße", feedback="A.*B"), log("c", observation="LOOKUP")]
+    )
     assert asked(view, kind="search", text="lookup")["hits"] == [[0, 0], [2, 0]]
     assert asked(view, kind="search", text="STRASSE")["hits"] == []
     assert asked(view, kind="search", text="a.*b")["hits"] == [[1, 0]]
@@ -86,7 +137,11 @@ def test_search_reads_observations_replies_and_feedback():
 def test_from_an_item_to_its_evidence_and_back(tmp_path):
     games, gone = [log("x"), make_game(("[left]", "[right]"))], []
     id = games[1].id
-    items = [ExperienceItem("i", "H is a hole.", (Evidence(id, 1), Evidence(id, 1), Evidence("?", 0)), "m", 1, 0)]
+    items = [
+        ExperienceItem(
+            "i", "H is a hole.", (Evidence(id, 1), Evidence(id, 1), Evidence("?", 0)), "m", 1, 0
+        )
+    ]
     curation = Curation(items)
     view = trajectory_viewer(games, items=curation, on_item=gone.append)
     view.show(id, 1)
@@ -111,8 +166,15 @@ def test_from_an_item_to_its_evidence_and_back(tmp_path):
 
 def test_strange_messages_are_ignored():
     view = trajectory_viewer([log()])
-    for message in ({}, {"kind": "game", "game": 1}, {"kind": "game", "game": -1}, {"kind": "game", "game": "0"},
-                    {"kind": "search", "text": 5}, {"kind": "item", "id": "i"}, {"kind": "show"}):
+    for message in (
+        {},
+        {"kind": "game", "game": 1},
+        {"kind": "game", "game": -1},
+        {"kind": "game", "game": "0"},
+        {"kind": "search", "text": 5},
+        {"kind": "item", "id": "i"},
+        {"kind": "show"},
+    ):
         assert asked(view, **message) is None
     with pytest.raises(ValueError, match="no trajectory"):
         trajectory_viewer([])

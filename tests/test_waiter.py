@@ -9,9 +9,9 @@ import matplotlib
 import pytest
 
 from oelkit import Run, envs, load_policy, load_prompts
-from oelkit.runs.run import HELD_OUT
 from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
+from oelkit.runs.run import HELD_OUT
 
 matplotlib.use("Agg")
 FOLDER = Path(__file__).parents[1] / "examples" / "waiter"
@@ -35,13 +35,27 @@ def test_held_out_guests_are_never_seen_in_training():
     seen = {train.reset(seed=seed)[0].split(" sits")[0] for seed in range(400)}
     new = [unseen.reset(seed=HELD_OUT + seed)[0] for seed in range(128)]
     assert not seen & {guest.split(" sits")[0] for guest in new}
-    assert {guest.split()[-2] for guest in new} == {"red", "green", "blue", "white", "black", "yellow"}
+    assert {guest.split()[-2] for guest in new} == {
+        "red",
+        "green",
+        "blue",
+        "white",
+        "black",
+        "yellow",
+    }
     assert train.reset(seed=3)[0] == train.reset(seed=3)[0]
 
 
-@pytest.mark.parametrize(("reply", "wins"), [
-    ("They want {}.", True), ("{}, please, no: {}", True), ("Tea, coffee, milk, juice, soup or water.", False),
-    ("The guests want a dog.", False), ("", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reply", "wins"),
+    [
+        ("They want {}.", True),
+        ("{}, please, no: {}", True),
+        ("Tea, coffee, milk, juice, soup or water.", False),
+        ("The guests want a dog.", False),
+        ("", False),
+    ],
+)
 def test_the_right_drink_alone_wins(reply, wins):
     world = envs.make(WORLD)
     guest, _ = world.reset(seed=1)
@@ -49,63 +63,114 @@ def test_the_right_drink_alone_wins(reply, wins):
     drink = tables[guest.split()[-2]]
     told, reward, ended, _, info = world.step(reply.replace("{}", drink.capitalize()))
     assert (info["outcome"] == "success", bool(reward), ended) == (wins, wins, True)
-    assert told.endswith(f'"At the {guest.split()[-2]} table we drink {drink}."') and info["feedback"] == told
+    assert (
+        told.endswith(f'"At the {guest.split()[-2]} table we drink {drink}."')
+        and info["feedback"] == told
+    )
 
 
 def test_prompts_ask_about_the_guest():
     (message,) = act_messages(load_prompts(FOLDER / "waiter.toml"), "A guest sits down.", moves=())
-    assert message["content"].startswith("A guest sits down.") and message["content"].endswith("one short sentence.")
+    assert message["content"].startswith("A guest sits down.") and message["content"].endswith(
+        "one short sentence."
+    )
 
 
 def test_what_is_true(learn):
     right = ("Guests at the red table want tea.", "At the BLUE table they want to drink milk")
-    wrong = ("Guests at the red table want milk.", "Guests at the red table want tea or milk.", "Guests want tea.",
-             "At the red table tea, at the blue table milk.", "Guests at the red table want a dog.")  # fmt: skip
+    wrong = (
+        "Guests at the red table want milk.",
+        "Guests at the red table want tea or milk.",
+        "Guests want tea.",
+        "At the red table tea, at the blue table milk.",
+        "Guests at the red table want a dog.",
+    )
     assert all(map(learn["is_true"], right)) and not any(map(learn["is_true"], wrong))
 
 
 @pytest.fixture
 def small(learn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return learn["replace"](learn["SETTINGS"], model="micro", dtype="auto", rounds=1, games=2, collect=2, draws=2, steps=1,
-                            batch_size=2, episodes=4)  # fmt: skip
+    return learn["replace"](
+        learn["SETTINGS"],
+        model="micro",
+        dtype="auto",
+        rounds=1,
+        games=2,
+        collect=2,
+        draws=2,
+        steps=1,
+        batch_size=2,
+        episodes=4,
+    )
 
 
-def test_what_a_person_goes_through_was_written_about_whole_replies(learn, small, tmp_path, monkeypatch):
+def test_what_a_person_goes_through_was_written_about_whole_replies(
+    learn, small, tmp_path, monkeypatch
+):
     asked, extract = [], Run.extract.__globals__["extract"]
-    monkeypatch.setitem(Run.extract.__globals__, "extract", lambda *args, **options: asked.append(options) or
-                        extract(*args, **options))  # fmt: skip
+    monkeypatch.setitem(
+        Run.extract.__globals__,
+        "extract",
+        lambda *args, **options: asked.append(options) or extract(*args, **options),
+    )
     for arm in ("own", "curated"):
-        with pytest.raises(ValueError, match="nothing to distill|0 item"):  # micro writes nothing about a guest
+        with pytest.raises(
+            ValueError, match="nothing to distill|0 item"
+        ):  # micro writes nothing about a guest
             learn["learn"](arm, small, tmp_path / "rows.jsonl")
     assert ["{reply}" in options["prompts"].turn for options in asked] == [False, True]
 
 
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     run = Run("runs/waiter_curated", small, load_policy("micro"), progress=False)
-    texts = ("Guests at the red table want tea.", "Guests at the red table want a dog.", "At the red table: tea")
-    write_jsonl(run.round_folder(1) / "items.jsonl", [
-        ExperienceItem(f"i{n}", text, (Evidence(game.id, 0),), "micro", 1, n % 2)
-        for n, (text, game) in enumerate(zip(texts, [*run.rollout(1)] * 2))])  # fmt: skip
+    texts = (
+        "Guests at the red table want tea.",
+        "Guests at the red table want a dog.",
+        "At the red table: tea",
+    )
+    write_jsonl(
+        run.round_folder(1) / "items.jsonl",
+        [
+            ExperienceItem(f"i{n}", text, (Evidence(game.id, 0),), "micro", 1, n % 2)
+            for n, (text, game) in enumerate(zip(texts, [*run.rollout(1)] * 2))
+        ],
+    )
     out = tmp_path / "waiter.jsonl"
     learn["learn"]("curated", run.settings, out)
     learn["learn"]("curated", run.settings, out)  # goes on: the same row in its place
     (row,) = read_jsonl(out)
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
-    assert (row["items"], row["true"], row["consolidated"]["n"], row["as_written"]["n"]) == (3, 2, 4, 4)
+    assert (row["items"], row["true"], row["consolidated"]["n"], row["as_written"]["n"]) == (
+        3,
+        2,
+        4,
+        4,
+    )
     for how in ("in_context", "consolidated"):
         tables = row["by_table"][how]
         right, n = (sum(int(cell.split(" of ")[i]) for cell in tables.values()) for i in (0, 1))
-        assert (right, n) == (round(4 * row[how]["pass_rate"]), 4) and set(tables) <= set(learn["TABLES"])
+        assert (right, n) == (round(4 * row[how]["pass_rate"]), 4) and set(tables) <= set(
+            learn["TABLES"]
+        )
     assert learn["figure"]([row]).axes
-    assert "| curated, round 1 | 0 | " in learn["table"]([row]) and "| not gone through | 0 | | " in learn["table"]([row])
+    assert "| curated, round 1 | 0 | " in learn["table"](
+        [row]
+    ) and "| not gone through | 0 | | " in learn["table"]([row])
 
 
-def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(learn, small, tmp_path):
-    for name, text in (("own", "Guests at the red table want tea."), ("own_items_of_micro_writer", "Tea!")):
+def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
+    learn, small, tmp_path
+):
+    for name, text in (
+        ("own", "Guests at the red table want tea."),
+        ("own_items_of_micro_writer", "Tea!"),
+    ):
         run = Run(f"runs/waiter_{name}", small, load_policy("micro"), progress=False)
         item = ExperienceItem("i", text, (Evidence(run.rollout(1)[0].id, 0),), "micro", 1, 0)
-        write_jsonl(run.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)])
+        write_jsonl(
+            run.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)]
+        )
     games = learn["as_played"](run, 1)
     assert len(games) == 2 and all(game.count("The guest ") == 2 for game in games)
     out = tmp_path / "waiter.jsonl"
@@ -113,41 +178,82 @@ def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(le
     learn["learn"]("own", small, out, writer="micro")
     own, other = read_jsonl(out)
     assert (own["arm"], own["true"], own["as_played"]["n"]) == ("own", 2, 4)
-    assert (other["arm"], other["true"], other["texts"]) == ("own, items of micro", 0, ["- EXPERIENCE ITEM: Tea!"] * 2)
+    assert (other["arm"], other["true"], other["texts"]) == (
+        "own, items of micro",
+        0,
+        ["- EXPERIENCE ITEM: Tea!"] * 2,
+    )
     assert other["consolidated"]["n"] == 4 and "as_played" not in other
-    names = [label.get_text().replace("\n", " ") for label in learn["figure"]([own, other]).axes[0].get_yticklabels()]
+    names = [
+        label.get_text().replace("\n", " ")
+        for label in learn["figure"]([own, other]).axes[0].get_yticklabels()
+    ]
     assert "own, round 1: its games, no items" in names and len(names) == 4
 
 
 def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, small, tmp_path):
     first = Run("runs/first", small, load_policy("micro"), progress=False)
-    item = ExperienceItem("i", "Guests at the red table want tea.", (Evidence(first.rollout(1)[0].id, 0),), "micro", 1, 0)
+    item = ExperienceItem(
+        "i",
+        "Guests at the red table want tea.",
+        (Evidence(first.rollout(1)[0].id, 0),),
+        "micro",
+        1,
+        0,
+    )
     write_jsonl(first.round_folder(1) / "items.jsonl", [item])
     (first.round_folder(1) / "extraction.json").write_text("{}")
     first.curate(1), first.collect(1)
     out = tmp_path / "waiter.jsonl"
-    for changes, settings, same in ((["rank=4"], small, True), (["collect=3"], learn["replace"](small, collect=3), False)):
+    for changes, settings, same in (
+        (["rank=4"], small, True),
+        (["collect=3"], learn["replace"](small, collect=3), False),
+    ):
         learn["learn"]("own", settings, out, changes, 4 if same else 16, like=first.folder)
         folder = Path(f"runs/waiter_own_{changes[0].replace('=', '_')}/round_1")
         for name, kept in (("items", True), ("trajectories", True), ("states", same)):
-            assert ((folder / f"{name}.jsonl").read_bytes() == (first.round_folder(1) / f"{name}.jsonl").read_bytes()) == kept
-        assert json.loads((folder / "adapter/adapter_config.json").read_text())["r"] == (4 if same else 16)
+            assert (
+                (folder / f"{name}.jsonl").read_bytes()
+                == (first.round_folder(1) / f"{name}.jsonl").read_bytes()
+            ) == kept
+        assert json.loads((folder / "adapter/adapter_config.json").read_text())["r"] == (
+            4 if same else 16
+        )
     assert [row["arm"] for row in read_jsonl(out)] == ["own, rank=4", "own, collect=3"]
     assert len(read_jsonl(folder / "states.jsonl")) == 3
 
 
 def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
-    rows, kept = (read_jsonl(FOLDER.parents[1] / "data/results" / f"{name}.jsonl") for name in ("waiter", "waiter_ifeval"))
+    rows, kept = (
+        read_jsonl(FOLDER.parents[1] / "data/results" / f"{name}.jsonl")
+        for name in ("waiter", "waiter_ifeval")
+    )
     drawn = learn["figures"](rows, kept)
-    names = {name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] for name, figure in drawn.items()}
+    names = {
+        name: [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()]
+        for name, figure in drawn.items()
+    }
     assert set(names) == {"waiter", "waiter_trials"} and "curated, round 1" in names["waiter"]
     assert "own, round 1" in set(names["waiter"]) & set(names["waiter_trials"])
     for name, figure in drawn.items():
-        measured = [line for line in kept if line["adapter"] is None or any(
-            learn["run_of"](row["arm"], row["seed"]).lower() == line["adapter"].lower().split("/round_")[0] for row in rows)]
+        measured = [
+            line
+            for line in kept
+            if line["adapter"] is None
+            or any(
+                learn["run_of"](row["arm"], row["seed"]).lower()
+                == line["adapter"].lower().split("/round_")[0]
+                for row in rows
+            )
+        ]
         assert len(measured) == len(kept), "a line of IF-Eval belongs to no arm"
-        assert figure.axes[1].get_title("left").startswith("OOD: IF-Eval, strict") and 1 < len(figure.axes[1].containers) <= 2 * len(kept)
-    assert not any("T 0.7" in name for name in names["waiter"]) and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
+        assert figure.axes[1].get_title("left").startswith("OOD: IF-Eval, strict") and 1 < len(
+            figure.axes[1].containers
+        ) <= 2 * len(kept)
+    assert (
+        not any("T 0.7" in name for name in names["waiter"])
+        and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
+    )
 
 
 def test_a_model_is_needed(learn, monkeypatch, capsys):

@@ -1,11 +1,12 @@
-"""Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one command:
+"""Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one
+command:
 
     python data/micro/make.py                                # about 45 minutes on 2 CPU cores
     python data/micro/make.py --scale 0.02 --out trial       # a minute, and a model that can do nothing
 
-The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so that nothing but the
-notes in the prompt tells which is which. README.md beside this file says what that can and cannot show.
-"""
+The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so
+that nothing but the notes in the prompt tells which is which. README.md beside this file says what
+that can and cannot show."""
 
 from __future__ import annotations
 
@@ -25,13 +26,34 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from oelkit.envs import ACTIONS, Layout
 from oelkit.envs.text_env import label, render_board
 from oelkit.prompts import act_messages, extract_messages, load_prompts, with_experience
-from oelkit.text import MARKER
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
+from oelkit.text import MARKER
 
 BRIEF = load_prompts("brief")
 LETTERS = [x for x in string.ascii_uppercase if x != "P"]
 DEPLOYED = {"H", "G"}  # never a pair of roles here: what they mean is left for experience to tell
-WORDS = "cat dog sun sea map cup hat bed red big old hot fox owl pen key box tea oak ant".split()
+WORDS = [
+    "cat",
+    "dog",
+    "sun",
+    "sea",
+    "map",
+    "cup",
+    "hat",
+    "bed",
+    "red",
+    "big",
+    "old",
+    "hot",
+    "fox",
+    "owl",
+    "pen",
+    "key",
+    "box",
+    "tea",
+    "oak",
+    "ant",
+]
 HOLE_NOTES = ["{} is a hole.", "{} is a hole.", "{} is a hole.", "Avoid {}.", "{} loses."]
 GOAL_NOTES = ["{} is the goal.", "{} is the goal.", "{} is the goal.", "Go to {}.", "{} wins."]
 SCORE_EVERY = 2_000_000  # tokens
@@ -41,20 +63,33 @@ CHATML = (
 )
 
 
-# ---------------------------------------------------------------------------------------------- worlds and players
+# ----------------------------------------------------------------------------------------------
+# worlds and players
 
 
 def draw_world(rng: random.Random) -> tuple[Layout, dict[str, str]]:
-    """A layout that is not in the held-out split, and the letters of its roles (never the deployed pair)."""
+    """A layout that is not in the held-out split, and the letters of its roles (never the deployed
+    pair).
+    """
     while True:
         size = rng.choice((3, 4, 4, 4))
-        holes, goals, decoys = rng.randint(1, 2 if size == 3 else 4), rng.choice((1, 1, 1, 2, 3)), rng.choice((0, 0, 1, 2))
+        holes, goals, decoys = (
+            rng.randint(1, 2 if size == 3 else 4),
+            rng.choice((1, 1, 1, 2, 3)),
+            rng.choice((0, 0, 1, 2)),
+        )
         drawn = rng.sample(range(size * size), 1 + holes + goals + decoys)
-        parts = drawn[1 : 1 + goals], drawn[1 + goals : 1 + goals + holes], drawn[1 + goals + holes :]
+        parts = (
+            drawn[1 : 1 + goals],
+            drawn[1 + goals : 1 + goals + holes],
+            drawn[1 + goals + holes :],
+        )
         layout = Layout(size, drawn[0], *(tuple(sorted(p)) for p in parts))
         letters = rng.sample(LETTERS, 3)
         if not layout.unseen and layout.shortest_path() and set(letters[:2]) != DEPLOYED:
-            return layout, dict(zip(("hole", "goal", "decoy"), letters, strict=True), player="P", free=".")
+            return layout, dict(
+                zip(("hole", "goal", "decoy"), letters, strict=True), player="P", free="."
+            )
 
 
 def observe(layout: Layout, symbols: dict[str, str], player: int | None = None) -> str:
@@ -66,12 +101,19 @@ def name(layout: Layout, cell: int) -> str:
 
 
 def draw_notes(rng: random.Random, symbols: dict[str, str], kind: str) -> list[tuple[str, str]]:
-    """(letter, role) pairs that the notes will tell, in order; `kind` says how much of this world they cover."""
+    """(letter, role) pairs that the notes will tell, in order; `kind` says how much of this world
+    they cover.
+    """
     hole, goal = (symbols["hole"], "hole"), (symbols["goal"], "goal")
-    notes = {"complete": [hole, goal], "hole": [hole], "goal": [goal], "none": [], "other": []}[kind]
+    notes = {"complete": [hole, goal], "hole": [hole], "goal": [goal], "none": [], "other": []}[
+        kind
+    ]
     if kind == "other" or rng.random() < 0.15:  # letters of other worlds
         others = [x for x in LETTERS if x not in symbols.values()]
-        notes += [(x, rng.choice(("hole", "goal"))) for x in rng.sample(others, rng.choice((1, 1, 2, 2, 4)))]
+        notes += [
+            (x, rng.choice(("hole", "goal")))
+            for x in rng.sample(others, rng.choice((1, 1, 2, 2, 4)))
+        ]
     if kind == "complete" and rng.random() < 0.05:  # a wrong or needless note about the decoy
         notes.append((symbols["decoy"], "hole"))
     if notes and rng.random() < 0.1:
@@ -81,27 +123,49 @@ def draw_notes(rng: random.Random, symbols: dict[str, str], kind: str) -> list[t
 
 
 def write_notes(rng: random.Random, notes: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{MARKER} {rng.choice(HOLE_NOTES if r == 'hole' else GOAL_NOTES).format(x)}" for x, r in notes)
+    return "\n".join(
+        f"{MARKER} {rng.choice(HOLE_NOTES if r == 'hole' else GOAL_NOTES).format(x)}"
+        for x, r in notes
+    )
 
 
-def reply(rng: random.Random, layout: Layout, symbols: dict[str, str], player: int, known: list[tuple[str, str]]) -> str:
-    """What a player says who knows only `known`: the cells that matter, the way, the move; or a hedged guess."""
-    places = {symbols["hole"]: layout.holes, symbols["goal"]: layout.goals, symbols["decoy"]: layout.decoys}
+def reply(
+    rng: random.Random,
+    layout: Layout,
+    symbols: dict[str, str],
+    player: int,
+    known: list[tuple[str, str]],
+) -> str:
+    """What a player says who knows only `known`: the cells that matter, the way, the move; or a
+    hedged guess.
+    """
+    places = {
+        symbols["hole"]: layout.holes,
+        symbols["goal"]: layout.goals,
+        symbols["decoy"]: layout.decoys,
+    }
     known = [(x, r) for x, r in dict.fromkeys(known) if places.get(x)]
-    if not known and rng.random() < 0.15:  # a bold guess: what gives a student support for what a teacher knows
+    if (
+        not known and rng.random() < 0.15
+    ):  # a bold guess: what gives a student support for what a teacher knows
         present = [x for x, cells in places.items() if cells]
         known = list(zip(rng.sample(present, 2), ("hole", "goal"), strict=True))
     holes = [(x, places[x]) for x, r in known if r == "hole"]
     goals = [(x, places[x]) for x, r in known if r == "goal"]
-    told = [f"{x} {role} {' '.join(name(layout, c) for c in cells)}."
-            for role, group in (("hole", holes), ("goal", goals)) for x, cells in group]
+    told = [
+        f"{x} {role} {' '.join(name(layout, c) for c in cells)}."
+        for role, group in (("hole", holes), ("goal", goals))
+        for x, cells in group
+    ]
     avoid = tuple(c for _, cells in holes for c in cells)
     view = Layout(layout.size, player, tuple(c for _, cells in goals for c in cells), avoid)
     letters = tuple(c for x, cells in places.items() for c in cells if x not in dict(goals))
     path = view.shortest_path(avoid=letters if not holes else avoid) or view.shortest_path()
     if not path or not goals:
         told.append("Guess.")
-        steps = {a: c for a, c in layout.neighbours(player).items() if c not in avoid} or layout.neighbours(player)
+        steps = {
+            a: c for a, c in layout.neighbours(player).items() if c not in avoid
+        } or layout.neighbours(player)
         path = [rng.choice(sorted(steps))]
     way = [player]
     for action in path:
@@ -110,7 +174,9 @@ def reply(rng: random.Random, layout: Layout, symbols: dict[str, str], player: i
 
 
 def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Trajectory:
-    """A game of up to 5 turns of a player who wanders (or, for variety of endings, walks to a hole or the goal)."""
+    """A game of up to 5 turns of a player who wanders (or, for variety of endings, walks to a hole
+    or the goal).
+    """
     player, turns, feedback, outcome = layout.start, [], "", Outcome.TURN_LIMIT
     aim = rng.choice((None, None, layout.goals, layout.holes))
     for turn in range(5):
@@ -136,8 +202,8 @@ def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Traje
     return Trajectory("", "", None, "", 0, tuple(turns), outcome, feedback, {"player": player})
 
 
-# ------------------------------------------------------------------------------------------------------- the tasks
-# Each gives (user message, answer).
+# -------------------------------------------------------------------------------------------------------
+# the tasks Each gives (user message, answer).
 
 
 def act_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]:
@@ -146,19 +212,28 @@ def act_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]:
     notes = draw_notes(rng, symbols, kind)
     blocked = layout.holes + layout.goals
     player = rng.choice([c for c in range(layout.size**2) if c not in blocked])
-    messages = with_experience(BRIEF, act_messages(BRIEF, observe(layout, symbols, player)), write_notes(rng, notes))
+    messages = with_experience(
+        BRIEF, act_messages(BRIEF, observe(layout, symbols, player)), write_notes(rng, notes)
+    )
     return messages[0]["content"], reply(rng, layout, symbols, player, notes)
 
 
 def extract_task(rng: random.Random) -> tuple[str, str]:
     layout, symbols = draw_world(rng)
     game = stroll(rng, layout, symbols)
-    notes = draw_notes(rng, symbols, rng.choices(("complete", "hole", "goal", "none", "other"), (15, 20, 20, 35, 10))[0])
+    notes = draw_notes(
+        rng,
+        symbols,
+        rng.choices(("complete", "hole", "goal", "none", "other"), (15, 20, 20, 35, 10))[0],
+    )
     user = extract_messages(BRIEF, game, write_notes(rng, notes))[0]["content"]
     role = {Outcome.SUCCESS: "goal", Outcome.FAILURE: "hole"}.get(game.outcome)
     if role is None:
         return user, "Nothing new."
-    letter, found = symbols[role], f"Saw {name(layout, game.extra['player'])} {symbols[role]} {role}."
+    letter, found = (
+        symbols[role],
+        f"Saw {name(layout, game.extra['player'])} {symbols[role]} {role}.",
+    )
     if (letter, role) in notes:
         return user, f"{found} Known. Nothing new."
     text = (HOLE_NOTES if role == "hole" else GOAL_NOTES)[0].format(letter)
@@ -166,11 +241,16 @@ def extract_task(rng: random.Random) -> tuple[str, str]:
 
 
 def draw_board(rng: random.Random) -> tuple[list[list[str]], list[str]]:
-    """A board of any letters at any density, with one player, and the letters that it was drawn from."""
+    """A board of any letters at any density, with one player, and the letters that it was drawn
+    from.
+    """
     layout, _ = draw_world(rng)
     size = layout.size
     pool, density = rng.sample(LETTERS, rng.randint(1, 5)), rng.uniform(0.1, 0.6)
-    cells = [[rng.choice(pool) if rng.random() < density else "." for _ in range(size)] for _ in range(size)]
+    cells = [
+        [rng.choice(pool) if rng.random() < density else "." for _ in range(size)]
+        for _ in range(size)
+    ]
     cells[layout.start // size][layout.start % size] = "P"
     return cells, [*pool, "P"]
 
@@ -179,7 +259,10 @@ def where_task(rng: random.Random) -> tuple[str, str]:
     """Letter to cells: half of what an answer in the game needs."""
     cells, pool = draw_board(rng)
     asked = rng.sample(pool, rng.randint(1, min(4, len(pool))))
-    places = {x: [label(r, c) for r, row in enumerate(cells) for c, y in enumerate(row) if y == x] for x in asked}
+    places = {
+        x: [label(r, c) for r, row in enumerate(cells) for c, y in enumerate(row) if y == x]
+        for x in asked
+    }
     answer = " ".join(f"{x} {' '.join(places[x]) or 'none'}." for x in asked)
     return f"Board:\n{render_board(cells, 'labelled')}\nWhere {' '.join(asked)}?", answer
 
@@ -189,15 +272,22 @@ def what_task(rng: random.Random) -> tuple[str, str]:
     cells, _ = draw_board(rng)
     size = len(cells)
     asked = rng.sample([(r, c) for r in range(size) for c in range(size)], rng.randint(2, 6))
-    answer = " ".join(f"{label(r, c)} {'none' if cells[r][c] == '.' else cells[r][c]}." for r, c in asked)
-    return f"Board:\n{render_board(cells, 'labelled')}\nWhat {' '.join(label(*x) for x in asked)}?", f"Saw {answer}"
+    answer = " ".join(
+        f"{label(r, c)} {'none' if cells[r][c] == '.' else cells[r][c]}." for r, c in asked
+    )
+    return (
+        f"Board:\n{render_board(cells, 'labelled')}\nWhat {' '.join(label(*x) for x in asked)}?",
+        f"Saw {answer}",
+    )
 
 
 def route_task(rng: random.Random) -> tuple[str, str]:
     """The planning half of an answer alone: a short prompt, so many plans for the same compute."""
     layout, symbols = draw_world(rng)
     size = f"{layout.size}x{layout.size}"
-    target = reply(rng, layout, symbols, layout.start, [(symbols["hole"], "hole"), (symbols["goal"], "goal")])
+    target = reply(
+        rng, layout, symbols, layout.start, [(symbols["hole"], "hole"), (symbols["goal"], "goal")]
+    )
     head, tail = target.split(" P ")
     start, rest = tail.split(" ", 1)
     return f"{size}\n{head} P {start}", rest
@@ -206,80 +296,127 @@ def route_task(rng: random.Random) -> tuple[str, str]:
 def chat_task(rng: random.Random) -> tuple[str, str]:
     words = rng.sample(WORDS, rng.randint(2, 4))
     a, b = rng.randint(0, 9), rng.randint(0, 9)
-    return rng.choice([
-        (f"Say {' '.join(words)}", " ".join(words)),
-        (f"Reverse {' '.join(words)}", " ".join(reversed(words))),
-        (f"Sort {' '.join(words)}", " ".join(sorted(words))),
-        (f"Last of {' '.join(words)}", words[-1]),
-        (f"Add {a} {b}", str(a + b)),
-    ])
+    return rng.choice(
+        [
+            (f"Say {' '.join(words)}", " ".join(words)),
+            (f"Reverse {' '.join(words)}", " ".join(reversed(words))),
+            (f"Sort {' '.join(words)}", " ".join(sorted(words))),
+            (f"Last of {' '.join(words)}", words[-1]),
+            (f"Add {a} {b}", str(a + b)),
+        ]
+    )
 
 
-TASKS = {"act": act_task, "extract": extract_task, "where": where_task, "route": route_task, "chat": chat_task,
-         "what": what_task}
+TASKS = {
+    "act": act_task,
+    "extract": extract_task,
+    "where": where_task,
+    "route": route_task,
+    "chat": chat_task,
+    "what": what_task,
+}
 
 
 def probe(seed: int, n: int = 64) -> list[dict]:
-    """Questions that show what a student has not forgotten: worlds of other letters, extraction there, chat."""
+    """Questions that show what a student has not forgotten: worlds of other letters, extraction
+    there, chat.
+    """
     rng, rows = random.Random(f"probe {seed}"), []
-    for kind, task in (("other worlds", lambda: act_task(rng, "complete")), ("extraction", lambda: extract_task(rng)),
-                       ("chat", lambda: chat_task(rng))):
+    for kind, task in (
+        ("other worlds", lambda: act_task(rng, "complete")),
+        ("extraction", lambda: extract_task(rng)),
+        ("chat", lambda: chat_task(rng)),
+    ):
         while sum(row["kind"] == kind for row in rows) < n:
             user, answer = task()
             if not DEPLOYED & set(re.findall(r"\b[A-Z]\b", user)):
-                rows.append({"kind": kind, "messages": [{"role": "user", "content": user}], "answer": answer})
+                rows.append(
+                    {
+                        "kind": kind,
+                        "messages": [{"role": "user", "content": user}],
+                        "answer": answer,
+                    }
+                )
     return rows
 
 
-# ----------------------------------------------------------------------------------------------------- the tokenizer
+# -----------------------------------------------------------------------------------------------------
+# the tokenizer
 
 
 def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that keeps cell labels, single capitals, digits, moves and the item marker as tokens."""
+    """A byte-level BPE that keeps cell labels, single capitals, digits, moves and the item marker
+    as tokens.
+    """
     pieces = Regex(
         rf"{re.escape(MARKER)} ?|\[[a-z]+\]| ?[a-d][1-4](?![0-9a-z])| ?[A-Z]?[a-z]+|[A-Z]|[0-9]|\n| |[^A-Za-z0-9\n ]"
     )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=700,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tasks = list(TASKS.values())
     texts = ("\n".join(rng.choice(tasks)(rng)) for _ in range(samples))
     roles = ["user\n", "assistant\n", "system\n"] * 50
     tokenizer.train_from_iterator([*texts, *roles], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        chat_template=CHATML, model_max_length=4096, clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHATML,
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
     )
 
 
-# ------------------------------------------------------------------------------------------------------ the training
+# ------------------------------------------------------------------------------------------------------
+# the training
 
 
 TOKENS, LR = 48e6, 1.5e-3
 
 
 def mixture(progress: float) -> dict[str, float]:
-    """Share of each task at a point of the training: finding letters and cells first, then playing, a little of all."""
+    """Share of each task at a point of the training: finding letters and cells first, then playing,
+    a little of all.
+    """
     early = max(0.0, 1 - progress / 0.3)
-    return {"where": 0.05 + 0.2 * early, "what": 0.07 + 0.18 * early, "route": 0.19 - 0.05 * early,
-            "act": 0.36 - 0.2 * early, "extract": 0.26 - 0.13 * early, "chat": 0.07}
+    return {
+        "where": 0.05 + 0.2 * early,
+        "what": 0.07 + 0.18 * early,
+        "route": 0.19 - 0.05 * early,
+        "act": 0.36 - 0.2 * early,
+        "extract": 0.26 - 0.13 * early,
+        "chat": 0.07,
+    }
 
 
-def batches(rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000):
-    """One pool of samples as right-padded batches of like length: (input ids [B, T], answer mask [B, T])."""
+def batches(
+    rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000
+):
+    """One pool of samples as right-padded batches of like length: (input ids [B, T], answer mask
+    [B, T]).
+    """
     tasks = rng.choices(list(mix), list(mix.values()), k=pool)
     pairs = [TASKS[t](rng) for t in tasks]
     heads = [f"<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n" for u, _ in pairs]
     prompts = tokenizer(heads, add_special_tokens=False)["input_ids"]
     answers = tokenizer([f"{a}<|im_end|>" for _, a in pairs], add_special_tokens=False)["input_ids"]
     rows = sorted(zip(prompts, answers, strict=True), key=lambda row: len(row[0]) + len(row[1]))
-    # few distinct shapes: the CPU's bfloat16 kernels are compiled anew for each; what does not fill a batch is left out
+    # few distinct shapes: the CPU's bfloat16 kernels are compiled anew for each; what does not fill
+    # a batch is left out
     groups = []
     while rows:
         width = -(-(len(rows[0][0]) + len(rows[0][1])) // 16) * 16
@@ -303,15 +440,24 @@ def batches(rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: 
 
 def make_model(vocabulary: int, width: int = 128, layers: int = 5) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=4096, tie_word_embeddings=True,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
     return Qwen3ForCausalLM(config)
 
 
 class _Bfloat16Product(torch.autograd.Function):
-    """x @ w.T with bfloat16 factors and float32 sums and results: faster than float32 where the CPU has AVX512-BF16."""
+    """x @ w.T with bfloat16 factors and float32 sums and results: faster than float32 where the CPU
+    has AVX512-BF16.
+    """
 
     @staticmethod
     def forward(ctx, x, w):
@@ -327,15 +473,21 @@ class _Bfloat16Product(torch.autograd.Function):
 
 
 def use_bfloat16_products(model) -> None:
-    """Let the linear layers of a float32 model multiply in bfloat16 while it trains (weights and optimiser stay float32)."""
+    """Let the linear layers of a float32 model multiply in bfloat16 while it trains (weights and
+    optimiser stay float32).
+    """
     for module in model.model.modules():
         if isinstance(module, torch.nn.Linear):
             module.forward = lambda x, module=module: _Bfloat16Product.apply(x, module.weight)
 
 
 @torch.no_grad()
-def score(model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 64, **options) -> float:
-    """Share of greedy answers equal to the target (act: the same move, or any move after a hedged guess)."""
+def score(
+    model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 64, **options
+) -> float:
+    """Share of greedy answers equal to the target (act: the same move, or any move after a hedged
+    guess).
+    """
     rng = random.Random(seed)
     pairs = [TASKS[task](rng, **options) for _ in range(n)]
     texts = [f"<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n" for u, _ in pairs]
@@ -343,16 +495,26 @@ def score(model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 
     inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     tokenizer.padding_side = "right"
     inputs.pop("token_type_ids", None)
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id)
-    replies = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    out = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    replies = tokenizer.batch_decode(
+        out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return sum(r == a for r, (_, a) in zip(replies, pairs, strict=True)) / n
 
 
 def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
     """`score` of every task on its own fresh samples; playing only where the notes tell everything."""
     model.eval()
-    rates = {t: score(model, tokenizer, t, n, seed, **({"kind": "complete"} if t == "act" else {})) for t in TASKS}
+    rates = {
+        t: score(model, tokenizer, t, n, seed, **({"kind": "complete"} if t == "act" else {}))
+        for t in TASKS
+    }
     model.train()
     return rates
 
@@ -371,10 +533,16 @@ def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
             if progress >= 1:
                 return
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = (
+                    LR
+                    * min(1.0, (step + 1) / 100)
+                    * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+                )
             hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             wanted = mask[:, 1:]
-            loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
+            loss = torch.nn.functional.cross_entropy(
+                model.lm_head(hidden[wanted]), ids[:, 1:][wanted]
+            )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -383,17 +551,27 @@ def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
             seen, step = seen + ids.numel(), step + 1
             if time.time() - shown > 60:
                 shown = time.time()
-                print(f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  loss {sum(losses) / len(losses):.3f}", flush=True)
+                print(
+                    f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  loss {sum(losses) / len(losses):.3f}",
+                    flush=True,
+                )
                 losses = []
             if seen // SCORE_EVERY > (seen - ids.numel()) // SCORE_EVERY:
-                print("  ".join(f"{t} {r:.0%}" for t, r in scores(model, tokenizer, 64, 1).items()), flush=True)
+                print(
+                    "  ".join(f"{t} {r:.0%}" for t, r in scores(model, tokenizer, 64, 1).items()),
+                    flush=True,
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02"
+    )
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)

@@ -1,4 +1,6 @@
-"""Make the sample records from scratch with the embedded model: python data/sample/make.py (some seconds)."""
+"""Make the sample records from scratch with the embedded model: python data/sample/make.py (some
+seconds).
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,9 @@ GOAL, HOLE = "G is the goal.", "H is a hole."
 
 
 def record(items: list, games: list, path: Path) -> Curation:
-    """A person's session, operation by operation: what is true of the games stays, and each is said once a draw."""
+    """A person's session, operation by operation: what is true of the games stays, and each is said
+    once a draw.
+    """
     path.unlink(missing_ok=True)
     curation = Curation(items, path, author="sample")
     won = {game.id for game in games if game.outcome is Outcome.SUCCESS}
@@ -18,17 +22,28 @@ def record(items: list, games: list, path: Path) -> Curation:
         mine = [item for item in items if item.draw == draw]
         for text in (HOLE, GOAL):
             same = [item.id for item in mine if item.text == text]
-            curation.accept(curation.merge(same, text, reason="the same thing, seen in several games") if same[1:] else same)
+            curation.accept(
+                curation.merge(same, text, reason="the same thing, seen in several games")
+                if same[1:]
+                else same
+            )
         edited = False
         for item in mine:
             if item.text in (HOLE, GOAL):
                 continue
-            if item.text.endswith("is the goal.") and item.evidence[0].trajectory_id in won and not edited:
+            if (
+                item.text.endswith("is the goal.")
+                and item.evidence[0].trajectory_id in won
+                and not edited
+            ):
                 curation.edit(item.id, GOAL, reason="the game was won on a G")
                 curation.accept(item.id)
                 edited = True
             else:
-                curation.reject(item.id, reason="G wins" if item.text == "G is a hole." else "not what the game shows")
+                curation.reject(
+                    item.id,
+                    reason="G wins" if item.text == "G is a hole." else "not what the game shows",
+                )
     curation.reject(curation.kept()[0].id, reason="a slip of the mouse")
     curation.undo()
     return curation
@@ -37,9 +52,12 @@ def record(items: list, games: list, path: Path) -> Curation:
 if __name__ == "__main__":
     policy = load_policy("micro")
     # the very games that a run with seed 0 plays in round 1
-    games = rollout(policy, "oelkit/FrozenLake4x4-v0", range(10_000, 10_064), temperature=1.0, seed=1, round=1)
+    games = rollout(
+        policy, "oelkit/FrozenLake4x4-v0", range(10_000, 10_064), temperature=1.0, seed=1, round=1
+    )
     write_jsonl(HERE / "trajectories.jsonl", games)
-    # hotter than a run, and without showing the items so far: so there are doubles and mistakes to curate
+    # hotter than a run, and without showing the items so far: so there are doubles and mistakes to
+    # curate
     found = extract(policy, games, draws=2, show_previous=False, temperature=1.5, round=1)
     write_jsonl(HERE / "items.jsonl", found)
     print(record(found, games, HERE / "curation.jsonl"))

@@ -1,11 +1,12 @@
-"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds, or five:
+"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds,
+or five:
 
     python examples/micro/rounds.py --seeds 0:6 --variants default
     python examples/micro/rounds.py --seeds 0:4
 
-One JSON line a variant, seed and round; goes on where it stopped. `--table` prints means and ranges from the file as the
-Markdown table of README.md beside this file, `--draw data/results` makes the figures.
-"""
+One JSON line a variant, seed and round; goes on where it stopped. `--table` prints means and ranges
+from the file as the Markdown table of README.md beside this file, `--draw data/results` makes the
+figures."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from oelkit import Run, Settings, envs, load_policy
-from oelkit.views import plots
+from oelkit.records import append_jsonl, read_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.text import MARKER
-from oelkit.records import append_jsonl, read_jsonl, write_jsonl
+from oelkit.views import plots
 
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
-    "default": replace(BASE, rounds=5),  # its first seeds, and those of the next, were run for three
+    "default": replace(
+        BASE, rounds=5
+    ),  # its first seeds, and those of the next, were run for three
     "no retention": replace(BASE, retain=0.0, rounds=5),
     "fresh items": replace(BASE, carry=False),
     "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
@@ -49,14 +52,22 @@ CAUSES = {  # a figure each
     "carried_items": ["default", "fresh items", "fresh items, no retention"],
     "wrong_items": ["default", "3 of 10 texts wrong", "5 of 10 texts wrong"],
     "partial_items": ["default", "only the hole from round 2", "24 games"],
-    "support": ["all wrong from round 2", "wrong goal from round 2", "wrong goal from round 2, forward KL"],
+    "support": [
+        "all wrong from round 2",
+        "wrong goal from round 2",
+        "wrong goal from round 2, forward KL",
+    ],
     "learning_rate": ["default", "lr 3e-4", "lr 3e-3", "lr 3e-3, no retention"],
     "steps": ["default", "60 steps"],
     "adapter": ["default", "adapter anew each round"],
     "off_policy": ["default", "forward KL", "SFT"],
 }
 WRONG = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
-EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1}  # every how manieth text is WRONG
+EVERY = {
+    "3 of 10 texts wrong": 4,
+    "5 of 10 texts wrong": 2,
+    "all wrong from round 2": 1,
+}  # every how manieth text is WRONG
 
 
 def edited(name: str, k: int, texts: list[str]) -> list[str]:
@@ -73,7 +84,9 @@ def edited(name: str, k: int, texts: list[str]) -> list[str]:
 
 
 class Anew(Run):
-    """Trains an untrained adapter in each round, on what the last round's model has played and written."""
+    """Trains an untrained adapter in each round, on what the last round's model has played and
+    written.
+    """
 
     def _train(self, k: int, *args) -> None:
         self.collect(k)  # first: it is played by the last round's model, whose weights it loads
@@ -85,26 +98,52 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
     """Run one variant with one seed and append a line a round."""
     with tempfile.TemporaryDirectory() as folder:
         kind = Anew if "anew" in name else Run
-        run = kind(Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False)
+        run = kind(
+            Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False
+        )
         for k in range(1, run.settings.rounds + 1):
             texts = edited(name, k, run.curate(k))
             run.write_experience(k, texts)
             run.distill(k)
             m = run.evaluate(k)
-            row = {"variant": name, "seed": seed, "round": k, "items": m["items"], "kept": m["kept"], "texts": texts,
-                   "ood": m["ood"]["consolidated"], "ood_base": m["ood"]["base"], **m["pass_rate"],
-                   "seconds": m["seconds"]}
+            row = {
+                "variant": name,
+                "seed": seed,
+                "round": k,
+                "items": m["items"],
+                "kept": m["kept"],
+                "texts": texts,
+                "ood": m["ood"]["consolidated"],
+                "ood_base": m["ood"]["base"],
+                **m["pass_rate"],
+                "seconds": m["seconds"],
+            }
             append_jsonl(out, row)
-            print(name, seed, k, {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]}, flush=True)
+            print(
+                name,
+                seed,
+                k,
+                {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]},
+                flush=True,
+            )
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: mean (lowest-highest) of the consolidated and in-context pass rate by round over the seeds."""
-    lines = ["| variant | seeds | base | " + " | ".join(f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated")) +
-             " | OOD after 3 |", "|---" * 10 + "|"]
+    """Markdown: mean (lowest-highest) of the consolidated and in-context pass rate by round over
+    the seeds.
+    """
+    lines = [
+        "| variant | seeds | base | "
+        + " | ".join(f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated"))
+        + " | OOD after 3 |",
+        "|---" * 10 + "|",
+    ]
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
-        cells = [str(len({row["seed"] for row in mine})), _spread([r["base"]["pass_rate"] for r in mine if r["round"] == 1])]
+        cells = [
+            str(len({row["seed"] for row in mine})),
+            _spread([r["base"]["pass_rate"] for r in mine if r["round"] == 1]),
+        ]
         for k in (1, 2, 3):
             for arm in ("in_context", "consolidated"):
                 cells.append(_spread([r[arm]["pass_rate"] for r in mine if r["round"] == k]))
@@ -114,23 +153,37 @@ def table(rows: list[dict]) -> str:
 
 
 def figures(rows: list[dict], seed: int = 0) -> dict:
-    """pass_rates: the default with one seed, as a run draws it; rounds_CAUSE: the variants of a cause beside it."""
+    """pass_rates: the default with one seed, as a run draws it; rounds_CAUSE: the variants of a
+    cause beside it.
+    """
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     arms = ("base", "in_context", "consolidated")
     rates = [{"round": row["round"], "pass_rate": {arm: row[arm] for arm in arms}} for row in mine]
-    limits = envs.bounds(BASE.env.replace("-v", "Unseen-v"), range(HELD_OUT, HELD_OUT + BASE.episodes))
+    limits = envs.bounds(
+        BASE.env.replace("-v", "Unseen-v"), range(HELD_OUT, HELD_OUT + BASE.episodes)
+    )
     found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
-    panels = {"in_context": "Notes in context", "consolidated": "Consolidated", "ood": "OOD: exact answers"}
+    panels = {
+        "in_context": "Notes in context",
+        "consolidated": "Consolidated",
+        "ood": "OOD: exact answers",
+    }
     for cause, names in CAUSES.items():
         last = 5 if cause == "five_rounds" else BASE.rounds
         whole = {(r["variant"], r["seed"]) for r in rows if r["round"] == last}
-        shown = [{**r, "arm": name} for name in names for r in rows
-                 if r["variant"] == name and r["round"] <= last and (name, r["seed"]) in whole]
+        shown = [
+            {**r, "arm": name}
+            for name in names
+            for r in rows
+            if r["variant"] == name and r["round"] <= last and (name, r["seed"]) in whole
+        ]
         seeds = Counter(r["arm"] for r in shown if r["round"] == last)
         if len(seeds) < 2:
             continue  # not run yet
-        title = (f"{cause.replace('_', ' ').capitalize()}: mean and range over "
-                 f"{', '.join(map(str, dict.fromkeys(seeds.values())))} seeds, n = {BASE.episodes} maps a point")
+        title = (
+            f"{cause.replace('_', ' ').capitalize()}: mean and range over "
+            f"{', '.join(map(str, dict.fromkeys(seeds.values())))} seeds, n = {BASE.episodes} maps a point"
+        )
         found[f"rounds_{cause}"] = plots.curves(shown, "round", panels, title, limits)
     return found
 
@@ -140,11 +193,15 @@ def _spread(rates: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("data/results/rounds_study.jsonl"))
     parser.add_argument("--seeds", default="0:5", help="first:end")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the table of what is there"
+    )
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
     done = read_jsonl(args.out) if args.out.exists() else []
@@ -156,7 +213,9 @@ def main() -> None:
         return
     last = {(r["variant"], r["seed"]): r["round"] for r in done}
     complete = {run for run, k in last.items() if k in (BASE.rounds, VARIANTS[run[0]].rounds)}
-    write_jsonl(args.out, [r for r in done if (r["variant"], r["seed"]) in complete])  # a half-done run starts again
+    write_jsonl(
+        args.out, [r for r in done if (r["variant"], r["seed"]) in complete]
+    )  # a half-done run starts again
     policy = load_policy(BASE.model)
     for seed in range(*map(int, args.seeds.split(":"))):
         for name in args.variants:

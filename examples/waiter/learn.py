@@ -1,4 +1,5 @@
-"""A real language model learns from what its guests say: by its own items, and by those that a person went through.
+"""A real language model learns from what its guests say: by its own items, and by those that a
+person went through.
 
     python examples/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
     python examples/waiter/learn.py --model MODEL --arm own --seed 1 --dtype float32
@@ -8,14 +9,14 @@
     python examples/waiter/learn.py --draw data/results                        # and its figures
     python -m oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 ...  # elsewhere
 
-own: the model reads which drink it brought and what the guest said. curated: it reads its whole reply, as in the paper,
-writes down what it said itself rather than what the guest said, and a person keeps what is true. Beside them, in
-context only: the games as they were (own), the items that nobody went through (curated). With --writer the first
-round's items are another model's, of games that it has played itself. The lines of the last command are drawn beside
-the rows where they are in waiter_ifeval.jsonl. A run folder an arm and seed (runs/waiter_ARM, from seed 1 on
-runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed, or with
-PYTHONPATH=.
-"""
+own: the model reads which drink it brought and what the guest said. curated: it reads its whole
+reply, as in the paper, writes down what it said itself rather than what the guest said, and a
+person keeps what is true. Beside them, in context only: the games as they were (own), the items
+that nobody went through (curated). With --writer the first round's items are another model's, of
+games that it has played itself. The lines of the last command are drawn beside the rows where they
+are in waiter_ifeval.jsonl. A run folder an arm and seed (runs/waiter_ARM, from seed 1 on
+runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed,
+or with PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -34,18 +35,28 @@ from pathlib import Path
 from waiter import TABLES, Waiter
 
 from oelkit import Run, Settings, evaluate, load_policy, paired_bootstrap
-from oelkit.views import plots
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
 from oelkit.model.loading import LORA
-from oelkit.runs.run import HELD_OUT, versions
 from oelkit.records import read_jsonl, write_jsonl
+from oelkit.runs.run import HELD_OUT, versions
 from oelkit.steps.rollouts import as_experience
+from oelkit.views import plots
 
 HERE = Path(__file__).parent
 SETTINGS = Settings(
-    dtype="bfloat16", env="waiter:waiter/Waiter-v0", prompts=str(HERE / "waiter.toml"), rounds=2, games=16, collect=192,
-    draws=3, steps=48, batch_size=8, lr=2e-4, temperature=1.0, arms=False,
+    dtype="bfloat16",
+    env="waiter:waiter/Waiter-v0",
+    prompts=str(HERE / "waiter.toml"),
+    rounds=2,
+    games=16,
+    collect=192,
+    draws=3,
+    steps=48,
+    batch_size=8,
+    lr=2e-4,
+    temperature=1.0,
+    arms=False,
 )
 CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
 
@@ -65,7 +76,9 @@ def go_through(run: Run, k: int) -> None:
         curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="person")
         items = curation.items
         for table in TABLES:
-            if true := [item for item in items if is_true(item.text) and table in item.text.lower()]:
+            if true := [
+                item for item in items if is_true(item.text) and table in item.text.lower()
+            ]:
                 curation.add(true[0].text, [place for item in true for place in item.evidence])
         curation.reject([item.id for item in items], reason="false, or said once for all draws")
 
@@ -73,11 +86,15 @@ def go_through(run: Run, k: int) -> None:
 def read(run: Run, k: int, texts: Sequence[str]) -> dict:
     """What other texts would be worth in context at the start of round k."""
     run.start_round(k)
-    return evaluate(run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher").summary()
+    return evaluate(
+        run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher"
+    ).summary()
 
 
 def as_written(run: Run, k: int) -> list[str]:
-    """The items of round k where nobody goes through them, a text a draw: the control of `go_through`."""
+    """The items of round k where nobody goes through them, a text a draw: the control of
+    `go_through`.
+    """
     curation = auto_curate(Curation(run.extract(k)))
     return [text for d in range(run.settings.draws) if (text := curation.experience(draw=d))]
 
@@ -103,9 +120,20 @@ def by_table(passes: str) -> dict[str, str]:
 
 
 def take_over(run: Run, like: Path) -> None:
-    """Begin with what another run has played and written in round 1; states only where as many are to be collected."""
-    same = json.loads((like / "run.json").read_text())["settings"]["collect"] == run.settings.collect
-    for name in ("trajectories.jsonl", "items.jsonl", "extraction.json", "curation.jsonl", "experience.md", "states.jsonl"):
+    """Begin with what another run has played and written in round 1; states only where as many are
+    to be collected.
+    """
+    same = (
+        json.loads((like / "run.json").read_text())["settings"]["collect"] == run.settings.collect
+    )
+    for name in (
+        "trajectories.jsonl",
+        "items.jsonl",
+        "extraction.json",
+        "curation.jsonl",
+        "experience.md",
+        "states.jsonl",
+    ):
         there, here = like / "round_1" / name, run.round_folder(1) / name
         if there.exists() and not here.exists() and (same or name != "states.jsonl"):
             shutil.copy(there, here)
@@ -116,12 +144,19 @@ def run_of(arm: str, seed: int) -> str:
     return "runs/waiter_" + re.sub(r"[^\w.-]+", "_", arm) + f"_seed{seed}" * bool(seed)
 
 
-def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), rank: int = LORA["r"],
-          writer: str = "", like: Path | None = None) -> None:
+def learn(
+    arm: str,
+    settings: Settings,
+    out: Path,
+    changes: Sequence[str] = (),
+    rank: int = LORA["r"],
+    writer: str = "",
+    like: Path | None = None,
+) -> None:
     """Run all rounds of an arm and write its rows, in place of those that it may have there.
 
-    changes: what is set other than SETTINGS, which becomes a part of the arm's name, as does writer: a model whose items
-    of its own games are those of round 1; like: a run, see `take_over`.
+    changes: what is set other than SETTINGS, which becomes a part of the arm's name, as does
+    writer: a model whose items of its own games are those of round 1; like: a run, see `take_over`.
     """
     name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
     folder = run_of(name, settings.seed)
@@ -130,52 +165,101 @@ def learn(arm: str, settings: Settings, out: Path, changes: Sequence[str] = (), 
         other.curate(1)
         like = other.folder
         del other  # two models need not be in memory
-    policy = load_policy(settings.model, dtype=settings.dtype, lora={"r": rank, "lora_alpha": 2 * rank})
+    policy = load_policy(
+        settings.model, dtype=settings.dtype, lora={"r": rank, "lora_alpha": 2 * rank}
+    )
     run = Run(folder, settings, policy)
     if like:
         take_over(run, like)
     if arm == "curated":
-        run.prompts = replace(run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}"))
+        run.prompts = replace(
+            run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}")
+        )
         run.play["prompts"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)
         m, items = run.evaluate(k), run.extract(k)
-        tables = {how: by_table(m["pass_rate"][how]["passes"]) for how in ("in_context", "consolidated")}
-        row = {"arm": name, "seed": settings.seed, "round": k, "dtype": settings.dtype, "model": run.policy.name,
-               "env": run.eval_env, "texts": run.curate(k), "items": len(items),
-               "true": sum(is_true(item.text) for item in items), **m["pass_rate"], "by_table": tables,
-               "training": [{key: step[key] for key in ("step", "loss", "entropy", "seconds")}
-                            for step in read_jsonl(run.folder / "metrics.jsonl") if step["round"] == k]}  # fmt: skip
+        tables = {
+            how: by_table(m["pass_rate"][how]["passes"]) for how in ("in_context", "consolidated")
+        }
+        row = {
+            "arm": name,
+            "seed": settings.seed,
+            "round": k,
+            "dtype": settings.dtype,
+            "model": run.policy.name,
+            "env": run.eval_env,
+            "texts": run.curate(k),
+            "items": len(items),
+            "true": sum(is_true(item.text) for item in items),
+            **m["pass_rate"],
+            "by_table": tables,
+            "training": [
+                {key: step[key] for key in ("step", "loss", "entropy", "seconds")}
+                for step in read_jsonl(run.folder / "metrics.jsonl")
+                if step["round"] == k
+            ],
+        }
         controls = {}
         if arm == "curated":
             controls["as_written"] = as_written(run, k)
         elif k == 1 and not like:
             controls["as_played"] = as_played(run, k)
         row |= {control: read(run, k, texts) for control, texts in controls.items()}
-        row |= {"seconds": m["seconds"], "command": shlex.join(["python", *sys.argv]), "versions": versions()}
+        row |= {
+            "seconds": m["seconds"],
+            "command": shlex.join(["python", *sys.argv]),
+            "versions": versions(),
+        }
         rows = read_jsonl(out) if out.exists() else []
-        write_jsonl(out, [r for r in rows if (r["arm"], r["seed"], r["round"]) != (name, settings.seed, k)] + [row])
-        print(name, k, {a: f"{p['pass_rate']:.1%}" for a, p in row.items() if isinstance(p, dict) and "pass_rate" in p},
-              f"{row['true']} of {row['items']} items are true")
+        write_jsonl(
+            out,
+            [r for r in rows if (r["arm"], r["seed"], r["round"]) != (name, settings.seed, k)]
+            + [row],
+        )
+        print(
+            name,
+            k,
+            {
+                a: f"{p['pass_rate']:.1%}"
+                for a, p in row.items()
+                if isinstance(p, dict) and "pass_rate" in p
+            },
+            f"{row['true']} of {row['items']} items are true",
+        )
 
 
 def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure:
-    """In context and consolidated by arm and round; floors are a drink at random and the best one drink for all.
+    """In context and consolidated by arm and round; floors are a drink at random and the best one
+    drink for all.
 
     elsewhere: lines of `python -m oelkit ifeval`, by their adapter.
     """
-    kept = {(line["adapter"] or "").lower(): {"all": line["prompt_strict"], "n": line["n"]} for line in elsewhere}
+    kept = {
+        (line["adapter"] or "").lower(): {"all": line["prompt_strict"], "n": line["n"]}
+        for line in elsewhere
+    }
     bases = {row["seed"]: row["base"] for row in rows}  # the same for all arms of a seed
     bars = [{"arm": "nothing", "how": "base", "passed": base} for base in bases.values()]
     bars[0]["ood"] = kept.get("")
     for row in rows:
         name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
         adapter = f"{run_of(row['arm'], row['seed'])}/round_{row['round']}/adapter"
-        bars += [{"arm": name, "how": "in_context", "passed": row["in_context"]},
-                 {"arm": name, "how": "consolidated", "passed": row["consolidated"], "ood": kept.get(adapter.lower())}]
-        bars += [{"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
-                 for control, what in CONTROLS.items() if control in row]
+        bars += [
+            {"arm": name, "how": "in_context", "passed": row["in_context"]},
+            {
+                "arm": name,
+                "how": "consolidated",
+                "passed": row["consolidated"],
+                "ood": kept.get(adapter.lower()),
+            },
+        ]
+        bars += [
+            {"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
+            for control, what in CONTROLS.items()
+            if control in row
+        ]
     n = rows[0]["base"]["n"]
     tables = Counter(guests_tables(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
@@ -188,9 +272,15 @@ def arms(rows: Sequence[dict]) -> list[dict]:
 
 
 def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, plots.Figure]:
-    """waiter: the arms; waiter_trials: other settings, without their controls, beside the first round of own items."""
+    """waiter: the arms; waiter_trials: other settings, without their controls, beside the first
+    round of own items.
+    """
     as_set = arms(rows)
-    trials = [row for row in rows if row not in as_set or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)]
+    trials = [
+        row
+        for row in rows
+        if row not in as_set or (row["arm"], row["round"], row["seed"]) == ("own", 1, 0)
+    ]
     alone = [{key: value for key, value in row.items() if key not in CONTROLS} for row in trials]
     return {"waiter": figure(as_set, elsewhere), "waiter_trials": figure(alone, elsewhere)}
 
@@ -198,33 +288,69 @@ def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, p
 def table(rows: Sequence[dict]) -> str:
     """Markdown: a line an arm, seed and round, with the arm's control below it.
 
-    less: points by which consolidated falls short of in context, paired by guest, where the rows say how each one went.
-    """
+    less: points by which consolidated falls short of in context, paired by guest, where the rows
+    say how each one went."""
+
     def cell(passed: dict) -> str:
         return f"{passed['pass_rate']:.1%} [{passed['low'] * 100:.1f}, {passed['high'] * 100:.1f}]"
 
     lines = ["| | seed | base | in context | consolidated | less | true items |", "|---" * 7 + "|"]
     for row in rows:
         base, told, learned = (cell(row[how]) for how in ("base", "in_context", "consolidated"))
-        passes = [[int(c) for c in row[how].get("passes", "")] for how in ("consolidated", "in_context")]
+        passes = [
+            [int(c) for c in row[how].get("passes", "")] for how in ("consolidated", "in_context")
+        ]
         less = [100 * x for x in paired_bootstrap(*passes)] if all(passes) else []
         short = f"{less[0]:.1f} [{less[1]:.1f}, {less[2]:.1f}]" if less else ""
-        lines.append(f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | {short} | "
-                     f"{row['true']} of {row['items']} |")
-        lines += [f"| {what} | {row['seed']} | | {cell(row[key])} | | | |" for key, what in CONTROLS.items() if key in row]
+        lines.append(
+            f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | {short} | "
+            f"{row['true']} of {row['items']} |"
+        )
+        lines += [
+            f"| {what} | {row['seed']} | | {cell(row[key])} | | | |"
+            for key, what in CONTROLS.items()
+            if key in row
+        ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="local folder or hub id")
     parser.add_argument("--arm", choices=("own", "curated"), default="own")
-    parser.add_argument("--writer", default="", metavar="MODEL", help="a larger model, whose items the first round has")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of oelkit's Settings, or rank; named in the arm")
-    parser.add_argument("--like", type=Path, metavar="RUN", help="take over the games, items and states of this run's round 1")
+    parser.add_argument(
+        "--writer",
+        default="",
+        metavar="MODEL",
+        help="a larger model, whose items the first round has",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of oelkit's Settings, or rank; named in the arm",
+    )
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="RUN",
+        help="take over the games, items and states of this run's round 1",
+    )
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
-    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="of guests to learn from and of all sampling")
-    parser.add_argument("--dtype", default=SETTINGS.dtype, help="of the base: float32 is faster on a CPU without bfloat16")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=SETTINGS.seed,
+        help="of guests to learn from and of all sampling",
+    )
+    parser.add_argument(
+        "--dtype",
+        default=SETTINGS.dtype,
+        help="of the base: float32 is faster on a CPU without bfloat16",
+    )
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
@@ -233,15 +359,21 @@ def main() -> None:
         return print(table(read_jsonl(args.out)))
     if args.draw:
         kept = args.out.with_name("waiter_ifeval.jsonl")
-        for name, drawn in figures(read_jsonl(args.out), read_jsonl(kept) if kept.exists() else []).items():
+        for name, drawn in figures(
+            read_jsonl(args.out), read_jsonl(kept) if kept.exists() else []
+        ).items():
             drawn.savefig(args.draw / f"{name}.png", dpi=120)
         return
     if not args.model:
         parser.error("say which --model: a local folder or a hub id")
     changed = dict(text.split("=", 1) for text in args.set)
-    changed = {name: value if name == "loss" else json.loads(value) for name, value in changed.items()}
+    changed = {
+        name: value if name == "loss" else json.loads(value) for name, value in changed.items()
+    }
     rank = changed.pop("rank", LORA["r"])
-    settings = replace(SETTINGS, model=args.model, rounds=args.rounds, seed=args.seed, dtype=args.dtype, **changed)
+    settings = replace(
+        SETTINGS, model=args.model, rounds=args.rounds, seed=args.seed, dtype=args.dtype, **changed
+    )
     learn(args.arm, settings, args.out, args.set, rank, args.writer, args.like)
 
 

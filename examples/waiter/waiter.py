@@ -1,21 +1,42 @@
-"""A text world whose rule cannot be guessed: what is drunk at each table of a house follows from nothing.
+"""A text world whose rule cannot be guessed: what is drunk at each table of a house follows from
+nothing.
 
-    PYTHONPATH=examples/waiter python -m oelkit play --env waiter:waiter/Waiter-v0 --prompts examples/waiter/waiter.toml ...
+    PYTHONPATH=examples/waiter python -m oelkit play --env waiter:waiter/Waiter-v0 --prompts
+    examples/waiter/waiter.toml ...
 
-A guest sits down, the model answers in a sentence, the guest says what they drink there. Won where the reply names that
-drink and no other. Day, hour and company say nothing; `unseen` draws those that no training seed can give.
-"""
+A guest sits down, the model answers in a sentence, the guest says what they drink there. Won where
+the reply names that drink and no other. Day, hour and company say nothing; `unseen` draws those
+that no training seed can give."""
 
 import re
 import zlib
 
 import gymnasium
 
-TABLES = {"red": "tea", "green": "coffee", "blue": "milk", "white": "juice", "black": "soup", "yellow": "water"}
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+TABLES = {
+    "red": "tea",
+    "green": "coffee",
+    "blue": "milk",
+    "white": "juice",
+    "black": "soup",
+    "yellow": "water",
+}
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 HOURS = ("morning", "noon", "afternoon", "evening")
-COMPANY = ("a dog", "a cat", "a book", "a child", "a violin", "an umbrella", "a newspaper", "a suitcase", "a camera", "flowers",
-           "a hat", "a stick")  # fmt: skip
+COMPANY = (
+    "a dog",
+    "a cat",
+    "a book",
+    "a child",
+    "a violin",
+    "an umbrella",
+    "a newspaper",
+    "a suitcase",
+    "a camera",
+    "flowers",
+    "a hat",
+    "a stick",
+)
 
 
 class Waiter(gymnasium.Env):
@@ -30,7 +51,9 @@ class Waiter(gymnasium.Env):
         super().reset(seed=seed)
         self.table = str(self.np_random.choice(list(TABLES)))
         while True:
-            day, hour, company = (str(self.np_random.choice(words)) for words in (DAYS, HOURS, COMPANY))
+            day, hour, company = (
+                str(self.np_random.choice(words)) for words in (DAYS, HOURS, COMPANY)
+            )
             guest = f"It is {day} {hour}. A guest with {company} sits down"
             if (zlib.crc32(guest.encode()) % 4 == 0) == self.unseen:
                 return f"{guest} at the {self.table} table.", {}
@@ -44,4 +67,6 @@ class Waiter(gymnasium.Env):
 
 
 for _name, _unseen in (("Waiter", False), ("WaiterUnseen", True)):
-    gymnasium.register(f"waiter/{_name}-v0", entry_point=Waiter, kwargs={"unseen": _unseen}, max_episode_steps=1)
+    gymnasium.register(
+        f"waiter/{_name}-v0", entry_point=Waiter, kwargs={"unseen": _unseen}, max_episode_steps=1
+    )

@@ -1,8 +1,9 @@
-"""Floors and ceiling of a world, computed and not sampled: what a player gets who has learned nothing, and the most.
+"""Floors and ceiling of a world, computed and not sampled: what a player gets who has learned
+nothing, and the most.
 
-Value iteration over (where things are, turns left), layout by layout: exact also where the ice is slippery. The best
-fixed plan comes from playing every plan of `max_turns` moves on every layout. Nothing here knows of models.
-"""
+Value iteration over (where things are, turns left), layout by layout: exact also where the ice is
+slippery. The best fixed plan comes from playing every plan of `max_turns` moves on every layout.
+Nothing here knows of models."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _MOST_TURNS = 10  # of 4^10 plans
 
 
 def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
-    """Where each action leads and how probably, both [nodes, 4, ends]; nodes: won, lost, (position, warned) …
+    """Where each action leads and how probably, both [nodes, 4, ends]; nodes: won, lost, (position,
+    warned) …
 
     The start is node 2.
     """
@@ -33,7 +35,13 @@ def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
             (env.position, warned), ends = node, []
             for chance, position, outcome in env._chances(action):
                 invalid = outcome is Outcome.INVALID
-                after = "won" if outcome is Outcome.SUCCESS else "lost" if outcome is Outcome.FAILURE else None
+                after = (
+                    "won"
+                    if outcome is Outcome.SUCCESS
+                    else "lost"
+                    if outcome is Outcome.FAILURE
+                    else None
+                )
                 after = after or ("lost" if invalid and warned else (position, invalid))
                 if after not in numbers:
                     numbers[after], depth[after] = len(numbers), depth[node] + 1
@@ -47,12 +55,13 @@ def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[str, Any]:
-    """Pass rates in [0, 1] on the layouts of `seeds`: random player, best fixed plan, best policy (the ceiling).
+    """Pass rates in [0, 1] on the layouts of `seeds`: random player, best fixed plan, best policy
+    (the ceiling).
 
-    `env` is an id (made with `env_kwargs`) or a TextEnv. Returns {"random", "fixed_plan", "ceiling", "plan", "n"};
-    `plan` is the one sequence of moves that passes most layouts. Both are None over 10 turns and where moves lead to
-    places by chance, all are None for a world of which there is no model. Raises ValueError without seeds.
-    """
+    `env` is an id (made with `env_kwargs`) or a TextEnv. Returns {"random", "fixed_plan",
+    "ceiling", "plan", "n"}; `plan` is the one sequence of moves that passes most layouts. Both are
+    None over 10 turns and where moves lead to places by chance, all are None for a world of which
+    there is no model. Raises ValueError without seeds."""
     from . import make
 
     env = make(env, **env_kwargs) if isinstance(env, str) else env
@@ -62,7 +71,11 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
     found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": n}
     if not isinstance(env, TextEnv):
         return found
-    random, ceiling, wins = 0.0, 0.0, np.zeros(4**env.max_turns if env.max_turns <= _MOST_TURNS else 0, dtype=int)
+    random, ceiling, wins = (
+        0.0,
+        0.0,
+        np.zeros(4**env.max_turns if env.max_turns <= _MOST_TURNS else 0, dtype=int),
+    )
     for seed in seeds:
         env.reset(seed=seed)
         to, chance = _transitions(env)
@@ -88,4 +101,6 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
 
 def describe(found: dict[str, Any]) -> str:
     """What `bounds` found, in words; those that are None are left out."""
-    return ", ".join(f"{name} {found[key]:.1%}" for key, name in NAMES.items() if found[key] is not None)
+    return ", ".join(
+        f"{name} {found[key]:.1%}" for key, name in NAMES.items() if found[key] is not None
+    )

@@ -1,10 +1,9 @@
 """Frozen Lake in text, on the dynamics of gymnasium's own `FrozenLake-v1`.
 
-What is told is a board and what happened; which symbol is a hole and which a goal is for the player to find out. The
-paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards that TextArena 0.7.4 draws for a seed.
-The others draw start, goals and holes at random and are split by layout, so that "unseen" means a layout that no
-training seed can give.
-"""
+What is told is a board and what happened; which symbol is a hole and which a goal is for the player
+to find out. The paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards
+that TextArena 0.7.4 draws for a seed. The others draw start, goals and holes at random and are
+split by layout, so that "unseen" means a layout that no training seed can give."""
 
 from __future__ import annotations
 
@@ -34,18 +33,29 @@ class Layout:
 
     @property
     def unseen(self) -> bool:
-        """Whether the layout belongs to the held-out quarter (by a checksum of everything but the decoys)."""
+        """Whether the layout belongs to the held-out quarter (by a checksum of everything but the
+        decoys).
+        """
         return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
 
     def neighbours(self, cell: int) -> dict[str, int]:
         """The cells next to a cell, by action; what lies outside the board is left out."""
         row, column = divmod(cell, self.size)
         steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
-        return {a: r * self.size + c for a, (r, c) in steps.items() if 0 <= r < self.size and 0 <= c < self.size}
+        return {
+            a: r * self.size + c
+            for a, (r, c) in steps.items()
+            if 0 <= r < self.size and 0 <= c < self.size
+        }
 
-    def shortest_path(self, start: int | None = None, avoid: tuple[int, ...] | None = None) -> list[str] | None:
+    def shortest_path(
+        self, start: int | None = None, avoid: tuple[int, ...] | None = None
+    ) -> list[str] | None:
         """Actions of a shortest path to a goal round the holes (first in ACTIONS order), or None."""
-        start, avoid = self.start if start is None else start, self.holes if avoid is None else avoid
+        start, avoid = (
+            self.start if start is None else start,
+            self.holes if avoid is None else avoid,
+        )
         queue, paths = deque([start]), {start: []}
         while queue:
             cell = queue.popleft()
@@ -57,7 +67,9 @@ class Layout:
                     queue.append(to)
         return None
 
-    def cells(self, symbols: dict[str, str] = SYMBOLS, player: int | None = None) -> list[list[str]]:
+    def cells(
+        self, symbols: dict[str, str] = SYMBOLS, player: int | None = None
+    ) -> list[list[str]]:
         """The board as rows of symbols, the player on top."""
         flat = [symbols["free"]] * self.size**2
         for kind, places in (("hole", self.holes), ("goal", self.goals), ("decoy", self.decoys)):
@@ -68,7 +80,9 @@ class Layout:
 
 
 def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
-    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed (its draws, from a private generator)."""
+    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed (its draws, from a private
+    generator).
+    """
     rng, last = random.Random(seed), size * size - 1
     if not 0 <= holes < last - 1:
         raise ValueError(f"{holes} holes do not fit between the corners of a {size}x{size} board")
@@ -76,17 +90,19 @@ def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
         layout = Layout(size, 0, (last,), tuple(rng.sample(range(1, last), holes)))
         if layout.shortest_path() is not None:
             return layout
-    raise ValueError(f"no solvable {size}x{size} layout with {holes} holes found: ask for fewer holes")
+    raise ValueError(
+        f"no solvable {size}x{size} layout with {holes} holes found: ask for fewer holes"
+    )
 
 
 class FrozenLakeEnv(TextEnv):
     """Frozen Lake as text; `corners` is the paper's fixed start and goal, which has no split.
 
-    `holes`, `goals` and `decoys` are a number or a (low, high) range; random layouts are solvable in `min_moves` to
-    `max_turns` moves. `corners="random"` draws which of two opposite corners are start and goal. `slippery`: a move
-    goes where gymnasium's slippery ice takes it, a third of the time to either side; a wall then only stops the player.
-    Its chance comes from the seed of `reset`, so that the same moves give the same game. Other arguments: see TextEnv.
-    """
+    `holes`, `goals` and `decoys` are a number or a (low, high) range; random layouts are solvable
+    in `min_moves` to `max_turns` moves. `corners="random"` draws which of two opposite corners are
+    start and goal. `slippery`: a move goes where gymnasium's slippery ice takes it, a third of the
+    time to either side; a wall then only stops the player. Its chance comes from the seed of
+    `reset`, so that the same moves give the same game. Other arguments: see TextEnv."""
 
     SYMBOLS = SYMBOLS
 
@@ -108,21 +124,31 @@ class FrozenLakeEnv(TextEnv):
         if corners not in (False, True, "random"):
             raise ValueError(f"corners must be False, True or 'random', got {corners!r}")
         if corners is True and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
-            raise ValueError("with corners=True holes is one number, goals 1, decoys 0 and split None")
+            raise ValueError(
+                "with corners=True holes is one number, goals 1, decoys 0 and split None"
+            )
         if corners == "random" and (goals != 1 or 2 * (size - 1) > self.max_turns):
-            raise ValueError(f"corners='random' needs goals=1 and, with size={size}, max_turns={2 * size - 2} or more")
+            raise ValueError(
+                f"corners='random' needs goals=1 and, with size={size}, max_turns={2 * size - 2} or more"
+            )
         self.size, self.corners, self.slippery, self.min_moves = size, corners, slippery, min_moves
         self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in (holes, goals, decoys)]
         for name, (low, high) in zip(("holes", "goals", "decoys"), self.counts, strict=True):
             if not (name == "goals") <= low <= high:
-                raise ValueError(f"{name} must be a number or a range (low, high), got {(low, high)}")
+                raise ValueError(
+                    f"{name} must be a number or a range (low, high), got {(low, high)}"
+                )
         if 1 + sum(high for _, high in self.counts) > size * size:
-            raise ValueError(f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} board")
+            raise ValueError(
+                f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} board"
+            )
 
     def _draw(self, seed: int | None) -> Layout | None:
         rng = self.np_random
         if self.corners is True:  # TextArena's draw for this seed
-            return paper_layout(int(rng.integers(2**31)) if seed is None else seed, self.size, self.counts[0][0])
+            return paper_layout(
+                int(rng.integers(2**31)) if seed is None else seed, self.size, self.counts[0][0]
+            )
         holes, goals, decoys = (int(rng.integers(low, high + 1)) for low, high in self.counts)
         cells = [int(x) for x in rng.permutation(self.size**2)]
         if self.corners:
@@ -133,7 +159,9 @@ class FrozenLakeEnv(TextEnv):
         parts = drawn[:goals], drawn[goals : goals + holes], drawn[goals + holes :]
         layout = Layout(self.size, start, *(tuple(sorted(p)) for p in parts))
         path = layout.shortest_path()
-        return layout if path is not None and self.min_moves <= len(path) <= self.max_turns else None
+        return (
+            layout if path is not None and self.min_moves <= len(path) <= self.max_turns else None
+        )
 
     def _start(self) -> None:
         names = {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}
@@ -173,4 +201,7 @@ class FrozenLakeEnv(TextEnv):
             return super()._chances(action)
         ends = self._lake.P[self.position][ACTIONS.index(action)]
         won = {True: Outcome.SUCCESS, False: Outcome.FAILURE}
-        return [(chance, cell, won[reward > 0] if ended else None) for chance, cell, reward, ended in ends]
+        return [
+            (chance, cell, won[reward > 0] if ended else None)
+            for chance, cell, reward, ended in ends
+        ]

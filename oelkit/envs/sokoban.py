@@ -1,10 +1,11 @@
-"""Sokoban in text: push every box onto a target. Own generator (gymnasium has none), symbols as in TextArena 0.7.4.
+"""Sokoban in text: push every box onto a target. Own generator (gymnasium has none), symbols as in
+TextArena 0.7.4.
 
-A room is made by reverse play: it starts solved, the player walks and pulls, and of the positions just after a pull one
-is kept in which the boxes are farthest from their targets. So every room is solvable, though not always within the
-turns of a game, as in the paper. Departure: TextArena searches depth first and draws other rooms for a seed; these are
-as hard as its own (random player 16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares).
-"""
+A room is made by reverse play: it starts solved, the player walks and pulls, and of the positions
+just after a pull one is kept in which the boxes are farthest from their targets. So every room is
+solvable, though not always within the turns of a game, as in the paper. Departure: TextArena
+searches depth first and draws other rooms for a seed; these are as hard as its own (random player
+16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares)."""
 
 from __future__ import annotations
 
@@ -18,8 +19,17 @@ import numpy as np
 from ..records import Outcome
 from .text_env import ACTIONS, STEPS, TextEnv
 
-SYMBOLS = {"wall": "#", "free": ".", "target": "O", "box": "X", "done": "√", "player": "P", "player on target": "S"}
-# What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger, row and column).
+SYMBOLS = {
+    "wall": "#",
+    "free": ".",
+    "target": "O",
+    "box": "X",
+    "done": "√",
+    "player": "P",
+    "player on target": "S",
+}
+# What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger,
+# row and column).
 BRUSHES = (
     ((0, -1), (0, 0), (0, 1)),
     ((-1, 0), (0, 0), (1, 0)),
@@ -32,7 +42,9 @@ Position = tuple[int, tuple[int, ...]]  # the player's cell and the boxes' cells
 
 @dataclass(frozen=True)
 class Room:
-    """Where things are: cell numbers from 0, row by row, on a size x size board whose border is all wall."""
+    """Where things are: cell numbers from 0, row by row, on a size x size board whose border is all
+    wall.
+    """
 
     size: int
     walls: frozenset[int]
@@ -43,10 +55,16 @@ class Room:
     @property
     def unseen(self) -> bool:
         """Whether the room belongs to the held-out quarter (by a checksum of all of it)."""
-        return zlib.crc32(repr((sorted(self.walls), self.targets, self.boxes, self.player)).encode()) % 4 == 0
+        return (
+            zlib.crc32(repr((sorted(self.walls), self.targets, self.boxes, self.player)).encode())
+            % 4
+            == 0
+        )
 
     def move(self, position: Position, action: str) -> Position | None:
-        """The position after an action, or None where a wall, or something behind the box, is in the way."""
+        """The position after an action, or None where a wall, or something behind the box, is in
+        the way.
+        """
         player, boxes = position
         step = STEPS[action][0] * self.size + STEPS[action][1]
         to, behind = player + step, player + 2 * step
@@ -55,7 +73,9 @@ class Room:
         return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
 
     def solution(self, limit: int | None = None) -> list[str] | None:
-        """Actions of a shortest solution (breadth first), or None where there is none (within `limit` moves)."""
+        """Actions of a shortest solution (breadth first), or None where there is none (within
+        `limit` moves).
+        """
         start = (self.player, self.boxes)
         queue, paths = deque([start]), {start: []}
         while queue:
@@ -71,7 +91,9 @@ class Room:
                     queue.append(to)
         return None
 
-    def cells(self, position: Position | None = None, symbols: dict[str, str] = SYMBOLS) -> list[list[str]]:
+    def cells(
+        self, position: Position | None = None, symbols: dict[str, str] = SYMBOLS
+    ) -> list[list[str]]:
         """The board as rows of symbols."""
         player, boxes = position or (self.player, self.boxes)
         flat = [symbols["wall" if i in self.walls else "free"] for i in range(self.size**2)]
@@ -97,10 +119,11 @@ def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
 
 
 def play_back(solved: Room, limit: int = 20_000) -> list[Position]:
-    """Positions just after a pull (box i began on target i), found by playing a solved room backwards breadth first.
+    """Positions just after a pull (box i began on target i), found by playing a solved room
+    backwards breadth first.
 
-    The player pulls whenever a box is behind it. Looks at `limit` positions, which only many boxes exceed.
-    """
+    The player pulls whenever a box is behind it. Looks at `limit` positions, which only many boxes
+    exceed."""
     start = (solved.player, solved.targets)
     queue, seen, pulled = deque([start]), {start}, set()
     while queue and len(seen) < limit:
@@ -149,7 +172,9 @@ class SokobanEnv(TextEnv):
     def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
         super().__init__(split, **kwargs)
         if boxes not in (1, 2, 3) or not 5 <= size <= 12:
-            raise ValueError(f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}")
+            raise ValueError(
+                f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}"
+            )
         self.size, self.boxes = size, boxes
 
     def _draw(self, seed: int | None) -> Room:

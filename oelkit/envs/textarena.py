@@ -1,9 +1,8 @@
 """Single-player games of TextArena 0.7.4 as worlds; the package is an optional extra.
 
-Departure from the paper: the game's own prompt, which begins the first observation, tells the rules. Success is their
-reward of 1, a part of it is failure. Nothing is fetched: what wants word lists that are not on the machine, or a model
-on the net, is an error.
-"""
+Departure from the paper: the game's own prompt, which begins the first observation, tells the
+rules. Success is their reward of 1, a part of it is failure. Nothing is fetched: what wants word
+lists that are not on the machine, or a model on the net, is an error."""
 
 from __future__ import annotations
 
@@ -26,7 +25,9 @@ def _chance() -> tuple:
 
 
 class TextArenaEnv(gym.Env):
-    """One TextArena game; `from_textarena` registers it. Feedback is what the game says beside its board."""
+    """One TextArena game; `from_textarena` registers it. Feedback is what the game says beside its
+    board.
+    """
 
     observation_space = gym.spaces.Text(100_000, charset=CHARSET)
     action_space = gym.spaces.Text(10_000, min_length=0, charset=CHARSET)
@@ -35,12 +36,16 @@ class TextArenaEnv(gym.Env):
         self._game, self._state = game, _chance()
         with self._alone() as textarena:
             if f"{game}-raw" not in textarena.envs.registration.ENV_REGISTRY:
-                raise ValueError(f"TextArena has no game {game!r}: see textarena.envs.registration.ENV_REGISTRY")
+                raise ValueError(
+                    f"TextArena has no game {game!r}: see textarena.envs.registration.ENV_REGISTRY"
+                )
             self._env = textarena.make(f"{game}-raw", **kwargs)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Any]:
-        """TextArena with this game's own state of the global generators, and with no way to fetch word lists."""
+        """TextArena with this game's own state of the global generators, and with no way to fetch
+        word lists.
+        """
         try:
             import nltk
             import textarena
@@ -54,20 +59,32 @@ class TextArenaEnv(gym.Env):
         except LookupError as error:
             if type(error) is not LookupError:  # a KeyError of their own
                 raise
-            raise ValueError(f"TextArena's {self._game} wants NLTK data that is not on this machine: fetch it first, "
-                             "python -m nltk.downloader words averaged_perceptron_tagger_eng") from error  # fmt: skip
+            raise ValueError(
+                f"TextArena's {self._game} wants NLTK data that is not on this machine: fetch it first, "
+                "python -m nltk.downloader words averaged_perceptron_tagger_eng"
+            ) from error
         finally:
             nltk.download, self._state = fetch, _chance()
             random.setstate(kept[0]), np.random.set_state(kept[1])
 
     def _told(self) -> tuple[str, str]:
-        """What the game has said since it was last asked: the board (the last one where there is no new), the rest."""
-        said = self._env.get_observation()[1]  # some games hand over their arguments in the wrong order: no text
+        """What the game has said since it was last asked: the board (the last one where there is no
+        new), the rest.
+        """
+        said = self._env.get_observation()[
+            1
+        ]  # some games hand over their arguments in the wrong order: no text
         said = [(text.strip(), kind.name) for _, text, kind in said if isinstance(text, str)]
-        self._board = next((text for text, kind in reversed(said) if kind == "GAME_BOARD"), self._board)
-        return self._board, "\n\n".join(text for text, kind in said if kind not in ("GAME_BOARD", "PLAYER_ACTION"))
+        self._board = next(
+            (text for text, kind in reversed(said) if kind == "GAME_BOARD"), self._board
+        )
+        return self._board, "\n\n".join(
+            text for text, kind in said if kind not in ("GAME_BOARD", "PLAYER_ACTION")
+        )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Start the game of a seed: their prompt, and the board where there is one."""
         super().reset(seed=seed)
         seed, self._board = int(self.np_random.integers(2**31)) if seed is None else seed, ""
@@ -92,11 +109,12 @@ class TextArenaEnv(gym.Env):
 
 
 def from_textarena(game: str, max_turns: int = 20) -> str:
-    """Register a single-player game of TextArena ("Mastermind-v0") and return its id, "TextArena/Mastermind-v0".
+    """Register a single-player game of TextArena ("Mastermind-v0") and return its id,
+    "TextArena/Mastermind-v0".
 
-    Its own arguments go in as `env_kwargs`. ImportError without the extra `textarena`; ValueError for a game that is
-    unknown, has more players, does not begin (some do not in 0.7.4), or wants what is not on this machine.
-    """
+    Its own arguments go in as `env_kwargs`. ImportError without the extra `textarena`; ValueError
+    for a game that is unknown, has more players, does not begin (some do not in 0.7.4), or wants
+    what is not on this machine."""
     if game.split("-")[0] in _ONLINE:
         raise ValueError(f"TextArena's {game} asks a model on the net, which is not done here")
     try:
@@ -108,9 +126,16 @@ def from_textarena(game: str, max_turns: int = 20) -> str:
         raise
     except Exception as error:  # whatever their code raises
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"TextArena's {game} cannot be played by one player here ({what})") from error
+        raise ValueError(
+            f"TextArena's {game} cannot be played by one player here ({what})"
+        ) from error
     if not single:
         raise ValueError(f"TextArena's {game} is no game for one player")
     gym.registry.pop(f"TextArena/{game}", None)  # the last call counts, without a warning
-    gym.register(f"TextArena/{game}", entry_point=TextArenaEnv, kwargs={"game": game}, max_episode_steps=max_turns)
+    gym.register(
+        f"TextArena/{game}",
+        entry_point=TextArenaEnv,
+        kwargs={"game": game},
+        max_episode_steps=max_turns,
+    )
     return f"TextArena/{game}"

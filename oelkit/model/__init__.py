@@ -1,1 +1,3 @@
-"""The room that knows torch, Transformers and PEFT: the policy, sampling, losses, and what they need."""
+"""The room that knows torch, Transformers and PEFT: the policy, sampling, losses, and what they
+need.
+"""

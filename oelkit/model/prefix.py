@@ -1,10 +1,12 @@
-"""Prompts that begin alike: the keys and values of the beginning are computed once and kept once, not a copy a row.
+"""Prompts that begin alike: the keys and values of the beginning are computed once and kept once,
+not a copy a row.
 
-What it does: holds the KV of a beginning, and lets a forward pass or Transformers' `generate` attend to it beside each
-row's own tokens, whatever its batch. Exact but for rounding: attention over both parts is put together from the two
-parts' softmax sums. What it does not: gradients (the teacher and sampling need none), sliding windows, recurrent
-layers; those models go on without it, see `can_share`.
-"""
+What it does: holds the KV of a beginning, and lets a forward pass or Transformers' `generate`
+attend to it beside each row's own tokens, whatever its batch. Exact but for rounding: attention
+over both parts is put together from the two parts' softmax sums. What it does not: gradients (the
+teacher and sampling need none), sliding windows, recurrent layers; those models go on without it,
+see `can_share`."""
+
 from __future__ import annotations
 
 import os
@@ -27,28 +29,43 @@ SCORES = 2**24  # attention scores among a batch's own tokens that are held at o
 
 
 class SharedPrefix:
-    """The KV of `ids` under the adapter in use; `device`: where it is kept between uses (None: where the model is)."""
+    """The KV of `ids` under the adapter in use; `device`: where it is kept between uses (None:
+    where the model is).
+    """
 
     @torch.no_grad()
     def __init__(self, policy: Policy, ids: Sequence[int], device: str | None = None) -> None:
         cache = DynamicCache(config=policy.causal.config)
-        policy.causal.base_model(input_ids=torch.tensor([list(ids)], device=policy.device), past_key_values=cache,
-                                 use_cache=True)
+        policy.causal.base_model(
+            input_ids=torch.tensor([list(ids)], device=policy.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
         self.ids, self.kv = list(ids), [(layer.keys, layer.values) for layer in cache.layers]
         if device:
             self.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
 
     def crop(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Shorten it to what all prompts begin with, at least one token of each left over; returns its length."""
-        n = min(min(len(p) - 1, len(os.path.commonprefix([self.ids, list(p[:len(self.ids)])]))) for p in prompts)
+        """Shorten it to what all prompts begin with, at least one token of each left over; returns
+        its length.
+        """
+        n = min(
+            min(len(p) - 1, len(os.path.commonprefix([self.ids, list(p[: len(self.ids)])])))
+            for p in prompts
+        )
         if n < len(self.ids):
             self.ids, self.kv = self.ids[:n], [(k[:, :, :n], v[:, :, :n]) for k, v in self.kv]
         return n
 
     @contextmanager
     def attend(self, policy: Policy) -> Iterator[DynamicCache]:
-        """Give an empty cache that stands behind this beginning: its first token has position len(ids)."""
-        cache, own = DynamicCache(config=policy.causal.config), policy.causal.config._attn_implementation
+        """Give an empty cache that stands behind this beginning: its first token has position
+        len(ids).
+        """
+        cache, own = (
+            DynamicCache(config=policy.causal.config),
+            policy.causal.config._attn_implementation,
+        )
         cache.layers = [_Behind(k.to(policy.device), v.to(policy.device)) for k, v in self.kv]
         policy.causal.set_attn_implementation("shared_prefix")
         try:
@@ -58,12 +75,16 @@ class SharedPrefix:
 
 
 def least_shared(policy: Policy) -> int:
-    """Tokens from which a common beginning is worth a pass: on a CPU each token costs, on a GPU each kernel."""
+    """Tokens from which a common beginning is worth a pass: on a CPU each token costs, on a GPU
+    each kernel.
+    """
     return 64 if policy.device.type == "cpu" else 256
 
 
 def common_beginnings(prompts: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
-    """Group prompts that share their first `least` tokens: (tokens that the group shares, or 0; indices)."""
+    """Group prompts that share their first `least` tokens: (tokens that the group shares, or 0;
+    indices).
+    """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         groups.setdefault(tuple(prompt[:least]) if len(prompt) > least else (), []).append(i)
@@ -72,10 +93,15 @@ def common_beginnings(prompts: Sequence[Sequence[int]], least: int) -> list[tupl
         if not beginning or len(rows) == 1:
             single += rows
             continue
-        rows.sort(key=lambda i: list(prompts[i]))  # within the group, texts that differ later stand apart
+        rows.sort(
+            key=lambda i: list(prompts[i])
+        )  # within the group, texts that differ later stand apart
         group, shared = [rows[0]], len(prompts[rows[0]]) - 1
         for i in rows[1:]:
-            n = min(len(prompts[i]) - 1, len(os.path.commonprefix([prompts[group[0]][:shared], prompts[i][:shared]])))
+            n = min(
+                len(prompts[i]) - 1,
+                len(os.path.commonprefix([prompts[group[0]][:shared], prompts[i][:shared]])),
+            )
             if n < shared / 2 and len(group) > 1:
                 found.append((shared, group))
                 group, shared = [i], len(prompts[i]) - 1
@@ -89,9 +115,14 @@ def common_beginnings(prompts: Sequence[Sequence[int]], least: int) -> list[tupl
 
 @torch.no_grad()
 def can_share(policy: Policy) -> bool:
-    """Whether the model gives the same hidden states with a shared beginning; if not, one warning says why."""
+    """Whether the model gives the same hidden states with a shared beginning; if not, one warning
+    says why.
+    """
     if policy.shares is None:
-        reason, ids = "", torch.arange(24, device=policy.device).view(2, 12) % policy.causal.config.vocab_size
+        reason, ids = (
+            "",
+            torch.arange(24, device=policy.device).view(2, 12) % policy.causal.config.vocab_size,
+        )
         ids[1, :8] = ids[0, :8]
         cache, training = DynamicCache(config=policy.causal.config), policy.model.training
         policy.model.eval()
@@ -111,14 +142,18 @@ def can_share(policy: Policy) -> bool:
         finally:
             policy.model.train(training)
         if reason:
-            warnings.warn(f"{policy.name}: prompts that begin alike are computed in full, because {reason}",
-                          stacklevel=2)
+            warnings.warn(
+                f"{policy.name}: prompts that begin alike are computed in full, because {reason}",
+                stacklevel=2,
+            )
         policy.shares = not reason
     return policy.shares
 
 
 class GrowingLayer(DynamicLayer):
-    """A KV cache layer that has room to grow: Transformers' own copies all keys and values again for each new token."""
+    """A KV cache layer that has room to grow: Transformers' own copies all keys and values again
+    for each new token.
+    """
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
@@ -141,7 +176,9 @@ class GrowingLayer(DynamicLayer):
 
 
 class _Behind(GrowingLayer):
-    """A row's own keys and values, counted from the end of a shared beginning, whose [1, heads, P, d] hang on them."""
+    """A row's own keys and values, counted from the end of a shared beginning, whose [1, heads, P,
+    d] hang on them.
+    """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -149,7 +186,9 @@ class _Behind(GrowingLayer):
 
     def update(self, key_states, value_states, *args, **kwargs):
         keys, values = super().update(key_states, value_states)
-        keys.shared = self.shared  # attention functions are given the keys, and nothing else of the cache
+        keys.shared = (
+            self.shared
+        )  # attention functions are given the keys, and nothing else of the cache
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -160,25 +199,40 @@ class _Behind(GrowingLayer):
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention of [B, H, S, d] queries over a shared beginning and their own keys; the mask is of the latter."""
+    """Attention of [B, H, S, d] queries over a shared beginning and their own keys; the mask is of
+    the latter.
+    """
     if not hasattr(key, "shared"):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window", "position_bias")):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    if any(
+        kwargs.get(name) is not None
+        for name in ("softcap", "s_aux", "sliding_window", "position_bias")
+    ):
         raise NotImplementedError("capped, sunk, windowed or biased attention")
     (batch, heads, s, d), kv_heads = query.shape, key.shape[1]
     scale = d**-0.5 if scaling is None else scaling
     query = query.reshape(batch, kv_heads, -1, d)  # a key head serves heads / kv_heads query heads
     # all rows' queries as one long list: the beginning is read once, not once a row
     out, total = _with_sum(query.transpose(0, 1).reshape(1, kv_heads, -1, d), *key.shared, scale)
-    out, total = (x.reshape(kv_heads, batch, -1, *x.shape[3:]).transpose(0, 1) for x in (out, total))
+    out, total = (
+        x.reshape(kv_heads, batch, -1, *x.shape[3:]).transpose(0, 1) for x in (out, total)
+    )
     if attention_mask is None:
-        attention_mask = torch.ones(s, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - s)
+        attention_mask = torch.ones(s, key.shape[2], dtype=torch.bool, device=key.device).tril(
+            key.shape[2] - s
+        )
     mask = attention_mask.expand(batch, 1, s, -1)
     parts = []
-    for rows in torch.arange(batch, device=key.device).split(max(1, SCORES // (heads * s * key.shape[2]))):
+    for rows in torch.arange(batch, device=key.device).split(
+        max(1, SCORES // (heads * s * key.shape[2]))
+    ):
         scores = (query[rows] @ key[rows].transpose(2, 3)).float() * scale
         seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)
-        scores = scores.masked_fill_(~seen, -torch.inf) if seen.dtype == torch.bool else scores + seen
+        scores = (
+            scores.masked_fill_(~seen, -torch.inf) if seen.dtype == torch.bool else scores + seen
+        )
         both = torch.logaddexp(total[rows], scores.logsumexp(-1))
         own = scores.sub_(both[..., None]).exp_().to(value.dtype) @ value[rows]
         parts.append(out[rows] * (total[rows] - both).exp()[..., None].to(value.dtype) + own)
@@ -186,13 +240,17 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
 
 
 def _with_sum(query, key, value, scale):
-    """Attention without a mask, and the log of each query's softmax sum, which the public function does not return."""
+    """Attention without a mask, and the log of each query's softmax sum, which the public function
+    does not return.
+    """
     if query.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, scale=scale
+        )
     if query.device.type == "cuda":
         attend = torch.ops.aten._scaled_dot_product_efficient_attention
         out, total, *_ = attend(query, key, value, None, True, scale=scale)
-        return out, total[..., :query.shape[2]]  # padded to a multiple of 32
+        return out, total[..., : query.shape[2]]  # padded to a multiple of 32
     scores = (query @ key.transpose(2, 3)).float() * scale
     return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
 

@@ -1,8 +1,9 @@
-"""Prompt sets: the texts a model is asked with, as data (TOML files in `oelkit/prompts/`, or your own by path).
+"""Prompt sets: the texts a model is asked with, as data (TOML files in `oelkit/prompts/`, or your
+own by path).
 
-A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering
-that goes with it, and the most new tokens of a reply. What fills a template is never itself read as a template.
-"""
+A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`,
+the board rendering that goes with it, and the most new tokens of a reply. What fills a template is
+never itself read as a template."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from ..records import Trajectory, Turn
 
 _FOLDER = Path(__file__).parent
 _FIELDS = {  # what a template may use
-    "experience": "items", "act": "history observation turn max_turns moves",
+    "experience": "items",
+    "act": "history observation turn max_turns moves",
     "history": "turn observation move feedback",
-    "extract": "game previous", "turn": "turn observation board reply action feedback", "previous": "items",
-}  # fmt: skip
+    "extract": "game previous",
+    "turn": "turn observation board reply action feedback",
+    "previous": "items",
+}
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,24 @@ class Prompts:
 
 
 def load_prompts(name: str | Path) -> Prompts:
-    """Load a set by name ('paper', 'brief') or by the path of a .toml file; ValueError names what is wrong."""
+    """Load a set by name ('paper', 'brief') or by the path of a .toml file; ValueError names what
+    is wrong.
+    """
     path = Path(name) if str(name).endswith(".toml") else _FOLDER / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.toml")))
-        raise ValueError(f"no prompt set {str(name)!r}: known are {known}, or give the path of a .toml file")
+        raise ValueError(
+            f"no prompt set {str(name)!r}: known are {known}, or give the path of a .toml file"
+        )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(Prompts)} - {"name"}
     if set(raw) != wanted:
-        raise ValueError(f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}")
+        raise ValueError(
+            f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}"
+        )
     for key, value in raw.items():
         kind = int if key == "max_new_tokens" else str
         if type(value) is not kind:
@@ -66,31 +76,44 @@ def load_prompts(name: str | Path) -> Prompts:
 
 
 def act_messages(
-    prompts: Prompts, observation: str, turns: Sequence[Turn] = (), max_turns: int = 5,
+    prompts: Prompts,
+    observation: str,
+    turns: Sequence[Turn] = (),
+    max_turns: int = 5,
     moves: Sequence[str] = ("left", "down", "right", "up"),
-) -> list[dict[str, str]]:  # fmt: skip
-    """The one user message of a turn: the game so far without the model's reasoning, the board, the question.
+) -> list[dict[str, str]]:
+    """The one user message of a turn: the game so far without the model's reasoning, the board, the
+    question.
 
     moves: the words that may be answered; none: the world says so itself.
     """
     history = "".join(
         prompts.history.format(
-            turn=i + 1, observation=t.observation, move=f"[{t.action}]" if t.action else "no move", feedback=t.feedback
+            turn=i + 1,
+            observation=t.observation,
+            move=f"[{t.action}]" if t.action else "no move",
+            feedback=t.feedback,
         )
         for i, t in enumerate(turns)
     )
     words = [f"[{word}]" for word in moves]
-    text = prompts.act.format(history=history, observation=observation, turn=len(turns) + 1, max_turns=max_turns,
-                              moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "")  # fmt: skip
+    text = prompts.act.format(
+        history=history,
+        observation=observation,
+        turn=len(turns) + 1,
+        max_turns=max_turns,
+        moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "",
+    )
     return [{"role": "user", "content": (prompts.intro + text).strip("\n")}]
 
 
 def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> list[dict]:
-    """The same messages with the experience block in the last user message, behind the set's intro where it begins so.
+    """The same messages with the experience block in the last user message, behind the set's intro
+    where it begins so.
 
-    It comes before all that differs from state to state, so that the teacher's prompts share their beginning; it works
-    on any stored prompt, also of logs from elsewhere. An empty experience changes nothing.
-    """
+    It comes before all that differs from state to state, so that the teacher's prompts share their
+    beginning; it works on any stored prompt, also of logs from elsewhere. An empty experience
+    changes nothing."""
     if not experience:
         return messages
     last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
@@ -103,8 +126,12 @@ def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> 
     return [*messages[:last], new, *messages[last + 1 :]]
 
 
-def extract_messages(prompts: Prompts, trajectory: Trajectory, previous: str = "") -> list[dict[str, str]]:
-    """The user message that asks what a trajectory teaches, given the experience so far (may be empty)."""
+def extract_messages(
+    prompts: Prompts, trajectory: Trajectory, previous: str = ""
+) -> list[dict[str, str]]:
+    """The user message that asks what a trajectory teaches, given the experience so far (may be
+    empty).
+    """
     known = prompts.previous.format(items=previous) if previous else ""
     text = prompts.extract.format(game=game_text(prompts, trajectory), previous=known)
     return [{"role": "user", "content": text.strip("\n")}]

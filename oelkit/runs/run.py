@@ -1,11 +1,11 @@
 """The loop: rounds of rollout, extract, curate, collect, distill and evaluate in a run folder.
 
-Every stage reads and writes files of its round, so that a run goes on after the last finished stage, and a notebook can
-call the stages one by one. Round k+1 starts from round k's adapter (its last step: nothing is chosen on held-out maps).
-Departure from the paper: by default a round's experience starts with what the rounds before had (`carry`), because a
-teacher that reads fewer rules than its student has absorbed takes them back, and on a quarter of each batch the student
-reads the experience too (`retain`); data/micro/README.md has the measurements.
-"""
+Every stage reads and writes files of its round, so that a run goes on after the last finished
+stage, and a notebook can call the stages one by one. Round k+1 starts from round k's adapter (its
+last step: nothing is chosen on held-out maps). Departure from the paper: by default a round's
+experience starts with what the rounds before had (`carry`), because a teacher that reads fewer
+rules than its student has absorbed takes them back, and on a quarter of each batch the student
+reads the experience too (`retain`); data/micro/README.md has the measurements."""
 
 from __future__ import annotations
 
@@ -23,30 +23,58 @@ from pathlib import Path
 from .. import envs
 from ..auto_curation import auto_curate
 from ..curation import Curation, for_draw
-from ..steps.distillation import distill
-from ..steps.evaluation import Report, evaluate, probe
-from ..steps.extraction import extract
-from ..text import join_experience, truncate_to_budget
 from ..model.loading import load_policy
 from ..model.policy import Policy
 from ..prompts import load_prompts
-from ..records import ExperienceItem, RecordError, State, Trajectory, append_jsonl, read_jsonl, write_jsonl
+from ..records import (
+    ExperienceItem,
+    RecordError,
+    State,
+    Trajectory,
+    append_jsonl,
+    read_jsonl,
+    write_jsonl,
+)
+from ..steps.distillation import distill
+from ..steps.evaluation import Report, evaluate, probe
+from ..steps.extraction import extract
 from ..steps.rollouts import as_experience, rollout, states
+from ..text import join_experience, truncate_to_budget
 from .settings import Settings
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
 
 
 class Run:
-    """A run folder, its settings and its policy; the methods are the stages of a round, skipped where they are done."""
+    """A run folder, its settings and its policy; the methods are the stages of a round, skipped
+    where they are done.
+    """
 
-    def __init__(self, folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True):
-        """Open a run, or go on with one: ValueError where the folder holds a run with other settings."""
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Settings,
+        policy: Policy | None = None,
+        *,
+        progress: bool = True,
+    ):
+        """Open a run, or go on with one: ValueError where the folder holds a run with other
+        settings.
+        """
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
-        for name, low, high in (("seed", 0, 899), ("rounds", 1, 99), ("games", 1, 5_000), ("collect", 1, 5_000),
-                                ("draws", 1, 1_000), ("episodes", 1, 1_000_000), ("samples", 1, 1_000)):  # fmt: skip
-            if not low <= getattr(settings, name) <= high:  # else map seeds of rounds and runs would meet
+        for name, low, high in (
+            ("seed", 0, 899),
+            ("rounds", 1, 99),
+            ("games", 1, 5_000),
+            ("collect", 1, 5_000),
+            ("draws", 1, 1_000),
+            ("episodes", 1, 1_000_000),
+            ("samples", 1, 1_000),
+        ):
+            if (
+                not low <= getattr(settings, name) <= high
+            ):  # else map seeds of rounds and runs would meet
                 raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         record = self.folder / "run.json"
@@ -58,27 +86,46 @@ class Run:
             _write(self.folder / "run.json.try", "")
             (self.folder / "run.json.try").unlink()
         except OSError as error:  # before the model is loaded
-            raise ValueError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
+            raise ValueError(
+                f"cannot write the run folder {self.folder}: {error.strerror}"
+            ) from error
         try:
             self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
             self.prompts = load_prompts(settings.prompts or self.policy.prompts)
-            self.prompts = replace(self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens)
+            self.prompts = replace(
+                self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens
+            )
         except BaseException:
             if not there:  # a misspelt model leaves no run behind
                 self.folder.rmdir()
             raise
-        _write_json(record, {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": versions()})
-        self.play = {"prompts": self.prompts, "temperature": settings.temperature, "progress": progress}
+        _write_json(
+            record,
+            {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": versions()},
+        )
+        self.play = {
+            "prompts": self.prompts,
+            "temperature": settings.temperature,
+            "progress": progress,
+        }
 
     def _compare_settings(self, record: Path) -> None:
         try:
             theirs = asdict(Settings()) | json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{record}: not a run's record ({error!r}); choose another name or delete it") from error
-        ours = {k: v for k, v in asdict(self.settings).items() if k not in ("rounds", "arms")}  # may be added later
-        differ = ", ".join(f"{k} was {theirs[k]!r}, is {v!r}" for k, v in ours.items() if theirs[k] != v)
+            raise ValueError(
+                f"{record}: not a run's record ({error!r}); choose another name or delete it"
+            ) from error
+        ours = {
+            k: v for k, v in asdict(self.settings).items() if k not in ("rounds", "arms")
+        }  # may be added later
+        differ = ", ".join(
+            f"{k} was {theirs[k]!r}, is {v!r}" for k, v in ours.items() if theirs[k] != v
+        )
         if differ:
-            raise ValueError(f"{self.folder} holds a run with other settings ({differ}): take another name or delete it")
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({differ}): take another name or delete it"
+            )
 
     # -- folders, seeds, weights
 
@@ -111,7 +158,9 @@ class Run:
         return range(start, start + n)
 
     def _timed(self, k: int, stage: str, done: Path, work: Callable[[], None]) -> None:
-        """Do a stage unless its file is there, from the weights that its round starts from, and note its seconds."""
+        """Do a stage unless its file is there, from the weights that its round starts from, and
+        note its seconds.
+        """
         if done.exists():
             return
         self.start_round(k)
@@ -121,13 +170,28 @@ class Run:
         seconds = json.loads(path.read_text()) if path.exists() else {}
         _write_json(path, {**seconds, stage: round(time.perf_counter() - began, 2)})
 
-    # -- the stages of round k; each reads the files of the stages before it, and makes those that are missing
+    # -- the stages of round k; each reads the files of the stages before it, and makes those that
+    # are missing
 
     def rollout(self, k: int) -> list[Trajectory]:
         """Play the games that experience is extracted from, without experience."""
         path, s = self.round_folder(k) / "trajectories.jsonl", self.settings
-        self._timed(k, "rollout", path, lambda: write_jsonl(path, rollout(
-            self.policy, s.env, self._seeds(k, 0, s.games), seed=s.seed * 100 + k, round=k, **self.play)))
+        self._timed(
+            k,
+            "rollout",
+            path,
+            lambda: write_jsonl(
+                path,
+                rollout(
+                    self.policy,
+                    s.env,
+                    self._seeds(k, 0, s.games),
+                    seed=s.seed * 100 + k,
+                    round=k,
+                    **self.play,
+                ),
+            ),
+        )
         return read_jsonl(path, Trajectory)
 
     def extract(self, k: int) -> list[ExperienceItem]:
@@ -136,8 +200,17 @@ class Run:
 
         def work() -> None:
             counts = Counter()
-            items = extract(self.policy, self.rollout(k), self._before(k), draws=s.draws, budget_tokens=s.budget_tokens,
-                            seed=s.seed * 100 + k, round=k, on_step=counts.update, **(self.play | {"temperature": 0.7}))
+            items = extract(
+                self.policy,
+                self.rollout(k),
+                self._before(k),
+                draws=s.draws,
+                budget_tokens=s.budget_tokens,
+                seed=s.seed * 100 + k,
+                round=k,
+                on_step=counts.update,
+                **(self.play | {"temperature": 0.7}),
+            )
             log = path.parent / "curation.jsonl"
             if log.exists():  # of other items: it does not fit these, but nobody's work is deleted
                 log.rename(path.parent / "curation.old.jsonl")
@@ -148,21 +221,35 @@ class Run:
         return read_jsonl(path, ExperienceItem)
 
     def curate(self, k: int) -> list[str]:
-        """Accept what no person has decided on (see `auto_curate`) and write what the teacher reads, one text a draw.
+        """Accept what no person has decided on (see `auto_curate`) and write what the teacher
+        reads, one text a draw.
 
-        What a person adds, and what was merged, is for every draw. Done anew where items.jsonl or curation.jsonl is newer than experience.md.
-        """
+        What a person adds, and what was merged, is for every draw. Done anew where items.jsonl or
+        curation.jsonl is newer than experience.md."""
         folder = self.round_folder(k)
-        path, sources = folder / "experience.md", [folder / "items.jsonl", folder / "curation.jsonl"]
+        path, sources = (
+            folder / "experience.md",
+            [folder / "items.jsonl", folder / "curation.jsonl"],
+        )
 
         def work() -> None:
             self.extract(k)
             before = self._before(k)
-            kept = auto_curate(Curation.open(*sources), self.settings.draws if any(before) else None).kept()
+            kept = auto_curate(
+                Curation.open(*sources), self.settings.draws if any(before) else None
+            ).kept()
             texts = [join_experience(old, for_draw(kept, d, old)) for d, old in enumerate(before)]
-            self.write_experience(k, [truncate_to_budget(text, self.settings.budget_tokens, self.policy.tokenizer) for text in texts])
+            self.write_experience(
+                k,
+                [
+                    truncate_to_budget(text, self.settings.budget_tokens, self.policy.tokenizer)
+                    for text in texts
+                ],
+            )
 
-        if path.exists() and any(f.exists() and f.stat().st_mtime_ns > path.stat().st_mtime_ns for f in sources):
+        if path.exists() and any(
+            f.exists() and f.stat().st_mtime_ns > path.stat().st_mtime_ns for f in sources
+        ):
             path.unlink()
         self._timed(k, "curate", path, work)
         parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
@@ -170,38 +257,73 @@ class Run:
         return [text.strip() for text in parts[1:] or parts * self.settings.draws]
 
     def write_experience(self, k: int, texts: Sequence[str]) -> None:
-        """Let the teacher of round k read these texts, one a draw, in place of what `curate` would write."""
-        _write(self.round_folder(k) / "experience.md", "".join(f"## Draw {d}\n{t}\n\n" for d, t in enumerate(texts)))
+        """Let the teacher of round k read these texts, one a draw, in place of what `curate` would
+        write.
+        """
+        _write(
+            self.round_folder(k) / "experience.md",
+            "".join(f"## Draw {d}\n{t}\n\n" for d, t in enumerate(texts)),
+        )
 
     def experiences(self, k: int) -> list[str]:
-        """The texts of `curate` that say anything, which the teacher reads; ValueError where none does."""
+        """The texts of `curate` that say anything, which the teacher reads; ValueError where none
+        does.
+        """
         texts, folder = [text for text in self.curate(k) if text], self.round_folder(k)
         if not texts and (items := self.extract(k)):
-            raise ValueError(f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add "
-                             f"some in {folder / 'curation.jsonl'}")  # fmt: skip
+            raise ValueError(
+                f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add "
+                f"some in {folder / 'curation.jsonl'}"
+            )
         if not texts:
-            raise ValueError(f"nothing to distill in round {k}: {self.policy.name} wrote no item about "
-                             f"{self.settings.games} games (draws: {self.settings.draws}); start a run with more games "
-                             f"or a higher temperature, or write items by hand into "
-                             f"{folder / 'items.jsonl'}")  # fmt: skip
+            raise ValueError(
+                f"nothing to distill in round {k}: {self.policy.name} wrote no item about "
+                f"{self.settings.games} games (draws: {self.settings.draws}); start a run with more games "
+                f"or a higher temperature, or write items by hand into "
+                f"{folder / 'items.jsonl'}"
+            )
         return texts
 
     def collect(self, k: int) -> list[State]:
         """Play other games without experience: the prompts of their turns are the training states."""
         path, s = self.round_folder(k) / "states.jsonl", self.settings
-        self._timed(k, "collect", path, lambda: write_jsonl(path, states(rollout(
-            self.policy, s.env, self._seeds(k, 5_000, s.collect), seed=s.seed * 100 + k + 50, round=k, **self.play))))
+        self._timed(
+            k,
+            "collect",
+            path,
+            lambda: write_jsonl(
+                path,
+                states(
+                    rollout(
+                        self.policy,
+                        s.env,
+                        self._seeds(k, 5_000, s.collect),
+                        seed=s.seed * 100 + k + 50,
+                        round=k,
+                        **self.play,
+                    )
+                ),
+            ),
+        )
         return read_jsonl(path, State)
 
     def distill(self, k: int) -> None:
-        """Train the adapter of round k from the states and the texts; a line a step goes to metrics.jsonl."""
+        """Train the adapter of round k from the states and the texts; a line a step goes to
+        metrics.jsonl.
+        """
         path = self.round_folder(k) / "adapter"
-        self._timed(k, "distill", path, lambda: self._train(
-            k, f"round {k}", self.experiences(k), self.settings.loss, path))
+        self._timed(
+            k,
+            "distill",
+            path,
+            lambda: self._train(k, f"round {k}", self.experiences(k), self.settings.loss, path),
+        )
         self.policy.load_adapter(path)
 
     def evaluate(self, k: int) -> dict:
-        """Measure base, in-context and consolidated arms on held-out maps; returns and writes the round's metrics."""
+        """Measure base, in-context and consolidated arms on held-out maps; returns and writes the
+        round's metrics.
+        """
         path = self.round_folder(k) / "metrics.json"
 
         def work() -> None:
@@ -214,7 +336,10 @@ class Run:
             arms["consolidated"] = self._measure()
             ood = {"base": self.probe(None)} if first else {}
             ood["consolidated"] = self.probe("student")
-            rows = {name: {**report.summary(), "passes": report.passes_01} for name, report in arms.items()}
+            rows = {
+                name: {**report.summary(), "passes": report.passes_01}
+                for name, report in arms.items()
+            }
             passes = arms["in_context"].passes
             by_draw = [passes[d :: len(texts)] for d in range(len(texts))]
             rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in by_draw if p]
@@ -223,9 +348,20 @@ class Run:
                 rows["base"], ood["base"] = theirs["pass_rate"]["base"], theirs["ood"]["base"]
             items = self.extract(k)
             kept = Curation.open(path.parent / "items.jsonl", path.parent / "curation.jsonl").kept()
-            counts = path.with_name("extraction.json")  # there is none for items that a person put there
-            _write_json(path, {"round": k, "pass_rate": rows, "ood": ood, "items": len(items), "kept": len(kept),
-                               "extraction": json.loads(counts.read_text()) if counts.exists() else None})  # fmt: skip
+            counts = path.with_name(
+                "extraction.json"
+            )  # there is none for items that a person put there
+            _write_json(
+                path,
+                {
+                    "round": k,
+                    "pass_rate": rows,
+                    "ood": ood,
+                    "items": len(items),
+                    "kept": len(kept),
+                    "extraction": json.loads(counts.read_text()) if counts.exists() else None,
+                },
+            )
 
         if not path.exists():
             self.distill(k)
@@ -233,10 +369,15 @@ class Run:
         metrics = json.loads(path.read_text())
         for kind in ("reply_tokens", "truncated"):
             metrics[kind] = {name: row[kind] for name, row in metrics["pass_rate"].items()}
-        return {**metrics, "seconds": json.loads((self.round_folder(k) / "seconds.json").read_text())}
+        return {
+            **metrics,
+            "seconds": json.loads((self.round_folder(k) / "seconds.json").read_text()),
+        }
 
     def compare(self) -> dict:
-        """The other arms from round 1's states: off-policy KL, SFT, and raw trajectories in place of items."""
+        """The other arms from round 1's states: off-policy KL, SFT, and raw trajectories in place
+        of items.
+        """
         path = self.folder / "comparison.json"
         if not path.exists():
             self.start_round(1)
@@ -260,13 +401,21 @@ class Run:
             for stage in (self.rollout, self.extract, self.experiences, self.collect, self.distill):
                 stage(k)
             rounds.append(self.evaluate(k))
-        metrics = {"run": self.folder.name, "env": self.settings.env, "eval_env": self.eval_env,
-                   "model": self.policy.name, "seed": self.settings.seed,
-                   "bounds": envs.bounds(self.eval_env, self.eval_seeds), "rounds": rounds}  # fmt: skip
+        metrics = {
+            "run": self.folder.name,
+            "env": self.settings.env,
+            "eval_env": self.eval_env,
+            "model": self.policy.name,
+            "seed": self.settings.seed,
+            "bounds": envs.bounds(self.eval_env, self.eval_seeds),
+            "rounds": rounds,
+        }
         if self.settings.arms or (self.folder / "comparison.json").exists():
             metrics["arms"] = self.compare()
         _write_json(self.folder / "metrics.json", metrics)
-        self.policy.load_adapter(self.round_folder(self.settings.rounds) / "adapter")  # not the last arm's
+        self.policy.load_adapter(
+            self.round_folder(self.settings.rounds) / "adapter"
+        )  # not the last arm's
         return metrics
 
     # -- helpers
@@ -284,10 +433,21 @@ class Run:
                 rows = error.records
             write_jsonl(lines, [row for row in rows if row["arm"] != arm])
         distill(
-            self.policy, self.collect(k), texts, steps=s.steps, batch_size=s.batch_size, lr=s.lr, loss=loss,
-            top_k=s.top_k, temperature=s.temperature, retain=s.retain, prompts=self.prompts, seed=s.seed * 100 + k,
-            progress=self.progress, on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
-        )  # fmt: skip
+            self.policy,
+            self.collect(k),
+            texts,
+            steps=s.steps,
+            batch_size=s.batch_size,
+            lr=s.lr,
+            loss=loss,
+            top_k=s.top_k,
+            temperature=s.temperature,
+            retain=s.retain,
+            prompts=self.prompts,
+            seed=s.seed * 100 + k,
+            progress=self.progress,
+            on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
+        )
         if folder:
             partial = folder.with_name("adapter.partial")
             self.policy.save_adapter(partial)
@@ -295,11 +455,21 @@ class Run:
 
     def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> Report:
         s = self.settings
-        return evaluate(self.policy, self.eval_env, self.eval_seeds, texts, adapter=adapter, prompts=self.prompts,
-                        sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)], progress=self.progress)
+        return evaluate(
+            self.policy,
+            self.eval_env,
+            self.eval_seeds,
+            texts,
+            adapter=adapter,
+            prompts=self.prompts,
+            sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)],
+            progress=self.progress,
+        )
 
     def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
-        """What the model still answers right that has nothing to do with the world; None without a probe.jsonl."""
+        """What the model still answers right that has nothing to do with the world; None without a
+        probe.jsonl.
+        """
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
 
@@ -307,36 +477,53 @@ class Run:
 def run_folder(name: str, root: str | Path = "runs") -> Path:
     """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' and '-'")
+        raise ValueError(
+            f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' and '-'"
+        )
     return Path(root) / name
 
 
-def run_loop(folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True) -> dict:
+def run_loop(
+    folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True
+) -> dict:
     """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
     return Run(folder, settings, policy, progress=progress).finish()
 
 
 def summary(metrics: dict) -> str:
     """The table of a run: pass rates with intervals, tokens a reply, OOD, by round."""
-    head = (f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  "
-            f"{'items':>5}  {'s':>5}")  # fmt: skip
+    head = (
+        f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  "
+        f"{'items':>5}  {'s':>5}"
+    )
     rows = [head, "-" * len(head)]
     for r in metrics["rounds"]:
-        cells = [f"{a['pass_rate']:.1%} [{a['low']:.0%}, {a['high']:.0%}]" for a in
-                 (r["pass_rate"][arm] for arm in ("base", "in_context", "consolidated"))]
+        cells = [
+            f"{a['pass_rate']:.1%} [{a['low']:.0%}, {a['high']:.0%}]"
+            for a in (r["pass_rate"][arm] for arm in ("base", "in_context", "consolidated"))
+        ]
         ood = r["ood"]["consolidated"]
         kept = "-" if ood is None else f"{ood['all']:.1%}"
-        rows.append(f"{r['round']:>5}  " + "  ".join(f"{c:>18}" for c in cells)
-                    + f"  {r['reply_tokens']['consolidated']:>6.1f}  {kept:>9}  {r['kept']:>5}"
-                    f"  {sum(r['seconds'].values()):>5.0f}")  # fmt: skip
+        rows.append(
+            f"{r['round']:>5}  "
+            + "  ".join(f"{c:>18}" for c in cells)
+            + f"  {r['reply_tokens']['consolidated']:>6.1f}  {kept:>9}  {r['kept']:>5}"
+            f"  {sum(r['seconds'].values()):>5.0f}"
+        )
     known, n = envs.describe(metrics["bounds"]), metrics["rounds"][0]["pass_rate"]["base"]["n"]
-    rows.append(f"{n} held-out maps of {metrics['eval_env']}; {known}{known and '; '}95 % Wilson intervals")
+    rows.append(
+        f"{n} held-out maps of {metrics['eval_env']}; {known}{known and '; '}95 % Wilson intervals"
+    )
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     told = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
     rows += [f"extraction replies without an item: {told}"] if told else []
     for name, arm in metrics.get("arms", {}).items():
         parts = [f"{k} {v['pass_rate']:.1%}" for k, v in arm.items() if k != "ood"]
-        rows.append(f"arm {name}: " + ", ".join(parts) + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else ""))
+        rows.append(
+            f"arm {name}: "
+            + ", ".join(parts)
+            + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else "")
+        )
     return "\n".join(rows)
 
 

@@ -1,8 +1,8 @@
 """Evaluate: pass rates with intervals, paired differences, and what a model has not forgotten.
 
-Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired bootstrap over map seeds
-and sampling seeds for a difference. The random policy, the best fixed plan and the ceiling come from `envs.bounds`.
-"""
+Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired
+bootstrap over map seeds and sampling seeds for a difference. The random policy, the best fixed plan
+and the ceiling come from `envs.bounds`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..model.sampling import generate
 from ..model.policy import Policy
-from ..text import answer_text
+from ..model.sampling import generate
 from ..records import Outcome, Trajectory, read_jsonl
 from ..stats import wilson
+from ..text import answer_text
 from .rollouts import rollout
 
 
@@ -58,7 +58,10 @@ class Report:
 
     def summary(self) -> dict[str, float]:
         """The figures alone, as they go into metrics.json."""
-        return {k: getattr(self, k) for k in ("pass_rate", "low", "high", "n", "reply_tokens", "truncated")}
+        return {
+            k: getattr(self, k)
+            for k in ("pass_rate", "low", "high", "n", "reply_tokens", "truncated")
+        }
 
 
 def summarise(trajectories: Sequence[Trajectory]) -> Report:
@@ -66,8 +69,13 @@ def summarise(trajectories: Sequence[Trajectory]) -> Report:
     passes = sum(t.outcome is Outcome.SUCCESS for t in trajectories)
     turns = [turn for t in trajectories for turn in t.turns]
     low, high = wilson(passes, len(trajectories))
-    tokens, cut = (sum(getattr(t, k) for t in turns) / max(1, len(turns)) for k in ("reply_tokens", "truncated"))
-    return Report(passes / len(trajectories), low, high, len(trajectories), tokens, cut, list(trajectories))
+    tokens, cut = (
+        sum(getattr(t, k) for t in turns) / max(1, len(turns))
+        for k in ("reply_tokens", "truncated")
+    )
+    return Report(
+        passes / len(trajectories), low, high, len(trajectories), tokens, cut, list(trajectories)
+    )
 
 
 def evaluate(
@@ -81,14 +89,16 @@ def evaluate(
     top_k: int = 20,
     **options: Any,
 ) -> Report:
-    """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said otherwise) and report.
+    """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said
+    otherwise) and report.
 
-    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K draws) episode i reads
-    text i mod K. Other options go to `rollout`.
-    """
+    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K
+    draws) episode i reads text i mod K. Other options go to `rollout`."""
     texts = [experience] if isinstance(experience, str) else list(experience)
     if not texts or not len(sampling_seeds):
-        raise ValueError("nothing to evaluate: the list of experiences or of sampling seeds is empty")
+        raise ValueError(
+            "nothing to evaluate: the list of experiences or of sampling seeds is empty"
+        )
     games: list[Trajectory] = []
     for s in sampling_seeds:
         told = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
@@ -99,21 +109,41 @@ def evaluate(
 def probe(
     policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False
 ) -> dict[str, float]:
-    """Share of exact greedy answers to a file of questions, over all and by kind: what the policy has not forgotten.
+    """Share of exact greedy answers to a file of questions, over all and by kind: what the policy
+    has not forgotten.
 
-    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the kinds, and "n", the
-    number of questions. ValueError where there is none or one lacks a key, FileNotFoundError where there is no file.
-    """
+    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the
+    kinds, and "n", the number of questions. ValueError where there is none or one lacks a key,
+    FileNotFoundError where there is no file."""
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{path}: no questions in it")
     for i, row in enumerate(rows, 1):
         if not {"kind", "messages", "answer"} <= row.keys():
-            raise ValueError(f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}")
-    longest = max(len(policy.tokenizer(row["answer"], add_special_tokens=False)["input_ids"]) for row in rows) + 8
+            raise ValueError(
+                f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}"
+            )
+    longest = (
+        max(
+            len(policy.tokenizer(row["answer"], add_special_tokens=False)["input_ids"])
+            for row in rows
+        )
+        + 8
+    )
     asked = [policy.encode(row["messages"]) for row in rows]
-    replies = generate(policy, asked, max_new_tokens=longest, temperature=0, adapter=adapter, progress=progress)
-    right = [answer_text(reply.text).strip() == row["answer"].strip() for reply, row in zip(replies, rows, strict=True)]
+    replies = generate(
+        policy, asked, max_new_tokens=longest, temperature=0, adapter=adapter, progress=progress
+    )
+    right = [
+        answer_text(reply.text).strip() == row["answer"].strip()
+        for reply, row in zip(replies, rows, strict=True)
+    ]
     kinds = sorted({row["kind"] for row in rows})
-    by_kind = {k: [ok for ok, row in zip(right, rows, strict=True) if row["kind"] == k] for k in kinds}
-    return {"all": sum(right) / len(right), **{k: sum(v) / len(v) for k, v in by_kind.items()}, "n": len(rows)}
+    by_kind = {
+        k: [ok for ok, row in zip(right, rows, strict=True) if row["kind"] == k] for k in kinds
+    }
+    return {
+        "all": sum(right) / len(right),
+        **{k: sum(v) / len(v) for k, v in by_kind.items()},
+        "n": len(rows),
+    }

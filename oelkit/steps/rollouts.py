@@ -1,8 +1,9 @@
-"""Rollout: the policy plays text worlds, all live games of a turn in one generation call, and leaves trajectories.
+"""Rollout: the policy plays text worlds, all live games of a turn in one generation call, and
+leaves trajectories.
 
-What it does not: judge or train. No reward reaches a trajectory, only the outcome. It holds the paper's protocol
-through the world itself (`envs.protocol`); sampling defaults to the paper's T = 0.7.
-"""
+What it does not: judge or train. No reward reaches a trajectory, only the outcome. It holds the
+paper's protocol through the world itself (`envs.protocol`); sampling defaults to the paper's T =
+0.7."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import envs
-from ..model.sampling import generate
 from ..model.policy import Policy
-from ..text import answer_text
+from ..model.sampling import generate
 from ..prompts import Prompts, act_messages, game_text, load_prompts, with_experience
 from ..records import Outcome, State, Trajectory, Turn
+from ..text import answer_text
 
 
 def rollout(
@@ -38,15 +39,17 @@ def rollout(
 ) -> list[Trajectory]:
     """Play one game a map seed and return the trajectories in that order.
 
-    experience: text for every prompt, or one text a game. prompts: a set or its name (None: the model's default), which
-    also chooses the board's rendering and the default of max_new_tokens. seed: of the sampling. ValueError for an
-    unknown world, no seeds, or a list of experiences of another length; a prompt over the context is one of `generate`.
-    """
+    experience: text for every prompt, or one text a game. prompts: a set or its name (None: the
+    model's default), which also chooses the board's rendering and the default of max_new_tokens.
+    seed: of the sampling. ValueError for an unknown world, no seeds, or a list of experiences of
+    another length; a prompt over the context is one of `generate`."""
     if not len(seeds):
         raise ValueError("no games to play: seeds is empty")
     texts = [experience] * len(seeds) if isinstance(experience, str) else list(experience)
     if len(texts) != len(seeds):
-        raise ValueError(f"{len(texts)} experiences for {len(seeds)} games: give one text, or one a game")
+        raise ValueError(
+            f"{len(texts)} experiences for {len(seeds)} games: give one text, or one a game"
+        )
     prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
     games = [envs.make(env_id, **{"board": prompts.board, **(env_kwargs or {})}) for _ in seeds]
     boards = [game.reset(seed=int(s))[0] for game, s in zip(games, seeds, strict=True)]
@@ -57,35 +60,67 @@ def rollout(
         live = [i for i, outcome in enumerate(outcomes) if outcome is None]
         if not live:
             break
-        messages = [act_messages(prompts, boards[i], played[i], games[i].max_turns, games[i].moves) for i in live]
+        messages = [
+            act_messages(prompts, boards[i], played[i], games[i].max_turns, games[i].moves)
+            for i in live
+        ]
         asked = [with_experience(prompts, m, texts[i]) for i, m in zip(live, messages, strict=True)]
         ids = [policy.encode(m) for m in asked]
         replies = generate(
-            policy, ids, max_new_tokens=max_new_tokens or prompts.max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, seed=seed * 1009 + turn, adapter=adapter,
-        )  # fmt: skip
+            policy,
+            ids,
+            max_new_tokens=max_new_tokens or prompts.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed * 1009 + turn,
+            adapter=adapter,
+        )
         for i, prompt, prompt_ids, reply in zip(live, asked, ids, replies, strict=True):
             before = boards[i]
             boards[i], _, _, _, info = games[i].step(answer_text(reply.text))
-            played[i].append(Turn(before, prompt, reply.text, info["action"], info["feedback"], len(prompt_ids),
-                                  len(reply.ids), reply.truncated))  # fmt: skip
+            played[i].append(
+                Turn(
+                    before,
+                    prompt,
+                    reply.text,
+                    info["action"],
+                    info["feedback"],
+                    len(prompt_ids),
+                    len(reply.ids),
+                    reply.truncated,
+                )
+            )
             outcomes[i] = info["outcome"]
         bar.update(sum(outcome is not None for outcome in outcomes) - bar.n)
     bar.close()
     name = f"{env_id.split('/')[-1]}-r{round}"
     return [
-        Trajectory(f"{name}-m{s}-s{seed}-{i}", env_id, int(s), policy.name, round, tuple(turns), outcome,
-                   turns[-1].feedback)
+        Trajectory(
+            f"{name}-m{s}-s{seed}-{i}",
+            env_id,
+            int(s),
+            policy.name,
+            round,
+            tuple(turns),
+            outcome,
+            turns[-1].feedback,
+        )
         for i, (s, turns, outcome) in enumerate(zip(seeds, played, outcomes, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def states(trajectories: Sequence[Trajectory]) -> list[State]:
-    """The training states of trajectories: every turn's prompt, to be answered again without an environment.
+    """The training states of trajectories: every turn's prompt, to be answered again without an
+    environment.
 
     The games must have been played without experience; ValueError where there is none.
     """
-    found = [State(f"{t.id}/{i}", t.id, i, turn.prompt) for t in trajectories for i, turn in enumerate(t.turns)]
+    found = [
+        State(f"{t.id}/{i}", t.id, i, turn.prompt)
+        for t in trajectories
+        for i, turn in enumerate(t.turns)
+    ]
     if not found:
         raise ValueError("no states: the trajectories are empty")
     return found

@@ -1,9 +1,11 @@
-"""What `bench.py` measures, one arm of one figure in a process of its own: `arms.py '{"figure": "kl", ...}'`.
+"""What `bench.py` measures, one arm of one figure in a process of its own: `arms.py '{"figure":
+"kl", ...}'`.
 
-Prints one JSON line: seconds (a list, warm-up apart), peak (bytes above what stood there before, or None) and what else
-is worth knowing. Peak memory is the process's resident set (VmHWM of /proc, reset after everything is loaded and the
-weights have been touched), on CUDA the allocator's; None on other systems.
-"""
+Prints one JSON line: seconds (a list, warm-up apart), peak (bytes above what stood there before, or
+None) and what else is worth knowing. Peak memory is the process's resident set (VmHWM of /proc,
+reset after everything is loaded and the weights have been touched), on CUDA the allocator's; None
+on other systems."""
+
 from __future__ import annotations
 
 import gc
@@ -18,16 +20,16 @@ from transformers import GenerationConfig
 
 from oelkit import envs
 from oelkit.model import losses as kl
-from oelkit.steps.distillation import distill
-from oelkit.steps.extraction import extract
-from oelkit.text import truncate_to_budget
-from oelkit.model.sampling import generate
-from oelkit.model.memory import memory_plan
 from oelkit.model.loading import LORA, load_policy
+from oelkit.model.memory import memory_plan
 from oelkit.model.policy import Policy
+from oelkit.model.sampling import generate
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State, Turn
+from oelkit.steps.distillation import distill
+from oelkit.steps.extraction import extract
 from oelkit.steps.rollouts import rollout
+from oelkit.text import truncate_to_budget
 
 ENV = "oelkit/FrozenLake-v0"
 ITEM = "- EXPERIENCE ITEM: Note {}: the goal wins, a hole ends the game, and a step into the wall is lost.\n"
@@ -70,18 +72,24 @@ def timed(call, repeats: int) -> list[float]:
 
 def experience(policy: Policy, tokens: int) -> str:
     """Whole item lines of at most, and nearly, so many tokens."""
-    return truncate_to_budget("".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens, policy.tokenizer)
+    return truncate_to_budget(
+        "".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens, policy.tokenizer
+    )
 
 
 def first_states(policy: Policy, n: int) -> list[State]:
     """The first turn's prompt of n games."""
     prompts = load_prompts(policy.prompts)
     boards = [envs.make(ENV, board=prompts.board).reset(seed=i)[0] for i in range(n)]
-    return [State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)]
+    return [
+        State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)
+    ]
 
 
 def _policy(spec: dict) -> Policy:
-    return load_policy(spec["model"], quantize={"none": None}.get(spec["quantize"], spec["quantize"]))
+    return load_policy(
+        spec["model"], quantize={"none": None}.get(spec["quantize"], spec["quantize"])
+    )
 
 
 # -- figures; each takes the whole specification and returns what goes into the JSON line
@@ -108,7 +116,9 @@ def measure_kl(spec: dict) -> dict:
     elif spec["arm"] == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-        fused = LigerFusedLinearJSDLoss(0.0, 1.0, beta=1.0, compiled=False)  # compiling would need a compiler
+        fused = LigerFusedLinearJSDLoss(
+            0.0, 1.0, beta=1.0, compiled=False
+        )  # compiling would need a compiler
 
         def loss(s, t):
             return fused(s, head, t, head, torch.zeros(len(s), dtype=torch.long, device=device))
@@ -132,25 +142,43 @@ def measure_kl(spec: dict) -> dict:
 
 
 def measure_step(spec: dict) -> dict:
-    """Distillation steps: sample, score, update; the first, in which the teacher's prefix is cached, stands apart."""
+    """Distillation steps: sample, score, update; the first, in which the teacher's prefix is
+    cached, stands apart.
+    """
     policy, repeats, batch = _policy(spec), spec["repeats"], spec["states"]
     prompts, states = load_prompts(policy.prompts), first_states(policy, batch)
     text = experience(policy, spec["experience"])
     told = [with_experience(prompts, state.prompt, text) for state in states]
-    counts = {"experience_tokens": len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]),
-              "student_tokens": sum(len(policy.encode(state.prompt)) for state in states) / batch,
-              "teacher_tokens": sum(map(len, map(policy.encode, told))) / batch}
+    counts = {
+        "experience_tokens": len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]),
+        "student_tokens": sum(len(policy.encode(state.prompt)) for state in states) / batch,
+        "teacher_tokens": sum(map(len, map(policy.encode, told))) / batch,
+    }
     if spec["arm"] == "trl":
         return counts | _trl_steps(policy, spec, states, text, prompts)
     peak = _above_weights(policy.causal)
-    distill(policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2)  # warm-up
-    history = distill(policy, states, [text], steps=repeats + 1, batch_size=batch, max_new_tokens=spec["reply"])
+    distill(
+        policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2
+    )  # warm-up
+    history = distill(
+        policy, states, [text], steps=repeats + 1, batch_size=batch, max_new_tokens=spec["reply"]
+    )
     found = peak.bytes()
-    plan = memory_plan(policy, round(counts["teacher_tokens"] - counts["student_tokens"]), batch_size=batch,
-                       state_tokens=round(counts["student_tokens"]), reply_tokens=spec["reply"])
-    return counts | {"seconds": [step["seconds"] for step in history[1:]], "first": history[0]["seconds"],
-                     "peak": found, "planned": plan.peak, "loss": [step["loss"] for step in history],
-                     "reply_tokens": sum(step["reply_tokens"] for step in history[1:]) / repeats}
+    plan = memory_plan(
+        policy,
+        round(counts["teacher_tokens"] - counts["student_tokens"]),
+        batch_size=batch,
+        state_tokens=round(counts["student_tokens"]),
+        reply_tokens=spec["reply"],
+    )
+    return counts | {
+        "seconds": [step["seconds"] for step in history[1:]],
+        "first": history[0]["seconds"],
+        "peak": found,
+        "planned": plan.peak,
+        "loss": [step["loss"] for step in history],
+        "reply_tokens": sum(step["reply_tokens"] for step in history[1:]) / repeats,
+    }
 
 
 @torch.no_grad()
@@ -163,21 +191,35 @@ def _above_weights(model) -> Peak:
 
 
 def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, prompts) -> dict:
-    """The same with TRL's SDFTTrainer on full logits: same LoRA, prompts, sampling, reverse KL, one update a batch.
+    """The same with TRL's SDFTTrainer on full logits: same LoRA, prompts, sampling, reverse KL, one
+    update a batch.
 
-    Its warm-up step is one with a short experience. Its template puts the experience before the prompt, not within it.
-    """
+    Its warm-up step is one with a short experience. Its template puts the experience before the
+    prompt, not within it."""
     import datasets
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     repeats, batch = spec["repeats"], spec["states"]
-    blocks = [prompts.experience.format(items=text) for text in (experience(policy, 64), *[text] * repeats)]
-    rows = [{"prompt": state.prompt, "privileged_context": block} for block in blocks for state in states]
-    bits = getattr(policy.causal.config, "quantization_config", None)  # as ours, where ours is in 4 bits
-    model = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.head_weight.dtype, device_map=policy.device,
-                                                 **({"quantization_config": bits} if bits else {}))
+    blocks = [
+        prompts.experience.format(items=text)
+        for text in (experience(policy, 64), *[text] * repeats)
+    ]
+    rows = [
+        {"prompt": state.prompt, "privileged_context": block}
+        for block in blocks
+        for state in states
+    ]
+    bits = getattr(
+        policy.causal.config, "quantization_config", None
+    )  # as ours, where ours is in 4 bits
+    model = AutoModelForCausalLM.from_pretrained(
+        policy.source,
+        dtype=policy.head_weight.dtype,
+        device_map=policy.device,
+        **({"quantization_config": bits} if bits else {}),
+    )
     begins, ends = [], []
 
     class Clock(TrainerCallback):
@@ -189,26 +231,56 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
 
     with tempfile.TemporaryDirectory() as folder:
         config = SDFTConfig(
-            output_dir=folder, per_device_train_batch_size=batch // spec["split"], num_generations=1,
+            output_dir=folder,
+            per_device_train_batch_size=batch // spec["split"],
+            num_generations=1,
             gradient_accumulation_steps=spec["split"],
-            max_steps=repeats + 1, max_prompt_length=None, max_completion_length=spec["reply"], temperature=1.0,
-            distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,
-            teacher_prompt_template="{privileged_context}{prompt}", teacher_model_kind="base", shuffle_dataset=False,
-            learning_rate=1e-3, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False,
-            gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to="none", disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available())
-        trainer = SDFTTrainer(model, config, datasets.Dataset.from_list(rows), processing_class=policy.tokenizer,
-                              peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"), callbacks=[Clock()])
+            max_steps=repeats + 1,
+            max_prompt_length=None,
+            max_completion_length=spec["reply"],
+            temperature=1.0,
+            distillation_mode="full_logits",
+            distillation_alpha=1.0,
+            distillation_is_clip=None,
+            teacher_prompt_template="{privileged_context}{prompt}",
+            teacher_model_kind="base",
+            shuffle_dataset=False,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = SDFTTrainer(
+            model,
+            config,
+            datasets.Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+            peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"),
+            callbacks=[Clock()],
+        )
         peak = _above_weights(trainer.model)
         trainer.train()
         logs = [line for line in trainer.state.log_history if "loss" in line]
     lengths = [line["completions/mean_length"] for line in logs[1:]]
-    return {"seconds": [b - a for a, b in zip(begins, ends)][1:], "peak": peak.bytes(),
-            "loss": [line["loss"] for line in logs], "reply_tokens": sum(lengths) / len(lengths)}
+    return {
+        "seconds": [b - a for a, b in zip(begins, ends)][1:],
+        "peak": peak.bytes(),
+        "loss": [line["loss"] for line in logs],
+        "reply_tokens": sum(lengths) / len(lengths),
+    }
 
 
 def measure_turns(spec: dict) -> dict:
-    """Replies to the prompts of games, turn by turn; moves are scripted so that every arm reads the same prompts."""
+    """Replies to the prompts of games, turn by turn; moves are scripted so that every arm reads the
+    same prompts.
+    """
     policy = _policy(spec)
     prompts, text = load_prompts(policy.prompts), experience(policy, spec["experience"])
     worlds = [envs.make(ENV, board=prompts.board) for _ in range(spec["games"])]
@@ -218,25 +290,43 @@ def measure_turns(spec: dict) -> dict:
         messages = [act_messages(prompts, board, turns) for board, turns in zip(boards, played)]
         asked.append([policy.encode(with_experience(prompts, m, text)) for m in messages])
         for turns, board in zip(played, boards):  # a step into the wall leaves the board as it is
-            turns.append(Turn(board, [], "", "up" if turn % 2 else "left", "You did not move.", 0, 0, False))
+            turns.append(
+                Turn(board, [], "", "up" if turn % 2 else "left", "You did not move.", 0, 0, False)
+            )
 
     def ours(batch):
         generate(policy, batch, max_new_tokens=spec["reply"], temperature=0, adapter=None)
 
     def padded(batch):
         width = max(map(len, batch))
-        ids = torch.tensor([[policy.pad_id] * (width - len(p)) + p for p in batch], device=policy.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device)
-        policy.causal.generate(input_ids=ids, attention_mask=mask, max_new_tokens=spec["reply"], do_sample=False,
-                               pad_token_id=policy.pad_id)
+        ids = torch.tensor(
+            [[policy.pad_id] * (width - len(p)) + p for p in batch], device=policy.device
+        )
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device
+        )
+        policy.causal.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=spec["reply"],
+            do_sample=False,
+            pad_token_id=policy.pad_id,
+        )
 
     def alone(batch):
         for prompt in batch:
             padded([prompt])
 
     def paged(batch):  # Transformers' continuous batching, which finds shared beginnings by itself
-        found = policy.causal.generate_batch(batch, GenerationConfig(
-            max_new_tokens=spec["reply"], do_sample=False, eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id))
+        found = policy.causal.generate_batch(
+            batch,
+            GenerationConfig(
+                max_new_tokens=spec["reply"],
+                do_sample=False,
+                eos_token_id=policy.eos_ids,
+                pad_token_id=policy.pad_id,
+            ),
+        )
         assert len(found) == len(batch)
 
     run = {"ours": ours, "padded": padded, "alone": alone, "paged": paged}[spec["arm"]]
@@ -245,15 +335,23 @@ def measure_turns(spec: dict) -> dict:
         peak = Peak()
         peak.start()
         seconds = timed(lambda: [run(batch) for batch in asked], spec["repeats"])
-    return {"seconds": seconds, "peak": peak.bytes(), "turns": spec["games"] * spec["turns"],
-            "prompt_tokens": sum(map(len, sum(asked, []))) / spec["games"] / spec["turns"]}
+    return {
+        "seconds": seconds,
+        "peak": peak.bytes(),
+        "turns": spec["games"] * spec["turns"],
+        "prompt_tokens": sum(map(len, sum(asked, []))) / spec["games"] / spec["turns"],
+    }
 
 
 def measure_scaling(spec: dict) -> dict:
-    """Seconds of a rollout, or of an extraction (the games are played before), by the number of games."""
+    """Seconds of a rollout, or of an extraction (the games are played before), by the number of
+    games.
+    """
     policy, games = _policy(spec), spec["games"]
     options = {"max_new_tokens": spec["reply"]}
-    played = rollout(policy, ENV, range(games if spec["arm"] == "extract" else 2), **options)  # and warm-up
+    played = rollout(
+        policy, ENV, range(games if spec["arm"] == "extract" else 2), **options
+    )  # and warm-up
     if spec["arm"] == "extract":
         seconds = timed(lambda: extract(policy, played, **options), spec["repeats"])
     else:

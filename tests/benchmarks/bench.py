@@ -1,9 +1,10 @@
 """The benchmarks: `make bench`, or `python tests/benchmarks/bench.py --model FOLDER`.
 
-Each arm of each figure runs in a process of its own (`arms.py`), all on the same weights, prompts and token counts; the
-medians come as one JSON line a figure into runs/bench/results.jsonl and as a table onto the screen. A peer that is not
-installed is left out and said to be. Targets hold for SmolLM2-135M on two CPU cores; other models only show the ratio.
-"""
+Each arm of each figure runs in a process of its own (`arms.py`), all on the same weights, prompts
+and token counts; the medians come as one JSON line a figure into runs/bench/results.jsonl and as a
+table onto the screen. A peer that is not installed is left out and said to be. Targets hold for
+SmolLM2-135M on two CPU cores; other models only show the ratio."""
+
 from __future__ import annotations
 
 import argparse
@@ -27,21 +28,35 @@ from oelkit.model.loading import model_folder
 HERE = Path(__file__).resolve().parent
 FIGURES = ("kl", "step", "cost", "turns", "scaling")
 PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm -> package
-STEP_TARGETS = {1000: (1.5, 3 / 2), 4000: (3.0, 2.0), 7000: (4.5, 3.0)}  # times faster, times less memory
+STEP_TARGETS = {
+    1000: (1.5, 3 / 2),
+    4000: (3.0, 2.0),
+    7000: (4.5, 3.0),
+}  # times faster, times less memory
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the figures asked for; returns 1 where an arm failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
-    parser.add_argument("--quantize", default="auto", choices=("auto", "nf4", "none"), help="as in load_policy")
-    parser.add_argument("--only", default=",".join(FIGURES), help=f"figures, of {','.join(FIGURES)}")
-    parser.add_argument("--repeats", type=int, default=3, help="measured runs an arm, after the warm-up")
+    parser.add_argument(
+        "--quantize", default="auto", choices=("auto", "nf4", "none"), help="as in load_policy"
+    )
+    parser.add_argument(
+        "--only", default=",".join(FIGURES), help=f"figures, of {','.join(FIGURES)}"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measured runs an arm, after the warm-up"
+    )
     parser.add_argument("--rows", type=int, default=4096, help="tokens of the KL")
-    parser.add_argument("--experience", default="1000,4000,7000", help="tokens of experience of a step")
+    parser.add_argument(
+        "--experience", default="1000,4000,7000", help="tokens of experience of a step"
+    )
     parser.add_argument("--games", type=int, default=64, help="games of the rollout")
     parser.add_argument("--alone", type=int, default=2, help="games that are played one at a time")
-    parser.add_argument("--padded", type=int, default=8, help="games of the other arms of the rollout")
+    parser.add_argument(
+        "--padded", type=int, default=8, help="games of the other arms of the rollout"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench/results.jsonl"))
     args = parser.parse_args(argv)
     figures = args.only.split(",")
@@ -61,72 +76,166 @@ class Bench:
     def __init__(self, args: argparse.Namespace, config) -> None:
         self.args, self.config, self.failed, self.lines = args, config, False, []
         # the model that the targets are about, by its sizes
-        self.judged = (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (576, 49152, 30)
-        self.about = {"model": Path(args.model).name, "sizes": _sizes(config), "threads": torch.get_num_threads(),
-                      "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
-                      "gflops": _gflops(),
-                      "versions": {name: v for name in ("oelkit", "torch", "transformers", "peft", *PEERS.values())
-                                   if (v := _version(name))},
-                      "command": shlex.join(["python", "tests/benchmarks/bench.py", *_argv(args)])}
+        self.judged = (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (
+            576,
+            49152,
+            30,
+        )
+        self.about = {
+            "model": Path(args.model).name,
+            "sizes": _sizes(config),
+            "threads": torch.get_num_threads(),
+            "machine": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"CPU {platform.machine()}",
+            "gflops": _gflops(),
+            "versions": {
+                name: v
+                for name in ("oelkit", "torch", "transformers", "peft", *PEERS.values())
+                if (v := _version(name))
+            },
+            "command": shlex.join(["python", "tests/benchmarks/bench.py", *_argv(args)]),
+        }
 
     def run(self, figure: str, arm: str, **spec) -> dict | None:
         """What an arm measured; None where its peer is not installed or it failed, which is said."""
         if arm in PEERS and not importlib.util.find_spec(arm if arm == "trl" else "liger_kernel"):
             print(f"{figure}: {PEERS[arm]} is not installed (make bench installs it)", flush=True)
             return None
-        spec = {"figure": figure, "arm": arm, "model": self.args.model, "quantize": self.args.quantize,
-                "repeats": self.args.repeats} | spec
+        spec = {
+            "figure": figure,
+            "arm": arm,
+            "model": self.args.model,
+            "quantize": self.args.quantize,
+            "repeats": self.args.repeats,
+        } | spec
         print(f"{figure} {arm} {_short(spec)} …", flush=True)
-        done = subprocess.run([sys.executable, str(HERE / "arms.py"), json.dumps(spec)], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True,
-                              env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"})
+        done = subprocess.run(
+            [sys.executable, str(HERE / "arms.py"), json.dumps(spec)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
+        )
         if done.returncode:
             self.failed = True
             reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            print(f"{figure} {arm} failed with exit status {done.returncode}: {reason[0]}", flush=True)
+            print(
+                f"{figure} {arm} failed with exit status {done.returncode}: {reason[0]}", flush=True
+            )
             return None
         found = json.loads(done.stdout.strip().splitlines()[-1])
         return found | {"median": statistics.median(found["seconds"])}
 
-    def line(self, what: str, unit: str, ours: float | None, peer: float | None, peer_name: str, n: int, *,
-             target: float | None = None, at_most: bool = False, **more) -> None:
-        """One figure: ratio is peer / ours (how many times better), or ours / peer where the target is the most."""
+    def line(
+        self,
+        what: str,
+        unit: str,
+        ours: float | None,
+        peer: float | None,
+        peer_name: str,
+        n: int,
+        *,
+        target: float | None = None,
+        at_most: bool = False,
+        **more,
+    ) -> None:
+        """One figure: ratio is peer / ours (how many times better), or ours / peer where the target
+        is the most.
+        """
         if ours is None or peer is None:
             return
         ratio = ours / peer if at_most else peer / ours
         target = target if self.judged else None
         reached = None if target is None else (ratio <= target if at_most else ratio >= target)
-        line = {"what": what, "unit": unit, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio,
-                "ratio_is": "ours / peer" if at_most else "peer / ours", "target": target, "reached": reached, "n": n,
-                **more, **self.about}
+        line = {
+            "what": what,
+            "unit": unit,
+            "ours": ours,
+            "peer": peer,
+            "peer_name": peer_name,
+            "ratio": ratio,
+            "ratio_is": "ours / peer" if at_most else "peer / ours",
+            "target": target,
+            "reached": reached,
+            "n": n,
+            **more,
+            **self.about,
+        }
         self.lines.append(line)
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
         with self.args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def both(self, what: str, ours: dict, peer: dict | None, peer_name: str, target=None, memory=None, **more) -> None:
+    def both(
+        self,
+        what: str,
+        ours: dict,
+        peer: dict | None,
+        peer_name: str,
+        target=None,
+        memory=None,
+        **more,
+    ) -> None:
         """Two lines, time and peak memory."""
         if peer:
             n = min(len(ours["seconds"]), len(peer["seconds"]))
-            keys = ("reply_tokens", "teacher_tokens", "student_tokens", "experience_tokens", "gradient_error", "first", "planned",
-                    "turns", "prompt_tokens")
-            more |= {f"{who}_{key}": found[key] for who, found in (("ours", ours), ("peer", peer)) for key in keys
-                     if key in found}
-            self.line(f"{what}: time", "s", ours["median"], peer["median"], peer_name, n, target=target,
-                      ours_seconds=ours["seconds"], peer_seconds=peer["seconds"], **more)
+            keys = (
+                "reply_tokens",
+                "teacher_tokens",
+                "student_tokens",
+                "experience_tokens",
+                "gradient_error",
+                "first",
+                "planned",
+                "turns",
+                "prompt_tokens",
+            )
+            more |= {
+                f"{who}_{key}": found[key]
+                for who, found in (("ours", ours), ("peer", peer))
+                for key in keys
+                if key in found
+            }
+            self.line(
+                f"{what}: time",
+                "s",
+                ours["median"],
+                peer["median"],
+                peer_name,
+                n,
+                target=target,
+                ours_seconds=ours["seconds"],
+                peer_seconds=peer["seconds"],
+                **more,
+            )
             if ours["peak"] and peer["peak"]:
-                self.line(f"{what}: peak memory", "MB", ours["peak"] / 1e6, peer["peak"] / 1e6, peer_name, n,
-                          target=memory, **more)
+                self.line(
+                    f"{what}: peak memory",
+                    "MB",
+                    ours["peak"] / 1e6,
+                    peer["peak"] / 1e6,
+                    peer_name,
+                    n,
+                    target=memory,
+                    **more,
+                )
 
     # -- figures
 
     def kl(self) -> None:
-        size = {"tokens": self.args.rows, "width": self.config.hidden_size, "vocab": self.config.vocab_size}
+        size = {
+            "tokens": self.args.rows,
+            "width": self.config.hidden_size,
+            "vocab": self.config.vocab_size,
+        }
         what = "reverse KL of {tokens} tokens, H {width}, V {vocab}".format(**size)
         if ours := self.run("kl", "ours", **size):
-            for arm, name, memory in (("naive", "naive log-softmax autograd", 15.0),
-                                      ("trl", "TRL's chunked kernel (its torch path on a CPU)", None),
-                                      ("liger", "Liger's fused JSD, not compiled", None)):
+            for arm, name, memory in (
+                ("naive", "naive log-softmax autograd", 15.0),
+                ("trl", "TRL's chunked kernel (its torch path on a CPU)", None),
+                ("liger", "Liger's fused JSD, not compiled", None),
+            ):
                 time = None if arm == "liger" else 1.0
                 self.both(what, ours, self.run("kl", arm, **size), name, time, memory)
 
@@ -135,43 +244,87 @@ class Bench:
             size = {"states": 8, "reply": 16, "experience": tokens}
             faster, less = STEP_TARGETS.get(round(tokens, -3), (None, None))
             if ours := self.run("step", "ours", **size):
-                what = f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience"
-                # TRL with all states at once; for the shortest experience also state by state, its gradients accumulated
+                what = (
+                    f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience"
+                )
+                # TRL with all states at once; for the shortest experience also state by state, its
+                # gradients accumulated
                 for split in (1, 8) if tokens == self._experiences()[0] else (1,):
                     name = f"TRL SDFTTrainer, full_logits, micro-batches of {8 // split}"
-                    self.both(what, ours, self.run("step", "trl", **size, split=split), name,
-                              *((faster, less) if split == 1 else (None, None)))
+                    self.both(
+                        what,
+                        ours,
+                        self.run("step", "trl", **size, split=split),
+                        name,
+                        *((faster, less) if split == 1 else (None, None)),
+                    )
 
     def cost(self) -> None:
         low, high = self.run("step", "ours", states=8, reply=16, experience=256), None
         longest = self._experiences()[-1]
         if low and (high := self.run("step", "ours", states=8, reply=16, experience=longest)):
-            self.line(f"distillation step at {longest} tokens of experience over one at 256, prefix cached: time", "s",
-                      high["median"], low["median"], "ours at 256", len(high["seconds"]), target=1.25, at_most=True,
-                      ours_seconds=high["seconds"], peer_seconds=low["seconds"], ours_first=high["first"],
-                      peer_first=low["first"])
+            self.line(
+                f"distillation step at {longest} tokens of experience over one at 256, prefix cached: time",
+                "s",
+                high["median"],
+                low["median"],
+                "ours at 256",
+                len(high["seconds"]),
+                target=1.25,
+                at_most=True,
+                ours_seconds=high["seconds"],
+                peer_seconds=low["seconds"],
+                ours_first=high["first"],
+                peer_first=low["first"],
+            )
 
     def turns(self) -> None:
         tokens = min(2000, self._room())
-        size = {"games": self.args.games, "turns": 5, "reply": 16, "experience": tokens, "repeats": 1}
+        size = {
+            "games": self.args.games,
+            "turns": 5,
+            "reply": 16,
+            "experience": tokens,
+            "repeats": 1,
+        }
         what = f"rollout, {self.args.games} games x 5 turns, {tokens} tokens of experience, 16 of reply: time a turn"
         if ours := self.run("turns", "ours", **size):
-            for arm, name, games, target in (("alone", "generate, one game at a time", self.args.alone, 8.0),
-                                             ("padded", "padded generate from scratch", self.args.padded, 2.0),
-                                             ("paged", "generate_batch (paged cache)", self.args.padded, None)):
+            for arm, name, games, target in (
+                ("alone", "generate, one game at a time", self.args.alone, 8.0),
+                ("padded", "padded generate from scratch", self.args.padded, 2.0),
+                ("paged", "generate_batch (paged cache)", self.args.padded, None),
+            ):
                 if peer := self.run("turns", arm, **size | {"games": games}):
                     seconds = [found["median"] / found["turns"] for found in (ours, peer)]
-                    self.line(what, "s a turn", *seconds, name, 1, target=target, peer_games=games,
-                              ours_prompt_tokens=ours["prompt_tokens"], peer_prompt_tokens=peer["prompt_tokens"],
-                              ours_peak=ours["peak"], peer_peak=peer["peak"])
+                    self.line(
+                        what,
+                        "s a turn",
+                        *seconds,
+                        name,
+                        1,
+                        target=target,
+                        peer_games=games,
+                        ours_prompt_tokens=ours["prompt_tokens"],
+                        peer_prompt_tokens=peer["prompt_tokens"],
+                        ours_peak=ours["peak"],
+                        peer_peak=peer["peak"],
+                    )
 
     def scaling(self) -> None:
         for arm, counts in (("rollout", (16, 64, 256)), ("extract", (8, 32))):
             found = [self.run("scaling", arm, games=n, reply=16) for n in counts]
             for (a, one), (b, many) in zip(zip(counts, found), list(zip(counts, found))[1:]):
                 if one and many:
-                    self.line(f"{arm} of {b} games over {a} games: time", "s", many["median"], one["median"],
-                              f"ours with {a}", len(many["seconds"]), target=float(b / a), at_most=True)
+                    self.line(
+                        f"{arm} of {b} games over {a} games: time",
+                        "s",
+                        many["median"],
+                        one["median"],
+                        f"ours with {a}",
+                        len(many["seconds"]),
+                        target=float(b / a),
+                        at_most=True,
+                    )
 
     # -- sizes
 
@@ -186,9 +339,15 @@ class Bench:
         print(f"\n{'figure':<92} {'peer':<46} {'ours':>10} {'peer':>10} {'ratio':>7} {'target':>9}")
         for x in self.lines:
             sign = "<=" if x["ratio_is"] == "ours / peer" else ">="
-            goal = "" if x["target"] is None else f"{sign} {x['target']:g} {'' if x['reached'] else '(!)'}"
-            print(f"{x['what']:<92} {x['peer_name']:<46} {x['ours']:>10.4g} {x['peer']:>10.4g} {x['ratio']:>7.2f} "
-                  f"{goal:>9}")
+            goal = (
+                ""
+                if x["target"] is None
+                else f"{sign} {x['target']:g} {'' if x['reached'] else '(!)'}"
+            )
+            print(
+                f"{x['what']:<92} {x['peer_name']:<46} {x['ours']:>10.4g} {x['peer']:>10.4g} {x['ratio']:>7.2f} "
+                f"{goal:>9}"
+            )
 
 
 def _version(name: str) -> str | None:
@@ -202,12 +361,18 @@ def _sizes(config) -> dict[str, int]:
     """What the floors on paper need: weights in the layers' matrices, layers, width, vocabulary."""
     with torch.device("meta"):
         layers = AutoModelForCausalLM.from_config(config).base_model.layers
-    return {"matrices": sum(p.numel() for p in layers.parameters() if p.ndim == 2), "layers": len(layers),
-            "width": config.hidden_size, "vocab": config.vocab_size}
+    return {
+        "matrices": sum(p.numel() for p in layers.parameters() if p.ndim == 2),
+        "layers": len(layers),
+        "width": config.hidden_size,
+        "vocab": config.vocab_size,
+    }
 
 
 def _gflops() -> float:
-    """The most operations a second, in 1e9, of float32 products of 2,048 x 2,048: what the floors are reckoned with."""
+    """The most operations a second, in 1e9, of float32 products of 2,048 x 2,048: what the floors
+    are reckoned with.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, seconds = torch.randn(2048, 2048, device=device), []
     for _ in range(10):
@@ -226,7 +391,11 @@ def _argv(args: argparse.Namespace) -> list[str]:
 
 
 def _short(spec: dict) -> str:
-    return " ".join(f"{k}={v}" for k, v in spec.items() if k not in ("figure", "arm", "model", "quantize", "width", "vocab"))
+    return " ".join(
+        f"{k}={v}"
+        for k, v in spec.items()
+        if k not in ("figure", "arm", "model", "quantize", "width", "vocab")
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""LoRA rank and learning rate by measurement: `python tests/benchmarks/lora.py --model FOLDER`, one JSON line a trial.
+"""LoRA rank and learning rate by measurement: `python tests/benchmarks/lora.py --model FOLDER`, one
+JSON line a trial.
 
-A trial distills the same notes into a fresh adapter, then asks how far the student is from the teacher on states that
-were not trained on: KL(student || teacher), nats a token, on replies that the untrained student gave, the same for
-every trial. It says what closes the gap in few steps, not what plays best.
-"""
+A trial distills the same notes into a fresh adapter, then asks how far the student is from the
+teacher on states that were not trained on: KL(student || teacher), nats a token, on replies that
+the untrained student gave, the same for every trial. It says what closes the gap in few steps, not
+what plays best."""
+
 from __future__ import annotations
 
 import argparse
@@ -16,8 +18,8 @@ import torch
 
 from oelkit import distill, load_policy, rollout, states
 from oelkit.model import losses as kl
-from oelkit.model.sampling import generate
 from oelkit.model.policy import Policy, reply_hidden
+from oelkit.model.sampling import generate
 from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import State
 
@@ -51,17 +53,45 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     policy = load_policy(args.model)
     options = {"temperature": 0.7, "max_new_tokens": args.tokens}
-    train, held = (states(rollout(policy, ENV, range(a, a + n // 2), **options))[:n]
-                   for a, n in ((0, 32), (1000, args.held)))
-    replies = [r.ids for r in generate(policy, [policy.encode(s.prompt) for s in held], seed=1, **options)]
-    ranks, lrs = ([kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs)))
+    train, held = (
+        states(rollout(policy, ENV, range(a, a + n // 2), **options))[:n]
+        for a, n in ((0, 32), (1000, args.held))
+    )
+    replies = [
+        r.ids for r in generate(policy, [policy.encode(s.prompt) for s in held], seed=1, **options)
+    ]
+    ranks, lrs = (
+        [kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs))
+    )
     for rank, lr, seed in itertools.product(ranks, lrs, range(args.seeds)):
-        policy, began = load_policy(args.model, lora={"r": rank, "lora_alpha": 2 * rank}), time.perf_counter()
+        policy, began = (
+            load_policy(args.model, lora={"r": rank, "lora_alpha": 2 * rank}),
+            time.perf_counter(),
+        )
         before = gap(policy, held, replies, 0.7)
-        distill(policy, train, [NOTES], steps=args.steps, batch_size=args.batch, lr=lr, seed=seed, **options)
-        line = {"model": Path(args.model).name, "rank": rank, "lr": lr, "seed": seed, "steps": args.steps,
-                "batch_size": args.batch, "reply_tokens": args.tokens, "n": len(held), "kl_before": before,
-                "kl_after": gap(policy, held, replies, 0.7), "seconds": round(time.perf_counter() - began, 1)}
+        distill(
+            policy,
+            train,
+            [NOTES],
+            steps=args.steps,
+            batch_size=args.batch,
+            lr=lr,
+            seed=seed,
+            **options,
+        )
+        line = {
+            "model": Path(args.model).name,
+            "rank": rank,
+            "lr": lr,
+            "seed": seed,
+            "steps": args.steps,
+            "batch_size": args.batch,
+            "reply_tokens": args.tokens,
+            "n": len(held),
+            "kl_before": before,
+            "kl_after": gap(policy, held, replies, 0.7),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
         print(json.dumps(line), flush=True)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,7 +1,9 @@
-"""A randomly initialised Qwen3 of a published size, for speed and memory: `python random_model.py 1.7B FOLDER`.
+"""A randomly initialised Qwen3 of a published size, for speed and memory: `python random_model.py
+1.7B FOLDER`.
 
-Shapes are those of the hub's config.json; the tokenizer is the embedded model's, whose ids all lie within the vocabulary.
-"""
+Shapes are those of the hub's config.json; the tokenizer is the embedded model's, whose ids all lie
+within the vocabulary."""
+
 import sys
 from pathlib import Path
 
@@ -11,16 +13,30 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from oelkit.model.loading import model_folder
 
 SIZES = {  # hidden, intermediate, layers, heads; 8 key heads of 128 in all
-    "0.6B": (1024, 3072, 28, 16), "1.7B": (2048, 6144, 28, 16), "4B": (2560, 9728, 36, 32), "8B": (4096, 12288, 36, 32)}
+    "0.6B": (1024, 3072, 28, 16),
+    "1.7B": (2048, 6144, 28, 16),
+    "4B": (2560, 9728, 36, 32),
+    "8B": (4096, 12288, 36, 32),
+}
 
 
 def main(size: str, folder: str) -> None:
     width, wide, layers, heads = SIZES[size]
     tokenizer = AutoTokenizer.from_pretrained(model_folder("micro"))
-    config = Qwen3Config(vocab_size=151_936, hidden_size=width, intermediate_size=wide, num_hidden_layers=layers,
-                         num_attention_heads=heads, num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960,
-                         tie_word_embeddings=size != "8B", bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id)
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=size != "8B",
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.set_default_dtype(torch.bfloat16)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(Path(folder))

@@ -1,4 +1,7 @@
-"""The benchmarks run, on the embedded model and tiny sizes; how fast anything is, is not judged here."""
+"""The benchmarks run, on the embedded model and tiny sizes; how fast anything is, is not judged
+here.
+"""
+
 import json
 from pathlib import Path
 
@@ -6,7 +9,15 @@ import arms
 import bench
 import pytest
 
-STEP = {"arm": "ours", "model": "micro", "quantize": "auto", "repeats": 1, "states": 2, "reply": 4, "experience": 300}
+STEP = {
+    "arm": "ours",
+    "model": "micro",
+    "quantize": "auto",
+    "repeats": 1,
+    "states": 2,
+    "reply": 4,
+    "experience": 300,
+}
 
 
 def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
@@ -18,8 +29,12 @@ def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
     for line in lines:
         assert line["what"] in shown
         assert line["ours"] > 0 and line["peer"] > 0 and line["n"] == 1 and line["model"] == "micro"
-        assert line["ratio"] == line["peer"] / line["ours"] and line["target"] is None  # targets: of another model
-        assert line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]  # the arms compute the same loss
+        assert (
+            line["ratio"] == line["peer"] / line["ours"] and line["target"] is None
+        )  # targets: of another model
+        assert (
+            line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]
+        )  # the arms compute the same loss
         assert str(Path.cwd()) not in json.dumps(line)
 
 
@@ -43,5 +58,7 @@ def test_scaling(arm):
 
 def test_an_arm_that_fails_is_said(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
-    assert bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1  # a mean of no steps
+    assert (
+        bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1
+    )  # a mean of no steps
     assert "failed with exit status" in capsys.readouterr().out and not out.exists()

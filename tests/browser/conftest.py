@@ -1,15 +1,26 @@
-"""Chromium for the browser tests: Debian's, driven by playwright; no page may ask for anything outside this machine."""
+"""Chromium for the browser tests: Debian's, driven by playwright; no page may ask for anything
+outside this machine.
+"""
+
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:")
+LOCAL = (
+    "http://127.0.0.1",
+    "http://localhost",
+    "ws://127.0.0.1",
+    "ws://localhost",
+    "data:",
+    "blob:",
+    "about:",
+)
 THEMES = {"light": {}, "dark": {"--jp-layout-color0": "#111", "--jp-ui-font-color0": "#fff"}}
-# JupyterLab's own colours where it says that its theme is dark; the light page has none, as Colab has none
+# JupyterLab's own colours where it says that its theme is dark; the light page has none, as Colab
+# has none
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>test</title>
 <body data-jp-theme-light="{light}" style="margin:0;padding:12px;background:{ground};{variables}">
 <main id="here"></main></body></html>"""
@@ -42,15 +53,22 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"])
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+            ],
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def new_page(browser):
-    """A page on which an outside request, an error or a dialog (as of a script that ran) fails the test at its end."""
+    """A page on which an outside request, an error or a dialog (as of a script that ran) fails the
+    test at its end.
+    """
     pages, wrong = [], []
 
     def watch(request):
@@ -62,12 +80,17 @@ def new_page(browser):
             wrong.remove(f"outside request: {request.url}")
 
     def make(width=1200, height=800, **options):
-        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        page = browser.new_context(
+            viewport={"width": width, "height": height}, **options
+        ).new_page()
         page.on("request", watch)
         page.on("requestfailed", blocked)
         page.on("websocket", watch)
         page.on("pageerror", lambda error: wrong.append(f"error on the page: {error}"))
-        page.on("dialog", lambda dialog: (wrong.append(f"a script ran: {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "dialog",
+            lambda dialog: (wrong.append(f"a script ran: {dialog.message}"), dialog.dismiss()),
+        )
         page.set_default_timeout(20_000)
         pages.append(page)
         return page
@@ -81,7 +104,9 @@ def new_page(browser):
 
 @pytest.fixture
 def show(new_page):
-    """Show a view on a plain page: its front end in Chromium, its Python side here, in between a fake of Jupyter."""
+    """Show a view on a plain page: its front end in Chromium, its Python side here, in between a
+    fake of Jupyter.
+    """
 
     def show(widget, theme="light", **options):
         page = new_page(color_scheme=theme, **options)
@@ -96,9 +121,18 @@ def show(new_page):
         page.expose_function("kernel", kernel)
         page.expose_function("save", widget.set_state)
         variables = "".join(f"{name}:{value};" for name, value in THEMES[theme].items())
-        page.set_content(PAGE.format(light=str(theme == "light").lower(), variables=variables,
-                                     ground={"light": "#fff", "dark": "#111"}[theme]))
-        traits = {name: value for name, value in widget.get_state().items() if isinstance(value, (str, int, list, dict))}
+        page.set_content(
+            PAGE.format(
+                light=str(theme == "light").lower(),
+                variables=variables,
+                ground={"light": "#fff", "dark": "#111"}[theme],
+            )
+        )
+        traits = {
+            name: value
+            for name, value in widget.get_state().items()
+            if isinstance(value, (str, int, list, dict))
+        }
         page.evaluate("traits => { window.traits = traits; }", traits)
         page.evaluate(MODEL, [widget._esm, widget._css])
         return page

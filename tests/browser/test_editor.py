@@ -1,4 +1,5 @@
 """The experience editor in Chromium: its front end on a plain page, the real Python side behind it."""
+
 import json
 import os
 from pathlib import Path
@@ -7,20 +8,39 @@ import pytest
 
 from oelkit.curation import Curation, replay
 from oelkit.prompts import act_messages, load_prompts, with_experience
-from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl, write_jsonl
+from oelkit.records import (
+    Evidence,
+    ExperienceItem,
+    Outcome,
+    Trajectory,
+    Turn,
+    read_jsonl,
+    write_jsonl,
+)
 from oelkit.views.widgets import experience_editor
 
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 PICTURES = os.environ.get("OELKIT_PICTURES")  # a folder, where one wants to look at the screenshots
 
-TEXTS = ["H is a hole.", "G is the goal.", "Avoid H or G, they block your path.", "h is a HOLE", "Move right first."]
+TEXTS = [
+    "H is a hole.",
+    "G is the goal.",
+    "Avoid H or G, they block your path.",
+    "h is a HOLE",
+    "Move right first.",
+]
 
 
 @pytest.fixture
 def curation(tmp_path):
-    write_jsonl(tmp_path / "items.jsonl", [ExperienceItem(f"i{n}", text, (Evidence("t0", n),), "m", 1, n % 2)
-                                           for n, text in enumerate(TEXTS)])
+    write_jsonl(
+        tmp_path / "items.jsonl",
+        [
+            ExperienceItem(f"i{n}", text, (Evidence("t0", n),), "m", 1, n % 2)
+            for n, text in enumerate(TEXTS)
+        ],
+    )
     return Curation.open(tmp_path / "items.jsonl", tmp_path / "log.jsonl")
 
 
@@ -105,14 +125,19 @@ def test_selection_merge_near_duplicates_and_bulk(show, curation):
     page.get_by_placeholder("Reason (optional)").fill("it was a slip")
     page.locator(".oel-row").nth(1).click()
     press(page, "x")
-    until(page, lambda: curation.log[-1].reason == "it was a slip" and curation.log[-1].op == "reject")
+    until(
+        page, lambda: curation.log[-1].reason == "it was a slip" and curation.log[-1].op == "reject"
+    )
 
 
 def test_reorder_filter_and_search(show, curation):
     page = show(experience_editor(curation))
     page.locator(".oel-row").first.click()
     press(page, "Alt+ArrowDown")
-    until(page, lambda: [i.id for i in curation.items][:2] == ["i1", "i0"] and rows(page)[1] == TEXTS[0])
+    until(
+        page,
+        lambda: [i.id for i in curation.items][:2] == ["i1", "i0"] and rows(page)[1] == TEXTS[0],
+    )
     press(page, "Alt+ArrowUp")
     until(page, lambda: rows(page)[0] == TEXTS[0])
     press(page, "/")
@@ -157,9 +182,25 @@ def test_evidence_help_and_every_key_is_on_its_button(show, curation):
 
 def test_the_page_around_hears_no_key_but_ctrl_s(show, curation):
     page = show(experience_editor(curation))
-    page.evaluate("() => { window.heard = []; document.addEventListener('keydown', (e) => heard.push(e.key)); }")
+    page.evaluate(
+        "() => { window.heard = []; document.addEventListener('keydown', (e) => heard.push(e.key)); }"
+    )
     page.locator(".oel-row").first.click()
-    press(page, *"bdhikz", "a", "x", "Enter", "Shift+Enter", "e", "q", "Control+s", "Escape", "/", "b", "Escape")
+    press(
+        page,
+        *"bdhikz",
+        "a",
+        "x",
+        "Enter",
+        "Shift+Enter",
+        "e",
+        "q",
+        "Control+s",
+        "Escape",
+        "/",
+        "b",
+        "Escape",
+    )
     assert page.evaluate("heard") == ["s"]
 
 
@@ -173,40 +214,70 @@ def test_the_second_editor_is_told(show, curation):
     button(page, "Read the log again").click()
     page.locator(".oel-row.oel-rejected").wait_for()
     press(page, "a")
-    until(page, lambda: curation.item("i0").status == "accepted" and len(read_jsonl(curation.log_path)) == 2)
+    until(
+        page,
+        lambda: (
+            curation.item("i0").status == "accepted" and len(read_jsonl(curation.log_path)) == 2
+        ),
+    )
     assert not page.get_by_role("alert").is_visible()
 
 
 def test_budget_line_and_preview(show, curation):
     curation.accept([i.id for i in curation.items])
     words = lambda text: len(text.split())  # noqa: E731
-    page = show(experience_editor(curation, tokenizer=words, budget_tokens=17, prompt="Start\n{}\nEnd".format))
+    page = show(
+        experience_editor(
+            curation, tokenizer=words, budget_tokens=17, prompt="Start\n{}\nEnd".format
+        )
+    )
     page.locator(".oel-row").first.click()
     assert "17 of 17 tokens" in page.locator(".oel-progress").inner_text()
     fits, cut = curation.within_budget(17, words, draw=0)
     prompt = page.locator(".oel-side pre").last
-    assert [line.strip() for line in prompt.locator(".oel-gone").all_inner_texts()] == [i.text for i in cut] != []
+    assert (
+        [line.strip() for line in prompt.locator(".oel-gone").all_inner_texts()]
+        == [i.text for i in cut]
+        != []
+    )
     kept = [line.strip() for line in prompt.locator(".oel-item").all_inner_texts()]
     assert "\n".join(kept) == curation.experience(17, words, draw=0) and len(kept) == len(fits)
     assert prompt.inner_text().startswith("Start") and prompt.inner_text().rstrip().endswith("End")
-    assert page.get_by_text("budget of 17 tokens").count() == 1 and page.locator(".oel-cut").count() == len(cut)
-    assert page.locator(".oel-edge .oel-text").all_inner_texts() == [fits[0].text]  # whatever lies in between
+    assert page.get_by_text("budget of 17 tokens").count() == 1 and page.locator(
+        ".oel-cut"
+    ).count() == len(cut)
+    assert page.locator(".oel-edge .oel-text").all_inner_texts() == [
+        fits[0].text
+    ]  # whatever lies in between
     page.get_by_label("Draw", exact=True).select_option("1")
     until(page, lambda: TEXTS[1] in prompt.inner_text())
 
 
-EVIL = ["<script>alert(1)</script>", '<img src=x onerror="alert(2)">', "</table></div></main>stray",
-        "\x1b[31mred\x1b[0m", "\u202eright to left\u202c \u200fmark", "x" * 100_000,
-        "👩‍👩‍👧‍👦 🏳️‍🌈 z\u0315\u0321\u0489" * 20, "half \ud83d", "{{7*7}} ${1}", "javascript:alert(3)"]
+EVIL = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(2)">',
+    "</table></div></main>stray",
+    "\x1b[31mred\x1b[0m",
+    "\u202eright to left\u202c \u200fmark",
+    "x" * 100_000,
+    "👩‍👩‍👧‍👦 🏳️‍🌈 z\u0315\u0321\u0489" * 20,
+    "half \ud83d",
+    "{{7*7}} ${1}",
+    "javascript:alert(3)",
+]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
-    items = [ExperienceItem(f"i{n} {text[:30]}", text, (Evidence("g", n),), text[:40], 1, 0)
-             for n, text in enumerate(EVIL)]
+    items = [
+        ExperienceItem(f"i{n} {text[:30]}", text, (Evidence("g", n),), text[:40], 1, 0)
+        for n, text in enumerate(EVIL)
+    ]
     turns = tuple(Turn(text, [], text, None, text, 1, 1, False) for text in EVIL)
     game = Trajectory("g", "e", None, "m", 1, turns, Outcome.FAILURE, "")
-    view = experience_editor(Curation(items), games=[game], prompt=lambda notes: f"{EVIL[0]}\n{notes}\n{EVIL[1]}")
+    view = experience_editor(
+        Curation(items), games=[game], prompt=lambda notes: f"{EVIL[0]}\n{notes}\n{EVIL[1]}"
+    )
     page = show(view, theme)
     page.get_by_label("Select all that are shown").click()
     press(page, "a")
@@ -219,13 +290,19 @@ def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
     press(page, "Escape")
     assert page.locator(".oel script, .oel img, .oel table").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate("document.querySelector('.oel-editor').getBoundingClientRect().height") == 640
-    assert "␛[31mred" in rows(page)[3] or "␛[31mred" in page.locator(".oel-side pre").last.inner_text()
+    assert (
+        page.evaluate("document.querySelector('.oel-editor').getBoundingClientRect().height") == 640
+    )
+    assert (
+        "␛[31mred" in rows(page)[3] or "␛[31mred" in page.locator(".oel-side pre").last.inner_text()
+    )
 
 
 def test_five_hundred_items_stay_fluid(show):
-    many = [ExperienceItem(f"i{n}", f"note {n}: " + f"what number {n % 37} means " * 4, (), "m", 1, 0)
-            for n in range(500)]
+    many = [
+        ExperienceItem(f"i{n}", f"note {n}: " + f"what number {n % 37} means " * 4, (), "m", 1, 0)
+        for n in range(500)
+    ]
     page = show(experience_editor(Curation(many)))
     page.locator(".oel-row").first.click()
     assert page.locator(".oel-row").count() < 40  # the rest is not in the page
@@ -251,15 +328,24 @@ def sample():
     games = read_jsonl(SAMPLE / "trajectories.jsonl", Trajectory)
     curation = replay(items, SAMPLE / "curation.jsonl")
     first = curation.items[0].id
-    curation.edit(first, "H is always a hole: walk around it, even where that is the longer way.", "clearer")
+    curation.edit(
+        first, "H is always a hole: walk around it, even where that is the longer way.", "clearer"
+    )
     curation.restore([i.id for i in curation.items[7:10]])
     prompts = load_prompts("paper")
 
     def prompt(notes):
-        return with_experience(prompts, act_messages(prompts, games[0].turns[0].observation), notes)[-1]["content"]
+        return with_experience(
+            prompts, act_messages(prompts, games[0].turns[0].observation), notes
+        )[-1]["content"]
 
-    return experience_editor(curation, tokenizer=lambda text: len(text) // 4, budget_tokens=60, games=games,
-                             prompt=prompt)
+    return experience_editor(
+        curation,
+        tokenizer=lambda text: len(text) // 4,
+        budget_tokens=60,
+        games=games,
+        prompt=prompt,
+    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -269,11 +355,17 @@ def test_accessible_and_whole_in_both_themes_and_widths(show, sample, theme, tmp
         page.locator(".oel-row").nth(1).click()
         page.keyboard.press("k")
         page.locator(".oel-side details").first.wait_for()
-        page.screenshot(path=PICTURES and f"{PICTURES}/editor_{theme}_{width}.png" or tmp_path / "page.png")
+        page.screenshot(
+            path=(PICTURES and f"{PICTURES}/editor_{theme}_{width}.png") or tmp_path / "page.png"
+        )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for keys in ((), ("?",), ("Escape", "e")):
             press(page, *keys)
             found = Axe().run(page)
-            serious = [v for v in found.response["violations"] if v["impact"] in ("serious", "critical")]
-            assert not serious, json.dumps([(v["id"], [n["html"] for n in v["nodes"]]) for v in serious], indent=1)
+            serious = [
+                v for v in found.response["violations"] if v["impact"] in ("serious", "critical")
+            ]
+            assert not serious, json.dumps(
+                [(v["id"], [n["html"] for n in v["nodes"]]) for v in serious], indent=1
+            )
         page.close()

@@ -1,4 +1,7 @@
-"""The editor where people use it: Voila on the real notebook, JupyterLab and Notebook 7, whose keys must not fire."""
+"""The editor where people use it: Voila on the real notebook, JupyterLab and Notebook 7, whose keys
+must not fire.
+"""
+
 import json
 import os
 import shutil
@@ -31,18 +34,31 @@ def place(tmp_path):
 
 @pytest.fixture
 def serve(place):
-    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the test."""
+    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the
+    test.
+    """
     started = []
 
     def serve(*command):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(place), "JUPYTER_CONFIG_DIR": str(place / "config"),
-               "JUPYTER_DATA_DIR": str(place / "jupyter")}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(place),
+            "JUPYTER_CONFIG_DIR": str(place / "config"),
+            "JUPYTER_DATA_DIR": str(place / "jupyter"),
+        }
         log = open(place / "server.log", "w")
-        process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], cwd=place, env=env, stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}"],
+            cwd=place,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         started.append((process, log))
         for _ in range(480):  # 4 minutes
             try:
@@ -79,9 +95,16 @@ def test_voila_is_the_curation_app(serve, place, new_page):
     page.keyboard.type("mine ")
     press(page, "Control+Enter")
     until(page, lambda: len(read_jsonl(log)) == before + 2)
-    assert [(op["op"], op["author"]) for op in read_jsonl(log)[before:]] == [("reject", "user"), ("edit", "user")]
-    page.locator(".oel-side pre", has_text="<|im_start|>").wait_for()  # the prompt, with the chat template
-    page.get_by_role("button", name="Whole game").first.click()  # to the turn that an item came from
+    assert [(op["op"], op["author"]) for op in read_jsonl(log)[before:]] == [
+        ("reject", "user"),
+        ("edit", "user"),
+    ]
+    page.locator(
+        ".oel-side pre", has_text="<|im_start|>"
+    ).wait_for()  # the prompt, with the chat template
+    page.get_by_role(
+        "button", name="Whole game"
+    ).first.click()  # to the turn that an item came from
     until(page, lambda: page.evaluate("Boolean(document.activeElement.closest('.oel-viewer'))"))
     page.close()
     again = open_app()  # another kernel, which knows only what is on disk
@@ -99,22 +122,40 @@ items = [ExperienceItem(f"i{n}", f"note {n}", (), "m", 1, 0) for n in range(6)]
 display(experience_editor(Curation(items, Path("../log.jsonl"))))"""
 
 
-@pytest.mark.parametrize("host, folder, app", [("jupyterlab", "lab/tree", "LabApp"),
-                                               ("notebook", "notebooks", "JupyterNotebookApp")])
+@pytest.mark.parametrize(
+    "host, folder, app",
+    [("jupyterlab", "lab/tree", "LabApp"), ("notebook", "notebooks", "JupyterNotebookApp")],
+)
 def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder, app):
-    cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell(LAB), nbformat.v4.new_code_cell("2")]
+    cells = [
+        nbformat.v4.new_code_cell("1"),
+        nbformat.v4.new_code_cell(LAB),
+        nbformat.v4.new_code_cell("2"),
+    ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), place / "notebooks" / "lab.ipynb")
-    url = serve(host, "--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=",
-                f"--{app}.expose_app_in_browser=True")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), place / "notebooks" / "lab.ipynb"
+    )
+    url = serve(
+        host,
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--{app}.expose_app_in_browser=True",
+    )
     page = new_page()
     page.goto(f"{url}/{folder}/notebooks/lab.ipynb", timeout=SLOW, wait_until="commit")
     page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=SLOW)
-    page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
-                           timeout=SLOW)
+    page.wait_for_function(
+        "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
+        timeout=SLOW,
+    )
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.locator(".oel-row").first.click(timeout=SLOW)
-    new_page.wrong[:] = [w for w in new_page.wrong if "(reading 'schema')" not in w]  # Notebook 7.6's own, as it opens
+    new_page.wrong[:] = [
+        w for w in new_page.wrong if "(reading 'schema')" not in w
+    ]  # Notebook 7.6's own, as it opens
 
     def notebook():
         return page.evaluate("""() => { const { content } = jupyterapp.shell.currentWidget;
@@ -123,17 +164,62 @@ def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder
 
     before = notebook()
     assert before[2] == [["code", cell.source] for cell in cells]
-    bound = ["j", "k", "ArrowDown", "ArrowUp", "a", "x", "s", "e", "Escape", "Space", "j", "Space", "m", "Alt+ArrowDown",
-             "Alt+ArrowUp", "u", "U", "/", "Escape", "n", "N", "g", "g", "?", "Escape"]
-    unbound = list("bbccddhilopqrtvwyz") + ["A", "B", "D", "M", "Y", "Z", "Enter", "Shift+Enter", "Home", "0", "0"]
+    bound = [
+        "j",
+        "k",
+        "ArrowDown",
+        "ArrowUp",
+        "a",
+        "x",
+        "s",
+        "e",
+        "Escape",
+        "Space",
+        "j",
+        "Space",
+        "m",
+        "Alt+ArrowDown",
+        "Alt+ArrowUp",
+        "u",
+        "U",
+        "/",
+        "Escape",
+        "n",
+        "N",
+        "g",
+        "g",
+        "?",
+        "Escape",
+    ]
+    unbound = list("bbccddhilopqrtvwyz") + [
+        "A",
+        "B",
+        "D",
+        "M",
+        "Y",
+        "Z",
+        "Enter",
+        "Shift+Enter",
+        "Home",
+        "0",
+        "0",
+    ]
     for key in bound + unbound:
         page.keyboard.press(key)
         assert notebook() == before, key
     until(page, lambda: "redo" in [op["op"] for op in read_jsonl(place / "log.jsonl")])
     done = [op["op"] for op in read_jsonl(place / "log.jsonl")]
     assert done[:4] == ["accept", "reject", "skip", "merge"] and done[-2:] == ["undo", "redo"]
-    page.locator(".jp-Notebook .jp-InputPrompt").first.click()  # and beside the editor the keys are the notebook's
+    page.locator(
+        ".jp-Notebook .jp-InputPrompt"
+    ).first.click()  # and beside the editor the keys are the notebook's
     page.keyboard.press("b")
     until(page, lambda: len(notebook()[2]) == len(cells) + 1)
     page.evaluate("jupyterapp.commands.execute('docmanager:save')")
-    until(page, lambda: "What the teacher reads" in json.dumps(nbformat.read(place / "notebooks" / "lab.ipynb", 4)))
+    until(
+        page,
+        lambda: (
+            "What the teacher reads"
+            in json.dumps(nbformat.read(place / "notebooks" / "lab.ipynb", 4))
+        ),
+    )

@@ -1,4 +1,5 @@
 """The trajectory viewer in Chromium: its front end on a plain page, the real Python side behind it."""
+
 import dataclasses
 
 import pytest
@@ -11,12 +12,23 @@ from oelkit.views.widgets import trajectory_viewer
 
 from .test_editor import PICTURES, SAMPLE, press, until
 
-EVIL = ("<script>alert(1)</script><img src=x onerror=alert(2)></td></table></div>\x1b[31mred\x1b[0m \u202eright to left\u202c "
-        "\ud83d אב 🧊👩‍🚀 " + "x" * 100_000 + " the end")
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)></td></table></div>\x1b[31mred\x1b[0m \u202eright to left\u202c "
+    "\ud83d אב 🧊👩‍🚀 " + "x" * 100_000 + " the end"
+)
 
 
 def log(text, **changes):
-    turn = Turn(text, [{"role": text[:40], "content": text}], f"<think>{text}</think>\n{text}", text[:60], text, 5, 7, True)
+    turn = Turn(
+        text,
+        [{"role": text[:40], "content": text}],
+        f"<think>{text}</think>\n{text}",
+        text[:60],
+        text,
+        5,
+        7,
+        True,
+    )
     record = Trajectory(text[:60], "logs", None, text[:60], 1, (turn,), Outcome.UNKNOWN, text)
     return dataclasses.replace(record, **changes)
 
@@ -24,8 +36,10 @@ def log(text, **changes):
 @pytest.fixture
 def games():
     """Two arms on two maps; on map 1 the arms part at the second turn."""
-    return {"base": [make_game(("[left]", "[up]", "<think>hmm</think>where?"), seed=s) for s in (1, 2)],
-            "consolidated": [make_game(("[left]", "[right]"), seed=1)]}
+    return {
+        "base": [make_game(("[left]", "[up]", "<think>hmm</think>where?"), seed=s) for s in (1, 2)],
+        "consolidated": [make_game(("[left]", "[right]"), seed=1)],
+    }
 
 
 def place(page):
@@ -67,12 +81,21 @@ def test_replay_by_keys_slider_and_strip(show, games):
 
 
 def test_filter_sort_and_clear(show):
-    games = [dataclasses.replace(make_game(("[left]",) * n, seed=n), round=n % 2 + 1) for n in (1, 2, 3, 4)]
+    games = [
+        dataclasses.replace(make_game(("[left]",) * n, seed=n), round=n % 2 + 1)
+        for n in (1, 2, 3, 4)
+    ]
     cut = dataclasses.replace(games[3].turns[0], truncated=True)
-    games[3] = dataclasses.replace(games[3], turns=(cut, *games[3].turns[1:]), outcome=Outcome.SUCCESS)
+    games[3] = dataclasses.replace(
+        games[3], turns=(cut, *games[3].turns[1:]), outcome=Outcome.SUCCESS
+    )
     page = ready(show(trajectory_viewer(games)))
     lengths = {f"map {n}": len(g.turns) for n, g in enumerate(games, 1)}
-    for label, value, left in (("outcome", "success", ["map 4"]), ("round", "2", ["map 1", "map 3"]), ("cut off", "true", ["map 4"])):
+    for label, value, left in (
+        ("outcome", "success", ["map 4"]),
+        ("round", "2", ["map 1", "map 3"]),
+        ("cut off", "true", ["map 4"]),
+    ):
         page.get_by_label(label, exact=True).select_option(value)
         assert listed(page) == left
         page.get_by_text("clear").click()
@@ -82,7 +105,10 @@ def test_filter_sort_and_clear(show):
     assert listed(page) == [m for m, n in lengths.items() if n == 2]
     page.get_by_text("clear").click()
     page.get_by_label("map seed").fill("3")
-    assert listed(page) == ["map 3"] and page.locator(".ov-sum [role=status]").first.inner_text() == "1 of 4 games"
+    assert (
+        listed(page) == ["map 3"]
+        and page.locator(".ov-sum [role=status]").first.inner_text() == "1 of 4 games"
+    )
     press(page, "Escape")
     page.get_by_text("clear").click()
     page.get_by_label("sort by").select_option("seed")
@@ -96,7 +122,12 @@ def test_search_goes_from_hit_to_hit_through_games_and_turns(show, games):
     page.locator(".ov-row").first.click()
     press(page, "/")
     page.keyboard.type("You Moved")  # n and j among the letters stay letters
-    found = [(i, k) for i, (_, g) in enumerate(view._games) for k, t in enumerate(g.turns) if "You moved" in t.feedback]
+    found = [
+        (i, k)
+        for i, (_, g) in enumerate(view._games)
+        for k, t in enumerate(g.turns)
+        if "You moved" in t.feedback
+    ]
     assert len(found) > 2
     status = page.locator(".ov-sum [role=status]").nth(1)
     until(page, lambda: status.inner_text().endswith(f"of {len(found)} hits"))
@@ -133,7 +164,9 @@ def test_two_games_of_a_map_side_by_side(show, games):
     press(page, "ArrowDown")  # map 2 was played in one arm only
     until(page, lambda: view.at == {"game": 1, "turn": 0, "other": None})
     assert compare.is_disabled() and page.locator(".ov-game").count() == 1
-    page.evaluate("model.set('at', { game: 0, turn: 0, other: 1 })")  # Python may put any two side by side
+    page.evaluate(
+        "model.set('at', { game: 0, turn: 0, other: 1 })"
+    )  # Python may put any two side by side
     until(page, lambda: page.locator(".ov-game").count() == 2)
     assert compare.input_value() == "1"
     same = trajectory_viewer([games["base"][0]] * 2)
@@ -152,13 +185,19 @@ def test_from_an_item_to_its_turn_and_back(show, games):
     page.evaluate("at => model.set('at', at)", view.at)
     page.get_by_role("button", name="H is <b>a</b> hole.").click()
     until(page, lambda: gone == ["i7"])
-    assert place(page).startswith("turn 2") and page.locator("[aria-selected=true] .ov-id").inner_text() == "map 2"
+    assert (
+        place(page).startswith("turn 2")
+        and page.locator("[aria-selected=true] .ov-id").inner_text() == "map 2"
+    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
     item = ExperienceItem(EVIL[:50], EVIL, (Evidence(EVIL[:60], 0),), "m", 1, 0)
-    view = trajectory_viewer({EVIL[:60]: [log(EVIL), log(EVIL, id="b", seed=4)], "b": [log(EVIL, id="c", seed=4)]}, items=[item])
+    view = trajectory_viewer(
+        {EVIL[:60]: [log(EVIL), log(EVIL, id="b", seed=4)], "b": [log(EVIL, id="c", seed=4)]},
+        items=[item],
+    )
     page = ready(show(view, theme=theme, width=900))
     page.locator(".ov-row").nth(1).click()
     page.get_by_label("compare with").select_option("2")
@@ -167,20 +206,33 @@ def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
         summary.click()
     assert page.locator(".oel-viewer script, .oel-viewer img, .oel-viewer table").count() == 0
     text = page.locator(".ov-game").first.inner_text()
-    assert "<script>alert(1)</script>" in text and "␛[31mred" in text and "‹202e›right" in text and "\u202e" not in text
+    assert (
+        "<script>alert(1)</script>" in text
+        and "␛[31mred" in text
+        and "‹202e›right" in text
+        and "\u202e" not in text
+    )
     page.get_by_text("more character").first.click()
     assert "the end" in page.locator(".ov-game").first.inner_text()
     page.locator("input[type=search]").fill("the end")  # behind the part that is shown at first
     until(page, lambda: page.locator("mark").count() > 4)
-    wide = page.evaluate("[...document.querySelectorAll('.oel-viewer, .ov-detail, .ov-body, .ov-bar, .ov-side')]"
-                         ".filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.className)")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.oel-viewer, .ov-detail, .ov-body, .ov-bar, .ov-side')]"
+        ".filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.className)"
+    )
     assert wide == [] and page.evaluate("document.documentElement.scrollWidth") <= 900
 
 
 def test_no_key_gets_out_of_the_viewer(show, games):
     page = ready(show(trajectory_viewer(games)))
     page.evaluate("window.out = []; document.addEventListener('keydown', (e) => out.push(e.key))")
-    for target in (".ov-row >> nth=0", ".ov-detail", "input[type=search]", "input[type=range]", "select >> nth=0"):
+    for target in (
+        ".ov-row >> nth=0",
+        ".ov-detail",
+        "input[type=search]",
+        "input[type=range]",
+        "select >> nth=0",
+    ):
         page.locator(target).click()
         press(page, *"abdxmjknN/", "Enter", "Escape", "ArrowLeft", "ArrowDown", "Delete")
     assert page.evaluate("out") == []
@@ -191,7 +243,9 @@ def test_no_key_gets_out_of_the_viewer(show, games):
 def test_axe_finds_nothing_serious(show, games, theme, width):
     items = [ExperienceItem("i", "H is a hole.", (Evidence(games["base"][0].id, 2),), "m", 1, 0)]
     games["base"] += [log("words", id=str(o), outcome=o) for o in Outcome]
-    page = ready(show(trajectory_viewer(games, items=items, on_item=print), theme=theme, width=width))
+    page = ready(
+        show(trajectory_viewer(games, items=items, on_item=print), theme=theme, width=width)
+    )
     for state in ("", "compare", "search"):
         if state == "compare":
             page.get_by_label("compare with").select_option(index=1)
@@ -202,7 +256,11 @@ def test_axe_finds_nothing_serious(show, games, theme, width):
             page.evaluate("model.set('at', { game: 0, turn: 2, other: null })")
             page.get_by_text("items from this turn").wait_for()
         found = Axe().run(page).response["violations"]
-        serious = [(v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"]) for v in found if v["impact"] in ("serious", "critical")]
+        serious = [
+            (v["id"], v["nodes"][0]["html"], v["nodes"][0]["failureSummary"])
+            for v in found
+            if v["impact"] in ("serious", "critical")
+        ]
         assert not serious, (state, serious)
 
 
@@ -215,8 +273,13 @@ def test_the_sample_is_whole_in_both_themes_and_widths(show, theme, tmp_path):
     for width in (900, 1600):
         page = ready(show(view, theme, width=width, height=660))
         items = page.locator(".ov-items button").all_inner_texts()
-        assert items == ["H is a hole. accepted", "G is a hole. rejected"] and page.locator(".ov-strip svg").count() == 5
-        page.screenshot(path=PICTURES and f"{PICTURES}/viewer_{theme}_{width}.png" or tmp_path / "page.png")
+        assert (
+            items == ["H is a hole. accepted", "G is a hole. rejected"]
+            and page.locator(".ov-strip svg").count() == 5
+        )
+        page.screenshot(
+            path=(PICTURES and f"{PICTURES}/viewer_{theme}_{width}.png") or tmp_path / "page.png"
+        )
         page.locator("input[type=search]").fill("fell into")
         page.locator("mark").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -240,10 +303,15 @@ FRAMES = """async (work) => {
 
 @pytest.mark.parametrize("work", ["open", "scroll", "game"])
 def test_two_thousand_games_stay_fluid(show, work, record_property):
-    some = [make_game(("[left]", "[down]", "thought " * 300 + "[right]", "[up]"), seed=s) for s in range(20)]
+    some = [
+        make_game(("[left]", "[down]", "thought " * 300 + "[right]", "[up]"), seed=s)
+        for s in range(20)
+    ]
     games = [dataclasses.replace(some[i % 20], id=f"g{i}", seed=i) for i in range(2000)]
     page = ready(show(trajectory_viewer(games)))
     assert page.locator(".ov-row").count() < 60, "only the rows in sight are in the page"
-    worst = min(max(page.evaluate(FRAMES, work)) for _ in range(3))  # of three: other programs take turns on the machine
+    worst = min(
+        max(page.evaluate(FRAMES, work)) for _ in range(3)
+    )  # of three: other programs take turns on the machine
     record_property("milliseconds", worst)
     assert worst < 100

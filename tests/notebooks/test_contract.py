@@ -78,7 +78,9 @@ def test_parameters_are_typed_literals_with_a_comment(path):
     for node in statements:
         assert isinstance(node, ast.AnnAssign), ast.unparse(node)
         ast.literal_eval(node.value)
-        assert re.search(r"  # \w", lines[node.end_lineno - 1]), f"{ast.unparse(node)} has no comment"
+        assert re.search(r"  # \w", lines[node.end_lineno - 1]), (
+            f"{ast.unparse(node)} has no comment"
+        )
     declared = parameters_of(path)
     assert len(declared) == len(statements)
     assert {name: declared[name].default for name in SHARED} == SHARED
@@ -116,7 +118,9 @@ def test_ends_with_what_comes_next(path):
     if position + 1 < len(PATHS):
         assert f"({PATHS[position + 1].name})" in after
     for cell in read(path).cells:
-        for link in re.findall(r"\]\(([^):]+\.ipynb)\)", cell.source if cell.cell_type == "markdown" else ""):
+        for link in re.findall(
+            r"\]\(([^):]+\.ipynb)\)", cell.source if cell.cell_type == "markdown" else ""
+        ):
             assert (path.parent / link).exists(), link
 
 
@@ -130,7 +134,9 @@ def test_the_sample_records_fit_together():
     folder = ROOT / "data" / "sample"
     games = {game.id: game for game in read_jsonl(folder / "trajectories.jsonl", Trajectory)}
     items = read_jsonl(folder / "items.jsonl", ExperienceItem)
-    assert all(seen.turn < len(games[seen.trajectory_id].turns) for item in items for seen in item.evidence)
+    assert all(
+        seen.turn < len(games[seen.trajectory_id].turns) for item in items for seen in item.evidence
+    )
     curation = replay(items, folder / "curation.jsonl")
     assert {item.status for item in curation.items} == {"accepted", "rejected"} and curation.diff()
     assert {"merge", "edit", "undo"} <= {operation.op for operation in curation.log}

@@ -1,4 +1,6 @@
-"""Every notebook executes on its own, through the strict runner, on a run of its own at the default scale."""
+"""Every notebook executes on its own, through the strict runner, on a run of its own at the default
+scale.
+"""
 
 import json
 import shutil
@@ -17,7 +19,9 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture
 def run():
-    """The name of a fresh run; its folder goes away afterwards, unless the test fails (then it says why)."""
+    """The name of a fresh run; its folder goes away afterwards, unless the test fails (then it says
+    why).
+    """
     name = f"test-{uuid.uuid4().hex[:8]}"
     yield name
     shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
@@ -28,12 +32,22 @@ def check(copy, folder):
     name, number = copy.stem, copy.stem[:2]
     notebook = nbformat.read(copy, as_version=4)
     saved = sum(cell.source.count("savefig(") for cell in notebook.cells)
-    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    pictures = [
+        o
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ]
     assert len(pictures) >= saved > 0, "a figure is saved but not shown"
     assert [f for f in (folder / "figures").glob(f"{number}_*.png") if f.stat().st_size > 5_000]
     assert json.loads((folder / "notebooks" / f"{name}.metrics.json").read_text())
     assert copy.with_suffix(".html").stat().st_size > 100_000
-    assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if "Warning" in o.get("text", "")]
+    assert not [
+        o
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if "Warning" in o.get("text", "")
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +61,9 @@ def test_the_first_notebooks_share_one_run(run):
     folder = ROOT / "runs" / run
     for copy in run_notebooks(names, {"seed": 5}, run=run, timeout=300):
         check(copy, folder)
-    metrics = {n[:2]: json.loads((folder / "notebooks" / f"{n}.metrics.json").read_text()) for n in names}
+    metrics = {
+        n[:2]: json.loads((folder / "notebooks" / f"{n}.metrics.json").read_text()) for n in names
+    }
     assert sum(metrics["02"]["round_1"].values()) == metrics["01"]["n"] == metrics["03"]["games"]
     assert metrics["04"]["items"] == metrics["03"]["items"]
 
@@ -59,8 +75,13 @@ def test_a_recorded_session_is_replayed_on_a_run(run):
         shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", folder)
     session = ROOT / "data" / "sample" / "curation.jsonl"
     (copy,) = run_notebooks(["04_curate"], {"session": str(session)}, run=run, timeout=300)
-    assert (folder / "curation.jsonl").read_bytes() == session.read_bytes()  # what is left is decided on a copy
-    assert "widget-view" not in copy.read_text() and "What the teacher reads" in copy.with_suffix(".html").read_text()
+    assert (
+        folder / "curation.jsonl"
+    ).read_bytes() == session.read_bytes()  # what is left is decided on a copy
+    assert (
+        "widget-view" not in copy.read_text()
+        and "What the teacher reads" in copy.with_suffix(".html").read_text()
+    )
 
 
 def test_inspect_plays_the_same_maps_before_and_after_distillation(run):

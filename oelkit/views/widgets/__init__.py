@@ -1,4 +1,6 @@
-"""The views of a notebook: games turn by turn, the experience items to curate, menus for whose. They hold no state."""
+"""The views of a notebook: games turn by turn, the experience items to curate, menus for whose.
+They hold no state.
+"""
 
 from .editor import experience_editor
 from .rounds import RoundMenu

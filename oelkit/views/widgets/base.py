@@ -1,4 +1,5 @@
-"""What both views share: front end from files, plain HTML in place of the live view in a saved notebook.
+"""What both views share: front end from files, plain HTML in place of the live view in a saved
+notebook.
 
 Text of models is untrusted: escaped here, and only ever a text node in the browser.
 """
@@ -21,7 +22,9 @@ def source(*names: str) -> str:
 
 
 class Still:
-    """Makes any widget show its `still` where no kernel runs: in saved, converted and GitHub-rendered notebooks."""
+    """Makes any widget show its `still` where no kernel runs: in saved, converted and
+    GitHub-rendered notebooks.
+    """
 
     still = ""
     """HTML, escaped by whoever sets it."""
@@ -29,7 +32,9 @@ class Still:
     __repr__ = object.__repr__
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
-        data, metadata = anywidget.AnyWidget._repr_mimebundle_(self, **options)  # those of ipywidgets 7 have none
+        data, metadata = anywidget.AnyWidget._repr_mimebundle_(
+            self, **options
+        )  # those of ipywidgets 7 have none
         # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
         return {**data, "text/html": self.still.encode("utf-8", "replace").decode()}, metadata
 
@@ -39,7 +44,9 @@ class View(Still, anywidget.AnyWidget):
 
 
 def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
-    """What board.js draws of an observation; no cells where it is no board, or a model's or a log's idea of one."""
+    """What board.js draws of an observation; no cells where it is no board, or a model's or a log's
+    idea of one.
+    """
     cells = parse_board(observation)
     cells = cells if len({len(row) for row in cells}) == 1 else []
     return {"cells": cells, "kinds": kinds or _kinds(cells)}

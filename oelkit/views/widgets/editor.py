@@ -1,10 +1,9 @@
 """Curate experience items with keyboard or mouse: one anywidget, a view on a `Curation`.
 
-It owns no state: what a person does goes as an operation to the `Curation`, and what is shown is what has come back
-from there (the rows that differ from what the browser has). The browser side is editor.js; it keeps only where the
-person is: cursor, selection, filter. Messages are JSON as ASCII text, because the notebooks' own JSON breaks at a lone
-surrogate, as broken model output has it.
-"""
+It owns no state: what a person does goes as an operation to the `Curation`, and what is shown is
+what has come back from there (the rows that differ from what the browser has). The browser side is
+editor.js; it keeps only where the person is: cursor, selection, filter. Messages are JSON as ASCII
+text, because the notebooks' own JSON breaks at a lone surrogate, as broken model output has it."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from html import escape
 from typing import Any
 
 from ...curation import CuratedItem, Curation
-from ...text import count_tokens, experience_text
 from ...records import ConflictError, Evidence, Trajectory
+from ...text import count_tokens, experience_text
 from .base import View, board_of, pre, source
 
 
@@ -29,14 +28,15 @@ def experience_editor(
     games: Sequence[Trajectory] = (),
     on_turn: Callable[[str, int], Any] | None = None,
 ) -> Editor:
-    """Go through the items: accept, reject, edit, merge, reorder …; each operation is in the log at once.
+    """Go through the items: accept, reject, edit, merge, reorder …; each operation is in the log at
+    once.
 
-    tokenizer: a Transformers one, or a function from a text to its number of tokens (None: words are counted).
-    budget_tokens: what the experience may have; the oldest items over it are marked as cut. prompt: makes of an
-    experience the whole prompt that the teacher reads, for the preview. games: where the evidence is looked up.
-    on_turn: gets trajectory id and turn (from 0) where a person wants to see it, as `TrajectoryViewer.show` does.
-    The view asks for news when it gets the focus; `refresh` shows at once what Python code did meanwhile.
-    """
+    tokenizer: a Transformers one, or a function from a text to its number of tokens (None: words
+    are counted). budget_tokens: what the experience may have; the oldest items over it are marked
+    as cut. prompt: makes of an experience the whole prompt that the teacher reads, for the preview.
+    games: where the evidence is looked up. on_turn: gets trajectory id and turn (from 0) where a
+    person wants to see it, as `TrajectoryViewer.show` does. The view asks for news when it gets the
+    focus; `refresh` shows at once what Python code did meanwhile."""
     return Editor(curation, tokenizer, budget_tokens, prompt, games, on_turn)
 
 
@@ -45,9 +45,15 @@ class Editor(View):
 
     _esm, _css = source("board.js", "editor.js"), source("editor.css")
 
-    def __init__(self, curation: Curation, tokenizer: Any, budget_tokens: int | None,
-                 prompt: Callable[[str], str] | None, games: Sequence[Trajectory],
-                 on_turn: Callable[[str, int], Any] | None):
+    def __init__(
+        self,
+        curation: Curation,
+        tokenizer: Any,
+        budget_tokens: int | None,
+        prompt: Callable[[str], str] | None,
+        games: Sequence[Trajectory],
+        on_turn: Callable[[str, int], Any] | None,
+    ):
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
@@ -62,20 +68,29 @@ class Editor(View):
 
     @property
     def still(self) -> str:
-        rows = "".join(f'<tr><td>{escape(i.status)}</td><td style="text-align:left;overflow-wrap:anywhere">'
-                       f"{escape(i.text)}</td></tr>" for i in self.curation.items)
-        return (f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
-                f"<p>What the teacher reads:</p>{pre(self.curation.experience() or '(nothing is accepted yet)')}")
+        rows = "".join(
+            f'<tr><td>{escape(i.status)}</td><td style="text-align:left;overflow-wrap:anywhere">'
+            f"{escape(i.text)}</td></tr>"
+            for i in self.curation.items
+        )
+        return (
+            f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
+            f"<p>What the teacher reads:</p>{pre(self.curation.experience() or '(nothing is accepted yet)')}"
+        )
 
     def show(self, id: str) -> None:
-        """Put the cursor on an item, and the editor into sight; ValueError where there is none of that id."""
+        """Put the cursor on an item, and the editor into sight; ValueError where there is none of
+        that id.
+        """
         self.curation.item(id)
         self.refresh(at=id, reveal=True)
 
     def refresh(self, **more: Any) -> None:
         """Send what has changed since the last time."""
         rows, state = self._now()
-        news = {name: value for name, value in state.items() if self._state.get(name, self) != value}
+        news = {
+            name: value for name, value in state.items() if self._state.get(name, self) != value
+        }
         changed = {id: row for id, row in rows.items() if self._rows.get(id) != row}
         self._rows, self._state = rows, state
         self.send({"json": json.dumps({**news, "rows": changed, **more})})
@@ -83,12 +98,23 @@ class Editor(View):
     def _receive(self, message: dict) -> None:
         try:
             answer = self._do(**message)
-        except (ValueError, RuntimeError, OSError) as error:  # an empty text, somebody else's write, a full disk
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # an empty text, somebody else's write, a full disk
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         self.refresh(**answer)
 
-    def _do(self, op: str, ids: Sequence[str] = (), texts: Sequence[str] = (), to: int = 0, reason: str = "",
-            draw: int | None = None) -> dict:
+    def _do(
+        self,
+        op: str,
+        ids: Sequence[str] = (),
+        texts: Sequence[str] = (),
+        to: int = 0,
+        reason: str = "",
+        draw: int | None = None,
+    ) -> dict:
         """One message of the browser; "at" in the answer is where the cursor should go."""
         c = self.curation
         match op:
@@ -126,10 +152,17 @@ class Editor(View):
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:
         """What is shown: a row an item, and all the rest."""
         c, items = self.curation, self.curation.items
-        draws, rounds = sorted({i.draw for i in items if i.model}), {i.round for i in items if i.model}
+        draws, rounds = (
+            sorted({i.draw for i in items if i.model}),
+            {i.round for i in items if i.model},
+        )
         self.draw = self.draw if self.draw in draws else next(iter(draws), None)
         kept = c.kept(self.draw)
-        reads, cut = (kept, []) if self.budget is None else c.within_budget(self.budget, self.count, self.draw)
+        reads, cut = (
+            (kept, [])
+            if self.budget is None
+            else c.within_budget(self.budget, self.count, self.draw)
+        )
         text, gone = experience_text(reads), {i.id for i in cut}
         prompt = self.prompt(text)
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
@@ -140,16 +173,38 @@ class Editor(View):
         def source(item: CuratedItem) -> str:
             if len(item.parents) > 1 or not item.model:
                 return "merged" if item.parents else "by hand"
-            return f"round {item.round}, draw {item.draw}" if len(rounds) > 1 else f"draw {item.draw}"
+            return (
+                f"round {item.round}, draw {item.draw}" if len(rounds) > 1 else f"draw {item.draw}"
+            )
 
-        rows = {i.id: {"text": i.text, "status": i.status, "source": source(i), "tokens": self.count(i.text),
-                       "cut": i.id in gone, "alike": alike.get(i.id), "seen": len(i.evidence), "diff": diff.get(i.id)}
-                for i in items}
-        return rows, {"order": list(rows), "draws": draws, "draw": self.draw, "before": before, "after": after,
-                      "reads": found.split("\n") if found else [], "cut": [i.text for i in cut],
-                      "edge": reads[0].id if cut and reads else None,
-                      "tokens": self.count(text), "prompt_tokens": self.count(prompt), "budget": self.budget,
-                      "unit": self.unit, "can": [c.can_undo, c.can_redo]}
+        rows = {
+            i.id: {
+                "text": i.text,
+                "status": i.status,
+                "source": source(i),
+                "tokens": self.count(i.text),
+                "cut": i.id in gone,
+                "alike": alike.get(i.id),
+                "seen": len(i.evidence),
+                "diff": diff.get(i.id),
+            }
+            for i in items
+        }
+        return rows, {
+            "order": list(rows),
+            "draws": draws,
+            "draw": self.draw,
+            "before": before,
+            "after": after,
+            "reads": found.split("\n") if found else [],
+            "cut": [i.text for i in cut],
+            "edge": reads[0].id if cut and reads else None,
+            "tokens": self.count(text),
+            "prompt_tokens": self.count(prompt),
+            "budget": self.budget,
+            "unit": self.unit,
+            "can": [c.can_undo, c.can_redo],
+        }
 
     def _detail(self, id: str) -> dict:
         """Where an item comes from: the turns, the items it was made of, what was done to it."""
@@ -160,11 +215,23 @@ class Editor(View):
             if game is None or seen.turn >= len(game.turns):
                 return {"game": seen.trajectory_id, "turn": seen.turn + 1}
             t = game.turns[seen.turn]
-            return {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns), "outcome": game.outcome,
-                    "text": t.observation, "board": {**board_of(t.observation), "action": t.action},
-                    "reply": t.reply, "move": t.action, "feedback": t.feedback}
+            return {
+                "game": game.id,
+                "turn": seen.turn + 1,
+                "of": len(game.turns),
+                "outcome": game.outcome,
+                "text": t.observation,
+                "board": {**board_of(t.observation), "action": t.action},
+                "reply": t.reply,
+                "move": t.action,
+                "feedback": t.feedback,
+            }
 
-        return {"id": id, "original": item.original, "viewer": self.on_turn is not None,
-                "evidence": [turn(seen) for seen in item.evidence],
-                "parents": [[p, self.curation.item(p).text] for p in item.parents],
-                "history": [[op.op, op.author, op.time, op.reason] for op in self.curation.history(id)]}
+        return {
+            "id": id,
+            "original": item.original,
+            "viewer": self.on_turn is not None,
+            "evidence": [turn(seen) for seen in item.evidence],
+            "parents": [[p, self.curation.item(p).text] for p in item.parents],
+            "history": [[op.op, op.author, op.time, op.reason] for op in self.curation.history(id)],
+        }

@@ -11,16 +11,26 @@ from .base import Still
 
 
 class RoundMenu(Still, w.VBox):
-    """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root` that has items.
+    """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root`
+    that has items.
 
-    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the views' plain HTML.
-    """
+    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the
+    views' plain HTML."""
 
-    def __init__(self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"):
+    def __init__(
+        self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"
+    ):
         found = {start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))}
-        self._folders = {run: sorted(f for f in found if f.parent == run) for run in sorted({f.parent for f in found})}
+        self._folders = {
+            run: sorted(f for f in found if f.parent == run)
+            for run in sorted({f.parent for f in found})
+        }
         self._views, self._shown = views, w.VBox()
-        self._run = w.Dropdown(options=[(run.name, run) for run in self._folders], value=start.parent, description="run")
+        self._run = w.Dropdown(
+            options=[(run.name, run) for run in self._folders],
+            value=start.parent,
+            description="run",
+        )
         self._round = w.Dropdown(options=self._names(), value=start, description="round")
         menus = w.HBox([self._run, self._round], layout=w.Layout(flex_flow="row wrap"))
         super().__init__([menus, self._shown])
@@ -29,7 +39,10 @@ class RoundMenu(Still, w.VBox):
         self._show()
 
     def _names(self) -> list[tuple[str, Path]]:
-        return [(folder.name.removeprefix("round_"), folder) for folder in self._folders[self._run.value]]
+        return [
+            (folder.name.removeprefix("round_"), folder)
+            for folder in self._folders[self._run.value]
+        ]
 
     def _choose(self, _: dict) -> None:
         self._round.options = self._names()  # the first of them is the new value

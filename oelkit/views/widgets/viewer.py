@@ -1,8 +1,8 @@
-"""Every game, turn by turn: list, filter, search, replay, two games of one map side by side. A view: it changes nothing.
+"""Every game, turn by turn: list, filter, search, replay, two games of one map side by side. A
+view: it changes nothing.
 
-The page gets a light index of all games and the full text of those that are opened; the search runs here. So 2,000 games
-open at once, and a saved notebook holds a short table in their place.
-"""
+The page gets a light index of all games and the full text of those that are opened; the search runs
+here. So 2,000 games open at once, and a saved notebook holds a short table in their place."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from typing import Any
 import traitlets
 
 from ...curation import Curation
-from ...text import one_line
 from ...envs import parse_action, parse_board
-from ...text import answer_text
 from ...records import ExperienceItem, Trajectory, Turn
+from ...text import answer_text, one_line
 from .base import View, board_of, source
 
 _STILL = 40  # games in the table of a saved notebook
@@ -29,25 +28,40 @@ class TrajectoryViewer(View):
 
     _esm, _css = source("board.js", "game.js", "viewer.js"), source("viewer.css")
     at = traitlets.Dict({"game": 0, "turn": 0, "other": None}).tag(sync=True)
-    """What is open: position of the game among those with a turn, its turn, and the game beside it; all from 0."""
+    """What is open: position of the game among those with a turn, its turn, and the game beside it;
+    all from 0.
+    """
 
-    def __init__(self, games: list[tuple[str, Trajectory]], items: Curation | Sequence[ExperienceItem],
-                 on_item: Callable[[str], Any] | None, kinds: dict[str, str] | None):
+    def __init__(
+        self,
+        games: list[tuple[str, Trajectory]],
+        items: Curation | Sequence[ExperienceItem],
+        on_item: Callable[[str], Any] | None,
+        kinds: dict[str, str] | None,
+    ):
         self._games, self._items, self._on_item, self._symbols = games, items, on_item, kinds
         super().__init__()
         self.on_msg(lambda _, message, buffers: self._answer(message))
         self.still = _table([game for _, game in games])
 
     def show(self, trajectory_id: str, turn: int = 0) -> None:
-        """Show a turn (from 0), as an item's evidence names it; ValueError where there is no such game or turn."""
-        found = next((i for i, (_, game) in enumerate(self._games) if game.id == trajectory_id), None)
+        """Show a turn (from 0), as an item's evidence names it; ValueError where there is no such
+        game or turn.
+        """
+        found = next(
+            (i for i, (_, game) in enumerate(self._games) if game.id == trajectory_id), None
+        )
         if found is None or not 0 <= turn < len(self._games[found][1].turns):
-            raise ValueError(f"turn {turn} of {trajectory_id!r} is not among the {len(self._games)} games of the viewer")
+            raise ValueError(
+                f"turn {turn} of {trajectory_id!r} is not among the {len(self._games)} games of the viewer"
+            )
         self.at = {"game": found, "turn": turn, "other": None}
         self._tell(kind="reveal")
 
     def _tell(self, **message: Any) -> None:
-        self.send({"json": json.dumps(message)})  # ASCII: the notebooks' own JSON breaks at a lone surrogate
+        self.send(
+            {"json": json.dumps(message)}
+        )  # ASCII: the notebooks' own JSON breaks at a lone surrogate
 
     def _answer(self, message: dict) -> None:
         match message:
@@ -62,53 +76,104 @@ class TrajectoryViewer(View):
 
     def _index(self) -> list[list]:
         maps: dict[Any, int] = {}
-        return [[g.id, g.outcome, g.round, arm, g.seed, len(g.turns), any(t.truncated for t in g.turns),
-                 sum(t.reply_tokens for t in g.turns), maps.setdefault(_map(g), len(maps))] for arm, g in self._games]
+        return [
+            [
+                g.id,
+                g.outcome,
+                g.round,
+                arm,
+                g.seed,
+                len(g.turns),
+                any(t.truncated for t in g.turns),
+                sum(t.reply_tokens for t in g.turns),
+                maps.setdefault(_map(g), len(maps)),
+            ]
+            for arm, g in self._games
+        ]
 
     def _search(self, text: str) -> list[list[int]]:
-        """[game, turn] for each turn whose observation, reply or feedback has the text; case does not matter."""
+        """[game, turn] for each turn whose observation, reply or feedback has the text; case does
+        not matter.
+        """
         text = text.lower()
-        return [[i, k] for i, (_, game) in enumerate(self._games) for k, t in enumerate(game.turns)
-                if any(text in part.lower() for part in (t.observation, t.reply, t.feedback))] if text else []
+        return (
+            [
+                [i, k]
+                for i, (_, game) in enumerate(self._games)
+                for k, t in enumerate(game.turns)
+                if any(text in part.lower() for part in (t.observation, t.reply, t.feedback))
+            ]
+            if text
+            else []
+        )
 
     def _game(self, game: Trajectory) -> dict:
         cited: dict[int, list[list[str]]] = {}
         for item in getattr(self._items, "items", self._items):  # a curation as it stands now
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
-        return {"model": game.model, "env": game.env_id, "feedback": game.feedback,
-                "turns": [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]}
+        return {
+            "model": game.model,
+            "env": game.env_id,
+            "feedback": game.feedback,
+            "turns": [
+                {**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)
+            ],
+        }
 
     def _turn(self, turn: Turn) -> dict:
         answer = answer_text(turn.reply)
-        thinking = turn.reply.rpartition("</think>")[0] if "</think>" in turn.reply else "" if answer else turn.reply
-        return {"observation": turn.observation, **board_of(turn.observation, self._symbols),
-                "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
-                "thinking": thinking.strip().removeprefix("<think>").strip(), "reply": _mark(answer, turn.action),
-                "action": turn.action, "feedback": turn.feedback, "truncated": turn.truncated,
-                "prompt_tokens": turn.prompt_tokens, "reply_tokens": turn.reply_tokens}
+        thinking = (
+            turn.reply.rpartition("</think>")[0]
+            if "</think>" in turn.reply
+            else ""
+            if answer
+            else turn.reply
+        )
+        return {
+            "observation": turn.observation,
+            **board_of(turn.observation, self._symbols),
+            "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
+            "thinking": thinking.strip().removeprefix("<think>").strip(),
+            "reply": _mark(answer, turn.action),
+            "action": turn.action,
+            "feedback": turn.feedback,
+            "truncated": turn.truncated,
+            "prompt_tokens": turn.prompt_tokens,
+            "reply_tokens": turn.reply_tokens,
+        }
 
 
 def trajectory_viewer(
-    trajectories: Sequence[Trajectory] | Mapping[str, Sequence[Trajectory]], *,
-    items: Curation | Sequence[ExperienceItem] = (), on_item: Callable[[str], Any] | None = None,
+    trajectories: Sequence[Trajectory] | Mapping[str, Sequence[Trajectory]],
+    *,
+    items: Curation | Sequence[ExperienceItem] = (),
+    on_item: Callable[[str], Any] | None = None,
     kinds: dict[str, str] | None = None,
 ) -> TrajectoryViewer:
-    """Look through games: filter, sort, search, replay, compare two of the same map. ValueError where there is no turn.
+    """Look through games: filter, sort, search, replay, compare two of the same map. ValueError
+    where there is no turn.
 
-    trajectories: a sequence, or one an arm ({"base": [...], "consolidated": [...]}; else a record's field `arm` counts).
-    items: a curation, or items; a turn shows those that it is evidence for, and `on_item` gets the id of a clicked one.
-    kinds: what renamed symbols mean, as in `envs.picture.draw_board`.
-    """
+    trajectories: a sequence, or one an arm ({"base": [...], "consolidated": [...]}; else a record's
+    field `arm` counts). items: a curation, or items; a turn shows those that it is evidence for,
+    and `on_item` gets the id of a clicked one. kinds: what renamed symbols mean, as in
+    `envs.picture.draw_board`."""
     arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
-    games = [(arm or str(game.extra.get("arm") or ""), game) for arm, of in arms.items() for game in of if game.turns]
+    games = [
+        (arm or str(game.extra.get("arm") or ""), game)
+        for arm, of in arms.items()
+        for game in of
+        if game.turns
+    ]
     if not games:
         raise ValueError("nothing to view: there is no trajectory with a turn")
     return TrajectoryViewer(games, items, on_item, kinds)
 
 
 def _map(game: Trajectory) -> Any:
-    """What games of the same map have in common: the board at the start, else world and seed, else nothing."""
+    """What games of the same map have in common: the board at the start, else world and seed, else
+    nothing.
+    """
     cells = parse_board(game.turns[0].observation)
     return str(cells) if cells else id(game) if game.seed is None else (game.env_id, game.seed)
 
@@ -118,9 +183,17 @@ def _words(content: Any) -> str:
 
 
 def _mark(answer: str, action: str | None) -> list[str]:
-    """The answer in three parts, of which the middle one is where the action was found (empty: nowhere)."""
-    places = [m.span() for m in re.finditer(r"\[\s*\w+\s*\]", answer) if action and parse_action(m[0]) == action]
-    if action and not places and (at := answer.rfind(action)) >= 0:  # a log's action, in words of its own
+    """The answer in three parts, of which the middle one is where the action was found (empty:
+    nowhere).
+    """
+    places = [
+        m.span()
+        for m in re.finditer(r"\[\s*\w+\s*\]", answer)
+        if action and parse_action(m[0]) == action
+    ]
+    if (
+        action and not places and (at := answer.rfind(action)) >= 0
+    ):  # a log's action, in words of its own
         places = [(at, at + len(action))]
     start, end = places[-1] if places else (len(answer), len(answer))
     return [answer[:start], answer[start:end], answer[end:]]
@@ -132,6 +205,9 @@ def _table(games: list[Trajectory]) -> str:
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
         cells = (game.outcome, game.round, game.seed, moves, end, game.id)
         rows.append("<tr>" + "".join(f"<td>{escape(str(c)[:120])}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("outcome", "round", "map seed", "moves", "at the end", "game"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("outcome", "round", "map seed", "moves", "at the end", "game")
+    )
     more = f"<p>and {len(games) - _STILL:,} more games</p>" if len(games) > _STILL else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
