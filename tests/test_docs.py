@@ -1,0 +1,104 @@
+"""The front page is short, tables are readable, links lead somewhere, and what Python there is exists."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "data").glob("*/README.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
+each = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
+
+
+def prose(text):
+    """A page without code blocks, link targets and HTML; the words of links and pictures stay."""
+    text = INDENTED.sub("", FENCED.sub("", text))
+    text = re.sub(r"\]\([^)]*\)", "] ", text)
+    return re.sub(r"<[^>]*>", lambda tag: " ".join(re.findall(r'alt="([^"]*)"', tag[0])), text)
+
+
+def words(text):
+    """What a reader counts as words; inline code counts too."""
+    return re.findall(r"\S*\w\S*", text)
+
+
+def cells(text):
+    for line in FENCED.sub("", text).splitlines():
+        if line.lstrip().startswith("|"):
+            yield from re.split(r"(?<!\\)\|", line.strip().strip("|"))
+
+
+def anchors(path):
+    heads = re.findall(r"^#+ (.+)$", FENCED.sub("", path.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def python_blocks(text):
+    return [code for language, code in FENCED.findall(text) if language == "python"]
+
+
+def names_from_oelkit(tree):
+    """(module, name) of every name that is imported from oelkit."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oelkit"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_the_front_page_is_short_and_begins_with_a_command():
+    text = (ROOT / "README.md").read_text("utf-8")
+    count = len(words(prose(text)))
+    first = min(text.index("\n    make "), text.find("\n```") % len(text))
+    before = len(words(prose(text[:first] + "\n")))
+    print(f"README.md: {count} words, {before} before the first command")
+    assert count <= 1200 and before <= 120
+
+
+@each
+def test_no_table_cell_is_over_25_words(page):
+    text = prose(page.read_text("utf-8"))
+    assert [cell for cell in cells(text) if len(words(cell)) > 25] == []
+
+
+@each
+def test_links_lead_somewhere(page):
+    text = FENCED.sub("", page.read_text("utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+        r"(?:src|srcset)=\"([^\"]+)\"", text
+    )
+    assert targets or page.parent != ROOT
+    for target in targets:
+        if re.match(r"https?:", target):
+            continue
+        file, _, anchor = unquote(target).partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists() and path.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@each
+def test_python_blocks_compile_and_name_what_oelkit_has(page):
+    blocks = python_blocks(page.read_text("utf-8"))
+    assert blocks or page.parent != ROOT
+    for code in blocks:
+        for module, name in names_from_oelkit(ast.parse(code)):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_the_counters_count_and_skip_what_they_should():
+    page = "One ![two three](four.png) [five](six seven)\n\n    code here\n\n```python\ncode\n```\n"
+    page += '<img src="x" alt="six seven">\n\n| a | ' + "word " * 26 + "|\n"
+    assert len(words(prose(page))) == 6 + 1 + 26
+    assert [len(words(cell)) for cell in cells(page)] == [1, 26]
+    assert list(names_from_oelkit(ast.parse("from oelkit.records import State\nimport os"))) == [
+        ("oelkit.records", "State")
+    ]
