@@ -1,0 +1,147 @@
+"""Files of a run: whole or not there, on disk when a call returns, and never two writers at once.
+
+What a person wrote is never deleted: it is renamed out of the way (`keep_aside`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: the owner in the file alone decides
+    fcntl = None
+
+
+def sha256(path: Path) -> str | None:
+    """Hash of a file's bytes; None where there is no file."""
+    try:
+        s = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _sha256(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+@lru_cache(4096)
+def _sha256(path: Path, *_: int) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no file, ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); restore or delete it") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all; it is on disk when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of a value as indented JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sync_tree(folder: Path) -> None:
+    """Put a folder and all that is in it on disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with suppress(PermissionError):  # Windows cannot open a folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within a disk, and put the new name on disk; the target must not be there."""
+    os.rename(source, target)
+    _sync(target.parent)
+
+
+def keep_aside(path: Path) -> None:
+    """Rename NAME.EXT to NAME.old.EXT, or NAME.old-2.EXT and so on where there is one already."""
+    for n in range(1, 10_000):
+        old = path.with_name(f"{path.stem}.old{f'-{n}' * (n > 1)}{path.suffix}")
+        if not old.exists():
+            return move(path, old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only writer of a run folder; ValueError names the one who is.
+
+    The lock of a process that has died on this host is taken over; readers need none."""
+    path, host = folder / "run.lock", socket.gethostname()
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        free = _flock(descriptor)
+        pid, _, owner = os.read(descriptor, 1000).decode().strip().partition(" ")
+        alive = owner and (owner != host or (free is None and _alive(int(pid))))
+        if free is False or alive:
+            os.close(descriptor)
+            raise ValueError(
+                f"{folder} is being written by process {pid or '?'} on {owner or host}: wait for it, "
+                f"or delete {path} if that is no longer so"
+            )
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)  # its last owner has just removed it
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()} {host}\n".encode(), 0)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Whether the file is ours now; None where the file system knows no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):
+        return None
+    return True
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid() or os.name == "nt":  # Windows: a signal of 0 would be Ctrl+C
+        return os.name == "nt"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

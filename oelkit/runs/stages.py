@@ -1,0 +1,302 @@
+"""The stages of a run: what each reads, depends on and writes, and whether what is there fits.
+
+A stage is done when its file is there and its manifest, `manifests/STAGE.json` beside it, names the
+same inputs (by hash), the same settings and the same output. A file that the stage did not write
+(there is no manifest, or the hash is another) is a person's: it counts and is never written over.
+No torch, no policy: `status` looks at a run folder wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..prompts import load_prompts
+from .files import read_json, sha256
+
+FORM = 2  # of the run folder; 1 had no manifests
+WEIGHTS = "adapter/adapter_model.safetensors"
+_MODEL = "model dtype quantize lora_rank enable_thinking"
+_PLAY = f"{_MODEL} env seed temperature"
+_TRAIN = (
+    f"{_MODEL} seed steps batch_size lr warmup top_k tail clip temperature retention batch_tokens"
+)
+_MEASURE = f"{_MODEL} env seed eval_maps samples_per_map eval_temperature eval_top_p eval_top_k"
+_STARTED, _KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
+_TRAINED, _READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage reads ({k}: its round, {s}: the round it starts from), which settings it depends
+    on, and the file that shows that it is done."""
+
+    writes: str
+    reads: tuple[str, ...]
+    settings: str
+    prompts: bool = True
+
+
+TABLE = {
+    "rollout": Stage("round_{k}/trajectories.jsonl", (_STARTED,), f"{_PLAY} extract_games"),
+    "extract": Stage(
+        "round_{k}/items.jsonl",
+        (_STARTED, "round_{k}/trajectories.jsonl", _KNOWN),
+        f"{_MODEL} seed num_draws budget_tokens extract_temperature show_previous strict",
+    ),
+    "curate": Stage(
+        "round_{k}/experience.md",
+        ("round_{k}/items.jsonl", "round_{k}/curation.jsonl", _KNOWN),
+        "model num_draws budget_tokens",
+        False,
+    ),
+    "collect": Stage("round_{k}/states.jsonl", (_STARTED,), f"{_PLAY} state_games"),
+    "distill": Stage(
+        _TRAINED, (_STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"), f"{_TRAIN} loss"
+    ),
+    "evaluate": Stage(
+        "round_{k}/metrics.json",
+        (_STARTED, _TRAINED, _READ, "base.json", "round_{s}/metrics.json"),
+        _MEASURE,
+    ),
+}
+STAGES = tuple(TABLE)  # of a round, in their order
+TABLE |= {  # of the whole run; their round is 0
+    "base": Stage("base.json", (), _MEASURE),
+    "raw": Stage(
+        "ablations/raw.json",
+        ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
+        f"{_MEASURE} {_TRAIN}",
+    ),
+    "metrics": Stage("metrics.json", (), "rounds env", False),
+}
+for _arm in ("forward_kl", "sft"):
+    _reads = ("round_1/experience.md", "round_1/states.jsonl")
+    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, f"{_MEASURE} {_TRAIN}")
+ARMS = ("raw", "forward_kl", "sft")
+_HANDS = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of one round (0: of the whole run)."""
+
+    round: int
+    stage: str
+    state: str
+    """done, missing or stale."""
+    why: str = ""
+    """One sentence: what is not there, or the file or setting that changed."""
+    follows: bool = False
+    """Stale only because a stage before it is."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage} of round {self.round}" if self.round else self.stage
+
+
+class StaleRunError(ValueError):
+    """Something changed under stages that are done: they would mislead, and nothing is silently
+    done again."""
+
+    def __init__(self, folder: Path, stale: list[StageStatus]):
+        causes = "; ".join(f"{s.name}: {s.why}" for s in stale if not s.follows)
+        rest = ", ".join(s.name for s in stale if s.follows)
+        super().__init__(
+            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): do this again with "
+            "--redo (run.redo(), or redo=True), or take the change back"
+        )
+        self.stale = stale
+
+
+class Stages:
+    """The stages of a run folder as they stand now; knows files, settings and manifests only."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], prompts: dict[str, Any]):
+        self.folder, self.settings, self.prompts = folder, settings, prompts
+
+    # -- the graph
+
+    def start(self, k: int) -> int:
+        """The round whose adapter round k starts from; 0 is the untrained model.
+
+        What a person promoted or rolled back (chain.json) goes before the gate's rollback."""
+        if k <= 1:
+            return 0
+        said = (read_json(self.folder / "chain.json") or {}).get("start", {})
+        if str(k) in said:
+            return said[str(k)]
+        lost = self.settings.get("gate") == "rollback" and self.lost(k - 1)
+        return self.start(k - 1) if lost else k - 1
+
+    def lost(self, k: int) -> str:
+        """What the gate found against round k, in a sentence; "" where it found nothing."""
+        metrics = read_json(self.folder / f"round_{k}/metrics.json") or {}
+        return (metrics.get("gate") or {}).get("lost", "")
+
+    def nodes(self) -> Iterator[tuple[int, str]]:
+        """Every stage of the run in the order in which they are done."""
+        for k in range(1, self.settings["rounds"] + 1):
+            for stage in STAGES:
+                if (k, stage) == (1, "evaluate"):
+                    yield 0, "base"
+                yield k, stage
+        for arm in ARMS:
+            if self.settings.get("run_ablations") or (self.folder / self.writes(0, arm)).exists():
+                yield 0, arm
+        yield 0, "metrics"
+
+    def reads(self, k: int, stage: str) -> list[str]:
+        """The input files of a stage, by name within the run folder."""
+        if stage == "metrics":
+            done = [node for node in self.nodes() if node[1] in ("base", "evaluate", *ARMS)]
+            return [self.writes(*node) for node in done]
+        s, judged = self.start(k), "round_{s}/metrics.json"
+        skip = {_STARTED, _KNOWN, judged} if s == 0 else set()
+        skip |= set() if self.settings.get("carry_experience") else {_KNOWN}
+        skip |= set() if self.settings.get("gate") != "off" else {judged}
+        names = [name.format(k=k, s=s) for name in TABLE[stage].reads if name not in skip]
+        if k and stage == "evaluate" and self.by_hand(k, "distill"):  # with no text beside it
+            names = [name.replace("/adapter/experience.md", "/experience.md") for name in names]
+        return names
+
+    def writes(self, k: int, stage: str) -> str:
+        """The file that shows that a stage is done, by name within the run folder."""
+        return TABLE[stage].writes.format(k=k)
+
+    def before(self, k: int, stage: str) -> list[tuple[int, str]]:
+        """The stages whose files a stage reads."""
+        made = {self.writes(j, name): (j, name) for j in range(1, k + 1) for name in STAGES}
+        made |= {_READ.format(k=j): (j, "distill") for j in range(1, k + 1)}
+        made |= {self.writes(*node): node for node in self.nodes() if node != (0, "metrics")}
+        return list(dict.fromkeys(made[name] for name in self.reads(k, stage) if name in made))
+
+    def slice(self, k: int, stage: str) -> dict[str, Any]:
+        """The settings that a stage depends on, the prompt set's texts and the start among them."""
+        mine = {name: self.settings.get(name) for name in TABLE[stage].settings.split()}
+        mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
+        mine |= {"start": self.start(k)} if k else {}
+        if stage in ("base", "evaluate"):
+            mine["validation"] = self.settings.get("gate") != "off"
+        return mine
+
+    # -- what is there
+
+    def manifest_path(self, k: int, stage: str) -> Path:
+        return self.folder / (f"round_{k}" if k else "") / "manifests" / f"{stage}.json"
+
+    def manifest(self, k: int, stage: str) -> dict[str, Any] | None:
+        """What was written when the stage was done; None where it never was."""
+        return read_json(self.manifest_path(k, stage))
+
+    def hashes(self, k: int, stage: str) -> dict[str, str | None]:
+        """Name and hash of each input file as it is now."""
+        return {name: sha256(self.folder / name) for name in self.reads(k, stage)}
+
+    def by_hand(self, k: int, stage: str) -> bool:
+        """Whether the stage's file is there and not what the stage wrote."""
+        name, manifest = self.writes(k, stage), self.manifest(k, stage)
+        there = sha256(self.folder / name)
+        return there is not None and (manifest is None or manifest["outputs"].get(name) != there)
+
+    def statuses(self) -> list[StageStatus]:
+        """Every stage of the run, in order."""
+        known: dict[tuple[int, str], StageStatus] = {}
+        return [self.status(*node, known) for node in self.nodes()]
+
+    def status(
+        self, k: int, stage: str, known: dict[tuple[int, str], StageStatus] | None = None
+    ) -> StageStatus:
+        """How one stage stands; `known` keeps what was looked up on the way."""
+        known = {} if known is None else known
+        if (k, stage) not in known:
+            known[k, stage] = self._status(k, stage, known)
+        return known[k, stage]
+
+    def _status(self, k: int, stage: str, known: dict) -> StageStatus:
+        name, manifest = self.writes(k, stage), self.manifest(k, stage)
+        if not (self.folder / name).exists():
+            return StageStatus(k, stage, "missing", f"{name} is not there")
+        stale = StageStatus(k, stage, "stale")
+        if self.by_hand(k, stage):
+            if stage not in _HANDS:
+                return replace(stale, why=f"{name} is not what the stage wrote")
+            why = f"{name} was put there by hand and is kept"
+            log = f"round_{k}/curation.jsonl"
+            then = manifest["inputs"].get(log) if manifest else sha256(self.folder / log)
+            if stage == "curate" and then != sha256(self.folder / log):
+                why += f"; {log} has changed since, which counts only once {name} is deleted"
+            return StageStatus(k, stage, "done", why)
+        if changed := self._changed(k, stage, manifest):
+            return replace(stale, why=changed)
+        for node in self.before(k, stage):
+            other = self.status(*node, known)
+            if other.state != "done":
+                return replace(stale, why=f"{other.name} is {other.state}", follows=True)
+        return StageStatus(k, stage, "done")
+
+    def _changed(self, k: int, stage: str, manifest: dict[str, Any]) -> str:
+        """The first setting or file that is not what the stage was done with, in a sentence."""
+        then, now = manifest["settings"], self.slice(k, stage)
+        if then.get("start") != now.get("start"):
+            names = {0: "the untrained model"}
+            was, is_ = (names.get(x["start"], f"round {x['start']}") for x in (then, now))
+            return f"it started from {was}, and is to start from {is_} (chain.json or the gate)"
+        for name in (n for n in now if n in then and then[n] != now[n]):
+            if name == "prompt_set":
+                texts = [key for key in now[name] if now[name][key] != then[name].get(key)]
+                return f"the prompt set {now[name]['name']!r} has changed ({', '.join(texts)})"
+            return f"the setting {name} was {then[name]!r} and is {now[name]!r}"
+        was, is_ = manifest["inputs"], self.hashes(k, stage)
+        for name in dict.fromkeys([*was, *is_]):
+            if was.get(name) != is_.get(name):
+                gone = "is gone" if is_.get(name) is None else "has changed since"
+                return f"{name} {'is new' if was.get(name) is None else gone}"
+        return ""
+
+    def free(self, status: StageStatus) -> bool:
+        """Whether a stale stage may be done again unasked: curation, as long as nothing was trained
+        on its text, and the sum of it all, which costs nothing."""
+        trained = (self.folder / self.writes(status.round, "distill")).exists
+        return status.stage == "metrics" or (
+            status.stage == "curate" and not status.follows and not trained()
+        )
+
+    def blocking(self, statuses: list[StageStatus]) -> list[StageStatus]:
+        """The stale stages that are not done again unasked."""
+        return [s for s in statuses if s.state == "stale" and not self.free(s)]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a run, run.json; ValueError where there is none, or one of an older form."""
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ValueError(
+            f"{folder / 'run.json'}: not a run's record; choose another name or delete it"
+        )
+    if record.get("form") != FORM:
+        raise ValueError(
+            f"{folder} is a run of an older form, without manifests: `python -m oelkit report "
+            f"--run {folder.name}` and the viewer still read it; start a new run to go on"
+        )
+    return record
+
+
+def status(folder: str | Path) -> list[StageStatus]:
+    """How each stage of each round stands: done, missing, or stale and why; needs no model.
+
+    Raises:
+        ValueError: there is no run, or one of an older form.
+    """
+    folder = Path(folder)
+    record = read_run(folder)
+    prompts = record["prompts"]
+    try:  # as the file says today
+        now = asdict(load_prompts(prompts["name"]))
+        prompts = now | {
+            "max_new_tokens": record["settings"].get("max_new_tokens") or now["max_new_tokens"]
+        }
+    except ValueError:
+        pass  # another machine, or a prompt set that is gone: what the run has recorded
+    return Stages(folder, record["settings"], prompts).statuses()
