@@ -1,4 +1,4 @@
-"""The front page is short, tables are readable, links lead somewhere, and what Python there is exists."""
+"""Pages: a short front page, readable tables, links that lead somewhere, names that exist."""
 
 import ast
 import importlib

@@ -130,6 +130,17 @@ def test_never_asks_and_never_looks_whether_it_is_headless(path):
     assert not re.search(r"\binput\(|headless|papermill|getpass|isatty", source)
 
 
+@each
+def test_one_word_for_each_thing(path):
+    """The glossary's words: experience item, experience text, draw; tokens per reply."""
+    text = "\n".join(cell.source for cell in read(path).cells)
+    others = (
+        r"\bnotes?\b|\btold\b|\b(?:tokens|nats|states|steps|games|lines|texts?|episodes) an? \w+"
+    )
+    found = re.findall(others, text)
+    assert found == []
+
+
 def test_the_sample_records_fit_together():
     folder = ROOT / "data" / "sample"
     games = {game.id: game for game in read_jsonl(folder / "trajectories.jsonl", Trajectory)}
