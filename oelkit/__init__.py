@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .prompts import load_prompts as load_prompts
     from .runs.run import Run as Run
     from .runs.run import run_loop as run_loop
-    from .runs.run import summary as summary
     from .runs.settings import Settings as Settings
     from .stats import paired_bootstrap as paired_bootstrap
     from .stats import wilson as wilson
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from .steps.rollouts import rollout as rollout
     from .steps.rollouts import states as states
     from .text import parse_items as parse_items
+    from .views.summary import summary as summary
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "model.memory": "memory_plan",
     "model.policy": "Policy",
     "prompts": "load_prompts",
-    "runs.run": "Run run_loop summary",
+    "runs.run": "Run run_loop",
     "runs.settings": "Settings",
     "steps.distillation": "distill",
     "stats": "paired_bootstrap wilson",
@@ -55,6 +55,7 @@ _HOMES = {
     "steps.ifeval": "ifeval",
     "steps.rollouts": "rollout states",
     "text": "parse_items",
+    "views.summary": "summary",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)

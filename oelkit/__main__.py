@@ -199,9 +199,11 @@ def _texts(path: str | None) -> list[str]:
 
 
 def _loop(args: argparse.Namespace) -> None:
-    from .runs.run import run_folder, run_loop, summary
+    from .runs.run import run_folder, run_loop
     from .runs.settings import Settings
-    from .views.report import findings, write_report
+    from .views.findings import findings
+    from .views.report import write_report
+    from .views.summary import summary
 
     folder = run_folder(args.run, notebooks.find_root() / "runs")
     if args.command == "loop":

@@ -8,15 +8,20 @@ from pathlib import Path
 from runpy import run_path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
+from test_plots import assert_whole, make_metrics, rate, words
 
 from oelkit import Run, Settings, load_policy
 from oelkit.records import read_jsonl
 from oelkit.runs import run as loop
+from oelkit.stats import wilson
 
 matplotlib.use("Agg")
 MICRO = Path(__file__).parents[1] / "examples" / "micro"
 RESULTS = MICRO.parents[1] / "data/results"
+sys.path.append(str(MICRO))
+import study_plots  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,8 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     assert set(experiments["figures"](rows)) == set(experiments["EXPERIMENTS"])
     for name in experiments["EXPERIMENTS"]:
         assert all(
-            line.endswith(".")
-            for line in experiments["verdicts"]([r for r in rows if r["experiment"] == name])
+            str(found).endswith(".")
+            for found in experiments["verdicts"]([r for r in rows if r["experiment"] == name])
         )
     assert all(
         row["arm"].split(": ")[-1].replace("_", " ") in experiments["table"](rows) for row in rows
@@ -64,7 +69,7 @@ def test_what_rows_show_and_what_did_not_come_out(experiments):
         found = experiments["verdicts"](
             [{"experiment": name, "seed": seed, **row} for row in rows for seed in (0, 1)]
         )
-        return [line.startswith(experiments["MISSED"]) for line in found], found
+        return [not one.came_out for one in found], [one.text for one in found]
 
     own, as_good, worse = (passed(bits * 8) for bits in ("1110", "1101", "0100"))
     arms = {
@@ -98,10 +103,10 @@ def test_what_rows_show_and_what_did_not_come_out(experiments):
     missed, found = said("steps", rows)
     assert missed == [True, False, True, True] and "after 40 steps" in found[0]
     assert "OOD 96.0% [92.3%, 98.0%] against 60.0%" in found[1]
-    for rate, late in ((own, False), (as_good, False), (worse, True)):
+    for last_but_one, late in ((own, False), (as_good, False), (worse, True)):
         by_games = [
             {"arm": "curated", "games": n, "draw": 0, "passed": p}
-            for n, p in ((1, worse), (2, rate), (4, own))
+            for n, p in ((1, worse), (2, last_but_one), (4, own))
         ]
         missed, found = said("saturation", by_games)
         assert missed == [False, late] and "1: 25.0% (25.0% to 25.0%), 2: " in found[0]
@@ -212,3 +217,86 @@ def test_the_recorded_figures_can_be_drawn(experiments):
         if len(known.intersection(names)) > 1
     }
     assert set(drawn) == {"pass_rates"} | shown and "rounds_retention" in shown
+
+
+def make_arms(seeds=2):
+    arms = (
+        ("nothing", "base", 8, 180),
+        ("own items", "in_context", 120, None),
+        ("own items", "consolidated", 110, 170),
+        ("raw games of a rather long name", "in_context", 9, None),
+    )
+    return [
+        {
+            "arm": arm,
+            "how": how,
+            "seed": s,
+            "passed": rate(passes - 4 * s),
+            "ood": right and {"all": right / 192, "n": 192},
+        }
+        for arm, how, passes, right in arms
+        for s in range(seeds)
+    ]
+
+
+def test_bars_pool_the_seeds_and_show_each():
+    figure = study_plots.bars(make_arms(), make_metrics()["bounds"], "Pass rate")
+    left, right = figure.axes
+    shown = [bar.get_width() for bar in left.patches if bar.get_width()]
+    assert shown == pytest.approx([6 / 128, 118 / 128, 108 / 128, 7 / 128])
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
+    (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
+    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson(236, 256))
+    assert "n = 256 per arm, 95 % Wilson" in left.get_title(
+        loc="left"
+    ) and "n = 384" in right.get_title(loc="left")
+    assert (
+        sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1]
+        == 120 / 128
+    )
+    assert "random policy 3.1%" in words(figure) and "experience in context" in words(figure)
+    assert_whole(figure)
+    alone = study_plots.bars(
+        [{**row, "ood": None} for row in make_arms(1)], make_metrics()["bounds"], "Pass rate"
+    )
+    assert "no OOD probe" in words(alone) and len(alone.axes) == 1
+    assert_whole(alone)
+
+
+def test_curves_show_mean_and_range_or_the_interval_of_one():
+    rows = [
+        {"arm": arm, "step": step, "passed": rate(passes + 10 * s), "ood": {"all": 0.9, "n": 192}}
+        for arm, passes in (("reverse_kl", 100), ("something", 50))
+        for step in (0, 20)
+        for s in (0, 1)
+    ]
+    panels = {"passed": "Pass rate", "ood": "OOD"}
+    figure = study_plots.curves(rows, "step", panels, "Two seeds", make_metrics()["bounds"])
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines["on-policy (reverse KL)"].get_ydata()) == [105 / 128] * 2
+    assert list(lines["something"].get_xdata()) == [0, 20]
+    band = left.collections[0].get_paths()[0].vertices[:, 1]
+    assert {band.min(), band.max()} == {100 / 128, 110 / 128}
+    assert [len(line.get_ydata()) for line in right.lines] == [2, 4, 2, 4] and len(
+        left.lines
+    ) == 4 + 3  # floors
+    assert_whole(figure)
+    one = study_plots.curves(rows[:1] + rows[2:3], "step", {"passed": "Pass rate"}, "One seed")
+    band = one.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx(wilson(100, 128))
+    assert_whole(one)
+
+
+def test_differences_are_ranked():
+    rows = [
+        {"arm": "harmless " * 9, "difference": (0.01, -0.02, 0.04)},
+        {"arm": "G", "difference": (-0.6, -0.7, -0.5)},
+    ]
+    axis = study_plots.differences(rows, "n = 64").axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [-0.6, 0.01]
+    assert [t.get_text() for t in axis.get_yticklabels()][0] == "G"
+    (whiskers,) = axis.containers[0].lines[2]
+    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx([-0.7, -0.5])
+    assert_whole(axis.figure)
+    assert plt.get_fignums() == []

@@ -666,7 +666,8 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
         states,
         summary,
     )
-    from oelkit.views.report import findings, write_report
+    from oelkit.views.findings import findings
+    from oelkit.views.report import write_report
     from oelkit.views.widgets import trajectory_viewer
 
     policy = load_policy("micro")
@@ -708,5 +709,5 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
     assert metrics["bounds"][
         "ceiling"
     ] is None and "2 held-out maps of test/Doors-v0; 95 %" in summary(metrics)
-    assert "2 held-out maps." in findings(metrics)[0] and write_report(folder).exists()
+    assert "2 held-out maps." in findings(metrics)[0].text and write_report(folder).exists()
     assert json.loads((folder / "metrics.json").read_text())["bounds"] == metrics["bounds"]

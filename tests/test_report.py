@@ -8,10 +8,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_plots import make_game, make_metrics, make_rows
+from test_plots import make_game, make_metrics, make_rows, rate
 
 from oelkit.records import RecordError, write_jsonl
-from oelkit.views.report import MISSED, findings, write_report
+from oelkit.stats import wilson
+from oelkit.views.findings import Finding, findings
+from oelkit.views.report import write_report
 
 EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800"
 
@@ -75,12 +77,13 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert len(figures) == 5 + len({1, metrics["rounds"][-1]["round"]})
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
-    assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text
+    assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
     assert "<script>alert(1)</script>" in "".join(page.texts["pre"])  # as text
     cells = page.texts["td"]
     assert page.texts["th"][:4] == ["round", "base", "in context", "consolidated"]
     assert "5.5% [3%, 11%]" in cells and "21 of 31" in cells
-    assert "".join(page.texts["li"]) == "".join(findings(metrics))
+    lines = [text for text in page.texts["li"] if text.strip()]
+    assert lines == [str(found) for found in findings(metrics)]
     assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
         page.texts["small"]
     )
@@ -110,21 +113,21 @@ def test_unfinished_run_and_damaged_records(tmp_path):
 
 
 def missed(metrics):
-    return [line.removeprefix(MISSED) for line in findings(metrics) if line.startswith(MISSED)]
+    return [found.text for found in findings(metrics) if not found.came_out]
 
 
 def test_findings_of_a_run_in_which_all_came_out():
     said = findings(make_metrics((115, 116), base=3))
     assert missed(make_metrics((115, 116), base=3)) == []
-    text = " ".join(said)
+    text = " ".join(map(str, said))
     for part in (
         "base model passes 2.3% [1%, 7%] of 128",
         "best fixed plan 6.2%",
-        "its own notes in context, 81.2%",
-        "absorbed them, without notes, 89.8%",
+        "its own experience in context, 81.2%",
+        "absorbed it, with nothing in context, 89.8%",
         "1.11 of in context",
-        "Round 2 stays within the interval of",
-        "Replies get shorter: 27.1 tokens after round 2, 39.7 before",
+        "Round 2 is not told apart from round 1",
+        "Replies get shorter: 27.1 tokens per reply after round 2, 39.7 before",
         "Other abilities are kept",
         "is above SFT on the teacher's replies, 62.5%",
         "is above raw games in context, 31.2%",
@@ -138,19 +141,19 @@ def test_findings_of_a_run_in_which_all_came_out():
         (make_metrics(base=60), "the base is better than a player who guesses"),
         (
             make_metrics(in_context=9),
-            "own notes in context, 7.0% [4%, 13%], is not told apart from the base",
+            "own experience in context, 7.0% [4%, 13%], is not told apart from the base",
         ),
         (
             make_metrics((2, 100), base=40),
-            "absorbed them, without notes, 1.6% [0%, 6%], is below the base",
+            "absorbed it, with nothing in context, 1.6% [0%, 6%], is below the base",
         ),
         (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
-        (make_metrics((115, 95)), "Round 2 falls below round 1: 74.2%"),
+        (make_metrics((115, 90)), "Round 2 falls below round 1: 70.3%"),
         (
             make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),
             "Other abilities are partly lost: 70.0% of 200",
         ),
-        (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens after round 2, "),
+        (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens per reply after round 2, "),
         (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
     ],
 )
@@ -160,4 +163,66 @@ def test_findings_say_what_did_not_come_out(metrics, part):
 
 def test_findings_of_one_round_without_probe_and_arms():
     said = findings(make_metrics((115,), probe=None, arms=False))
-    assert len(said) == 5 and not any("Round 1 " in line or "OOD" in line for line in said)
+    assert len(said) == 5 and not any("Round 1 " in one.text or "OOD" in one.text for one in said)
+
+
+def outcomes(bits):
+    """A report's summary of maps that passed (1) or not (0), as rows of metrics.json have it."""
+    low, high = wilson(bits.count("1"), len(bits))
+    return {**rate(bits.count("1"), len(bits)), "low": low, "high": high, "passes": bits}
+
+
+def test_arms_of_the_same_maps_are_compared_paired():
+    """Intervals that meet say nothing of two arms of which one passes wherever the other does."""
+    base, learned = outcomes("1" * 60 + "0" * 68), outcomes("1" * 74 + "0" * 54)
+    assert base["high"] > learned["low"]  # they meet
+    metrics = make_metrics((74,), base=60, arms=False)
+    metrics["rounds"][0]["pass_rate"] |= {"base": base, "consolidated": learned}
+    (line,) = [f for f in findings(metrics) if f.text.startswith("The model that absorbed it")]
+    assert line.came_out and "is above the base" in line.text
+    assert "+10.9 points [+6.2, +16.4], paired by map" in line.text
+    base |= {"passes": base["passes"][:64], "n": 64}  # of other maps: nothing to pair
+    (line,) = [f for f in findings(metrics) if f.text.startswith("The model that absorbed it")]
+    assert not line.came_out and line.text.endswith("the intervals meet.")
+
+
+def test_episodes_on_the_same_maps_are_no_more_maps():
+    """Ten games on each map: their number is said beside that of the maps, which are drawn again."""
+    rows = {}
+    for arm, won in (("base", 3), ("in_context", 8), ("consolidated", 6)):
+        rows[arm] = outcomes(("1" * won + "0" * (8 - won)) * 10) | {"maps": 8}
+    metrics = make_metrics((6,), arms=False)
+    metrics["rounds"][0]["pass_rate"] = rows
+    first, *_, replies = findings(metrics)[:6]
+    assert "of 80 episodes on 8 held-out maps" in first.text
+    line = next(f for f in findings(metrics) if f.text.startswith("The model that absorbed it"))
+    assert "paired by map" in line.text and replies
+    difference = float(re.search(r"\[\+([\d.]+), ", line.text)[1])
+    assert difference < 20, "eight maps cannot say it that closely"
+
+
+def test_nothing_passes_in_context():
+    said = [str(found) for found in findings(make_metrics((64,), in_context=0))]
+    assert not any(re.search(r"\d{5}", line) for line in said)
+    assert any(
+        line.startswith("Did not come out: nothing passed with experience in context")
+        for line in said
+    )
+
+
+def test_the_report_shows_what_training_read(tmp_path):
+    """And says so where experience.md was changed after it."""
+    run = make_run(tmp_path / "demo", make_metrics((90,)))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "does not keep what training read" in text
+    (run / "round_1/adapter").mkdir()
+    (run / "round_1/adapter/experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: H kills.\n")
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.texts["pre"][0] == "## Draw 0\n- EXPERIENCE ITEM: H kills."
+    assert any("has not read what it says now" in text for text in page.texts["p"])
+    (run / "round_1/experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: H kills.\n\n")
+    assert "has not read" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_finding_says_what_did_not_come_out():
+    assert (str(Finding("yes.")), str(Finding("no.", False))) == ("yes.", "Did not come out: no.")

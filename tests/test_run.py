@@ -13,8 +13,9 @@ from conftest import make_model
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
-from oelkit.runs.run import Run, run_folder, run_loop, summary
+from oelkit.runs.run import Run, run_folder, run_loop
 from oelkit.runs.settings import Settings
+from oelkit.views.summary import summary
 
 module = importlib.import_module("oelkit.runs.run")
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")

@@ -3,22 +3,22 @@ the library.
 
     python examples/micro/claims.py --seeds 0:4                  # all of them on `micro`
     python examples/micro/claims.py --seeds 0:4 --only steps     # one of them
-    python examples/micro/claims.py --scale small --model Qwen/Qwen2.5-1.5B-Instruct --out runs/small.jsonl
-    python examples/micro/claims.py --table                      # what is there, as a Markdown table
+    python examples/micro/claims.py --scale small --model MODEL --out runs/small.jsonl
+    python examples/micro/claims.py --table                      # what is there, in Markdown
     python examples/micro/claims.py --draw data/results          # and its figures
 
-One JSON line a measurement, an experiment and seed at a time; what a seed has finished is not done
-again. Each seed has held-out maps of its own, the same for all of its arms, so that arms are paired
+One JSON line per measurement, an experiment and seed at a time; what a seed has finished is not
+done again. Each seed has held-out maps of its own, the same for all of its arms, so that arms are paired
 and seeds may be pooled."""
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from oelkit import (
@@ -35,14 +35,19 @@ from oelkit import (
     rollout,
 )
 from oelkit.curation import for_draw
-from oelkit.records import ExperienceItem, Trajectory, append_jsonl, read_jsonl
+from oelkit.records import ExperienceItem, Trajectory, append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.runs.settings import SCALES
-from oelkit.stats import wilson
 from oelkit.steps.rollouts import as_experience
 from oelkit.text import MARKER, count_tokens, experience_text, truncate_to_budget
 from oelkit.views import plots
-from oelkit.views.report import MISSED
+from oelkit.views.findings import Finding, points_text
+
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # a notebook that takes the functions has not done it
+import study_plots
+from study_plots import grouped, pooled, rates
 
 BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
 WORLDS = {
@@ -87,7 +92,7 @@ def learn(run: Run, texts: Sequence[str], **options) -> None:
     distill(run.policy, run.collect(1), texts, **given)
 
 
-def notes(
+def written(
     run: Run, games: Sequence[Trajectory], draws: int | None = None, **options
 ) -> list[ExperienceItem]:
     """The student's items of some games."""
@@ -136,7 +141,7 @@ def texts(run: Run) -> Iterator[dict]:
     games = run.rollout(1)
     policy.reset()
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
-    own = by_draw(run, notes(run, games))
+    own = by_draw(run, written(run, games))
     yield from both(run, "own items", own)
     shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.draws)]
     yield from both(
@@ -148,13 +153,14 @@ def texts(run: Run) -> Iterator[dict]:
         ],
     )
     policy.reset()
-    hot = by_draw(run, notes(run, games, temperature=1.5))
+    hot = by_draw(run, written(run, games, temperature=1.5))
     yield from both(run, "items of the same games, written at T 1.5", hot)
     policy.reset()
     learn(run, own)
     play = {"prompts": run.prompts, "temperature": s.temperature}
     later = by_draw(
-        run, notes(run, rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play))
+        run,
+        written(run, rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play)),
     )
     yield from both(run, "items of the model after a round", later)
     for arm, symbols in WORLDS.items():
@@ -167,14 +173,14 @@ def texts(run: Run) -> Iterator[dict]:
             env_kwargs={"symbols": symbols},
             **play,
         )
-        yield from both(run, arm, by_draw(run, notes(run, there)))
+        yield from both(run, arm, by_draw(run, written(run, there)))
 
 
 def steps(run: Run) -> Iterator[dict]:
     """On- and off-policy by step: without retention and with three times the learning rate, so that
     there is a loss.
     """
-    own = by_draw(run, notes(run, run.rollout(1)))
+    own = by_draw(run, written(run, run.rollout(1)))
     run.collect(1)
     run.policy.reset()
     start = {"step": 0, "passed": played(run), "ood": run.probe()}
@@ -203,18 +209,18 @@ def saturation(run: Run) -> Iterator[dict]:
     """The pass rate in context by the number of games that were read, each draw in an order of its
     own.
     """
-    games, rates = run.rollout(1), {}
+    games, measured = run.rollout(1), {}
     run.policy.reset()
     orders = [random.Random(d).sample(games, len(games)) for d in range(run.settings.draws)]
     items: list[list[ExperienceItem]] = [[] for _ in orders]
     for start, n in pairwise(n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= len(games)):
         for d, order in enumerate(orders):
-            new = notes(run, order[start:n], draws=1, previous=experience_text(items[d]))
+            new = written(run, order[start:n], draws=1, previous=experience_text(items[d]))
             items[d] += [replace(item, draw=d, id=f"{d}-{item.id}") for item in new]
         for arm, curate in (("as extracted", False), ("curated", True)):
-            for d, text in enumerate(by_draw(run, sum(items, []), curate)):
-                rates[text] = rates.get(text) or played(run, text)
-                yield {"arm": arm, "games": n, "draw": d, "text": text, "passed": rates[text]}
+            for d, text in enumerate(by_draw(run, chain.from_iterable(items), curate)):
+                measured[text] = measured.get(text) or played(run, text)
+                yield {"arm": arm, "games": n, "draw": d, "text": text, "passed": measured[text]}
 
 
 def curation(run: Run) -> Iterator[dict]:
@@ -225,7 +231,7 @@ def curation(run: Run) -> Iterator[dict]:
     run.collect(1)
     run.policy.reset()
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
-    items = notes(run, games, **NOISY)
+    items = written(run, games, **NOISY)
     raw = by_draw(run, items, curate=False)
     session = Curation(items)
     session.accept(
@@ -270,97 +276,84 @@ RIVALS = {
 }
 
 
-def verdicts(rows: Sequence[dict]) -> list[str]:
-    """What the rows of one experiment say of its claim, a sentence each; what they do not show
-    begins with MISSED.
+def verdicts(rows: Sequence[dict]) -> list[Finding]:
+    """What the rows of one experiment say of its claim.
 
     Two arms differ where the 95 % interval of their paired difference does not hold 0 (OOD answers,
     which are not kept one by one: where their Wilson intervals do not touch). Experience saturates
     where the last doubling of the games changes the mean over draws by less than two points."""
-    name, said = rows[0]["experiment"], []
+    rows = sorted(rows, key=lambda row: row["seed"])
+    name = rows[0]["experiment"]
     if name == "saturation":
-        rates = {
-            n: [r["passed"]["pass_rate"] for r in rows if (r["arm"], r["games"]) == ("curated", n)]
-            for n in sorted({row["games"] for row in rows})
-        }
-        means = {n: sum(of) / len(of) for n, of in rates.items()}
-        *_, before, last = means
-        gain = means[last] - means[before]
-        told = ", ".join(
-            f"{n}: {mean:.1%} ({min(rates[n]):.1%} to {max(rates[n]):.1%})"
-            for n, mean in means.items()
-        )
-        said = [
-            f"Curated items in context by games read, {len(rates[last])} draws: {told}.",
-            f"{MISSED if abs(gain) >= 0.02 else ''}The last doubling of the games adds {100 * gain:+.1f} points.",
+        return _saturates([row for row in rows if row["arm"] == "curated"])
+    if name == "leave_one_out":
+        changes = sorted(paired(rows), key=lambda row: -abs(row["difference"][0]))
+        return [
+            Finding(f"Without `{row['arm']}`: {points_text(row['difference'])}.")
+            for row in changes
+            if row["arm"] != "no items"
         ]
-    elif name == "leave_one_out":
-        for row in sorted(paired(rows), key=lambda row: -abs(row["difference"][0])):
-            if row["arm"] != "no items":
-                said.append(f"Without `{row['arm']}`: {_points(row['difference'])}.")
-    else:
-        end = max(row.get("step", 0) for row in rows)
-        arms = _grouped([row for row in rows if row.get("step", end) == end])
-        named = {arm: plots.NAMES.get(arm, arm) for arm, _ in arms}
-        for (arm, how), same in arms.items():
-            for rival in RIVALS.get(arm, ()):
-                if (rival, how) not in arms:  # it had no items to absorb, see `both`
-                    continue
-                passes = [
-                    [int(c) for row in of for c in row["passed"]["passes"]]
-                    for of in (arms[rival, how], same)
-                ]
-                difference, n = paired_bootstrap(*passes), len(passes[0])
+    found, end = [], max(row.get("step", 0) for row in rows)
+    arms = grouped([row for row in rows if row.get("step", end) == end], "arm", "how")
+    for (arm, how), ours in arms.items():
+        for rival in RIVALS.get(arm, ()):
+            if (rival, how) in arms:  # else it had no items to absorb, see `both`
                 where = f"after {end} steps" if end else how.replace("_", " ")
-                said.append(
-                    f"{'' if difference[1] > 0 else MISSED}{named[arm]} {sum(passes[1]) / n:.1%} against "
-                    f"{named[rival]} {sum(passes[0]) / n:.1%}, {where}: {_points(difference)}, n = {n}."
-                )
-                if end and all(row.get("ood") for row in same):
-                    ours, theirs = _kept(same), _kept(arms[rival, how])
-                    said.append(
-                        f"{'' if ours[1] > theirs[2] else MISSED}{named[arm]} keeps more than {named[rival]}: OOD "
-                        f"{_share(ours)} against {_share(theirs)}."
-                    )
-    return said
+                found += _versus(arm, ours, rival, arms[rival, how], where)
+    return found
 
 
-def _points(difference: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * x for x in difference)
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+def _saturates(rows: Sequence[dict]) -> list[Finding]:
+    by_games = {
+        n: [r for r, _ in rates(of, "passed")] for (n,), of in grouped(rows, "games").items()
+    }
+    means = {n: sum(of) / len(of) for n, of in sorted(by_games.items())}
+    *_, before, last = means
+    gain = means[last] - means[before]
+    each = ", ".join(
+        f"{n}: {mean:.1%} ({min(by_games[n]):.1%} to {max(by_games[n]):.1%})"
+        for n, mean in means.items()
+    )
+    draws = len(by_games[last])
+    return [
+        Finding(f"Curated items in context by games read, {draws} draws: {each}."),
+        Finding(f"The last doubling of the games adds {100 * gain:+.1f} points.", abs(gain) < 0.02),
+    ]
 
 
-def _grouped(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
-    """Rows by arm and how, those of a group by seed."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        groups.setdefault((row["arm"], row.get("how")), []).append(row)
-    return groups
+def _versus(
+    arm: str, ours: Sequence[dict], rival: str, theirs: Sequence[dict], where: str
+) -> Iterator[Finding]:
+    """An arm against a rival, paired by map; after training also what they keep of OOD answers."""
+    arm, rival = (plots.NAMES.get(name, name) for name in (arm, rival))
+    mine, others = (passes(rows) for rows in (ours, theirs))
+    difference, n = paired_bootstrap(others, mine), len(mine)
+    yield Finding(
+        f"{arm} {sum(mine) / n:.1%} against {rival} {sum(others) / n:.1%}, {where}: "
+        f"{points_text(difference)}, n = {n}.",
+        difference[1] > 0,
+    )
+    if where.startswith("after") and all(row.get("ood") for row in ours):
+        kept, lost = (pooled(rates(rows, "ood")) for rows in (ours, theirs))
+        text = " against ".join(f"{r:.1%} [{low:.1%}, {high:.1%}]" for r, low, high in (kept, lost))
+        yield Finding(f"{arm} keeps more than {rival}: OOD {text}.", kept[1] > lost[2])
 
 
-def _kept(rows: Sequence[dict]) -> tuple[float, float, float]:
-    """Share of right OOD answers over all seeds with its Wilson interval."""
-    n = sum(row["ood"]["n"] for row in rows)
-    right = round(sum(row["ood"]["all"] * row["ood"]["n"] for row in rows))
-    return right / n, *wilson(right, n)
-
-
-def _share(share: tuple[float, float, float]) -> str:
-    return f"{share[0]:.1%} [{share[1]:.1%}, {share[2]:.1%}]"
+def passes(rows: Sequence[dict]) -> list[int]:
+    """Success by map, those of all rows one after another."""
+    return [int(c) for row in rows for c in row["passed"]["passes"]]
 
 
 def paired(rows: Sequence[dict]) -> list[dict]:
     """What each arm of `leave_one_out` changes, against all items on the same maps."""
-    outcomes = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        outcomes[row["arm"]] = outcomes.get(row["arm"], "") + row["passed"]["passes"]
-    whole = [int(c) for c in outcomes.pop("all items")]
+    arms = grouped(sorted(rows, key=lambda row: row["seed"]), "arm")
+    whole = passes(arms.pop(("all items",)))
     return [
         {
             "arm": arm.removeprefix(MARKER).strip(),
-            "difference": paired_bootstrap(whole, [int(c) for c in passes]),
+            "difference": paired_bootstrap(whole, passes(same)),
         }
-        for arm, passes in outcomes.items()
+        for (arm,), same in arms.items()
     ]
 
 
@@ -370,79 +363,59 @@ def table(rows: Sequence[dict]) -> str:
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        at = row.get("how") or next(
-            (f"{key} {row[key]}" for key in ("step", "games") if key in row), "in_context"
-        )
-        groups.setdefault(
-            (row["experiment"], row["arm"].removeprefix(MARKER).strip(), at), []
-        ).append(row)
+        by = next((f"{key} {row[key]}" for key in ("step", "games") if key in row), "in_context")
+        name = row["arm"].removeprefix(MARKER).strip()
+        groups.setdefault((row["experiment"], name, row.get("how") or by), []).append(row)
     lines = ["| experiment | arm | | pass rate | n | OOD |", "|---|---|---|---|---|---|"]
     for key, same in groups.items():
-        passes, kept = (
-            "".join(row["passed"]["passes"] for row in same),
-            [r["ood"]["all"] for r in same if r.get("ood")],
-        )
-        low, high = wilson(passes.count("1"), len(passes))
-        about = f"{passes.count('1') / len(passes):.1%} [{low:.1%}, {high:.1%}] | {len(passes)}"
+        parts = rates(same, "passed")
+        each, kept = [rate for rate, _ in parts], [rate for rate, _ in rates(same, "ood")]
+        rate, low, high = pooled(parts)
+        about = f"{rate:.1%} [{low:.1%}, {high:.1%}] | {sum(n for _, n in parts)}"
         if "draw" in same[0]:
-            rates = [row["passed"]["pass_rate"] for row in same]
-            about = f"{sum(rates) / len(rates):.1%} ({min(rates):.1%} to {max(rates):.1%}) | {len(rates)} draws"
-        lines.append(
-            f"| {' | '.join(key)} | {about} | {f'{sum(kept) / len(kept):.1%}' if kept else '-'} |"
-        )
+            mean = sum(each) / len(each)
+            about = f"{mean:.1%} ({min(each):.1%} to {max(each):.1%}) | {len(each)} draws"
+        ood = f"{sum(kept) / len(kept):.1%}" if kept else "-"
+        lines.append(f"| {' | '.join(key)} | {about} | {ood} |")
     return "\n".join(lines).replace("_", " ")
 
 
 def figures(rows: Sequence[dict]) -> dict:
     """Name and figure of every experiment that the rows hold."""
-    found = {}
-    for name in dict.fromkeys(row["experiment"] for row in rows):
-        mine = [row for row in rows if row["experiment"] == name]
-        seeds = sorted({row["seed"] for row in mine})
-        n = mine[0]["passed"]["n"]
-        limits = envs.bounds(
-            mine[0]["env"], [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)]
-        )
-        about = f"mean and range of {len(seeds)} seeds, n = {n} maps each"
-        if name in ("texts", "curation"):
-            found[name] = plots.bars(mine, limits, "Pass rate")
-        elif name == "steps":
-            panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
-            found[name] = plots.curves(
-                mine, "step", panels, f"lr x 3, no retention; {about}", limits
-            )
-        elif name == "saturation":
-            title = f"In context, {max(row['draw'] for row in mine) + 1} draws; {about}"
-            found[name] = plots.curves(mine, "games", {"passed": "Pass rate"}, title, limits)
-        else:
-            whole = [row["passed"]["pass_rate"] for row in mine if row["arm"] == "all items"]
-            title = f"Pass rate less that with all items, {sum(whole) / len(whole):.0%} (n = {n * len(seeds)}, paired)"
-            found[name] = plots.differences(paired(mine), title)
-    return found
+    return {name: figure(name, same) for (name,), same in grouped(rows, "experiment").items()}
+
+
+def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
+    """The figure of one experiment."""
+    seeds, n = sorted({row["seed"] for row in rows}), rows[0]["passed"]["n"]
+    maps = [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)]
+    limits = envs.bounds(rows[0]["env"], maps)
+    about = f"mean and range of {len(seeds)} seeds, n = {n} maps each"
+    if name in ("texts", "curation"):
+        return study_plots.bars(rows, limits, "Pass rate")
+    if name == "steps":
+        panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
+        title = f"lr x 3, no retention; {about}"
+        return study_plots.curves(rows, "step", panels, title, limits)
+    if name == "saturation":
+        title = f"In context, {max(row['draw'] for row in rows) + 1} draws; {about}"
+        return study_plots.curves(rows, "games", {"passed": "Pass rate"}, title, limits)
+    whole, *_ = pooled(rates([row for row in rows if row["arm"] == "all items"], "passed"))
+    title = f"Pass rate less that with all items, {whole:.0%} (n = {n * len(seeds)}, paired)"
+    return study_plots.differences(paired(rows), title)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("data/results/experiments.jsonl"))
-    parser.add_argument("--seeds", default="0:4", help="first:end")
+    parser = study_plots.options(__doc__, "data/results/experiments.jsonl", "0:4")
     parser.add_argument("--only", nargs="*", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--scale", choices=list(SCALES), default="tiny")
     parser.add_argument("--model", default="micro")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
-    rows = read_jsonl(args.out) if args.out.exists() else []
-    if args.table:
-        return print(table(rows))
-    if args.draw:
-        for name, figure in figures(rows).items():
-            figure.savefig(args.draw / f"experiment_{name}.png", dpi=110)
+    if study_plots.shown(args, table, figures, "experiment_"):
         return
-    done = {(row["experiment"], row["seed"]) for row in rows}
+    done = {(row["experiment"], row["seed"]) for row in study_plots.recorded(args.out)}
     policy = load_policy(args.model)
-    for seed in range(*map(int, args.seeds.split(":"))):
+    for seed in args.seeds:
         settings = Settings.of(args.scale, model=args.model, seed=seed)
         for name in args.only:
             if (name, seed) in done:
@@ -450,24 +423,13 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 run = Run(Path(folder) / "run", settings, policy, progress=False)
                 found = list(EXPERIMENTS[name](run))
-            about = {
-                "experiment": name,
-                "model": policy.name,
-                "scale": args.scale,
-                "env": run.eval_env,
-                "seed": seed,
-            }
+            about = {"experiment": name, "model": policy.name, "scale": args.scale}
+            about |= {"env": run.eval_env, "seed": seed}
             for row in found:
                 append_jsonl(args.out, about | row)
-                print(
-                    name,
-                    seed,
-                    row["arm"],
-                    row.get("how", row.get("step", row.get("games", ""))),
-                    f"{row['passed']['pass_rate']:.1%}",
-                    (row.get("ood") or {}).get("all", ""),
-                    flush=True,
-                )
+                where = row.get("how", row.get("step", row.get("games", "")))
+                ood = (row.get("ood") or {}).get("all", "")
+                print(name, seed, row["arm"], where, f"{row['passed']['pass_rate']:.1%}", ood)
 
 
 if __name__ == "__main__":

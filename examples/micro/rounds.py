@@ -4,24 +4,30 @@ or five:
     python examples/micro/rounds.py --seeds 0:6 --variants default
     python examples/micro/rounds.py --seeds 0:4
 
-One JSON line a variant, seed and round; goes on where it stopped. `--table` prints means and ranges
-from the file as the Markdown table of README.md beside this file, `--draw data/results` makes the
-figures."""
+One JSON line per variant, seed and round; goes on where it stopped. `--table` prints means and
+ranges from the file as the Markdown table of README.md beside this file, `--draw data/results`
+makes the figures."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from oelkit import Run, Settings, envs, load_policy
-from oelkit.records import append_jsonl, read_jsonl, write_jsonl
+from oelkit.records import append_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.text import MARKER
 from oelkit.views import plots
+
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # a notebook that takes the functions has not done it
+import study_plots
+from study_plots import grouped
 
 BASE = Settings(rounds=3, arms=False)
 VARIANTS = {
@@ -46,7 +52,7 @@ VARIANTS = {
     "forward KL": replace(BASE, loss="forward_kl"),
     "SFT": replace(BASE, loss="sft"),
 }
-CAUSES = {  # a figure each
+CAUSES = {  # one figure each
     "retention": ["default", "no retention"],
     "five_rounds": ["default", "no retention"],
     "carried_items": ["default", "fresh items", "fresh items, no retention"],
@@ -67,7 +73,7 @@ EVERY = {
     "3 of 10 texts wrong": 4,
     "5 of 10 texts wrong": 2,
     "all wrong from round 2": 1,
-}  # every how manieth text is WRONG
+}  # WRONG is every n-th text
 
 
 def edited(name: str, k: int, texts: list[str]) -> list[str]:
@@ -95,7 +101,7 @@ class Anew(Run):
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:
-    """Run one variant with one seed and append a line a round."""
+    """Run one variant with one seed and append a line per round."""
     with tempfile.TemporaryDirectory() as folder:
         kind = Anew if "anew" in name else Run
         run = kind(
@@ -132,24 +138,21 @@ def table(rows: list[dict]) -> str:
     """Markdown: mean (lowest-highest) of the consolidated and in-context pass rate by round over
     the seeds.
     """
-    lines = [
-        "| variant | seeds | base | "
-        + " | ".join(f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated"))
-        + " | OOD after 3 |",
-        "|---" * 10 + "|",
-    ]
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        mine = [row for row in rows if row["variant"] == name]
-        cells = [
-            str(len({row["seed"] for row in mine})),
-            _spread([r["base"]["pass_rate"] for r in mine if r["round"] == 1]),
-        ]
+    head = [f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated")]
+    lines = [f"| variant | seeds | base | {' | '.join(head)} | OOD after 3 |", "|---" * 10 + "|"]
+    for (name,), mine in grouped(rows, "variant").items():
+        by_round = {k: same for (k,), same in grouped(mine, "round").items()}
+        cells = [str(len({row["seed"] for row in mine})), _spread(by_round.get(1, []), "base")]
         for k in (1, 2, 3):
-            for arm in ("in_context", "consolidated"):
-                cells.append(_spread([r[arm]["pass_rate"] for r in mine if r["round"] == k]))
-        cells.append(_spread([r["ood"]["all"] for r in mine if r["round"] == 3 and r["ood"]]))
+            cells += [_spread(by_round.get(k, []), a) for a in ("in_context", "consolidated")]
+        cells.append(_spread(by_round.get(3, []), "ood"))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _spread(rows: list[dict], key: str) -> str:
+    found = [rate for rate, _ in study_plots.rates(rows, key)]
+    return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})" if found else "-"
 
 
 def figures(rows: list[dict], seed: int = 0) -> dict:
@@ -159,12 +162,11 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     arms = ("base", "in_context", "consolidated")
     rates = [{"round": row["round"], "pass_rate": {arm: row[arm] for arm in arms}} for row in mine]
-    limits = envs.bounds(
-        BASE.env.replace("-v", "Unseen-v"), range(HELD_OUT, HELD_OUT + BASE.episodes)
-    )
+    maps = range(HELD_OUT, HELD_OUT + BASE.episodes)
+    limits = envs.bounds(envs.held_out(BASE.env), maps)
     found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
     panels = {
-        "in_context": "Notes in context",
+        "in_context": "Experience in context",
         "consolidated": "Consolidated",
         "ood": "OOD: exact answers",
     }
@@ -180,44 +182,26 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
         seeds = Counter(r["arm"] for r in shown if r["round"] == last)
         if len(seeds) < 2:
             continue  # not run yet
-        title = (
-            f"{cause.replace('_', ' ').capitalize()}: mean and range over "
-            f"{', '.join(map(str, dict.fromkeys(seeds.values())))} seeds, n = {BASE.episodes} maps a point"
-        )
-        found[f"rounds_{cause}"] = plots.curves(shown, "round", panels, title, limits)
+        n = ", ".join(map(str, dict.fromkeys(seeds.values())))
+        about = f"mean and range over {n} seeds, n = {BASE.episodes} maps per point"
+        title = f"{cause.replace('_', ' ').capitalize()}: {about}"
+        found[f"rounds_{cause}"] = study_plots.curves(shown, "round", panels, title, limits)
     return found
 
 
-def _spread(rates: list[float]) -> str:
-    return f"{statistics.mean(rates):.0%} ({min(rates):.0%}-{max(rates):.0%})" if rates else "-"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("data/results/rounds_study.jsonl"))
-    parser.add_argument("--seeds", default="0:5", help="first:end")
+    parser = study_plots.options(__doc__, "data/results/rounds_study.jsonl", "0:5")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument(
-        "--table", action="store_true", help="only print the table of what is there"
-    )
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
     args = parser.parse_args()
-    done = read_jsonl(args.out) if args.out.exists() else []
-    if args.table:
-        return print(table(done))
-    if args.draw:
-        for name, figure in figures(done).items():
-            figure.savefig(args.draw / f"{name}.png", dpi=120)
+    if study_plots.shown(args, table, figures):
         return
+    done = study_plots.recorded(args.out)
     last = {(r["variant"], r["seed"]): r["round"] for r in done}
     complete = {run for run, k in last.items() if k in (BASE.rounds, VARIANTS[run[0]].rounds)}
-    write_jsonl(
-        args.out, [r for r in done if (r["variant"], r["seed"]) in complete]
-    )  # a half-done run starts again
+    kept = [r for r in done if (r["variant"], r["seed"]) in complete]
+    write_jsonl(args.out, kept)  # what is half done starts again
     policy = load_policy(BASE.model)
-    for seed in range(*map(int, args.seeds.split(":"))):
+    for seed in args.seeds:
         for name in args.variants:
             if (name, seed) not in complete:
                 measure(policy, name, seed, args.out)

@@ -14,8 +14,8 @@ reply, as in the paper, writes down what it said itself rather than what the gue
 person keeps what is true. Beside them, in context only: the games as they were (own), the items
 that nobody went through (curated). With --writer the first round's items are another model's, of
 games that it has played itself. The lines of the last command are drawn beside the rows where they
-are in waiter_ifeval.jsonl. A run folder an arm and seed (runs/waiter_ARM, from seed 1 on
-runs/waiter_ARM_seedN); one JSON line an arm, seed and round. To be run where `oelkit` is installed,
+are in waiter_ifeval.jsonl. A run folder per arm and seed (runs/waiter_ARM, from seed 1 on
+runs/waiter_ARM_seedN); one JSON line per arm, seed and round. To be run where `oelkit` is installed,
 or with PYTHONPATH=."""
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ from oelkit.steps.rollouts import as_experience
 from oelkit.views import plots
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "micro"))
+import study_plots  # noqa: E402
+
 SETTINGS = Settings(
     dtype="bfloat16",
     env="waiter:waiter/Waiter-v0",
@@ -263,7 +266,7 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
     n = rows[0]["base"]["n"]
     tables = Counter(guests_tables(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
-    return plots.bars(bars, limits, "Right drink for unseen guests", "IF-Eval, strict")
+    return study_plots.bars(bars, limits, "Right drink for unseen guests", "IF-Eval, strict")
 
 
 def arms(rows: Sequence[dict]) -> list[dict]:

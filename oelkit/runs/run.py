@@ -490,43 +490,6 @@ def run_loop(
     return Run(folder, settings, policy, progress=progress).finish()
 
 
-def summary(metrics: dict) -> str:
-    """The table of a run: pass rates with intervals, tokens a reply, OOD, by round."""
-    head = (
-        f"{'round':>5}  {'base':>18}  {'in context':>18}  {'consolidated':>18}  {'tokens':>6}  {'OOD':>9}  "
-        f"{'items':>5}  {'s':>5}"
-    )
-    rows = [head, "-" * len(head)]
-    for r in metrics["rounds"]:
-        cells = [
-            f"{a['pass_rate']:.1%} [{a['low']:.0%}, {a['high']:.0%}]"
-            for a in (r["pass_rate"][arm] for arm in ("base", "in_context", "consolidated"))
-        ]
-        ood = r["ood"]["consolidated"]
-        kept = "-" if ood is None else f"{ood['all']:.1%}"
-        rows.append(
-            f"{r['round']:>5}  "
-            + "  ".join(f"{c:>18}" for c in cells)
-            + f"  {r['reply_tokens']['consolidated']:>6.1f}  {kept:>9}  {r['kept']:>5}"
-            f"  {sum(r['seconds'].values()):>5.0f}"
-        )
-    known, n = envs.describe(metrics["bounds"]), metrics["rounds"][0]["pass_rate"]["base"]["n"]
-    rows.append(
-        f"{n} held-out maps of {metrics['eval_env']}; {known}{known and '; '}95 % Wilson intervals"
-    )
-    counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
-    told = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
-    rows += [f"extraction replies without an item: {told}"] if told else []
-    for name, arm in metrics.get("arms", {}).items():
-        parts = [f"{k} {v['pass_rate']:.1%}" for k, v in arm.items() if k != "ood"]
-        rows.append(
-            f"arm {name}: "
-            + ", ".join(parts)
-            + (f", OOD {arm['ood']['all']:.1%}" if arm.get("ood") else "")
-        )
-    return "\n".join(rows)
-
-
 def versions() -> dict[str, str]:
     """Of Python and the packages that results depend on, for the record."""
     packages = ("torch", "transformers", "peft", "gymnasium")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import arms
 import bench
+import bench_plot
 import pytest
 
 STEP = {
@@ -62,3 +63,15 @@ def test_an_arm_that_fails_is_said(tmp_path, capsys):
         bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1
     )  # a mean of no steps
     assert "failed with exit status" in capsys.readouterr().out and not out.exists()
+
+
+def test_benchmarks_draws_each_line_once_with_its_target():
+    path = Path(__file__).parents[2] / "data/results/bench_cpu.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    (axis,) = bench_plot.benchmarks(rows).axes
+    assert len(axis.patches) == len(axis.get_yticks()) == len(rows)
+    ends = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
+    assert ends == pytest.approx(sorted(row["ratio"] for row in rows))
+    marks = [line for line in axis.lines if line.get_color() == "black"]
+    assert len(marks) == sum(row["target"] is not None for row in rows)
+    assert rows[0]["model"] in axis.get_title(loc="left")

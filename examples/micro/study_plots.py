@@ -1,0 +1,183 @@
+"""What the studies share: rates of several seeds together, their figures, their command line.
+
+A row is a measurement, one JSON line: {"arm", "passed": a report's summary, "ood": a probe's result
+or none, "seed", …}. Nothing here is a part of oelkit: it uses its figures' look."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from oelkit.records import read_jsonl
+from oelkit.stats import wilson
+from oelkit.views import plots
+
+# of arms without a colour of their own
+OTHERS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+
+
+# -- rates
+
+
+def grouped(rows: Sequence[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Rows by the values of some keys (None where a row has none)."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return groups
+
+
+def rates(rows: Sequence[dict], key: str) -> list[tuple[float, int]]:
+    """(rate, n) of the rows that have a report's summary or a probe's result under that key."""
+    found = [row[key] for row in rows if row.get(key)]
+    return [(one["pass_rate" if "pass_rate" in one else "all"], one["n"]) for one in found]
+
+
+def pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
+    """Rate of several (rate, n) together, with its Wilson interval; each is on maps of its own."""
+    n, right = sum(n for _, n in parts), round(sum(rate * n for rate, n in parts))
+    return right / n, *wilson(right, n)
+
+
+# -- figures
+
+
+@plots.styled
+def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact answers") -> Figure:
+    """What arms are worth in context and consolidated, seeds pooled (dots: each seed), with OOD.
+
+    Args:
+        rows: With "how": "base", "in_context" or "consolidated"; without any probe there is no
+            panel for it.
+        bounds: Floors and ceiling, as `envs.bounds` gives them.
+        probe: What the probe counts.
+    """
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    keys = [key for key in ("passed", "ood") if any(row.get(key) for row in rows)]
+    look = {"sharey": True, "squeeze": False, "width_ratios": (2, 1)[: len(keys)]}
+    figure, axes = plots.new_figure(len(keys), (8, 1.3 + 0.5 * len(names)), **look)
+    for axis, key in zip(axes[0], keys, strict=True):
+        sizes = set()
+        for (arm, how), same in grouped(rows, "arm", "how").items():
+            y = names.index(arm) + {"base": 0, "in_context": -0.2, "consolidated": 0.2}[how]
+            if parts := rates(same, key):
+                each = [rate for rate, _ in parts]
+                colour = plots.COLOURS[how]
+                plots.rate_bar(axis, y, pooled(parts), max(each), height=0.38, color=colour)
+                axis.plot(each, [y] * len(each), ".", color="#222222", ms=3, alpha=0.6)
+                sizes.add(sum(n for _, n in parts))
+        n = "n = " + " or ".join(map(str, sorted(sizes)))
+        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 60)
+        axis.set_title(passed if key == "passed" else f"OOD: {probe}\n({n})")
+        plots.percent_axis(axis)
+    left = axes[0][0]
+    if len(keys) == 1:
+        left.set_xlabel("no OOD probe", fontsize=8)
+    left.set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
+    left.invert_yaxis()
+    for how in ("base", "in_context", "consolidated"):
+        left.barh([0], [0], color=plots.COLOURS[how], label=plots.NAMES[how])
+    plots.floors(left, bounds, vertical=True)
+    return plots.legend_below(figure, left)
+
+
+@plots.styled
+def curves(
+    rows: Sequence[dict], x: str, panels: dict[str, str], title: str, bounds: dict | None = None
+) -> Figure:
+    """A panel per quantity, a line per arm: the mean over seeds or draws by `x`; their range as a
+    band, each as a dot. Where there is one row alone, the band is its Wilson interval.
+
+    Args:
+        panels: Title by the key of the rows that it shows.
+        bounds: Floors and ceiling, for panels other than "ood".
+    """
+    size = (1.5 + 2.9 * len(panels), 3.4)
+    figure, axes = plots.new_figure(len(panels), size, squeeze=False)
+    arms, others = grouped(rows, "arm"), iter(OTHERS)
+    colours = {arm: plots.COLOURS.get(arm) or next(others, "#999999") for (arm,) in arms}
+    for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
+        for (arm,), mine in arms.items():
+            points = grouped([row for row in mine if row.get(key)], x)
+            xs, bands, means, dots = [at for (at,) in points], [], [], []
+            for at, same in zip(xs, points.values(), strict=True):
+                parts = rates(same, key)
+                each = [rate for rate, _ in parts]
+                means.append(sum(each) / len(each))
+                bands.append(pooled(parts)[1:] if len(parts) == 1 else (min(each), max(each)))
+                dots += [(at, rate) for rate in each]
+            label, colour = plots.NAMES.get(arm, arm), colours[arm]
+            axis.plot(xs, means, "o-", ms=3, lw=1.4, color=colour, label=label)
+            axis.fill_between(xs, *zip(*bands, strict=True), color=colour, alpha=0.12, lw=0)
+            axis.plot(*zip(*dots, strict=True), ".", ms=3, color=colour, alpha=0.6)
+        axis.set(xlabel=x, ylim=(-0.02, 1.04), title=name)
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if bounds and key != "ood":
+            plots.floors(axis, bounds)
+    figure.suptitle(textwrap.fill(title, 20 + 38 * len(panels)), x=0.01, ha="left", fontsize=9.5)
+    return plots.legend_below(figure, axes[0][0])
+
+
+@plots.styled
+def differences(rows: Sequence[dict], title: str) -> Figure:
+    """Ranked bars of paired differences in pass rate: {"arm", "difference": (mean, low, high)}."""
+    rows = sorted(rows, key=lambda row: row["difference"][0])
+    found = [row["difference"] for row in rows]
+    figure, axis = plots.new_figure(size=(7, 0.9 + 0.3 * len(rows)))
+    error = {"xerr": plots.whiskers(found), "error_kw": {"capsize": 3, "lw": 1}}
+    colour = plots.COLOURS["in_context"]
+    axis.barh(range(len(rows)), [mean for mean, *_ in found], height=0.62, color=colour, **error)
+    axis.axvline(0, color="#555555", lw=1)
+    names = [textwrap.shorten(row["arm"], 48, placeholder=" …") for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.invert_yaxis()
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid(axis="y", visible=False)
+    axis.set_title(title)
+    return figure
+
+
+# -- the command line
+
+
+def options(doc: str | None, out: str, seeds: str) -> argparse.ArgumentParser:
+    """The flags of every study: where its lines are, which seeds, or only to show what is there."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=_range, default=seeds, help="first:end")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
+    return parser
+
+
+def _range(text: str) -> range:
+    return range(*map(int, text.split(":")))
+
+
+def recorded(out: Path) -> list[dict[str, Any]]:
+    """The lines that are there."""
+    return read_jsonl(out) if out.exists() else []
+
+
+def shown(
+    args: argparse.Namespace,
+    table: Callable[[list[dict]], str],
+    figures: Callable[[list[dict]], dict[str, Figure]],
+    prefix: str = "",
+) -> bool:
+    """Print the table, or draw the figures, of what is there; False where neither was asked for."""
+    rows = recorded(args.out)
+    if args.table:
+        print(table(rows))
+    elif args.draw:
+        for name, figure in figures(rows).items():
+            figure.savefig(args.draw / f"{prefix}{name}.png", dpi=120)
+    return bool(args.table or args.draw)

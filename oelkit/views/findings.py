@@ -1,0 +1,137 @@
+"""What a run shows, in sentences from its metrics alone; they also say what did not come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..envs import describe
+from ..stats import paired_bootstrap, wilson
+from .plots import NAMES
+from .summary import episodes_text, map_count, rate_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, and whether it says what was hoped for."""
+
+    text: str
+    came_out: bool = True
+
+    def __str__(self) -> str:
+        return self.text if self.came_out else f"Did not come out: {self.text}"
+
+
+def points_text(difference: tuple[float, float, float]) -> str:
+    """A difference in pass rate with its interval, in points: "+12.5 points [+3.1, +21.9]"."""
+    mean, low, high = (100 * x for x in difference)
+    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def _passes(row: dict) -> np.ndarray | None:
+    """Success of each episode, [sampling seeds, maps], where the row tells them."""
+    passes = row.get("passes")
+    return np.array([int(c) for c in passes], float).reshape(-1, map_count(row)) if passes else None
+
+
+def compare(row: dict, other: dict) -> tuple[int, str]:
+    """Whether a pass rate is above another (1), below (-1) or not told apart (0), and why.
+
+    Paired by map where both rows tell their episodes (on the same maps, as all arms of a run are),
+    else by whether the intervals touch.
+    """
+    ours, theirs = _passes(row), _passes(other)
+    if ours is not None and theirs is not None and ours.shape == theirs.shape:
+        difference = paired_bootstrap(theirs, ours)
+        sign = (difference[1] > 0) - (difference[2] < 0)
+        return sign, f"{points_text(difference)}, paired by map"
+    sign = (row["low"] > other["high"]) - (row["high"] < other["low"])
+    return sign, "the intervals do not touch" if sign else "the intervals meet"
+
+
+def findings(metrics: dict) -> list[Finding]:
+    """What a run shows, a finding each.
+
+    Args:
+        metrics: What `Run.run_all` returns, or metrics.json of the run.
+    """
+    return [*_learning(metrics), *_rounds(metrics), *_abilities(metrics), *_arms(metrics)]
+
+
+def _above(what: str, row: dict, than: str, other: dict) -> Finding:
+    sign, why = compare(row, other)
+    verb = {1: "is above", 0: "is not told apart from", -1: "is below"}[sign]
+    text = f"{what}, {rate_text(row)}, {verb} {than}, {rate_text(other)}: {why}."
+    return Finding(text, sign > 0)
+
+
+def _learning(metrics: dict) -> Iterator[Finding]:
+    passed, bounds = metrics["rounds"][0]["pass_rate"], metrics["bounds"]
+    base, in_context, learned = (passed[a] for a in ("base", "in_context", "consolidated"))
+    known = describe(bounds)
+    yield Finding(
+        f"Without experience the base model passes {rate_text(base)} of {episodes_text(base)}"
+        f"{known and '; '}{known}."
+    )
+    floor = [bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None]
+    if base["low"] > max(floor, default=1.0):
+        yield Finding("the base is better than a player who guesses.", False)
+    yield _above("The base with its own experience in context", in_context, "the base alone", base)
+    yield _above("The model that absorbed it, with nothing in context", learned, "the base", base)
+    if in_context["pass_rate"] == 0:
+        text = "nothing passed with experience in context, so that consolidation has no measure."
+        yield Finding(text, False)
+    else:
+        share = learned["pass_rate"] / in_context["pass_rate"]
+        text = f"Consolidated is {share:.2f} of in context after round 1 (goal: 0.8)."
+        yield Finding(text, share >= 0.8)
+
+
+def _rounds(metrics: dict) -> Iterator[Finding]:
+    first, last = metrics["rounds"][0], metrics["rounds"][-1]
+    k, end = last["round"], last["pass_rate"]["consolidated"]
+    if last is not first:
+        learned = first["pass_rate"]["consolidated"]
+        sign, why = compare(end, learned)
+        verb = {1: "gains on", 0: "is not told apart from", -1: "falls below"}[sign]
+        text = f"Round {k} {verb} round 1: {rate_text(end)} after {rate_text(learned)}, {why}."
+        yield Finding(text, sign >= 0)
+    base = first["pass_rate"]["base"]
+    cut = f"{end['truncated']:.1%} cut off ({base['truncated']:.1%})"
+    yield Finding(
+        f"Replies get shorter: {end['reply_tokens']:.1f} tokens per reply after round {k}, "
+        f"{base['reply_tokens']:.1f} before, {cut}.",
+        end["reply_tokens"] < 0.95 * base["reply_tokens"],
+    )
+
+
+def _abilities(metrics: dict) -> Iterator[Finding]:
+    last = metrics["rounds"][-1]
+    before, after = metrics["rounds"][0]["ood"]["base"], last["ood"]["consolidated"]
+    if not before or not after:
+        return
+    low, high = wilson(round(before["all"] * before["n"]), before["n"])
+    lost = after["all"] < low
+    yield Finding(
+        f"Other abilities are {'partly lost' if lost else 'kept'}: {after['all']:.1%} of "
+        f"{before['n']} OOD answers right after round {last['round']}, {before['all']:.1%} "
+        f"[{low:.0%}, {high:.0%}] before.",
+        not lost,
+    )
+    kinds = [kind for kind in before if kind not in ("all", "n")]
+    if lost and kinds:
+        worst = min(kinds, key=lambda kind: after[kind] - before[kind])
+        change = f"{before[worst]:.0%} before, {after[worst]:.0%} after"
+        yield Finding(f"The largest loss is in {worst!r}: {change}.")
+
+
+def _arms(metrics: dict) -> Iterator[Finding]:
+    passed = metrics["rounds"][0]["pass_rate"]
+    for arm, row in (metrics.get("arms") or {}).items():
+        name, ours = NAMES.get(arm, arm), passed["consolidated"]
+        yield _above("On-policy distillation of experience", ours, name, row["consolidated"])
+        if "in_context" in row:
+            raw = f"{arm} games in context"
+            yield _above("Experience in context", passed["in_context"], raw, row["in_context"])

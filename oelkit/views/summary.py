@@ -1,0 +1,51 @@
+"""The numbers of a run in words: rates with intervals, how many episodes, the printed table."""
+
+from __future__ import annotations
+
+from ..envs import describe
+
+
+def rate_text(row: dict) -> str:
+    """A pass rate with its 95 % interval: "81.2% [74%, 87%]"."""
+    return f"{row['pass_rate']:.1%} [{row['low']:.0%}, {row['high']:.0%}]"
+
+
+def map_count(row: dict) -> int:
+    """On how many maps a pass rate was measured (rows of older runs: one episode per map)."""
+    return row.get("maps", row["n"])
+
+
+def episodes_text(row: dict) -> str:
+    """What a pass rate was measured on, as in "1,280 episodes on 128 held-out maps"."""
+    maps = f"{map_count(row):,} held-out maps"
+    return maps if map_count(row) == row["n"] else f"{row['n']:,} episodes on {maps}"
+
+
+def summary(metrics: dict) -> str:
+    """The table of a run: pass rates with intervals, tokens per reply, OOD, items, seconds.
+
+    Args:
+        metrics: what `Run.run_all` returns, or metrics.json of the run.
+    """
+    arms = ("base", "in_context", "consolidated")
+    head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in arms)
+    head += f"  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
+    lines = [head, "-" * len(head)]
+    for r in metrics["rounds"]:
+        ood, rates = r["ood"]["consolidated"], [rate_text(r["pass_rate"][arm]) for arm in arms]
+        cells = [f"{r['round']:>5}", *(f"{text:>18}" for text in rates)]
+        cells.append(f"{r['reply_tokens']['consolidated']:>6.1f}")
+        cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")
+        cells += [f"{r['kept']:>5}", f"{sum(r['seconds'].values()):>5.0f}"]
+        lines.append("  ".join(cells))
+    about = [f"{episodes_text(metrics['rounds'][0]['pass_rate']['base'])} of {metrics['eval_env']}"]
+    about += [known] if (known := describe(metrics["bounds"])) else []
+    lines.append("; ".join([*about, "95 % intervals"]))
+    counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
+    empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
+    lines += [f"extraction replies without an item: {empty}"] if counts else []
+    for name, arm in (metrics.get("arms") or {}).items():
+        parts = [f"{key} {row['pass_rate']:.1%}" for key, row in arm.items() if key != "ood"]
+        parts += [f"OOD {arm['ood']['all']:.1%}"] if arm.get("ood") else []
+        lines.append(f"arm {name}: {', '.join(parts)}")
+    return "\n".join(lines)
