@@ -250,6 +250,9 @@ def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
         assert figure.axes[1].get_title("left").startswith("OOD: IF-Eval, strict") and 1 < len(
             figure.axes[1].containers
         ) <= 2 * len(kept)
+        figure.draw_without_rendering()
+        titles = [axis._left_title.get_window_extent() for axis in figure.axes]
+        assert not titles[0].overlaps(titles[1])
     assert (
         not any("T 0.7" in name for name in names["waiter"])
         and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]

@@ -73,7 +73,7 @@ def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact ans
                 axis.plot(each, [y] * len(each), ".", color="#222222", ms=3, alpha=0.6)
                 sizes.add(sum(n for _, n in parts))
         n = "n = " + " or ".join(map(str, sorted(sizes)))
-        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 60)
+        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 50)
         axis.set_title(passed if key == "passed" else f"OOD: {probe}\n({n})")
         plots.percent_axis(axis)
     left = axes[0][0]

@@ -29,7 +29,7 @@ def benchmarks(rows: Sequence[dict]) -> Figure:
         axis.annotate(text, (end, y), fontsize=8, **place)
         names.append(textwrap.fill(f"{row['what']}, against {row['peer_name']}", 78))
     axis.set_yticks(range(len(rows)), names, fontsize=7)
-    about = "blue: times better than the peer; orange: times the other cost, less is better"
+    about = "blue: times better than the peer\norange: times the other cost, less is better"
     axis.set(xscale="log", xlabel=about)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(1, color="#555555", lw=1)
@@ -37,5 +37,5 @@ def benchmarks(rows: Sequence[dict]) -> Figure:
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     run = f"{rows[0]['model']} on {rows[0]['machine']}, {rows[0]['threads']} threads"
-    axis.set_title(f"{run} (medians; black: target)")
+    figure.suptitle(f"{run} (medians; black: target)", x=0.01, ha="left", fontsize=9.5)
     return figure

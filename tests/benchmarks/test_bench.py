@@ -9,6 +9,7 @@ import arms
 import bench
 import bench_plot
 import pytest
+from test_plots import assert_whole
 
 STEP = {
     "arm": "ours",
@@ -74,4 +75,5 @@ def test_benchmarks_draws_each_line_once_with_its_target():
     assert ends == pytest.approx(sorted(row["ratio"] for row in rows))
     marks = [line for line in axis.lines if line.get_color() == "black"]
     assert len(marks) == sum(row["target"] is not None for row in rows)
-    assert rows[0]["model"] in axis.get_title(loc="left")
+    assert rows[0]["model"] in axis.figure.get_suptitle()
+    assert_whole(axis.figure)
