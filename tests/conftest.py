@@ -2,74 +2,14 @@
 
 import os
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # before huggingface_hub is imported: no test may need the network
+# Before huggingface_hub is imported: no test may need the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is loaded: threads that wait sleep, so that a busy machine slows a test a little
+# instead of a hundredfold. Processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-import torch
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}{% endif %}"
-)
-
-
-def make_tokenizer(chat_template=TEMPLATE):
-    """Byte-level, two special tokens, a few merges (so that decoding and encoding again gives other
-    ids).
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("f", "t"), ("l", "e"), ("le", "ft")]
-    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, *("".join(m) for m in merges)]
-    core = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges))
-    core.pre_tokenizer, core.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    core.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        chat_template=chat_template,
-    )
-
-
-def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
-    """Save a random Qwen3 model and its tokenizer to folder."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = make_tokenizer(chat_template)
-    config = Qwen3Config(
-        **{
-            **dict(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=16,
-                tie_word_embeddings=True,
-                max_position_embeddings=512,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                initializer_range=0.2,
-            ),
-            **changes,
-        }
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from helpers import make_model
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +26,34 @@ def tiny(tiny_model):
     from oelkit.model.loading import load_policy
 
     return load_policy(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory):
+    """Settings of a run of seconds on a tiny random model that has a probe beside it and says
+    little.
+    """
+    from oelkit.records import write_jsonl
+    from oelkit.runs.settings import Settings
+
+    folder = tmp_path_factory.mktemp("loop")
+    model = make_model(folder / "model")
+    question = {"kind": "copy", "messages": [{"role": "user", "content": "x"}], "answer": "x"}
+    write_jsonl(model / "probe.jsonl", [question])
+    return Settings(
+        model=str(model),
+        env="oelkit/FrozenLake3x3-v0",
+        rounds=2,
+        games=2,
+        collect=3,
+        draws=2,
+        steps=2,
+        batch_size=4,
+        episodes=4,
+        prompts="brief",
+        max_new_tokens=4,
+        lr=5e-3,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from runpy import run_path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from test_plots import assert_whole, make_metrics, rate, words
+from helpers import assert_whole, make_metrics, rate, words
 
 from oelkit import Run, Settings, load_policy
 from oelkit.records import read_jsonl

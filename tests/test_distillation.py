@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from helpers import shake
 
 from oelkit.model.loading import load_policy
 from oelkit.model.policy import reply_hidden, token_logprobs
@@ -20,14 +21,6 @@ STATES = [
     State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)
 ]
 TEXT = "- EXPERIENCE ITEM: the left one is a hole, the right one is not."
-
-
-def shake(policy, seed=0, scale=0.05):
-    """Move the student away from the base, so that both LoRA matrices get a gradient."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        for p in policy.trainable():
-            p.add_(scale * torch.randn_like(p))
 
 
 def train(policy, states=STATES, experiences=(TEXT,), **options):
@@ -164,7 +157,7 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
 def test_micro_batches_give_the_same_gradient(tiny, loss):
     shake(tiny)
     tiny.freeze_teacher()
-    shake(tiny, seed=1)
+    shake(tiny, seed=2)
     students = [tiny.encode(s.prompt) for s in STATES]
     teachers = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
     replies, found = generate(tiny, students, max_new_tokens=5), []

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers import Doors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -577,22 +578,6 @@ def test_a_picture_tells_every_symbol_apart_and_takes_unknown_letters():
         board_image([])
 
 
-class Doors(gym.Env):
-    """One of four doors opens under each light; a second guess is allowed."""
-
-    action_space = observation_space = gym.spaces.Text(200)
-    OPENS = {"red": "up", "green": "left"}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.light = ("red", "green")[self.np_random.integers(2)]
-        return f"The light is {self.light}.", {}
-
-    def step(self, reply):
-        won = parse_action(reply) == self.OPENS[self.light]
-        return f"{self.light}: {'open' if won else 'shut'}", float(won), won, False, {}
-
-
 @pytest.fixture
 def doors():
     gym.register("test/Doors-v0", entry_point=Doors, max_episode_steps=2)
@@ -647,7 +632,7 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
 
 def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):
     (tmp_path / "my_doors.py").write_text(
-        "import gymnasium\nfrom test_envs import Doors\n"
+        "import gymnasium\nfrom helpers import Doors\n"
         "gymnasium.register('test/Mine-v0', entry_point=Doors, max_episode_steps=3)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

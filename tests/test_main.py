@@ -11,8 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from test_plots import make_game
-from test_run import settings  # noqa: F401  (a tiny model with a probe, and short replies)
+from helpers import make_game
 
 from oelkit import __main__ as cli
 from oelkit.curation import Curation
@@ -163,7 +162,7 @@ def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
     refused(call("loop", "--scale", "small", "--dtype", "float8"), "float8", "bfloat16")
 
 
-def test_loop_stops_resumes_and_reports(call, place, settings):  # noqa: F811
+def test_loop_stops_resumes_and_reports(call, place, settings):
     run = place / "runs" / "first"
     refused(
         call("loop", "--run", "first", *flags(settings)), "round 1", "write items by hand into"
@@ -197,7 +196,7 @@ def test_loop_stops_resumes_and_reports(call, place, settings):  # noqa: F811
     refused(call("report", "--run", "first"), "trajectories.jsonl, line 3", "not JSON")
 
 
-def test_steps_on_files(call, place, settings):  # noqa: F811
+def test_steps_on_files(call, place, settings):
     tiny = ["--model", settings.model, "--prompts", settings.prompts]
     status, out, err = call(
         "play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl"
@@ -292,7 +291,7 @@ def test_experience_files(place):
     assert cli._texts(path) == ["- EXPERIENCE ITEM: b\n- EXPERIENCE ITEM: mine"]
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):  # noqa: F811
+def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     tiny = ["--model", settings.model]
     for name in ("games", "bad", "none"):
         write_jsonl(place / f"{name}.jsonl", [make_game()] if name != "none" else [])
@@ -343,7 +342,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):  # noq
     assert sorted(place.rglob("*")) == before
 
 
-def test_unwritable_run_folder(call, place, settings):  # noqa: F811
+def test_unwritable_run_folder(call, place, settings):
     (place / "runs").write_text("a file where a folder should be")
     refused(
         call("loop", "--model", settings.model, "--run", "first"),
@@ -352,7 +351,7 @@ def test_unwritable_run_folder(call, place, settings):  # noqa: F811
     )
 
 
-def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):  # noqa: F811
+def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 

@@ -4,139 +4,18 @@ import copy
 import math
 import subprocess
 import sys
-import warnings
 
 import matplotlib
 import pytest
+from helpers import assert_whole, make_game, make_metrics, make_rows, texts, words
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from oelkit import envs
 from oelkit.records import Outcome, Trajectory, Turn
-from oelkit.stats import draw_spread, wilson
+from oelkit.stats import draw_spread
 from oelkit.views import plots
-
-
-def rate(passes, n=128):
-    low, high = wilson(passes, n)
-    return {
-        "pass_rate": passes / n,
-        "low": low,
-        "high": high,
-        "n": n,
-        "reply_tokens": 40 - passes / 9,
-        "truncated": 0.02,
-    }
-
-
-def make_metrics(
-    consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0.88, 0.9), arms=True
-):
-    """Metrics as `Run.run_all` returns them; probe: OOD of the base and after each round."""
-
-    def ood(share):
-        return probe and {"all": share, "copy": share, "other_letters": share - 0.05, "n": 200}
-
-    rounds = []
-    for k, passes in enumerate(consolidated, 1):
-        rows = {
-            "base": rate(base),
-            "in_context": {**rate(in_context), "by_draw": [0.7, 0.9]},
-            "consolidated": rate(passes),
-        }
-        rounds.append(
-            {
-                "round": k,
-                "pass_rate": rows,
-                "items": 30 + k,
-                "kept": 20 + k,
-                "ood": {
-                    "base": ood(probe and probe[0]),
-                    "consolidated": ood(probe and probe[min(k, len(probe) - 1)]),
-                },
-                **{
-                    kind: {arm: row[kind] for arm, row in rows.items()}
-                    for kind in ("reply_tokens", "truncated")
-                },
-                "seconds": {"rollout": 1.5, "distill": 20.0},
-            }
-        )
-    metrics = {
-        "run": "demo",
-        "env": "oelkit/FrozenLake4x4-v0",
-        "eval_env": "oelkit/FrozenLake4x4Unseen-v0",
-        "model": "micro",
-        "seed": 0,
-        "bounds": {"random": 0.031, "fixed_plan": 0.062, "ceiling": 1.0},
-        "rounds": rounds,
-    }
-    if arms:
-        metrics["arms"] = {
-            "raw": {"in_context": rate(40), "consolidated": rate(30), "ood": ood(0.85)},
-            "forward_kl": {"consolidated": rate(94), "ood": ood(0.7)},
-            "sft": {"consolidated": rate(80), "ood": ood(0.6)},
-        }
-    return metrics
-
-
-def make_rows(
-    steps=8, arms=(("round 1", 1), ("round 2", 2), ("forward_kl", 1), ("sft", 1), ("raw", 1))
-):
-    return [
-        {"arm": arm, "round": k, "step": s, "loss": math.exp(-s / k), "entropy": 0.3}
-        for arm, k in arms
-        for s in range(steps)
-    ]
-
-
-def make_game(
-    moves=("[left]", "[down]", "no idea", "[right]", "[right]"),
-    env_id="oelkit/FrozenLake4x4-v0",
-    seed=3,
-):
-    env = envs.make(env_id, board="labelled", max_turns=max(5, len(moves)))
-    board, turns = env.reset(seed=seed)[0], []
-    for reply in moves:
-        after, *_, info = env.step(reply)
-        prompt = [{"role": "user", "content": board}]
-        turns.append(Turn(board, prompt, reply, info["action"], info["feedback"], 9, 3, False))
-        board = after
-        if info["outcome"]:
-            break
-    return Trajectory(
-        f"game-m{seed}",
-        env_id,
-        seed,
-        "micro",
-        1,
-        tuple(turns),
-        info["outcome"] or Outcome.UNKNOWN,
-        info["feedback"],
-    )
-
-
-def texts(figure):
-    return [
-        t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()
-    ]
-
-
-def words(figure):
-    return " | ".join(t.get_text() for t in texts(figure))
-
-
-def assert_whole(figure):
-    """Every text lies inside the figure, and drawing warns of nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.draw_without_rendering()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert (
-        min(drawn.x0, drawn.y0) > -0.01 and drawn.x1 < width + 0.01 and drawn.y1 < height + 0.01
-    ), drawn
-
 
 METRICS = {
     "one round": make_metrics((115,)),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from helpers import make_model, make_tokenizer, shake
 from transformers import AutoModelForCausalLM
 
 from oelkit.model.loading import load_policy
@@ -27,15 +27,6 @@ ROOT = str(Path(__file__).parents[1])
 MESSAGES = [{"role": "user", "content": "go left the"}]
 PROMPTS = [[5, 6, 7], [9], [20, 30, 40, 50, 60, 70, 80]]
 REPLIES = [[8, 2], [11, 12, 13, 14], [90]]
-
-
-def shake(policy, adapter="student", seed=1):
-    """Random LoRA B weights, so that the adapter says something."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in policy.model.named_parameters():
-            if f".{adapter}." in name and "lora_B" in name:
-                p.copy_(torch.randn(p.shape, generator=g) * 0.1)
 
 
 def sft_loss(policy):
@@ -361,8 +352,6 @@ def test_damaged_weights(tmp_path):
 
 
 def test_a_model_of_another_kind(tmp_path):
-    from conftest import make_tokenizer
-
     make_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ValueError, match="not a usable causal language model") as error:
@@ -447,7 +436,6 @@ def test_adapters_that_do_not_fit(tiny, tmp_path, tiny_model):
 def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="its head is trained"):
         load_policy(tiny_model, lora={"target_modules": ["q_proj", "lm_head"]}).head_weight
-    from conftest import make_tokenizer
     from transformers import CohereConfig, CohereForCausalLM
 
     tokenizer = make_tokenizer()
@@ -482,7 +470,6 @@ def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
 )
 def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes, message):
     import transformers
-    from conftest import make_tokenizer
 
     tokenizer = make_tokenizer()
     config = getattr(transformers, f"{family}Config")(

@@ -4,9 +4,7 @@ that cannot be.
 
 import pytest
 import torch
-from conftest import make_model
-from test_policy import shake
-from test_sampling import by_hand, some_prompts
+from helpers import greedy_by_hand, make_model, shake, some_prompts
 
 import oelkit.model.prefix
 from oelkit.model.loading import load_policy
@@ -49,7 +47,7 @@ def test_greedy_replies_are_those_by_hand(tiny):
     shake(tiny)
     lone = some_prompts(3, seed=8)
     replies = generate(tiny, [*PROMPTS, *lone], max_new_tokens=20, temperature=0)
-    assert [r.ids for r in replies] == [by_hand(tiny, p, 20) for p in [*PROMPTS, *lone]]
+    assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 20) for p in [*PROMPTS, *lone]]
     assert (
         generate(tiny, PROMPTS, max_new_tokens=20, temperature=0, batch_tokens=200) == replies[:9]
     )
@@ -98,7 +96,7 @@ def test_other_layers_turn_it_off_with_one_line(tmp_path):
     ) as seen:
         replies = generate(policy, PROMPTS[:3], max_new_tokens=6, temperature=0)
         assert not can_share(policy) and len(seen) == 1
-    assert [r.ids for r in replies] == [by_hand(policy, p, 6) for p in PROMPTS[:3]]
+    assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 6) for p in PROMPTS[:3]]
 
 
 def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):

@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_plots import make_game, make_metrics, make_rows, rate
+from helpers import make_game, make_metrics, make_rows, rate
 
 from oelkit.records import RecordError, write_jsonl
 from oelkit.stats import wilson

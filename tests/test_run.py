@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
-from conftest import make_model
+from helpers import make_model
 
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
@@ -19,31 +19,6 @@ from oelkit.views.summary import summary
 
 module = importlib.import_module("oelkit.runs.run")
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """Settings of a run of seconds on a tiny random model that has a probe beside it and says
-    little.
-    """
-    folder = tmp_path_factory.mktemp("loop")
-    model = make_model(folder / "model")
-    question = {"kind": "copy", "messages": [{"role": "user", "content": "x"}], "answer": "x"}
-    write_jsonl(model / "probe.jsonl", [question])
-    return Settings(
-        model=str(model),
-        env="oelkit/FrozenLake3x3-v0",
-        rounds=2,
-        games=2,
-        collect=3,
-        draws=2,
-        steps=2,
-        batch_size=4,
-        episodes=4,
-        prompts="brief",
-        max_new_tokens=4,
-        lr=5e-3,
-    )
 
 
 def by_hand(run, *texts):

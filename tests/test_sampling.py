@@ -4,27 +4,10 @@ global generator.
 
 import pytest
 import torch
-from test_policy import shake
+from helpers import greedy_by_hand, make_model, shake, some_prompts
 
 from oelkit.model.loading import load_policy
 from oelkit.model.sampling import generate
-
-
-def some_prompts(n, seed=0, low=3, high=40):
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(low, high, (n,), generator=g).tolist()
-    return [torch.randint(3, 250, (length,), generator=g).tolist() for length in lengths]
-
-
-def by_hand(policy, prompt, n):
-    """Greedy decoding by whole forward passes, without cache, padding or batch."""
-    ids = list(prompt)
-    with torch.no_grad():
-        while len(ids) < len(prompt) + n:
-            ids.append(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
-            if ids[-1] in policy.eos_ids:
-                break
-    return ids[len(prompt) :]
 
 
 def test_greedy_replies_do_not_depend_on_the_batch(tiny):
@@ -38,7 +21,7 @@ def test_greedy_replies_do_not_depend_on_the_batch(tiny):
     ]
     assert generate(tiny, prompts, max_new_tokens=40, temperature=0) == alone == sevens
     assert generate(tiny, prompts, max_new_tokens=40, temperature=0, batch_tokens=200) == alone
-    assert [r.ids for r in alone[:8]] == [by_hand(tiny, p, 40) for p in prompts[:8]]
+    assert [r.ids for r in alone[:8]] == [greedy_by_hand(tiny, p, 40) for p in prompts[:8]]
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on_the_same(tiny, monkeypatch):
@@ -49,7 +32,7 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on_the_same(tiny, monke
     ends = sorted({ids[min(at, len(ids) - 1)] for ids, at in zip(long, (2, 17, 20, 33))})
     tiny.causal.generation_config.eos_token_id = ends
     replies = generate(tiny, prompts, max_new_tokens=40, temperature=0)
-    assert [r.ids for r in replies] == [by_hand(tiny, p, 40) for p in prompts]
+    assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 40) for p in prompts]
     assert len({len(r.ids) for r in replies}) > 2  # else the test shows nothing
     for reply in replies:
         ended = reply.ids[-1] in tiny.eos_ids
@@ -71,7 +54,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
         lambda **kwargs: seen.append(kwargs["input_ids"].shape) or forward(**kwargs),
     )
     replies = generate(tiny, prompts, max_new_tokens=12, temperature=0)
-    assert [r.ids for r in replies] == [by_hand(tiny, p, 12) for p in prompts]
+    assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 12) for p in prompts]
     assert all(rows <= 3 or width == 1 for rows, width in seen[:20])
     alike = generate(tiny, [three[0]] * 20, max_new_tokens=6, temperature=1.5)
     assert len({tuple(r.ids) for r in alike}) > 10  # read once, yet each sampled for itself
@@ -159,12 +142,10 @@ def test_adapters_differ(tiny):
         for a in ("student", "teacher", None)
     )
     assert student != base and teacher == base
-    assert [r.ids for r in student] == [by_hand(tiny, p, 8) for p in prompts]
+    assert [r.ids for r in student] == [greedy_by_hand(tiny, p, 8) for p in prompts]
 
 
 def test_sliding_window_and_other_cache_layers(tmp_path):
-    from conftest import make_model
-
     policy = load_policy(
         make_model(
             tmp_path,
@@ -176,7 +157,7 @@ def test_sliding_window_and_other_cache_layers(tmp_path):
     )
     prompts = some_prompts(9)
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
-    assert [r.ids for r in replies] == [by_hand(policy, p, 36) for p in prompts]
+    assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
 
 
 def test_bad_input(tiny):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from test_plots import make_game
+from helpers import make_game
 
 from oelkit.curation import Curation
 from oelkit.envs import make

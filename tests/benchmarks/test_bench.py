@@ -9,7 +9,7 @@ import arms
 import bench
 import bench_plot
 import pytest
-from test_plots import assert_whole
+from helpers import assert_whole
 
 STEP = {
     "arm": "ours",

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from test_plots import make_game
+from helpers import make_game
 
 from oelkit.curation import replay
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
