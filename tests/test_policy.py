@@ -60,6 +60,15 @@ def test_answer_text():
     assert answer_text("<think>[up]? or") == "" and answer_text(" [left] ") == " [left] "
 
 
+def test_a_thought_that_the_template_opens_and_nobody_ends_is_no_answer(tiny_model):
+    thinking = load_policy(tiny_model, enable_thinking=True)  # its template writes <think> itself
+    assert thinking.answer_text("maybe [up]? or") == ""
+    assert thinking.answer_text("maybe [up]? no</think>\n[left]") == "[left]"
+    for plain in (load_policy(tiny_model), load_policy(tiny_model, enable_thinking=False)):
+        assert plain.answer_text("maybe [up]? or") == "maybe [up]? or"
+        assert plain.answer_text("<think>[up]? or") == ""
+
+
 def test_student_starts_as_the_base_in_float32_and_only_lora_trains(tiny, tiny_model):
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     ids = torch.tensor([PROMPTS[2]])

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
+from ..text import answer_text
 from .prefix import SharedPrefix
 
 _bnb_log = logging.getLogger(
@@ -127,6 +128,15 @@ class Policy:
             ) from error
         # the template has written the special tokens already
         return self.tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
+
+    def answer_text(self, reply: str) -> str:
+        """The answer in a reply to a prompt of this policy: what follows `</think>`.
+
+        It is "" where the thinking never ended, also where not the model but the chat template
+        wrote `<think>`, at the end of the prompt (Qwen3-Thinking, R1 distils).
+        """
+        prompt = self.tokenizer.decode(self.encode([{"role": "user", "content": "?"}]))
+        return answer_text(("<think>" if prompt.rstrip().endswith("<think>") else "") + reply)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
