@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random model that goes through the same code as any other model folder."""
+"""Shared fixtures: a tiny random model, which goes through the same code as any other model."""
 
 import os
 

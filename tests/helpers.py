@@ -1,4 +1,4 @@
-"""What several test files use: tiny models, games, metrics of a run. No test imports another test."""
+"""What several test files use: tiny models, games, metrics. No test imports another test."""
 
 import math
 import warnings
@@ -200,9 +200,7 @@ def make_game(
 
 
 def texts(figure):
-    return [
-        t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()
-    ]
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
 
 
 def words(figure):

@@ -295,7 +295,7 @@ def test_differences_are_ranked():
     ]
     axis = study_plots.differences(rows, "n = 64").axes[0]
     assert [bar.get_width() for bar in axis.patches] == [-0.6, 0.01]
-    assert [t.get_text() for t in axis.get_yticklabels()][0] == "G"
+    assert axis.get_yticklabels()[0].get_text() == "G"
     (whiskers,) = axis.containers[0].lines[2]
     assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx([-0.7, -0.5])
     assert_whole(axis.figure)

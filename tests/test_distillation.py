@@ -394,11 +394,13 @@ def test_a_gradient_that_is_not_finite_stops_before_it_ruins_the_weights(tiny):
     [
         (
             "generate",
-            r"step 0: sampling ran out of memory: lower max_new_tokens \(now 5\) or batch_size \(now 6\)",
+            r"step 0: sampling ran out of memory: "
+            r"lower max_new_tokens \(now 5\) or batch_size \(now 6\)",
         ),
         (
             "reply_hidden",
-            r"step 0: training ran out of memory: lower batch_tokens \(now \d+\); oelkit.memory_plan",
+            r"step 0: training ran out of memory: "
+            r"lower batch_tokens \(now \d+\); oelkit.memory_plan",
         ),
     ],
 )

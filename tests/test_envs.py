@@ -120,7 +120,8 @@ def test_the_first_invalid_reply_warns_and_the_second_in_a_row_ends_the_game():
         steps[1][4]["outcome"] is Outcome.INVALID and steps[1][4]["action"] is None and steps[1][2]
     )
     assert steps[1][4]["feedback"] == (
-        "No move found: answer with one of [left] [down] [right] [up]. Second invalid move in a row: you lost."
+        "No move found: answer with one of [left] [down] [right] [up]. "
+        "Second invalid move in a row: you lost."
     )
 
 
@@ -145,7 +146,7 @@ def test_any_unicode_is_a_reply():
 
 def test_sokoban_pushes_blocks_and_wins():
     world = "oelkit/Sokoban-v0"
-    steps, env = play(["[right]"], ROOM, world, board="labelled")
+    steps, _ = play(["[right]"], ROOM, world, board="labelled")
     assert steps[0][1] == 1.0 and steps[0][4]["outcome"] is Outcome.SUCCESS
     assert (
         steps[0][4]["feedback"]
@@ -209,7 +210,7 @@ def test_gymnasium_checker_passes(world, board):
 def test_boards_there_and_back_and_in_the_observation_space(world, board):
     env, policy = make(world, board=board), random.Random(0)
     for seed in range(20):
-        observation, info = env.reset(seed=seed)
+        observation, _ = env.reset(seed=seed)
         over = False
         while not over:
             cells = parse_board(observation)
@@ -222,7 +223,7 @@ def test_boards_there_and_back_and_in_the_observation_space(world, board):
             assert (
                 parse_board(f"You are here.\n{observation.strip()}\nMove?\n{observation}") == cells
             )
-            observation, _, lost, out, info = env.step(f"[{policy.choice(env.moves)}]")
+            observation, _, lost, out, _ = env.step(f"[{policy.choice(env.moves)}]")
             over = lost or out
     assert parse_board("no board here, a1 or b2") == []
 

@@ -147,7 +147,10 @@ def test_time_out_is_of_the_notebook_not_of_the_cell(root):
 
 
 def test_publishes_no_widget_state(root):
-    source = "from IPython.display import display\nimport ipywidgets\nw = ipywidgets.IntSlider()\ndisplay(w)"
+    source = (
+        "from IPython.display import display\nimport ipywidgets\n"
+        "w = ipywidgets.IntSlider()\ndisplay(w)"
+    )
     write(root, "01_a", source)
     (copy,) = run_notebooks(root=root)
     assert (

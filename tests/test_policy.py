@@ -193,7 +193,8 @@ from oelkit.model.loading import load_policy
 from oelkit.model.policy import token_logprobs
 model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 policy = load_policy(model, adapter=adapter)
-print(json.dumps([x.tolist() for x in token_logprobs(policy, prompts, replies, adapter="teacher")]))"""
+found = token_logprobs(policy, prompts, replies, adapter="teacher")
+print(json.dumps([x.tolist() for x in found]))"""
     run = subprocess.run(
         [sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(PROMPTS), str(REPLIES)],
         capture_output=True,
@@ -500,8 +501,10 @@ def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes
 
 def test_a_template_without_a_system_role(tmp_path):
     template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     policy = load_policy(make_model(tmp_path, chat_template=template))
     assert policy.decode(policy.encode(MESSAGES)) == "go left the"

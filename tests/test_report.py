@@ -187,7 +187,7 @@ def test_arms_of_the_same_maps_are_compared_paired():
 
 
 def test_episodes_on_the_same_maps_are_no_more_maps():
-    """Ten games on each map: their number is said beside that of the maps, which are drawn again."""
+    """Ten games on each map: their number is said beside that of the maps, drawn again."""
     rows = {}
     for arm, won in (("base", 3), ("in_context", 8), ("consolidated", 6)):
         rows[arm] = outcomes(("1" * won + "0" * (8 - won)) * 10) | {"maps": 8}

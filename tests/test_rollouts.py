@@ -98,7 +98,7 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
     for seed, game in zip(seeds, games):
         env, outcome = envs.make("oelkit/FrozenLake-v0", board="grid"), None
         env.reset(seed=seed)
-        for turn, reply in zip(game.turns, moves):
+        for _, reply in zip(game.turns, moves):
             assert outcome is None
             outcome = env.step(reply)[4]["outcome"]
         assert outcome is game.outcome

@@ -1,4 +1,4 @@
-"""The menus for run and round: they open the folder that was chosen, and say what cannot be opened."""
+"""The menus for run and round open the folder that was chosen, and say what cannot be opened."""
 
 from pathlib import Path
 

@@ -174,7 +174,8 @@ def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path):
 def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, settings):
     folder, _ = done
     assert (folder / "round_1/experience.md").read_text() == (
-        "## Draw 0\n- EXPERIENCE ITEM: H is a hole.\n\n## Draw 1\n- EXPERIENCE ITEM: G is the goal.\n\n"
+        "## Draw 0\n- EXPERIENCE ITEM: H is a hole.\n\n"
+        "## Draw 1\n- EXPERIENCE ITEM: G is the goal.\n\n"
     )
     assert (folder / "round_2/experience.md").read_text() == (
         folder / "round_1/experience.md"

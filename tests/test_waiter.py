@@ -235,7 +235,7 @@ def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
     }
     assert set(names) == {"waiter", "waiter_trials"} and "curated, round 1" in names["waiter"]
     assert "own, round 1" in set(names["waiter"]) & set(names["waiter_trials"])
-    for name, figure in drawn.items():
+    for figure in drawn.values():
         measured = [
             line
             for line in kept

@@ -2,7 +2,7 @@
 command:
 
     python data/micro/make.py                                # about 45 minutes on 2 CPU cores
-    python data/micro/make.py --scale 0.02 --out trial       # a minute, and a model that can do nothing
+    python data/micro/make.py --scale 0.02 --out trial   # a minute, and a model that can do nothing
 
 The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so
 that nothing but the notes in the prompt tells which is which. README.md beside this file says what
@@ -58,7 +58,8 @@ HOLE_NOTES = ["{} is a hole.", "{} is a hole.", "{} is a hole.", "Avoid {}.", "{
 GOAL_NOTES = ["{} is the goal.", "{} is the goal.", "{} is the goal.", "Go to {}.", "{} wins."]
 SCORE_EVERY = 2_000_000  # tokens
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -202,7 +203,7 @@ def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Traje
     return Trajectory("", "", None, "", 0, tuple(turns), outcome, feedback, {"player": player})
 
 
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the tasks Each gives (user message, answer).
 
 
@@ -340,7 +341,7 @@ def probe(seed: int, n: int = 64) -> list[dict]:
     return rows
 
 
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the tokenizer
 
 
@@ -349,7 +350,8 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
     as tokens.
     """
     pieces = Regex(
-        rf"{re.escape(MARKER)} ?|\[[a-z]+\]| ?[a-d][1-4](?![0-9a-z])| ?[A-Z]?[a-z]+|[A-Z]|[0-9]|\n| |[^A-Za-z0-9\n ]"
+        rf"{re.escape(MARKER)} ?|\[[a-z]+\]| ?[a-d][1-4](?![0-9a-z])| ?[A-Z]?[a-z]+"
+        r"|[A-Z]|[0-9]|\n| |[^A-Za-z0-9\n ]"
     )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -381,7 +383,7 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
     )
 
 
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the training
 
 
@@ -509,7 +511,7 @@ def score(
 
 
 def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
-    """`score` of every task on its own fresh samples; playing only where the notes tell everything."""
+    """`score` of every task on its own fresh samples; games where the notes tell everything."""
     model.eval()
     rates = {
         t: score(model, tokenizer, t, n, seed, **({"kind": "complete"} if t == "act" else {}))
@@ -520,7 +522,7 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
 
 
 def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
-    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores on the way."""
+    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
@@ -552,7 +554,8 @@ def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
             if time.time() - shown > 60:
                 shown = time.time()
                 print(
-                    f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  loss {sum(losses) / len(losses):.3f}",
+                    f"{(shown - start) / 60:5.1f} min  {seen / 1e6:6.1f} M tokens  "
+                    f"loss {sum(losses) / len(losses):.3f}",
                     flush=True,
                 )
                 losses = []

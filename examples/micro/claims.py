@@ -8,8 +8,8 @@ the library.
     python examples/micro/claims.py --draw data/results          # and its figures
 
 One JSON line per measurement, an experiment and seed at a time; what a seed has finished is not
-done again. Each seed has held-out maps of its own, the same for all of its arms, so that arms are paired
-and seeds may be pooled."""
+done again. Each seed has held-out maps of its own, the same for all of its arms, so that arms are
+paired and seeds may be pooled."""
 
 from __future__ import annotations
 

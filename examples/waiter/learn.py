@@ -306,8 +306,8 @@ def table(rows: Sequence[dict]) -> str:
         less = [100 * x for x in paired_bootstrap(*passes)] if all(passes) else []
         short = f"{less[0]:.1f} [{less[1]:.1f}, {less[2]:.1f}]" if less else ""
         lines.append(
-            f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** | {short} | "
-            f"{row['true']} of {row['items']} |"
+            f"| {row['arm']}, round {row['round']} | {row['seed']} | {base} | {told} | **{learned}** "
+            f"| {short} | {row['true']} of {row['items']} |"
         )
         lines += [
             f"| {what} | {row['seed']} | | {cell(row[key])} | | | |"

@@ -40,7 +40,7 @@ COMPANY = (
 
 
 class Waiter(gymnasium.Env):
-    """One guest a game; `unseen`: a quarter of the days, hours and companies, kept for evaluation."""
+    """One guest per game; `unseen`: a quarter of all guests, kept for evaluation."""
 
     observation_space = action_space = gymnasium.spaces.Text(10_000)
 

@@ -32,7 +32,10 @@ from oelkit.steps.rollouts import rollout
 from oelkit.text import truncate_to_budget
 
 ENV = "oelkit/FrozenLake-v0"
-ITEM = "- EXPERIENCE ITEM: Note {}: the goal wins, a hole ends the game, and a step into the wall is lost.\n"
+ITEM = (
+    "- EXPERIENCE ITEM: Note {}: the goal wins, a hole ends the game, "
+    "and a step into the wall is lost.\n"
+)
 
 
 class Peak:

@@ -98,7 +98,7 @@ class Bench:
         }
 
     def run(self, figure: str, arm: str, **spec) -> dict | None:
-        """What an arm measured; None where its peer is not installed or it failed, which is said."""
+        """What an arm measured; None where its peer is not installed or it failed (printed)."""
         if arm in PEERS and not importlib.util.find_spec(arm if arm == "trl" else "liger_kernel"):
             print(f"{figure}: {PEERS[arm]} is not installed (make bench installs it)", flush=True)
             return None
@@ -112,8 +112,7 @@ class Bench:
         print(f"{figure} {arm} {_short(spec)} …", flush=True)
         done = subprocess.run(
             [sys.executable, str(HERE / "arms.py"), json.dumps(spec)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
         )
@@ -264,7 +263,8 @@ class Bench:
         longest = self._experiences()[-1]
         if low and (high := self.run("step", "ours", states=8, reply=16, experience=longest)):
             self.line(
-                f"distillation step at {longest} tokens of experience over one at 256, prefix cached: time",
+                f"distillation step at {longest} tokens of experience over one at 256, "
+                "prefix cached: time",
                 "s",
                 high["median"],
                 low["median"],
@@ -287,7 +287,10 @@ class Bench:
             "experience": tokens,
             "repeats": 1,
         }
-        what = f"rollout, {self.args.games} games x 5 turns, {tokens} tokens of experience, 16 of reply: time a turn"
+        what = (
+            f"rollout, {self.args.games} games x 5 turns, {tokens} tokens of experience, "
+            "16 of reply: time a turn"
+        )
         if ours := self.run("turns", "ours", **size):
             for arm, name, games, target in (
                 ("alone", "generate, one game at a time", self.args.alone, 8.0),
@@ -345,8 +348,8 @@ class Bench:
                 else f"{sign} {x['target']:g} {'' if x['reached'] else '(!)'}"
             )
             print(
-                f"{x['what']:<92} {x['peer_name']:<46} {x['ours']:>10.4g} {x['peer']:>10.4g} {x['ratio']:>7.2f} "
-                f"{goal:>9}"
+                f"{x['what']:<92} {x['peer_name']:<46} {x['ours']:>10.4g} {x['peer']:>10.4g} "
+                f"{x['ratio']:>7.2f} {goal:>9}"
             )
 
 

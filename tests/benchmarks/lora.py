@@ -24,7 +24,10 @@ from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import State
 
 ENV = "oelkit/FrozenLake4x4-v0"
-NOTES = "- EXPERIENCE ITEM: H is a hole, never step on it.\n- EXPERIENCE ITEM: G is the goal, walk there."
+NOTES = (
+    "- EXPERIENCE ITEM: H is a hole, never step on it.\n"
+    "- EXPERIENCE ITEM: G is the goal, walk there."
+)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The experience editor in Chromium: its front end on a plain page, the real Python side behind it."""
+"""The experience editor in Chromium: its front end on a plain page, real Python behind it."""
 
 import json
 import os
@@ -282,7 +282,7 @@ def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
     page.get_by_label("Select all that are shown").click()
     press(page, "a")
     page.locator(".oel-row").first.click()
-    for n in range(len(EVIL)):
+    for _ in EVIL:
         page.wait_for_timeout(150)
         assert page.locator("[aria-current] .oel-text").bounding_box()["height"] <= 191
         press(page, "j")

@@ -50,7 +50,7 @@ def serve(place):
             "JUPYTER_CONFIG_DIR": str(place / "config"),
             "JUPYTER_DATA_DIR": str(place / "jupyter"),
         }
-        log = open(place / "server.log", "w")
+        log = (place / "server.log").open("w")  # open as long as the server
         process = subprocess.Popen(
             [sys.executable, "-m", *command, f"--port={port}"],
             cwd=place,

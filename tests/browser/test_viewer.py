@@ -1,4 +1,4 @@
-"""The trajectory viewer in Chromium: its front end on a plain page, the real Python side behind it."""
+"""The trajectory viewer in Chromium: its front end on a plain page, real Python behind it."""
 
 import dataclasses
 
