@@ -1,9 +1,13 @@
-# make run | test | bench | lab | strip | clean. Everything is installed into .venv, at the versions of constraints.txt.
+# make run | check | test-fast | test | soak | bench | lab | strip | clean.
+# Everything is installed into .venv, at the versions of constraints.txt.
 #
 #   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
 #   ROUNDS=  rounds of the loop            SEED=     seed of everything that is drawn
 #   RUN=     run folder runs/RUN           TIMEOUT=  seconds that one notebook may take
 #   ARGS=    more arguments for pytest (make test), the notebooks (make run) or bench.py (make bench)
+
+# Threads that wait sleep instead of spinning, which starves every other process; yours, if set.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
 RUN ?= demo
@@ -13,16 +17,34 @@ PY := .venv/bin/python
 # -p only for what was given: the notebooks' own defaults hold otherwise
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
-.PHONY: run test bench lab strip clean
+.PHONY: run check test-fast test soak bench lab strip clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
 	$(PY) -m oelkit notebooks --run '$(RUN)' --timeout '$(TIMEOUT)' $(OVERRIDES) $(ARGS)
 	@if [ -e 'runs/$(RUN)/metrics.json' ]; then $(PY) -m oelkit report --run '$(RUN)'; fi
 
+# what needs no run: under a minute. STRIPPED: notebooks are kept without outputs, cell ids stay
+STRIPPED := .venv/bin/nbstripout --keep-id
+check: .venv/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(STRIPPED) --verify notebooks/*.ipynb
+	$(PY) -m pyright --pythonpath $(PY)
+
 # files side by side, a thread each: what is tested is too small to keep two threads busy
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# after each edit: no notebook, no browser, nothing that takes seconds
+test-fast: .venv/installed-test
+	$(PYTEST) -m 'not slow' --ignore tests/notebooks --ignore tests/browser $(ARGS)
+
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# 30 runs killed at random moments and resumed; figures in data/results
+soak: .venv/installed-test
+	OMP_NUM_THREADS=1 $(PY) tests/soak.py $(ARGS)
 
 bench: .venv/installed-bench
 	$(PY) tests/benchmarks/bench.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
@@ -30,13 +52,13 @@ bench: .venv/installed-bench
 lab: .venv/installed-lab
 	$(PY) -m jupyterlab notebooks
 
-# before a commit: notebooks are kept without outputs
-strip: .venv/installed
-	$(PY) -m nbconvert --clear-output --inplace notebooks/*.ipynb
+# before a commit
+strip: .venv/installed-dev
+	$(STRIPPED) notebooks/*.ipynb
 
 # runs/ stays: those are your results
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 SOURCES := pyproject.toml requirements.txt constraints.txt
@@ -58,4 +80,4 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --constraint 
 .venv/installed-%: .venv/made $(SOURCES)
 	@echo 'installing into .venv with [$*] (once; some minutes)'
 	@$(INSTALL) '.[$*]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # [dev] holds [test]
