@@ -71,8 +71,8 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
     for student, teacher, reply in zip(students, teachers, replies, strict=True):
 
         def logprobs(adapter, prompt):
-            with policy.use(adapter):
-                logits = policy.causal(input_ids=torch.tensor([prompt + reply])).logits[0]
+            with policy.adapter(adapter):
+                logits = policy.base_lm(input_ids=torch.tensor([prompt + reply])).logits[0]
             return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
         with torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
     policy, exact = load_policy(tiny_model), load_policy(tiny_model)
     for p in (policy, exact):
         shake(p)
-        p.freeze_teacher()
+        p.sync_teacher()
     before, grads = weights(policy), []
     (row,) = train(
         policy,
@@ -156,7 +156,7 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
 @pytest.mark.parametrize("loss", LOSSES)
 def test_micro_batches_give_the_same_gradient(tiny, loss):
     shake(tiny)
-    tiny.freeze_teacher()
+    tiny.sync_teacher()
     shake(tiny, seed=2)
     students = [tiny.encode(s.prompt) for s in STATES]
     teachers = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
@@ -188,7 +188,7 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
 
 def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
     shake(tiny)
-    tiny.freeze_teacher()
+    tiny.sync_teacher()
     prompts = [tiny.encode(s.prompt) for s in STATES]
     replies = [r.ids for r in generate(tiny, prompts, max_new_tokens=5)]
     frozen = {
@@ -218,9 +218,9 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
 
     def distance():  # on fixed states and replies, which training has not seen
         with torch.no_grad():
-            with tiny.use("teacher"):
+            with tiny.adapter("teacher"):
                 teacher = reply_hidden(tiny, told, replies)
-            with tiny.use("student"):
+            with tiny.adapter("student"):
                 return module.kl.reverse_kl(
                     reply_hidden(tiny, plain, replies), teacher, tiny.head_weight
                 ).item()
@@ -293,7 +293,7 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
 
     (rows, end), shared = once(), [n for n in used if n]
     assert len(built) == 2 and shared and min(shared) > 256
-    monkeypatch.setattr(module, "least_shared", lambda policy: 10_000)
+    monkeypatch.setattr(module, "min_shared_prefix", lambda policy: 10_000)
     used.clear()
     again, other = once()
     torch.testing.assert_close(rows, again, rtol=1e-4, atol=1e-6)

@@ -40,7 +40,7 @@ def weights(policy):
     ],
 )
 def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
-    prompts, reply = load_prompts(micro.prompts), options.pop("reply", 16)
+    prompts, reply = load_prompts(micro.default_prompt_set), options.pop("reply", 16)
     text = truncate_to_budget(
         "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)),
         notes,

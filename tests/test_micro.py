@@ -36,7 +36,7 @@ def micro():
 def test_the_folder_is_a_plain_small_transformers_model(micro):
     assert (MICRO / "model.safetensors").stat().st_size < 15_000_000
     config = json.loads((MICRO / "config.json").read_text())
-    assert config["architectures"] == ["Qwen3ForCausalLM"] and micro.prompts == "brief"
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and micro.default_prompt_set == "brief"
     for text in ("H", "G", " a3", " d4", "[down]", "- EXPERIENCE ITEM: ", "\n"):
         ids = micro.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert len(ids) == 1 and micro.tokenizer.decode(ids) == text
@@ -99,7 +99,7 @@ def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_
         make.main()
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert load_policy(tmp_path / "a").prompts == "brief" and read_jsonl(
+    assert load_policy(tmp_path / "a").default_prompt_set == "brief" and read_jsonl(
         tmp_path / "a" / "probe.jsonl"
     )
 

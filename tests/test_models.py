@@ -37,7 +37,7 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tup
     assert all(isinstance(item, ExperienceItem) for item in items)
     auto_curate(Curation(items)).experience()
     found: list[State] = states(played)[:4]
-    policy.freeze_teacher()
+    policy.sync_teacher()
     before = gap(policy, found)
     distill(
         policy,
@@ -58,7 +58,7 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tup
 
 def test_micro_in_nf4():
     policy = load_policy("micro", quantize="nf4")
-    assert any(type(m).__name__ == "Linear4bit" for m in policy.causal.modules())
+    assert any(type(m).__name__ == "Linear4bit" for m in policy.base_lm.modules())
     before, after = every_step(policy, lr=2e-3, steps=18, games=8, tokens=48)
     assert after < 0.7 * before
 

@@ -116,55 +116,55 @@ def test_use_switches_and_restores(tiny, merge, outer):
     weights = {n: p.clone() for n, p in tiny.model.named_parameters()}
     flags = {n: p.requires_grad for n, p in tiny.model.named_parameters()}
     seen = {}
-    with tiny.use(outer):
+    with tiny.adapter(outer):
         before, inner = logits(), {n: p.requires_grad for n, p in tiny.model.named_parameters()}
         for adapter in ("student", "teacher", None):
-            with torch.no_grad(), tiny.use(adapter, merge=merge):
+            with torch.no_grad(), tiny.adapter(adapter, merge=merge):
                 seen[adapter] = logits()
         assert torch.equal(logits(), before)
         assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == inner
-        with pytest.raises(KeyError), torch.no_grad(), tiny.use("teacher", merge=merge):
+        with pytest.raises(KeyError), torch.no_grad(), tiny.adapter("teacher", merge=merge):
             raise KeyError
         assert torch.equal(logits(), before)
     assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == flags
     assert all(torch.equal(p, weights[n]) for n, p in tiny.model.named_parameters())
     # a merged float32 weight is the same function up to rounding; the adapters really differ
     with torch.no_grad():
-        with tiny.use("student"):
+        with tiny.adapter("student"):
             torch.testing.assert_close(seen["student"], logits(), rtol=1e-3, atol=1e-4)
-        with tiny.use("teacher"):
+        with tiny.adapter("teacher"):
             torch.testing.assert_close(seen["teacher"], logits(), rtol=1e-3, atol=1e-4)
     assert (
         (seen["student"] - seen["teacher"]).abs().max()
         > 0.1
         < (seen["student"] - seen[None]).abs().max()
     )
-    with pytest.raises(ValueError, match="no adapter 'pupil'"), tiny.use("pupil"):
+    with pytest.raises(ValueError, match="no adapter 'pupil'"), tiny.adapter("pupil"):
         pass
 
 
 def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
     monkeypatch.setattr(
-        "oelkit.model.policy.MERGE", 0
+        "oelkit.model.policy.MERGE_MAX_PARAMS", 0
     )  # as in 16 and 4 bits, where adapters stay apart
     calls, ids = [], torch.tensor([PROMPTS[2]])
-    a = tiny.layers[0].lora_A["student"]
+    a = tiny.lora_layers[0].lora_A["student"]
     a.register_forward_hook(lambda *_: calls.append(1))
-    with torch.no_grad(), tiny.use("student", merge=True):
+    with torch.no_grad(), tiny.adapter("student", merge=True):
         blank = tiny.hidden(ids)
     assert not calls
-    with tiny.use(
+    with tiny.adapter(
         "student", merge=True
     ):  # with gradients it is there, else it would never be trained
         assert torch.equal(tiny.hidden(ids), blank) and calls
-    tiny.layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
-    with torch.no_grad(), tiny.use("student", merge=True):
+    tiny.lora_layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
+    with torch.no_grad(), tiny.adapter("student", merge=True):
         assert not torch.equal(tiny.hidden(ids), blank) and len(calls) == 2
 
 
 def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, tiny_model):
     shake(tiny)
-    tiny.freeze_teacher()
+    tiny.sync_teacher()
     tiny.save_adapter(tmp_path / "start")
     before = token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher")
     optimizer = torch.optim.AdamW(tiny.trainable(), lr=1e-2)
@@ -184,7 +184,7 @@ def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, 
 
 def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tiny_model):
     shake(tiny)
-    tiny.freeze_teacher()
+    tiny.sync_teacher()
     tiny.save_adapter(tmp_path)
     shake(tiny, seed=2)  # the student goes on
     code = """
@@ -270,7 +270,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         policy.model.train()
         with context(policy):
             sft_loss(policy).backward()
-        assert not policy.causal.is_gradient_checkpointing
+        assert not policy.base_lm.is_gradient_checkpointing
         grads.append([p.grad for p in policy.trainable()])
     assert all(g is not None for g in grads[1])
     assert all(close(a, b, 1e-4) for a, b in zip(*grads))
@@ -312,13 +312,13 @@ def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkey
 
 def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
     policy = load_policy(tiny_model, quantize="nf4", device="cpu")
-    weight = policy.layers[0].get_base_layer().weight
+    weight = policy.lora_layers[0].get_base_layer().weight
     assert weight.dtype == torch.uint8 and all(p.dtype == torch.float32 for p in policy.trainable())
     assert policy.head_weight.dtype == torch.float32
     shake(policy)
     before = weight.data.clone()
-    with torch.no_grad(), policy.use("student", merge=True):
-        assert not policy.layers[0].disable_adapters and torch.equal(weight.data, before)
+    with torch.no_grad(), policy.adapter("student", merge=True):
+        assert not policy.lora_layers[0].disable_adapters and torch.equal(weight.data, before)
 
 
 def test_bfloat16_on_request(tiny_model):
@@ -514,9 +514,9 @@ def test_a_template_without_a_system_role(tmp_path):
 
 def test_model_folder_names_its_prompts(tmp_path):
     folder = make_model(tmp_path)
-    assert load_policy(folder).prompts == "paper"
+    assert load_policy(folder).default_prompt_set == "paper"
     (folder / "oelkit.json").write_text(json.dumps({"prompts": "brief"}))
-    assert load_policy(folder).prompts == "brief"
+    assert load_policy(folder).default_prompt_set == "brief"
 
 
 # -- a real model

@@ -9,7 +9,7 @@ from helpers import greedy_by_hand, make_model, shake, some_prompts
 import oelkit.model.prefix
 from oelkit.model.loading import load_policy
 from oelkit.model.policy import reply_hidden
-from oelkit.model.prefix import SharedPrefix, can_share, common_beginnings
+from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix
 from oelkit.model.sampling import generate
 
 START = some_prompts(1, seed=5, low=300, high=301)[0]
@@ -20,10 +20,10 @@ PROMPTS = [START + end for end in ENDS]
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("adapter", ["teacher", None])
 def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, adapter, monkeypatch):
-    monkeypatch.setattr(oelkit.model.prefix, "SCORES", 20_000)  # a few rows at a time
+    monkeypatch.setattr(oelkit.model.prefix, "MAX_SCORES", 20_000)  # a few rows at a time
     policy = load_policy(tiny_model, dtype=dtype)
     shake(policy, "teacher")
-    with torch.no_grad(), policy.use(adapter):
+    with torch.no_grad(), policy.adapter(adapter):
         want = reply_hidden(policy, PROMPTS, REPLIES)
         prefix = SharedPrefix(policy, PROMPTS[0])
         assert prefix.crop(PROMPTS) == len(START) == prefix.kv[0][0].shape[2]
@@ -38,7 +38,7 @@ def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, ad
     # as close to the exact values as the full forward in the same dtype is
     exact = load_policy(tiny_model)
     shake(exact, "teacher")
-    with torch.no_grad(), exact.use(adapter):
+    with torch.no_grad(), exact.adapter(adapter):
         true = reply_hidden(exact, PROMPTS, REPLIES)
     assert (got - true).norm() <= 1.5 * (want - true).norm() + 1e-5 * true.norm()
 
@@ -70,15 +70,18 @@ def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatc
 def test_groups():
     a, b, short = list(range(400)), [*range(300), *range(1000, 1400)], [1, 2, 3]
     prompts = [a + [1], b + [1], short, a + [2, 3], b + [2], a + [5]]
-    groups = {tuple(rows): n for n, rows in common_beginnings(prompts, 256)}
+    groups = {tuple(rows): n for n, rows in group_by_shared_prefix(prompts, 256)}
     assert sorted(i for rows in groups for i in rows) == list(range(6)) and groups[(2,)] == 0
     for rows, n in groups.items():
         assert n == 0 or (
             n >= 256
             and all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows)
         )
-    assert common_beginnings([a, a], 256)[0] == (399, [0, 1])
-    assert common_beginnings([[1], [1]], 64) == [(0, [0, 1])] and common_beginnings([], 64) == []
+    assert group_by_shared_prefix([a, a], 256)[0] == (399, [0, 1])
+    assert (
+        group_by_shared_prefix([[1], [1]], 64) == [(0, [0, 1])]
+        and group_by_shared_prefix([], 64) == []
+    )
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):

@@ -30,7 +30,7 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on_the_same(tiny, monke
     prompts = some_prompts(12, seed=3)
     long = [r.ids for r in generate(tiny, prompts, max_new_tokens=40, temperature=0)]
     ends = sorted({ids[min(at, len(ids) - 1)] for ids, at in zip(long, (2, 17, 20, 33))})
-    tiny.causal.generation_config.eos_token_id = ends
+    tiny.base_lm.generation_config.eos_token_id = ends
     replies = generate(tiny, prompts, max_new_tokens=40, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 40) for p in prompts]
     assert len({len(r.ids) for r in replies}) > 2  # else the test shows nothing
@@ -47,9 +47,9 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
     begin = torch.arange(shared).remainder(200).add(3).tolist()
     three = [begin + p for p in some_prompts(3, seed=5)]
     prompts = [three[i] for i in (0, 1, 0, 2, 2, 0, 1)]
-    seen, forward = [], tiny.causal.base_model.forward
+    seen, forward = [], tiny.base_lm.base_model.forward
     monkeypatch.setattr(
-        tiny.causal.base_model,
+        tiny.base_lm.base_model,
         "forward",
         lambda **kwargs: seen.append(kwargs["input_ids"].shape) or forward(**kwargs),
     )
@@ -63,7 +63,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
 def test_the_head_is_never_given_a_slice(tiny):
     """For a [B, 1, D] slice torch copies the head B times."""
     whole = []
-    tiny.causal.get_output_embeddings().register_forward_pre_hook(
+    tiny.base_lm.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: whole.append(args[0].is_contiguous())
     )
     generate(tiny, some_prompts(4), max_new_tokens=3)
@@ -94,21 +94,21 @@ def test_seed_and_global_generator(tiny):
 
 
 def test_mode_flags_and_config_are_as_before(tiny):
-    config = tiny.causal.generation_config
+    config = tiny.base_lm.generation_config
     for mode in (True, False):
         tiny.model.train(mode)
         flags = [p.requires_grad for p in tiny.model.parameters()]
         generate(tiny, [[5, 6]], max_new_tokens=2, adapter="teacher")
-        assert tiny.model.training is mode and tiny.causal.training is mode
+        assert tiny.model.training is mode and tiny.base_lm.training is mode
         assert [p.requires_grad for p in tiny.model.parameters()] == flags
-        assert tiny.causal.generation_config is config
+        assert tiny.base_lm.generation_config is config
 
 
 def test_sampling_follows_the_models_distribution_not_the_folders_generation_config(tiny):
     """First tokens of many draws against the softmax at that temperature, with a poisoned
     generation_config.
     """
-    poison = tiny.causal.generation_config
+    poison = tiny.base_lm.generation_config
     poison.do_sample, poison.top_k, poison.top_p, poison.repetition_penalty = True, 1, 0.1, 9.0
     poison.suppress_tokens, poison.min_new_tokens, poison.no_repeat_ngram_size = [10, 11, 12], 30, 2
     prompt, n = [5, 6, 7, 8], 4000

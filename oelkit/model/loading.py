@@ -30,7 +30,7 @@ LORA = {
     "target_modules": "all-linear",
 }  # PEFT's "all-linear" leaves the head out
 # fewer parameters than this: 16-bit or 4-bit weights save nothing that matters, so dense float32
-SMALL = 300_000_000
+SMALL_MODEL_PARAMS = 300_000_000
 
 
 def load_policy(
@@ -74,7 +74,7 @@ def load_policy(
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with torch.device("meta"):
-            small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL
+            small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL_MODEL_PARAMS
     if not tokenizer.chat_template:
         raise ValueError(
             f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
@@ -133,7 +133,7 @@ def load_policy(
     policy = Policy(model.eval(), tokenizer, name, prompts, enable_thinking, source)
     if adapter is not None:
         policy.load_adapter(adapter)
-    policy.freeze_teacher()
+    policy.sync_teacher()
     return policy
 
 

@@ -23,13 +23,13 @@ from transformers import DynamicCache
 from ..prompts import load_prompts
 from . import losses as kl
 from .policy import Policy
-from .prefix import can_share, least_shared
+from .prefix import can_share, min_shared_prefix
 from .sampling import BATCH_TOKENS
 
-MOST = 16_384  # tokens of a micro-batch; more keeps no card busier
+MAX_BATCH_TOKENS = 16_384  # tokens of a micro-batch; more keeps no card busier
 CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
 CUDA_SHARE = 0.8  # of what is free on the device; the rest is for gaps
-SHORT, LONG = 32, 96  # tokens of the trial runs
+PROBE_SHORT, PROBE_LONG = 32, 96  # tokens of the trial runs
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def memory_plan(
     prompt set). retain: whether the student, too, reads the experience, which makes its sequences
     that much longer. batch_tokens: of a micro-batch; None chooses. Runs the model on some hundred
     tokens and leaves its weights, gradients and modes alone."""
-    reply = reply_tokens or load_prompts(policy.prompts).max_new_tokens
-    shared = experience_tokens >= least_shared(policy) and can_share(policy)
+    reply = reply_tokens or load_prompts(policy.default_prompt_set).max_new_tokens
+    shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * bool(retain)
     teacher = state_tokens + reply + experience_tokens * (not shared)
     kl_rows = min(kl.chunk_rows(policy.head_weight), batch_size * reply)
@@ -127,7 +127,7 @@ def memory_plan(
     def tokens(
         line: Callable[[float], float], longest: int
     ) -> int:  # what is longer than a micro-batch goes alone
-        most = batch_tokens or min(MOST, int((share - line(0)) / (line(1) - line(0))))
+        most = batch_tokens or min(MAX_BATCH_TOKENS, int((share - line(0)) / (line(1) - line(0))))
         return max(longest, min(most, batch_size * longest))
 
     learnt, scored = tokens(training, student), tokens(reading, teacher)
@@ -152,25 +152,25 @@ def checkpointed(policy: Policy) -> Iterator[None]:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # Transformers renames these two, and older ones lack the new names
-        policy.causal.gradient_checkpointing_enable(
+        policy.base_lm.gradient_checkpointing_enable(
             {"use_reentrant": False}
         )  # this kind needs no trainable inputs
         try:
             yield
         finally:
-            policy.causal.gradient_checkpointing_disable()
+            policy.base_lm.gradient_checkpointing_disable()
 
 
 @torch.no_grad()
 def _read(policy: Policy, tokens: int) -> None:
     """What the teacher does."""
-    with policy.use("teacher", merge=True):
+    with policy.adapter("teacher", merge=True):
         policy.hidden(_ids(policy, tokens))
 
 
 def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
     """What the student does, with so many rows of the loss."""
-    with policy.use("student"):
+    with policy.adapter("student"):
         policy.model.train()
         try:
             hidden = policy.hidden(_ids(policy, tokens))[0]
@@ -188,7 +188,7 @@ def _ids(policy: Policy, tokens: int) -> torch.Tensor:
 @torch.no_grad()
 def _cache_bytes(policy: Policy) -> int:
     """Bytes of keys and values a token."""
-    cache = DynamicCache(config=policy.causal.config)
+    cache = DynamicCache(config=policy.base_lm.config)
     policy.hidden(_ids(policy, 8), cache)
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // 8
 
@@ -196,9 +196,9 @@ def _cache_bytes(policy: Policy) -> int:
 def _line(policy: Policy, work: Callable[[int], None]) -> Callable[[float], float]:
     """Peak bytes of work(tokens) as a straight line through two trial runs."""
     policy.head_weight  # its own check, once, is not part of the work
-    short, long = (peak_bytes(lambda: work(n), policy.device) for n in (SHORT, LONG))
-    slope = (long - short) / (LONG - SHORT)
-    return lambda tokens: short + slope * (tokens - SHORT)
+    short, long = (peak_bytes(lambda: work(n), policy.device) for n in (PROBE_SHORT, PROBE_LONG))
+    slope = (long - short) / (PROBE_LONG - PROBE_SHORT)
+    return lambda tokens: short + slope * (tokens - PROBE_SHORT)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

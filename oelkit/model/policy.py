@@ -2,7 +2,7 @@
 weights.
 
 What it does: turns messages into token ids; switches between student (trains), teacher (the student
-as it was when `freeze_teacher` was last called) and bare base model; saves and loads adapters;
+as it was when `sync_teacher` was last called) and bare base model; saves and loads adapters;
 gives the final hidden states that the losses of `kl` work on. What it does not: load models (see
 `loading`), sample (see `generation`).
 
@@ -49,7 +49,7 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 _bnb_log.setLevel(_level)
 
 # more weights than this: merging costs more than the adapter's own products (measured on a CPU)
-MERGE = 20_000_000
+MERGE_MAX_PARAMS = 20_000_000
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Policy:
     tokenizer: object
     name: str
     """What the caller named: "micro", a hub id or a folder; goes into the records."""
-    prompts: str = "paper"
+    default_prompt_set: str = "paper"
     """Name of the default prompt set (the model folder's oelkit.json may say another)."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves it to the template's own default."""
@@ -70,11 +70,11 @@ class Policy:
     """The model folder, or the hub id again; a folder may hold an oelkit.json and a probe.jsonl."""
 
     def __post_init__(self) -> None:
-        self.causal = self.model.get_base_model()
-        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.base_lm = self.model.get_base_model()
+        self.lora_layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         # generate hands on a slice, [B, 1, D] of [B, T, D], for which torch would copy the whole
         # head B times
-        self.causal.get_output_embeddings().register_forward_pre_hook(
+        self.base_lm.get_output_embeddings().register_forward_pre_hook(
             lambda _, args: (args[0].contiguous(),)
         )
         self._head: torch.Tensor | None = None
@@ -84,18 +84,18 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.causal.get_input_embeddings().weight.device
+        return self.base_lm.get_input_embeddings().weight.device
 
     @property
     def context_length(self) -> int:
         """Longest prompt + reply, in tokens."""
-        positions = getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self.base_lm.config.get_text_config(), "max_position_embeddings", None)
         return positions or self.tokenizer.model_max_length
 
     @property
     def eos_ids(self) -> list[int]:
         """Token ids that end a reply: the tokenizer's and those of the model's generation_config."""
-        ids = self.causal.generation_config.eos_token_id
+        ids = self.base_lm.generation_config.eos_token_id
         ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
         return sorted({*ids, self.tokenizer.eos_token_id} - {None})
 
@@ -145,7 +145,7 @@ class Policy:
     # -- adapters
 
     @contextmanager
-    def use(self, adapter: str | None, merge: bool = False) -> Iterator[Policy]:
+    def adapter(self, adapter: str | None, merge: bool = False) -> Iterator[Policy]:
         """Run with "student", "teacher" or None (bare base); active adapter and requires_grad are
         as before afterwards.
 
@@ -159,14 +159,14 @@ class Policy:
             )
         tuner = self.model.base_model
         grads = [(p, p.requires_grad) for p in self.model.parameters()]
-        active, disabled = tuner.active_adapters[0], self.layers[0].disable_adapters
+        active, disabled = tuner.active_adapters[0], self.lora_layers[0].disable_adapters
         merge = merge and adapter is not None and not torch.is_grad_enabled()
         untrained = merge and self._untrained(adapter)
         merge = merge and not untrained and self._mergeable()
         weights = []
         try:
             if merge:
-                for layer in self.layers:
+                for layer in self.lora_layers:
                     weight = layer.get_base_layer().weight
                     weights.append((weight, weight.data))
                     b, a = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
@@ -193,21 +193,21 @@ class Policy:
             layer.lora_variant
             or adapter not in layer.lora_B
             or any(p.any() for p in layer.lora_B[adapter].parameters())
-            for layer in self.layers
+            for layer in self.lora_layers
         )
 
     def _mergeable(self) -> bool:
         """A small model whose LoRA layers all are plain ones over dense float32 matrices (no DoRA,
         no 4 bits).
         """
-        bases = [layer.get_base_layer() for layer in self.layers]
+        bases = [layer.get_base_layer() for layer in self.lora_layers]
         return (
             all(
                 type(base) is torch.nn.Linear and base.weight.dtype == torch.float32
                 for base in bases
             )
-            and not any(layer.lora_variant for layer in self.layers)
-            and sum(base.weight.numel() for base in bases) < MERGE
+            and not any(layer.lora_variant for layer in self.lora_layers)
+            and sum(base.weight.numel() for base in bases) < MERGE_MAX_PARAMS
         )
 
     def reset(self) -> None:
@@ -216,14 +216,14 @@ class Policy:
             torch.random.fork_rng()
         ):  # LoRA's A is random: the same at each call, and the caller's generator untouched
             torch.manual_seed(0)
-            for layer in self.layers:
+            for layer in self.lora_layers:
                 layer.reset_lora_parameters(
                     "student", self.model.peft_config["student"].init_lora_weights
                 )
-        self.freeze_teacher()
+        self.sync_teacher()
 
     @torch.no_grad()
-    def freeze_teacher(self) -> None:
+    def sync_teacher(self) -> None:
         """Make the teacher the student of this moment (called at the start of a round)."""
         parameters = dict(self.model.named_parameters())
         for name, p in parameters.items():
@@ -292,7 +292,7 @@ class Policy:
         """A few embedding values: they tell one base from another, at whatever path and in whatever
         dtype it lies.
         """
-        weight = self.causal.get_input_embeddings().weight
+        weight = self.base_lm.get_input_embeddings().weight
         return weight[:: max(1, len(weight) // 16), 0].float().tolist()
 
     # -- tensors for the losses
@@ -303,7 +303,7 @@ class Policy:
         this matrix.
         """
         if self._head is None:
-            head = self.causal.get_output_embeddings()
+            head = self.base_lm.get_output_embeddings()
             where = f"{self.name}: the losses need logits that are the hidden states times one frozen matrix, but "
             if isinstance(head, LoraLayer) or any(p.requires_grad for p in head.parameters()):
                 raise ValueError(
@@ -319,7 +319,7 @@ class Policy:
             self.model.eval()  # no dropout between the two
             with torch.no_grad():
                 logits, plain = (
-                    self.causal(input_ids=ids, use_cache=False).logits,
+                    self.base_lm(input_ids=ids, use_cache=False).logits,
                     head(self.hidden(ids)),
                 )
             self.model.train(training)
@@ -340,7 +340,7 @@ class Policy:
         No attention mask: attention is causal, so that a real token never sees the padding to its
         right, and without a mask SDPA takes its fast path. What stands at padded positions means
         nothing. cache: what comes before the ids."""
-        return self.causal.base_model(
+        return self.base_lm.base_model(
             input_ids=input_ids, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state
 
@@ -355,7 +355,7 @@ def reply_hidden(
     after row.
 
     One forward pass over one micro-batch of prompt + reply ids, padded on the right. Adapter
-    (`policy.use`) and grad mode are the caller's. prefix: what all prompts begin with, computed
+    (`policy.adapter`) and grad mode are the caller's. prefix: what all prompts begin with, computed
     before under the same adapter. ValueError where a prompt is empty or prompt + reply is longer
     than the context."""
     for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
@@ -368,7 +368,7 @@ def reply_hidden(
     # the last reply token predicts nothing, so it is not fed
     rows = [torch.tensor(([*p, *r][:-1] if len(r) else p)[skip:]) for p, r in zip(prompts, replies)]
     ids = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device)
-    with prefix.attend(policy) if prefix else nullcontext() as cache:
+    with prefix.as_cache(policy) if prefix else nullcontext() as cache:
         hidden = policy.hidden(ids, cache)
     starts = [len(p) - 1 - skip for p in prompts]
     return torch.cat([hidden[i, a : a + len(r)] for i, (a, r) in enumerate(zip(starts, replies))])
@@ -388,7 +388,7 @@ def token_logprobs(
     given.
     """
     head, out = policy.head_weight, [None] * len(prompts)
-    with policy.use(adapter, merge=True):
+    with policy.adapter(adapter, merge=True):
         for batch in token_batches(
             [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens
         ):

@@ -24,8 +24,8 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from .policy import Policy
 
-ROOM = 16  # tokens by which a growing cache is enlarged
-SCORES = 2**24  # attention scores among a batch's own tokens that are held at once
+CACHE_GROWTH = 16  # tokens by which a growing cache is enlarged
+MAX_SCORES = 2**24  # attention scores among a batch's own tokens that are held at once
 
 
 class SharedPrefix:
@@ -35,8 +35,8 @@ class SharedPrefix:
 
     @torch.no_grad()
     def __init__(self, policy: Policy, ids: Sequence[int], device: str | None = None) -> None:
-        cache = DynamicCache(config=policy.causal.config)
-        policy.causal.base_model(
+        cache = DynamicCache(config=policy.base_lm.config)
+        policy.base_lm.base_model(
             input_ids=torch.tensor([list(ids)], device=policy.device),
             past_key_values=cache,
             use_cache=True,
@@ -58,30 +58,32 @@ class SharedPrefix:
         return n
 
     @contextmanager
-    def attend(self, policy: Policy) -> Iterator[DynamicCache]:
+    def as_cache(self, policy: Policy) -> Iterator[DynamicCache]:
         """Give an empty cache that stands behind this beginning: its first token has position
         len(ids).
         """
         cache, own = (
-            DynamicCache(config=policy.causal.config),
-            policy.causal.config._attn_implementation,
+            DynamicCache(config=policy.base_lm.config),
+            policy.base_lm.config._attn_implementation,
         )
-        cache.layers = [_Behind(k.to(policy.device), v.to(policy.device)) for k, v in self.kv]
-        policy.causal.set_attn_implementation("shared_prefix")
+        cache.layers = [PrefixedLayer(k.to(policy.device), v.to(policy.device)) for k, v in self.kv]
+        policy.base_lm.set_attn_implementation("shared_prefix")
         try:
             yield cache
         finally:
-            policy.causal.set_attn_implementation(own)
+            policy.base_lm.set_attn_implementation(own)
 
 
-def least_shared(policy: Policy) -> int:
+def min_shared_prefix(policy: Policy) -> int:
     """Tokens from which a common beginning is worth a pass: on a CPU each token costs, on a GPU
     each kernel.
     """
     return 64 if policy.device.type == "cpu" else 256
 
 
-def common_beginnings(prompts: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
+def group_by_shared_prefix(
+    prompts: Sequence[Sequence[int]], least: int
+) -> list[tuple[int, list[int]]]:
     """Group prompts that share their first `least` tokens: (tokens that the group shares, or 0;
     indices).
     """
@@ -121,19 +123,19 @@ def can_share(policy: Policy) -> bool:
     if policy.shares is None:
         reason, ids = (
             "",
-            torch.arange(24, device=policy.device).view(2, 12) % policy.causal.config.vocab_size,
+            torch.arange(24, device=policy.device).view(2, 12) % policy.base_lm.config.vocab_size,
         )
         ids[1, :8] = ids[0, :8]
-        cache, training = DynamicCache(config=policy.causal.config), policy.model.training
+        cache, training = DynamicCache(config=policy.base_lm.config), policy.model.training
         policy.model.eval()
         try:
             if any(type(layer) is not DynamicLayer for layer in cache.layers):
                 reason = "it has sliding windows or recurrent layers"
-            elif not policy.causal._can_set_attn_implementation():
+            elif not policy.base_lm._can_set_attn_implementation():
                 reason = "its attention cannot be exchanged"
             else:
                 want = policy.hidden(ids)[:, 8:]
-                with SharedPrefix(policy, ids[0, :8].tolist()).attend(policy) as behind:
+                with SharedPrefix(policy, ids[0, :8].tolist()).as_cache(policy) as behind:
                     error = (policy.hidden(ids[:, 8:], behind) - want).norm() / want.norm()
                 if not error < (1e-4 if want.dtype == torch.float32 else 0.05):
                     reason = f"a trial run was off by {error:.0e}"
@@ -167,7 +169,7 @@ class GrowingLayer(DynamicLayer):
         total = used + new.shape[-2]
         # rows dropped or cache cropped by others: old is then no view of the room any more
         if room is None or total > room.shape[-2] or old.data_ptr() != room.data_ptr():
-            room = new.new_empty(*new.shape[:2], total + ROOM, new.shape[-1])
+            room = new.new_empty(*new.shape[:2], total + CACHE_GROWTH, new.shape[-1])
             if used:
                 room[:, :, :used] = old
             setattr(self, name, room)
@@ -175,7 +177,7 @@ class GrowingLayer(DynamicLayer):
         return room[:, :, :total]
 
 
-class _Behind(GrowingLayer):
+class PrefixedLayer(GrowingLayer):
     """A row's own keys and values, counted from the end of a shared beginning, whose [1, heads, P,
     d] hang on them.
     """
@@ -226,7 +228,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
     mask = attention_mask.expand(batch, 1, s, -1)
     parts = []
     for rows in torch.arange(batch, device=key.device).split(
-        max(1, SCORES // (heads * s * key.shape[2]))
+        max(1, MAX_SCORES // (heads * s * key.shape[2]))
     ):
         scores = (query[rows] @ key[rows].transpose(2, 3)).float() * scale
         seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)

@@ -21,10 +21,10 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from .policy import Policy, token_batches
-from .prefix import GrowingLayer, SharedPrefix, can_share, common_beginnings, least_shared
+from .prefix import GrowingLayer, SharedPrefix, can_share, group_by_shared_prefix, min_shared_prefix
 
 BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
-COMPACT = 16  # new tokens between two looks at which rows have finished
+PRUNE_EVERY = 16  # new tokens between two looks at which rows have finished
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def generate(
     )
     eos = policy.eos_ids
     config = GenerationConfig(eos_token_id=eos or None, pad_token_id=policy.pad_id, **sampling)
-    causal, out = policy.causal, [None] * len(prompts)
+    causal, out = policy.base_lm, [None] * len(prompts)
     own, training = causal.generation_config, policy.model.training
     devices = [policy.device] if policy.device.type == "cuda" else []
     bar = tqdm(
@@ -88,9 +88,14 @@ def generate(
     try:
         causal.generation_config = config
         policy.model.eval()
-        with torch.random.fork_rng(devices), torch.no_grad(), policy.use(adapter, merge=True), bar:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            policy.adapter(adapter, merge=True),
+            bar,
+        ):
             torch.manual_seed(seed)
-            groups = common_beginnings(prompts, least_shared(policy))
+            groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
             if any(shared for shared, _ in groups) and not can_share(policy):
                 groups = [(0, list(range(len(prompts))))]
             for shared, group in groups:
@@ -118,7 +123,7 @@ def _sample(
     eos: list[int],
     prefix: SharedPrefix | None = None,
 ) -> list[list[int]]:
-    """Sampled ids of one batch; every COMPACT tokens the finished rows leave the batch and its KV
+    """Sampled ids of one batch; every PRUNE_EVERY tokens the finished rows leave the batch and its KV
     cache.
     """
     begin, pad, device = prefix.ids if prefix else [], policy.pad_id, policy.device
@@ -132,16 +137,16 @@ def _sample(
     first: dict[tuple[int, ...], int] = {}  # each different prompt, and its number
     copies = [first.setdefault(tuple(p), len(first)) for p in prompts]
     with (
-        prefix.attend(policy)
+        prefix.as_cache(policy)
         if prefix
-        else nullcontext(DynamicCache(config=policy.causal.config)) as cache
+        else nullcontext(DynamicCache(config=policy.base_lm.config)) as cache
     ):
         cache.layers = [
             GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
         ]
         if len(first) < len(prompts) and width > 1:
             once = [copies.index(n) for n in range(len(first))]
-            policy.causal.base_model(
+            policy.base_lm.base_model(
                 input_ids=ids[once, len(begin) : -1],
                 attention_mask=mask[once, :-1],
                 past_key_values=cache,
@@ -150,13 +155,13 @@ def _sample(
             )
             cache.batch_select_indices(torch.tensor(copies, device=device))
         rows, replies = list(range(len(prompts))), [[] for _ in prompts]
-        for start in range(0, max_new_tokens, COMPACT):
+        for start in range(0, max_new_tokens, PRUNE_EVERY):
             before = ids.shape[1]
-            ids = policy.causal.generate(
+            ids = policy.base_lm.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
-                max_new_tokens=min(COMPACT, max_new_tokens - start),
+                max_new_tokens=min(PRUNE_EVERY, max_new_tokens - start),
             )
             new = ids[:, before:]
             ended = torch.isin(new, ends)

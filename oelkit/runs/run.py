@@ -91,7 +91,7 @@ class Run:
             ) from error
         try:
             self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
-            self.prompts = load_prompts(settings.prompts or self.policy.prompts)
+            self.prompts = load_prompts(settings.prompts or self.policy.default_prompt_set)
             self.prompts = replace(
                 self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens
             )
@@ -151,7 +151,7 @@ class Run:
             self.policy.reset()
         else:
             self.policy.load_adapter(self.round_folder(k - 1) / "adapter")
-            self.policy.freeze_teacher()
+            self.policy.sync_teacher()
 
     def _seeds(self, k: int, first: int, n: int) -> range:
         start = self.settings.seed * 1_000_000 + k * 10_000 + first

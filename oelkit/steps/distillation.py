@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..model import losses as kl
 from ..model.memory import checkpointed, memory_plan
 from ..model.policy import Policy, reply_hidden, token_batches
-from ..model.prefix import SharedPrefix, can_share, least_shared
+from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
 from ..prompts import Prompts, load_prompts, with_experience
 from ..records import State
@@ -89,7 +89,11 @@ def distill(
             f"batch_size={batch_size}, temperature={temperature}, retain={retain}: "
             "need at least 1, above 0, and 0 to 1"
         )
-    prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.prompts)
+    prompts = (
+        prompts
+        if isinstance(prompts, Prompts)
+        else load_prompts(prompts or policy.default_prompt_set)
+    )
     sampling = {
         "max_new_tokens": max_new_tokens or prompts.max_new_tokens,
         "temperature": temperature,
@@ -111,7 +115,7 @@ def distill(
     if loss in ("reverse_kl", "jsd", "forward_kl"):
         options |= {"top_k": top_k, "rest": rest}
     beginnings: dict[str, SharedPrefix] = {}
-    policy.freeze_teacher()
+    policy.sync_teacher()
     optimizer = _adamw(policy, lr)
     history, deck = [], []
     for step in tqdm(
@@ -236,14 +240,14 @@ def _by_beginning(
     kept for the round.
     """
     groups: dict[str | None, list[int]] = {}
-    least = least_shared(policy)
+    least = min_shared_prefix(policy)
     for text in dict.fromkeys(texts):
         rows = [i for i, other in enumerate(texts) if other == text]
         shared = min(map(len, (teacher_ids[i] for i in rows))) > least and can_share(policy)
         if (
             shared and text not in beginnings
         ):  # a GPU holds the one in use, the others wait in main memory
-            with torch.no_grad(), policy.use("teacher", merge=True):
+            with torch.no_grad(), policy.adapter("teacher", merge=True):
                 beginnings[text] = SharedPrefix(policy, teacher_ids[rows[0]], "cpu")
         shared = shared and beginnings[text].crop([teacher_ids[i] for i in rows]) >= least
         groups.setdefault(text if shared else None, []).extend(rows)
@@ -260,7 +264,7 @@ def _score(
 ) -> list[torch.Tensor]:
     """The teacher's hidden states [reply tokens, D] for each reply."""
     told: list[torch.Tensor | None] = [None] * len(replies)
-    with policy.use("teacher", merge=True):
+    with policy.adapter("teacher", merge=True):
         for prefix, group in groups:
             skip = len(prefix.ids) if prefix else 0
             lengths = [len(teacher_ids[i]) - skip + len(replies[i].ids) for i in group]
@@ -296,7 +300,7 @@ def _backward(
         )
         sampled = torch.tensor([token for y in ids for token in y], device=head.device)
         teacher = told and torch.cat([told[i] for i in rows])
-        with policy.use("student"):
+        with policy.adapter("student"):
             policy.model.train()  # LoRA dropout and gradient checkpointing
             try:
                 hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)

@@ -82,7 +82,7 @@ def experience(policy: Policy, tokens: int) -> str:
 
 def first_states(policy: Policy, n: int) -> list[State]:
     """The first turn's prompt of n games."""
-    prompts = load_prompts(policy.prompts)
+    prompts = load_prompts(policy.default_prompt_set)
     boards = [envs.make(ENV, board=prompts.board).reset(seed=i)[0] for i in range(n)]
     return [
         State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)
@@ -149,7 +149,7 @@ def measure_step(spec: dict) -> dict:
     cached, stands apart.
     """
     policy, repeats, batch = _policy(spec), spec["repeats"], spec["states"]
-    prompts, states = load_prompts(policy.prompts), first_states(policy, batch)
+    prompts, states = load_prompts(policy.default_prompt_set), first_states(policy, batch)
     text = experience(policy, spec["experience"])
     told = [with_experience(prompts, state.prompt, text) for state in states]
     counts = {
@@ -159,7 +159,7 @@ def measure_step(spec: dict) -> dict:
     }
     if spec["arm"] == "trl":
         return counts | _trl_steps(policy, spec, states, text, prompts)
-    peak = _above_weights(policy.causal)
+    peak = _above_weights(policy.base_lm)
     distill(
         policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2
     )  # warm-up
@@ -215,7 +215,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
         for state in states
     ]
     bits = getattr(
-        policy.causal.config, "quantization_config", None
+        policy.base_lm.config, "quantization_config", None
     )  # as ours, where ours is in 4 bits
     model = AutoModelForCausalLM.from_pretrained(
         policy.source,
@@ -285,7 +285,7 @@ def measure_turns(spec: dict) -> dict:
     same prompts.
     """
     policy = _policy(spec)
-    prompts, text = load_prompts(policy.prompts), experience(policy, spec["experience"])
+    prompts, text = load_prompts(policy.default_prompt_set), experience(policy, spec["experience"])
     worlds = [envs.make(ENV, board=prompts.board) for _ in range(spec["games"])]
     boards = [world.reset(seed=i)[0] for i, world in enumerate(worlds)]
     played, asked = [[] for _ in worlds], []
@@ -308,7 +308,7 @@ def measure_turns(spec: dict) -> dict:
         mask = torch.tensor(
             [[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device
         )
-        policy.causal.generate(
+        policy.base_lm.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=spec["reply"],
@@ -321,7 +321,7 @@ def measure_turns(spec: dict) -> dict:
             padded([prompt])
 
     def paged(batch):  # Transformers' continuous batching, which finds shared beginnings by itself
-        found = policy.causal.generate_batch(
+        found = policy.base_lm.generate_batch(
             batch,
             GenerationConfig(
                 max_new_tokens=spec["reply"],
@@ -333,7 +333,7 @@ def measure_turns(spec: dict) -> dict:
         assert len(found) == len(batch)
 
     run = {"ours": ours, "padded": padded, "alone": alone, "paged": paged}[spec["arm"]]
-    with torch.no_grad(), policy.use(None):
+    with torch.no_grad(), policy.adapter(None):
         padded([asked[0][0][:32]])  # warm-up
         peak = Peak()
         peak.start()

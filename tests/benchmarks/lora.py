@@ -33,10 +33,10 @@ NOTES = (
 @torch.no_grad()
 def gap(policy: Policy, found: list[State], replies: list[list[int]], temperature: float) -> float:
     """KL(student without notes || teacher with them), mean over tokens."""
-    prompts, hidden = load_prompts(policy.prompts), []
+    prompts, hidden = load_prompts(policy.default_prompt_set), []
     for adapter, text in (("teacher", NOTES), ("student", "")):
         asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
-        with policy.use(adapter):
+        with policy.adapter(adapter):
             hidden.append(reply_hidden(policy, asked, replies))
     return kl.reverse_kl(hidden[1], hidden[0], policy.head_weight, temperature=temperature).item()
 
