@@ -241,3 +241,25 @@ def test_saved_notebooks_keep_html_and_broken_text_reaches_the_browser(tmp_path)
     assert sent[0]["json"].isascii() and json.loads(sent[0]["json"])["rows"]["i0"][
         "text"
     ].startswith("half \ud83d")
+
+
+def test_an_item_shown_before_the_page_is_there_is_where_it_opens():
+    """`show` in the cell that makes the editor: nobody hears that message."""
+    items = [ExperienceItem(f"i{n}", f"Item number {n}.", (), "m", 1, 0) for n in range(30)]
+    editor, sent = experience_editor(Curation(items)), []
+    editor.show("i20")
+    editor.send = lambda content, buffers=None: sent.append(json.loads(content["json"]))
+    editor._handle_custom_msg({"op": "hello"}, [])
+    assert sent[0]["at"] == "i20" and "i20" in sent[0]["rows"]
+    with pytest.raises(ValueError, match="nobody"):
+        editor.show("nobody")
+
+
+def test_what_hangs_on_the_items_hears_of_each_change(files):
+    heard = []
+    browser = Browser(Curation.open(*files), on_change=lambda: heard.append(1))
+    browser.do("look", ids=["i0"])
+    browser.do("accept", ids=["i0"])
+    browser.do("edit", ids=["i0"], texts=["  "])  # refused
+    browser.do("undo")
+    assert len(heard) == 2

@@ -1,13 +1,16 @@
-"""The menus for run and round open the folder that was chosen, and say what cannot be opened."""
+"""The menus for run and round, and the notice of what is out of date: they open the folder that was
+chosen, say what cannot be opened, and do again what is stale.
+"""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets
 import pytest
 
 from oelkit import Curation
 from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
-from oelkit.views.widgets import RoundMenu, experience_editor
+from oelkit.views.widgets import RedoNotice, RoundMenu, experience_editor
 
 
 @pytest.fixture
@@ -59,3 +62,31 @@ def test_what_cannot_be_opened_is_said_in_its_place(runs):
         "line 1" in menu.children[1].children[0].value
         and "schema" in menu.children[1].children[0].value
     )
+
+
+def stage(name, state, why=""):
+    return SimpleNamespace(name=name, state=state, why=why)
+
+
+def test_what_is_out_of_date_is_said_and_done_again_on_demand():
+    stages = [stage("extract of round 1", "done"), stage("distill of round 2", "missing")]
+    notice = RedoNotice(lambda: stages, lambda: stages.pop())
+    assert notice.layout.display == "none" and shown(notice) == ""
+    stages.append(stage("distill of round 1", "stale", "experience.md <b> has changed since"))
+    notice.refresh()
+    assert notice.layout.display != "none" and notice.children[1].layout.display != "none"
+    text = "<li>distill of round 1: experience.md &lt;b&gt; has changed since</li>"
+    assert text in notice.children[0].value and text in shown(notice)
+    assert "extract" not in shown(notice) and "round 2" not in shown(notice)
+    notice.children[1].click()
+    assert len(stages) == 2 and notice.layout.display == "none"
+
+
+def test_a_redo_that_fails_says_why_and_can_be_tried_again():
+    def redo():
+        raise ValueError("<nothing> to distill")
+
+    notice = RedoNotice(lambda: [stage("distill of round 1", "stale", "new items")], redo)
+    notice.children[1].click()
+    assert "&lt;nothing&gt; to distill" in shown(notice)
+    assert notice.children[1].layout.display != "none"

@@ -67,7 +67,7 @@ def test_index_is_light_and_knows_arms_and_maps():
     assert len(json.dumps(view.get_state(), default=str)) < 50_000, (
         "a saved notebook would carry it"
     )
-    assert len(view.still) < 20_000 and "1,960 more" in view.still
+    assert len(view.static_html) < 20_000 and "1,960 more" in view.static_html
 
 
 def test_maps_of_logs_are_told_apart_by_seed_or_not_at_all():
@@ -162,6 +162,24 @@ def test_from_an_item_to_its_evidence_and_back(tmp_path):
         with pytest.raises(ValueError, match="not among the 2 games"):
             view.show(*wrong)
     assert view.at["game"] == 1
+
+
+def test_an_id_of_several_games_opens_none_silently():
+    """Games of the same maps by two adapters may share their ids."""
+    base, after = make_game(("[right]",)), make_game(("[up]", "[right]", "[left]"))
+    assert base.id == after.id and len(after.turns) > len(base.turns)
+    view = trajectory_viewer({"base": [base], "consolidated": [after]})
+    view.show(base.id, 0, arm="consolidated")
+    assert view.at["game"] == 1
+    view.show(base.id, 0, arm="base")
+    assert view.at["game"] == 0
+    view.show(base.id, len(after.turns) - 1)  # only one of them has that turn
+    assert view.at["game"] == 1
+    with pytest.raises(ValueError, match="is 2 games: say which arm of 'base', 'consolidated'"):
+        view.show(base.id)
+    twice = trajectory_viewer([base, base])  # the same game, listed twice
+    twice.show(base.id)
+    assert twice.at["game"] == 0
 
 
 def test_strange_messages_are_ignored():

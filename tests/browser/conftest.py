@@ -91,7 +91,7 @@ def new_page(browser):
             "dialog",
             lambda dialog: (wrong.append(f"a script ran: {dialog.message}"), dialog.dismiss()),
         )
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(200_000)
         pages.append(page)
         return page
 

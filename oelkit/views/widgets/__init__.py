@@ -1,9 +1,10 @@
-"""The views of a notebook: games turn by turn, the experience items to curate, menus for whose.
-They hold no state.
+"""The views of a notebook: games turn by turn, the experience items to curate, menus for whose,
+what of a run is out of date. They hold no state.
 """
 
-from .editor import experience_editor
+from .editor import ExperienceEditor as experience_editor
+from .redo import RedoNotice
 from .rounds import RoundMenu
-from .viewer import trajectory_viewer
+from .viewer import TrajectoryViewer as trajectory_viewer
 
-__all__ = ["RoundMenu", "experience_editor", "trajectory_viewer"]
+__all__ = ["RedoNotice", "RoundMenu", "experience_editor", "trajectory_viewer"]

@@ -1,13 +1,14 @@
-"""What both views share: front end from files, plain HTML in place of the live view in a saved
-notebook.
+"""What the views share: front end from files, plain HTML in their place in a saved notebook.
 
 Text of models is untrusted: escaped here, and only ever a text node in the browser.
 """
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import anywidget
 
@@ -21,26 +22,30 @@ def source(*names: str) -> str:
     return "".join(path.read_text("utf-8") for path in (paths[0].with_stem("base"), *paths))
 
 
-class Still:
-    """Makes any widget show its `still` where no kernel runs: in saved, converted and
+class StaticFallback:
+    """Makes any widget show its `static_html` where no kernel runs: in saved, converted and
     GitHub-rendered notebooks.
     """
 
-    still = ""
-    """HTML, escaped by whoever sets it."""
+    static_html: str = ""
+    """Escaped by whoever sets it."""
     _ipython_display_ = None  # ipywidgets 7 (Colab) would leave text/html out
     __repr__ = object.__repr__
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
-        data, metadata = anywidget.AnyWidget._repr_mimebundle_(
-            self, **options
-        )  # those of ipywidgets 7 have none
+        # AnyWidget's, as those of ipywidgets 7 have none
+        data, metadata = anywidget.AnyWidget._repr_mimebundle_(self, **options)
         # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
-        return {**data, "text/html": self.still.encode("utf-8", "replace").decode()}, metadata
+        html = self.static_html.encode("utf-8", "replace").decode()
+        return {**data, "text/html": html}, metadata
 
 
-class View(Still, anywidget.AnyWidget):
-    """A widget with a front end of its own and a still."""
+class LiveView(StaticFallback, anywidget.AnyWidget):
+    """A widget with a front end of its own and a static fallback."""
+
+    def send_json(self, **message: Any) -> None:
+        """Send a message as ASCII text: the notebooks' own JSON breaks at a lone surrogate."""
+        self.send({"json": json.dumps(message)})
 
 
 def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
@@ -54,4 +59,5 @@ def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
 
 def pre(text: str) -> str:
     """HTML of a text as it is, long lines broken."""
-    return f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .6em">{escape(text)}</pre>'
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .6em"
+    return f'<pre style="{style}">{escape(text)}</pre>'

@@ -7,7 +7,6 @@ text, because the notebooks' own JSON breaks at a lone surrogate, as broken mode
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from html import escape
@@ -16,93 +15,89 @@ from typing import Any
 from ...curation import CuratedItem, Curation
 from ...records import ConflictError, Evidence, Trajectory
 from ...text import count_tokens, experience_text
-from .base import View, board_of, pre, source
+from .base import LiveView, board_of, pre, source
 
 
-def experience_editor(
-    curation: Curation,
-    *,
-    tokenizer: Any = None,
-    budget_tokens: int | None = None,
-    prompt: Callable[[str], str] | None = None,
-    games: Sequence[Trajectory] = (),
-    on_turn: Callable[[str, int], Any] | None = None,
-) -> Editor:
+class ExperienceEditor(LiveView):
     """Go through the items: accept, reject, edit, merge, reorder …; each operation is in the log at
-    once.
+    once. The view asks for news when it gets the focus; `refresh` shows what Python code did.
 
-    tokenizer: a Transformers one, or a function from a text to its number of tokens (None: words
-    are counted). budget_tokens: what the experience may have; the oldest items over it are marked
-    as cut. prompt: makes of an experience the whole prompt that the teacher reads, for the preview.
-    games: where the evidence is looked up. on_turn: gets trajectory id and turn (from 0) where a
-    person wants to see it, as `TrajectoryViewer.show` does. The view asks for news when it gets the
-    focus; `refresh` shows at once what Python code did meanwhile."""
-    return Editor(curation, tokenizer, budget_tokens, prompt, games, on_turn)
+    Args:
+        tokenizer: A Transformers one, or a function from a text to its number of tokens (None:
+            words are counted).
+        budget_tokens: What the experience may have; the oldest items over it are marked as cut.
+        prompt: Makes of an experience the whole prompt that the teacher reads, for the preview.
+        games: Where the evidence is looked up.
+        on_turn: Gets trajectory id and turn (from 0) where a person wants to see it, as
+            `TrajectoryViewer.show` does.
+        on_change: Called after each operation.
 
-
-class Editor(View):
-    """See `experience_editor`."""
+    Raises:
+        ValueError: There is a budget, and no tokenizer.
+    """
 
     _esm, _css = source("board.js", "editor.js"), source("editor.css")
 
+    # why: each is an option of the view that most do without
     def __init__(
         self,
         curation: Curation,
-        tokenizer: Any,
-        budget_tokens: int | None,
-        prompt: Callable[[str], str] | None,
-        games: Sequence[Trajectory],
-        on_turn: Callable[[str, int], Any] | None,
+        *,
+        tokenizer: Any = None,
+        budget_tokens: int | None = None,
+        prompt: Callable[[str], str] | None = None,
+        games: Sequence[Trajectory] = (),
+        on_turn: Callable[[str, int], Any] | None = None,
+        on_change: Callable[[], Any] | None = None,
     ):
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
         self.curation, self.budget, self.prompt = curation, budget_tokens, prompt or str
         self.games, self.on_turn = {game.id: game for game in games}, on_turn
-        self.unit = "words" if tokenizer is None else "tokens"
+        self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
         tokenizer = tokenizer or (lambda text: len(text.split()))
         self.count = lru_cache(4096)(lambda text: count_tokens(text, tokenizer))
         self.draw: int | None = None  # whose text is previewed
+        self._shown: str | None = None  # the item that `show` was asked for last
         self._rows, self._state, self._alike = {}, {}, ({}, {})
         self.on_msg(lambda _, message, buffers: self._receive(message))
 
     @property
-    def still(self) -> str:
+    def static_html(self) -> str:
+        left = 'style="text-align:left;overflow-wrap:anywhere"'
         rows = "".join(
-            f'<tr><td>{escape(i.status)}</td><td style="text-align:left;overflow-wrap:anywhere">'
-            f"{escape(i.text)}</td></tr>"
+            f"<tr><td>{escape(i.status)}</td><td {left}>{escape(i.text)}</td></tr>"
             for i in self.curation.items
         )
-        return (
-            f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
-            f"<p>What the teacher reads:</p>{pre(self.curation.experience() or '(nothing is accepted yet)')}"
-        )
+        table = f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
+        reads = self.curation.experience() or "(nothing is accepted yet)"
+        return f"{table}<p>What the teacher reads:</p>{pre(reads)}"
 
     def show(self, id: str) -> None:
-        """Put the cursor on an item, and the editor into sight; ValueError where there is none of
-        that id.
+        """Put the cursor on an item, and the editor into sight, also where it is not on the page
+        yet; ValueError where there is no item of that id.
         """
         self.curation.item(id)
+        self._shown = id
         self.refresh(at=id, reveal=True)
 
     def refresh(self, **more: Any) -> None:
         """Send what has changed since the last time."""
         rows, state = self._now()
-        news = {
-            name: value for name, value in state.items() if self._state.get(name, self) != value
-        }
+        news = {key: value for key, value in state.items() if self._state.get(key, self) != value}
         changed = {id: row for id, row in rows.items() if self._rows.get(id) != row}
         self._rows, self._state = rows, state
-        self.send({"json": json.dumps({**news, "rows": changed, **more})})
+        self.send_json(**news, rows=changed, **more)
 
     def _receive(self, message: dict) -> None:
+        before = len(self.curation.log)
         try:
             answer = self._do(**message)
-        except (
-            ValueError,
-            RuntimeError,
-            OSError,
-        ) as error:  # an empty text, somebody else's write, a full disk
+            if self.on_change and len(self.curation.log) != before:
+                self.on_change()
+        # an empty text, somebody else's write, a full disk
+        except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         self.refresh(**answer)
 
@@ -118,8 +113,9 @@ class Editor(View):
         """One message of the browser; "at" in the answer is where the cursor should go."""
         c = self.curation
         match op:
-            case "hello":  # from a new view, or one that may have missed something
+            case "hello":  # from a new view, which has heard nothing of before
                 self._rows, self._state = {}, {}
+                return {"at": self._shown} if self._shown else {}
             case "refresh":  # all that follows an operation does it
                 pass
             case "draw":
@@ -150,48 +146,18 @@ class Editor(View):
         return {}
 
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:
-        """What is shown: a row an item, and all the rest."""
+        """What is shown: a row for each item, and all the rest."""
         c, items = self.curation, self.curation.items
-        draws, rounds = (
-            sorted({i.draw for i in items if i.model}),
-            {i.round for i in items if i.model},
-        )
+        draws = sorted({i.draw for i in items if i.model})
         self.draw = self.draw if self.draw in draws else next(iter(draws), None)
-        kept = c.kept(self.draw)
-        reads, cut = (
-            (kept, [])
-            if self.budget is None
-            else c.within_budget(self.budget, self.count, self.draw)
-        )
-        text, gone = experience_text(reads), {i.id for i in cut}
+        reads, cut = c.kept(self.draw), []
+        if self.budget is not None:
+            reads, cut = c.within_budget(self.budget, self.count, self.draw)
+        text = experience_text(reads)
         prompt = self.prompt(text)
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
-        if self._alike[0] != (texts := {i.id: i.text for i in items}):
-            self._alike = texts, {id: n for n, ids in enumerate(c.duplicates()) for id in ids}
-        diff, alike = c.diff(), self._alike[1]
-
-        def source(item: CuratedItem) -> str:
-            if len(item.parents) > 1 or not item.model:
-                return "merged" if item.parents else "by hand"
-            return (
-                f"round {item.round}, draw {item.draw}" if len(rounds) > 1 else f"draw {item.draw}"
-            )
-
-        rows = {
-            i.id: {
-                "text": i.text,
-                "status": i.status,
-                "source": source(i),
-                "tokens": self.count(i.text),
-                "cut": i.id in gone,
-                "alike": alike.get(i.id),
-                "seen": len(i.evidence),
-                "diff": diff.get(i.id),
-            }
-            for i in items
-        }
-        return rows, {
-            "order": list(rows),
+        return self._items(items, {i.id for i in cut}), {
+            "order": [i.id for i in items],
             "draws": draws,
             "draw": self.draw,
             "before": before,
@@ -206,32 +172,56 @@ class Editor(View):
             "can": [c.can_undo, c.can_redo],
         }
 
+    def _items(self, items: Sequence[CuratedItem], cut: set[str]) -> dict[str, dict]:
+        if self._alike[0] != (texts := {i.id: i.text for i in items}):
+            same = enumerate(self.curation.duplicates())
+            self._alike = texts, {id: n for n, ids in same for id in ids}
+        several, diff = len({i.round for i in items if i.model}) > 1, self.curation.diff()
+
+        def source(item: CuratedItem) -> str:
+            if len(item.parents) > 1 or not item.model:
+                return "merged" if item.parents else "by hand"
+            return f"round {item.round}, " * several + f"draw {item.draw}"
+
+        return {
+            i.id: {
+                "text": i.text,
+                "status": i.status,
+                "source": source(i),
+                "tokens": self.count(i.text),
+                "cut": i.id in cut,
+                "alike": self._alike[1].get(i.id),
+                "seen": len(i.evidence),
+                "diff": diff.get(i.id),
+            }
+            for i in items
+        }
+
     def _detail(self, id: str) -> dict:
         """Where an item comes from: the turns, the items it was made of, what was done to it."""
-        item = self.curation.item(id)
-
-        def turn(seen: Evidence) -> dict:
-            game = self.games.get(seen.trajectory_id)
-            if game is None or seen.turn >= len(game.turns):
-                return {"game": seen.trajectory_id, "turn": seen.turn + 1}
-            t = game.turns[seen.turn]
-            return {
-                "game": game.id,
-                "turn": seen.turn + 1,
-                "of": len(game.turns),
-                "outcome": game.outcome,
-                "text": t.observation,
-                "board": {**board_of(t.observation), "action": t.action},
-                "reply": t.reply,
-                "move": t.action,
-                "feedback": t.feedback,
-            }
-
+        c, item = self.curation, self.curation.item(id)
         return {
             "id": id,
             "original": item.original,
             "viewer": self.on_turn is not None,
-            "evidence": [turn(seen) for seen in item.evidence],
-            "parents": [[p, self.curation.item(p).text] for p in item.parents],
-            "history": [[op.op, op.author, op.time, op.reason] for op in self.curation.history(id)],
+            "evidence": [self._turn(seen) for seen in item.evidence],
+            "parents": [[parent, c.item(parent).text] for parent in item.parents],
+            "history": [[op.op, op.author, op.time, op.reason] for op in c.history(id)],
+        }
+
+    def _turn(self, seen: Evidence) -> dict:
+        game = self.games.get(seen.trajectory_id)
+        if game is None or seen.turn >= len(game.turns):
+            return {"game": seen.trajectory_id, "turn": seen.turn + 1}
+        t = game.turns[seen.turn]
+        return {
+            "game": game.id,
+            "turn": seen.turn + 1,
+            "of": len(game.turns),
+            "outcome": game.outcome,
+            "text": t.observation,
+            "board": {**board_of(t.observation), "action": t.action},
+            "reply": t.reply,
+            "move": t.action,
+            "feedback": t.feedback,
         }

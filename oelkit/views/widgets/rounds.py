@@ -7,10 +7,10 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from .base import Still
+from .base import StaticFallback
 
 
-class RoundMenu(Still, w.VBox):
+class RoundMenu(StaticFallback, w.VBox):
     """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root`
     that has items.
 
@@ -20,32 +20,24 @@ class RoundMenu(Still, w.VBox):
     def __init__(
         self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"
     ):
-        found = {start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))}
-        self._folders = {
-            run: sorted(f for f in found if f.parent == run)
-            for run in sorted({f.parent for f in found})
-        }
+        found = sorted({start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))})
+        runs = sorted({folder.parent for folder in found})
+        self._folders = {run: [f for f in found if f.parent == run] for run in runs}
         self._views, self._shown = views, w.VBox()
-        self._run = w.Dropdown(
-            options=[(run.name, run) for run in self._folders],
-            value=start.parent,
-            description="run",
-        )
-        self._round = w.Dropdown(options=self._names(), value=start, description="round")
+        names = [(run.name, run) for run in runs]
+        self._run = w.Dropdown(options=names, value=start.parent, description="run")
+        self._round = w.Dropdown(options=self._rounds(), value=start, description="round")
         menus = w.HBox([self._run, self._round], layout=w.Layout(flex_flow="row wrap"))
         super().__init__([menus, self._shown])
         self._run.observe(self._choose, "value")
         self._round.observe(self._show, "value")
         self._show()
 
-    def _names(self) -> list[tuple[str, Path]]:
-        return [
-            (folder.name.removeprefix("round_"), folder)
-            for folder in self._folders[self._run.value]
-        ]
+    def _rounds(self) -> list[tuple[str, Path]]:
+        return [(f.name.removeprefix("round_"), f) for f in self._folders[self._run.value]]
 
     def _choose(self, _: dict) -> None:
-        self._round.options = self._names()  # the first of them is the new value
+        self._round.options = self._rounds()  # the first of them is the new value
 
     def _show(self, _: dict | None = None) -> None:
         try:
@@ -57,5 +49,5 @@ class RoundMenu(Still, w.VBox):
         self._shown.children = views
 
     @property
-    def still(self) -> str:
-        return "".join(getattr(view, "still", "") for view in self._shown.children)
+    def static_html(self) -> str:
+        return "".join(getattr(view, "static_html", "") for view in self._shown.children)

@@ -18,13 +18,24 @@ from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...records import ExperienceItem, Trajectory, Turn
 from ...text import answer_text, one_line
-from .base import View, board_of, source
+from .base import LiveView, board_of, source
 
-_STILL = 40  # games in the table of a saved notebook
+TABLE_ROWS = 40  # games in the table of a saved notebook
 
 
-class TrajectoryViewer(View):
-    """See `trajectory_viewer`, which makes it."""
+class TrajectoryViewer(LiveView):
+    """Look through games: filter, sort, search, replay, compare two of the same map.
+
+    Args:
+        trajectories: A sequence, or one for each arm ({"base": [...], "consolidated": [...]}; else
+            a record's field `arm` counts).
+        items: A curation, or items; a turn shows those that it is evidence for.
+        on_item: Gets the id of an item that is clicked.
+        kinds: What renamed symbols mean, as in `envs.picture.draw_board`.
+
+    Raises:
+        ValueError: No trajectory has a turn.
+    """
 
     _esm, _css = source("board.js", "game.js", "viewer.js"), source("viewer.css")
     at = traitlets.Dict({"game": 0, "turn": 0, "other": None}).tag(sync=True)
@@ -34,102 +45,99 @@ class TrajectoryViewer(View):
 
     def __init__(
         self,
-        games: list[tuple[str, Trajectory]],
-        items: Curation | Sequence[ExperienceItem],
-        on_item: Callable[[str], Any] | None,
-        kinds: dict[str, str] | None,
+        trajectories: Sequence[Trajectory] | Mapping[str, Sequence[Trajectory]],
+        *,
+        items: Curation | Sequence[ExperienceItem] = (),
+        on_item: Callable[[str], Any] | None = None,
+        kinds: dict[str, str] | None = None,
     ):
-        self._games, self._items, self._on_item, self._symbols = games, items, on_item, kinds
+        arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
+        self._games = [
+            (arm or str(game.extra.get("arm") or ""), game)
+            for arm, games in arms.items()
+            for game in games
+            if game.turns
+        ]
+        if not self._games:
+            raise ValueError("nothing to view: there is no trajectory with a turn")
+        self._items, self._on_item, self._symbols = items, on_item, kinds
         super().__init__()
         self.on_msg(lambda _, message, buffers: self._answer(message))
-        self.still = _table([game for _, game in games])
+        self.static_html = _table([game for _, game in self._games])
 
-    def show(self, trajectory_id: str, turn: int = 0) -> None:
-        """Show a turn (from 0), as an item's evidence names it; ValueError where there is no such
-        game or turn.
+    def show(self, trajectory_id: str, turn: int = 0, arm: str | None = None) -> None:
+        """Show a turn, as an item's evidence names it.
+
+        Args:
+            turn: From 0.
+            arm: Whose game, where several arms have different games of that id.
+
+        Raises:
+            ValueError: There is no such game or turn, or several that differ.
         """
-        found = next(
-            (i for i, (_, game) in enumerate(self._games) if game.id == trajectory_id), None
-        )
-        if found is None or not 0 <= turn < len(self._games[found][1].turns):
-            raise ValueError(
-                f"turn {turn} of {trajectory_id!r} is not among the {len(self._games)} games of the viewer"
-            )
-        self.at = {"game": found, "turn": turn, "other": None}
-        self._tell(kind="reveal")
-
-    def _tell(self, **message: Any) -> None:
-        self.send(
-            {"json": json.dumps(message)}
-        )  # ASCII: the notebooks' own JSON breaks at a lone surrogate
+        found = [
+            i
+            for i, (name, game) in enumerate(self._games)
+            if game.id == trajectory_id and arm in (None, name) and 0 <= turn < len(game.turns)
+        ]
+        if not found:
+            games = f"the {len(self._games)} games of the viewer"
+            raise ValueError(f"turn {turn} of {trajectory_id!r} is not among {games}")
+        first = self._games[found[0]][1]
+        if any(self._games[i][1] != first for i in found):
+            arms = ", ".join(dict.fromkeys(repr(self._games[i][0]) for i in found))
+            raise ValueError(f"{trajectory_id!r} is {len(found)} games: say which arm of {arms}")
+        self.at = {"game": found[0], "turn": turn, "other": None}
+        self.send_json(kind="reveal")
 
     def _answer(self, message: dict) -> None:
         match message:
             case {"kind": "index"}:
-                self._tell(kind="index", rows=self._index(), items=self._on_item is not None)
+                items = self._on_item is not None
+                self.send_json(kind="index", rows=self._index(), items=items)
             case {"kind": "game", "game": int(i)} if 0 <= i < len(self._games):
-                self._tell(kind="game", game=i, **self._game(self._games[i][1]))
+                self.send_json(kind="game", game=i, **self._game(self._games[i][1]))
             case {"kind": "search", "text": str(text)}:
-                self._tell(kind="hits", text=text, hits=self._search(text))
+                self.send_json(kind="hits", text=text, hits=self._search(text))
             case {"kind": "item", "id": str(id)} if self._on_item:
                 self._on_item(id)
 
     def _index(self) -> list[list]:
+        """For each game what viewer.js calls COLUMNS."""
         maps: dict[Any, int] = {}
-        return [
-            [
-                g.id,
-                g.outcome,
-                g.round,
-                arm,
-                g.seed,
-                len(g.turns),
-                any(t.truncated for t in g.turns),
-                sum(t.reply_tokens for t in g.turns),
-                maps.setdefault(_map(g), len(maps)),
-            ]
-            for arm, g in self._games
-        ]
+        rows = []
+        for arm, g in self._games:
+            cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
+            row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
+            rows.append([*row, maps.setdefault(_map(g), len(maps))])
+        return rows
 
     def _search(self, text: str) -> list[list[int]]:
         """[game, turn] for each turn whose observation, reply or feedback has the text; case does
         not matter.
         """
         text = text.lower()
-        return (
-            [
-                [i, k]
-                for i, (_, game) in enumerate(self._games)
-                for k, t in enumerate(game.turns)
-                if any(text in part.lower() for part in (t.observation, t.reply, t.feedback))
-            ]
-            if text
-            else []
-        )
+        return [
+            [i, k]
+            for i, (_, game) in enumerate(self._games if text else ())
+            for k, t in enumerate(game.turns)
+            if any(text in part.lower() for part in (t.observation, t.reply, t.feedback))
+        ]
 
     def _game(self, game: Trajectory) -> dict:
         cited: dict[int, list[list[str]]] = {}
         for item in getattr(self._items, "items", self._items):  # a curation as it stands now
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
-        return {
-            "model": game.model,
-            "env": game.env_id,
-            "feedback": game.feedback,
-            "turns": [
-                {**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)
-            ],
-        }
+        turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
+        about = {"model": game.model, "env": game.env_id, "feedback": game.feedback}
+        return {**about, "turns": turns}
 
     def _turn(self, turn: Turn) -> dict:
         answer = answer_text(turn.reply)
-        thinking = (
-            turn.reply.rpartition("</think>")[0]
-            if "</think>" in turn.reply
-            else ""
-            if answer
-            else turn.reply
-        )
+        thinking, ended, _ = turn.reply.rpartition("</think>")
+        if not ended:
+            thinking = "" if answer else turn.reply
         return {
             "observation": turn.observation,
             **board_of(turn.observation, self._symbols),
@@ -142,32 +150,6 @@ class TrajectoryViewer(View):
             "prompt_tokens": turn.prompt_tokens,
             "reply_tokens": turn.reply_tokens,
         }
-
-
-def trajectory_viewer(
-    trajectories: Sequence[Trajectory] | Mapping[str, Sequence[Trajectory]],
-    *,
-    items: Curation | Sequence[ExperienceItem] = (),
-    on_item: Callable[[str], Any] | None = None,
-    kinds: dict[str, str] | None = None,
-) -> TrajectoryViewer:
-    """Look through games: filter, sort, search, replay, compare two of the same map. ValueError
-    where there is no turn.
-
-    trajectories: a sequence, or one an arm ({"base": [...], "consolidated": [...]}; else a record's
-    field `arm` counts). items: a curation, or items; a turn shows those that it is evidence for,
-    and `on_item` gets the id of a clicked one. kinds: what renamed symbols mean, as in
-    `envs.picture.draw_board`."""
-    arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
-    games = [
-        (arm or str(game.extra.get("arm") or ""), game)
-        for arm, of in arms.items()
-        for game in of
-        if game.turns
-    ]
-    if not games:
-        raise ValueError("nothing to view: there is no trajectory with a turn")
-    return TrajectoryViewer(games, items, on_item, kinds)
 
 
 def _map(game: Trajectory) -> Any:
@@ -186,28 +168,22 @@ def _mark(answer: str, action: str | None) -> list[str]:
     """The answer in three parts, of which the middle one is where the action was found (empty:
     nowhere).
     """
-    places = [
-        m.span()
-        for m in re.finditer(r"\[\s*\w+\s*\]", answer)
-        if action and parse_action(m[0]) == action
-    ]
-    if (
-        action and not places and (at := answer.rfind(action)) >= 0
-    ):  # a log's action, in words of its own
-        places = [(at, at + len(action))]
+    found = re.finditer(r"\[\s*\w+\s*\]", answer) if action else ()
+    places = [m.span() for m in found if parse_action(m[0]) == action]
+    if action and not places and (at := answer.rfind(action)) >= 0:
+        places = [(at, at + len(action))]  # a log's action, in words of its own
     start, end = places[-1] if places else (len(answer), len(answer))
     return [answer[:start], answer[start:end], answer[end:]]
 
 
 def _table(games: list[Trajectory]) -> str:
     rows = []
-    for game in games[:_STILL]:
+    for game in games[:TABLE_ROWS]:
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
         cells = (game.outcome, game.round, game.seed, moves, end, game.id)
         rows.append("<tr>" + "".join(f"<td>{escape(str(c)[:120])}</td>" for c in cells) + "</tr>")
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("outcome", "round", "map seed", "moves", "at the end", "game")
-    )
-    more = f"<p>and {len(games) - _STILL:,} more games</p>" if len(games) > _STILL else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+    names = ("outcome", "round", "map seed", "moves", "at the end", "game")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    more = len(games) - TABLE_ROWS
+    end = f"<p>and {more:,} more games</p>" if more > 0 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{end}"

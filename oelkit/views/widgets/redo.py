@@ -1,0 +1,50 @@
+"""What of a run is out of date, and a button that does it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+
+from .base import StaticFallback
+
+
+class RedoNotice(StaticFallback, w.VBox):
+    """Says which stages of a run are out of date, and why; hidden where none is.
+
+    Args:
+        status: Gives the stages as they are now, with `name`, `state` and `why` (`run.status`).
+        redo: Does again what is stale (`lambda: run.run_all(redo=True)`).
+    """
+
+    def __init__(self, status: Callable[[], Sequence[Any]], redo: Callable[[], Any]):
+        self._status, self._redo = status, redo
+        self._text = w.HTML()
+        self._button = w.Button(description="Do this again", button_style="warning")
+        self._button.on_click(lambda _: self.run())
+        super().__init__([self._text, self._button])
+        self.refresh()
+
+    def refresh(self, *_: Any) -> None:
+        """Look at the run again, as after an edit."""
+        stale = [status for status in self._status() if status.state == "stale"]
+        lines = "".join(f"<li>{escape(s.name)}: {escape(s.why)}</li>" for s in stale)
+        head = "<b>What was trained or measured does not fit the files any more:</b>"
+        self._show(f"{head}<ul>{lines}</ul>" if stale else "", button=bool(stale))
+
+    def run(self) -> None:
+        """Do again what is stale; what goes wrong is said in place of the lines."""
+        self._show(f"{self.static_html}<p>Working …</p>", button=False)
+        try:
+            self._redo()
+        except (ValueError, RuntimeError, OSError) as error:
+            self._show(f"<p>{escape(str(error))}</p>", button=True)
+        else:
+            self.refresh()
+
+    def _show(self, html: str, button: bool) -> None:
+        self.static_html = self._text.value = html
+        self._button.layout.display = "" if button else "none"
+        self.layout.display = "" if html else "none"
