@@ -129,7 +129,8 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
 
 def _arms(metrics: dict) -> Iterator[Finding]:
     passed = metrics["rounds"][0]["pass_rate"]
-    for arm, row in (metrics.get("arms") or {}).items():
+    arms: dict[str, dict] = metrics.get("arms") or {}
+    for arm, row in arms.items():
         name, ours = NAMES.get(arm, arm), passed["consolidated"]
         yield _above("On-policy distillation of experience", ours, name, row["consolidated"])
         if "in_context" in row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -43,23 +44,7 @@ NAMES = {
     "raw": "raw games distilled",
 }
 ROUND_COLOURS = ("#0072b2", "#56b4e9", "#a6d4f2", "#d6ebf8")
-styled = plt.rc_context(
-    {
-        "font.size": 9,
-        "axes.titlesize": 9.5,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "axes.facecolor": "white",
-        "figure.facecolor": "white",
-        "text.color": "#222222",
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-    }
-)
+styled: Any = plt.rc_context(fname=Path(__file__).with_name("figures.mplstyle"))
 """Decorator of a function that draws: the look of all figures."""
 
 
@@ -189,7 +174,8 @@ def arms(metrics: dict) -> Figure:
         rows.append((NAMES.get(arm, arm), arm, row["consolidated"], row.get("ood")))
     figure, (left, right) = new_figure(2, size=(7, 1.3 + 0.37 * len(rows)), sharey=True)
     for y, (name, arm, row, ood) in enumerate(rows):
-        look = {"color": COLOURS.get(arm, "#999999"), "hatch": "///" * ("context" in name)}
+        look: dict[str, Any] = {"color": COLOURS.get(arm, "#999999")}
+        look["hatch"] = "///" * ("context" in name)
         rate_bar(left, y, _passed(row), height=0.62, **look)
         if ood:
             rate_bar(right, y, _exact(ood), height=0.62, **look)
@@ -277,6 +263,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
     ended.
 
     Args:
+        trajectory: The game, of any world.
         kinds: What the symbols mean, as in `envs.picture.draw_board`. An observation that holds no
             board is shown as text.
     """

@@ -85,7 +85,8 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
         ]
         rounds.append([*row, f"{r['kept']} of {r['items']}", f"{sum(r['seconds'].values()):.0f}"])
     arms = [["arm beside round 1", "in context", "consolidated", "OOD"]]
-    for arm, row in (metrics.get("arms") or {}).items():
+    measured: dict[str, dict] = metrics.get("arms") or {}
+    for arm, row in measured.items():
         rates = [rate_text(row[how]) if how in row else "-" for how in ARMS[1:]]
         ood = f"{row['ood']['all']:.1%}" if row.get("ood") else "-"
         arms.append([plots.NAMES.get(arm, arm), *rates, ood])

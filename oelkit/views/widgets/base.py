@@ -33,8 +33,8 @@ class StaticFallback:
     __repr__ = object.__repr__
 
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
-        # AnyWidget's, as those of ipywidgets 7 have none
-        data, metadata = anywidget.AnyWidget._repr_mimebundle_(self, **options)
+        bundle: Any = anywidget.AnyWidget._repr_mimebundle_  # widgets of ipywidgets 7 have none
+        data, metadata = bundle(self, **options)
         # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
         html = self.static_html.encode("utf-8", "replace").decode()
         return {**data, "text/html": html}, metadata

@@ -65,6 +65,7 @@ class ExperienceEditor(LiveView):
 
     @property
     def static_html(self) -> str:
+        """The items and what the teacher reads."""
         left = 'style="text-align:left;overflow-wrap:anywhere"'
         rows = "".join(
             f"<tr><td>{escape(i.status)}</td><td {left}>{escape(i.text)}</td></tr>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as w
 
@@ -34,14 +35,16 @@ class RoundMenu(StaticFallback, w.VBox):
         self._show()
 
     def _rounds(self) -> list[tuple[str, Path]]:
-        return [(f.name.removeprefix("round_"), f) for f in self._folders[self._run.value]]
+        run: Any = self._run.value
+        return [(folder.name.removeprefix("round_"), folder) for folder in self._folders[run]]
 
     def _choose(self, _: dict) -> None:
         self._round.options = self._rounds()  # the first of them is the new value
 
     def _show(self, _: dict | None = None) -> None:
+        folder: Any = self._round.value
         try:
-            views = tuple(self._views(self._round.value))
+            views = tuple(self._views(folder))
         except (ValueError, OSError) as error:
             views = (w.Label(str(error)),)
         for view in self._shown.children:
@@ -50,4 +53,5 @@ class RoundMenu(StaticFallback, w.VBox):
 
     @property
     def static_html(self) -> str:
+        """That of the views that are shown."""
         return "".join(getattr(view, "static_html", "") for view in self._shown.children)

@@ -69,6 +69,7 @@ class TrajectoryViewer(LiveView):
         """Show a turn, as an item's evidence names it.
 
         Args:
+            trajectory_id: Of the game.
             turn: From 0.
             arm: Whose game, where several arms have different games of that id.
 
@@ -126,7 +127,8 @@ class TrajectoryViewer(LiveView):
 
     def _game(self, game: Trajectory) -> dict:
         cited: dict[int, list[list[str]]] = {}
-        for item in getattr(self._items, "items", self._items):  # a curation as it stands now
+        items = self._items.items if isinstance(self._items, Curation) else self._items
+        for item in items:  # of a curation, as it stands now
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
