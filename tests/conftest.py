@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # instead of a hundredfold. Processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import house
 import pytest
 from helpers import make_model
 
@@ -65,3 +66,10 @@ def real_model():
             "OELKIT_TEST_MODEL names no model folder (a small real model such as SmolLM2-135M)"
         )
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How large the package is, under every run of tests."""
+    whole, core, longest = house.sizes()
+    names = ", ".join(f"{name} {house.lines(name)}" for name in longest)
+    terminalreporter.write_line(f"oelkit/: {whole:,} lines; core path {core:,}; longest: {names}")

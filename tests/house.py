@@ -1,0 +1,101 @@
+"""The package as text: what it imports and how large it is, read from its syntax, nothing run."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# The method itself: what one reads to know what is done.
+CORE = (
+    "records prompts model.policy model.sampling model.losses "
+    "steps.rollouts steps.extraction steps.distillation steps.evaluation"
+)
+
+
+@cache
+def modules():
+    """Name of each module of the package to (its path, its source, its syntax tree)."""
+    found = {}
+    for path in sorted((ROOT / "oelkit").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        source = path.read_text("utf-8")
+        found[name] = path, source, ast.parse(source)
+    return found
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+def only_for_types(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree):
+    """All nodes but those below `if TYPE_CHECKING:`, also inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if not only_for_types(node):
+            yield node
+            yield from statements(node)
+
+
+def imports(name):
+    """What a module imports, as (absolute name of the module, name taken from it or None, line)."""
+    path, _, tree = modules()[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in statements(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield (
+                    (whole, None, node.lineno)
+                    if whole in modules()
+                    else (base, alias.name, node.lineno)
+                )
+
+
+def arrows():
+    """(importing module, imported module, line) within the package."""
+    for name in modules():
+        for target, _, line in imports(name):
+            if target in modules() and target not in (name, "oelkit"):
+                yield name, target, line
+
+
+def functions(name):
+    def below(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+            yield from below(child)
+
+    return below(modules()[name][2])
+
+
+def excused(name, function):
+    """A reason stands in a comment `# why: ...`, at the def or right above it."""
+    lines = modules()[name][1].splitlines()
+    first = min([function.lineno, *(d.lineno for d in function.decorator_list)])
+    return any("# why: " in line for line in lines[max(0, first - 2) : function.body[0].lineno])
+
+
+def lines(name):
+    return modules()[name][1].count("\n")
+
+
+def sizes():
+    """(all lines, lines of the core path, the longest files)."""
+    core = ["oelkit." + name for name in CORE.split()]
+    longest = sorted(modules(), key=lines, reverse=True)[:3]
+    return sum(map(lines, modules())), sum(map(lines, core)), longest
+
+
+def parameters(function):
+    given = function.args
+    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    names += [a.arg for a in (given.vararg, given.kwarg) if a]
+    return len([name for name in names if name not in ("self", "cls")])
