@@ -254,6 +254,7 @@ def _step(args: argparse.Namespace) -> None:
             extract(policy, games, [texts[d % len(texts)] for d in range(args.draws)], **options),
         )
     elif what == "distill":
+        options |= {"retention": options.pop("retain"), "prompt_set": options.pop("prompts")}
         rows = distill(policy, found, texts, **options)
         policy.save_adapter(out)
         print(

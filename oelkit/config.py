@@ -38,8 +38,6 @@ class ModelConfig:
     """Handed to the chat template; none: its own default."""
     prompt_set: str | None = None
     """Prompt set; none: the model's own."""
-    max_new_tokens: int | None = None
-    """Most tokens of a reply; none: the prompt set's (1,024 in `paper`)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,8 @@ class DistillConfig:
     """Of playing to learn, of sampling replies and of both distributions."""
     retention: float = 0.25
     """Share of a batch on which the student reads the experience too, so that it does not forget how to."""
+    max_new_tokens: int | None = None
+    """Most tokens of a reply; none: the prompt set's (1,024 in `paper`)."""
     batch_tokens: int | None = None
     """Tokens of a micro-batch, padding included; none: chosen from the memory that is free."""
 

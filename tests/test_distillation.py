@@ -2,20 +2,22 @@
 while it trains.
 """
 
-import importlib
+import signal
 
 import pytest
 import torch
 from helpers import shake
 
+from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
 from oelkit.model.policy import reply_hidden, token_logprobs
 from oelkit.model.sampling import generate
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State
-from oelkit.steps.distillation import LOSSES, distill
+from oelkit.steps import distillation as module
+from oelkit.steps.distillation import distill
+from oelkit.steps.training import LOSSES
 
-module = importlib.import_module("oelkit.steps.distillation")  # `oelkit.distill` is the function
 PROMPTS = load_prompts("brief")
 STATES = [
     State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)
@@ -29,11 +31,12 @@ def train(policy, states=STATES, experiences=(TEXT,), **options):
         states,
         experiences,
         **{
-            "prompts": PROMPTS,
+            "prompt_set": PROMPTS,
             "steps": 1,
             "batch_size": 6,
             "max_new_tokens": 5,
             "lr": 1e-3,
+            "retention": 0.0,
             **options,
         },
     )
@@ -167,10 +170,8 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
             tiny,
             students,
             replies,
-            told,
-            tiny.head_weight,
-            loss,
-            {"temperature": 1.0, "clip": None},
+            None if loss == "sft" else told,
+            DistillConfig(loss=loss),
             batch_tokens,
         )
         found.append((value, [p.grad.clone() for p in tiny.trainable()]))
@@ -221,7 +222,7 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
             with tiny.adapter("teacher"):
                 teacher = reply_hidden(tiny, told, replies)
             with tiny.adapter("student"):
-                return module.kl.reverse_kl(
+                return module.losses.reverse_kl(
                     reply_hidden(tiny, plain, replies), teacher, tiny.head_weight
                 ).item()
 
@@ -302,10 +303,10 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
 
 
 def test_retain_lets_the_student_read_too(tiny, calls):
-    (first,) = train(tiny, retain=0.5)
+    (first,) = train(tiny, retention=0.5)
     assert sum(TEXT in tiny.decode(p) for p in calls[0][0]) == 3
     tiny.reset()
-    (whole,) = train(tiny, retain=1.0)
+    (whole,) = train(tiny, retention=1.0)
     assert all(TEXT in tiny.decode(p) for p in calls[1][0])
     assert first["loss"] > 1e-3 and abs(whole["loss"]) < 1e-6  # student = teacher, same prompt
 
@@ -364,14 +365,20 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),
-        (STATES, {"retain": 1.5}, "retain=1.5"),
+        (STATES, {"retention": 1.5}, "retention=1.5"),
         (
             STATES,
             {"experiences": [TEXT, "LONG ONE " * 60]},
             "the experience that begins 'LONG ONE .*512.*budget",
         ),
         ([*STATES, long], {}, "state 'long' makes .* context of 512"),
-        (STATES, {"prompts": "none"}, "no prompt set 'none'"),
+        (STATES, {"prompt_set": "none"}, "no prompt set 'none'"),
+        (
+            [*STATES, State("log", "t", 0, [{"role": "assistant", "content": "Hi."}])],
+            {},
+            "user message",
+        ),
+        (["a prompt"], {}, "states are State records"),
     ]:
         with pytest.raises(ValueError, match=message):
             train(tiny, states, **options)
@@ -415,3 +422,77 @@ def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypat
         train(tiny)
     assert same(before, weights(tiny)) and not tiny.model.training
     assert train(tiny)[0]["loss"] > 0  # and goes on
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 6])
+def test_a_training_that_was_stopped_goes_on_with_the_same_bytes(tiny, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    options = {"steps": 7, "batch_size": 4, "retention": 0.3, "experiences": [TEXT, "TEXT-B"]}
+    tiny.reset()
+    rows, end = train(tiny, **options), weights(tiny)
+    tiny.reset()
+
+    def kill(row):
+        if row["step"] == stop:
+            raise RuntimeError("killed")
+
+    file, seen = tmp_path / "training.safetensors", []
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny, checkpoint=file, on_step=kill, **options)
+    tiny.reset()  # as a new process starts the round
+    again = train(tiny, checkpoint=file, on_step=seen.append, **options)
+    assert timeless(again) == timeless(rows) and same(end, weights(tiny))
+    assert [row["step"] for row in seen] == list(range(stop // 2 * 2, 7))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_with(tiny, tmp_path):
+    file = tmp_path / "training.safetensors"
+    train(tiny, steps=2, checkpoint=file)
+    for changes in ({"lr": 2e-3}, {"experiences": ["other"]}, {"states": STATES[:5]}, {"seed": 1}):
+        tiny.reset()
+        wanted = train(tiny, steps=2, **changes)
+        tiny.reset()
+        assert timeless(train(tiny, steps=2, checkpoint=file, **changes)) == timeless(wanted)
+    file.write_bytes(file.read_bytes()[:100])  # cut off
+    tiny.reset()
+    assert len(train(tiny, steps=2, checkpoint=file)) == 2
+
+
+def test_ctrl_c_ends_after_the_step_and_what_was_done_is_kept(tiny, tmp_path):
+    file, seen = tmp_path / "training.safetensors", []
+    tiny.reset()
+    rows = train(tiny, steps=3)
+    tiny.reset()
+
+    def press(row):
+        seen.append(row)
+        if row["step"] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of 3"):
+        train(tiny, steps=3, checkpoint=file, on_step=press)
+    tiny.reset()
+    assert timeless(train(tiny, steps=3, checkpoint=file, on_step=press)) == timeless(rows)
+    assert [row["step"] for row in seen] == [0, 1, 2]
+
+
+def test_retention_holds_in_the_mean_for_small_batches(tiny, calls):
+    train(tiny, steps=8, batch_size=2, retention=0.25, max_new_tokens=2)
+    read = [sum(TEXT in tiny.decode(p) for p in prompts) for prompts, _, _ in calls]
+    assert sum(read) == 4 and max(read) == 1
+
+
+def test_one_text_may_be_a_plain_string(tiny, calls):
+    train(tiny, experiences=TEXT, loss="sft")
+    assert all(TEXT in tiny.decode(p) for p in calls[0][0])
+
+
+def test_settings_come_as_a_config_and_as_keywords(tiny, calls):
+    config = DistillConfig(steps=1, batch_size=3, max_new_tokens=2)
+    distill(tiny, STATES, TEXT, config, prompt_set=PROMPTS, lr=1e-3)
+    assert len(calls[0][0]) == 3 and calls[0][1]["max_new_tokens"] == 2

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oelkit.model.losses import (
-    RESTS,
+    TAILS,
     cross_entropy,
     entropy,
     forward_kl,
@@ -17,7 +17,7 @@ from oelkit.model.losses import (
 
 
 def naive(
-    kind, hidden, target, head, temperature, top_k, weights, rest="drop", beta=0.5, clip=None
+    kind, hidden, target, head, temperature, top_k, weights, tail="drop", beta=0.5, clip=None
 ):
     """The definition, on full logits; `target` is the teacher's hidden states or the target ids
     (sampled: both).
@@ -38,9 +38,9 @@ def naive(
         if top_k:
             ids = z.detach().topk(min(top_k, z.shape[-1]), -1).indices
             s_k, t_k = s.gather(-1, ids), t.gather(-1, ids)
-            if top_k < z.shape[-1] and rest == "renormalise":
+            if top_k < z.shape[-1] and tail == "renormalize":
                 s_k, t_k = s_k.log_softmax(-1), t_k.log_softmax(-1)
-            if top_k < z.shape[-1] and rest == "bin":
+            if top_k < z.shape[-1] and tail == "bucket":
                 others = torch.ones_like(z, dtype=torch.bool).scatter(-1, ids, False)
                 s_k, t_k = (
                     torch.cat(
@@ -69,7 +69,7 @@ def ours(
     top_k,
     weights,
     chunk=None,
-    rest="drop",
+    tail="drop",
     beta=0.5,
     clip=None,
 ):
@@ -81,7 +81,7 @@ def ours(
     if kind == "jsd":
         common["beta"] = beta
     return {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}[kind](
-        hidden, target, head, top_k=top_k, rest=rest, **common
+        hidden, target, head, top_k=top_k, tail=tail, **common
     )
 
 
@@ -113,17 +113,17 @@ def draw(seed, n, d, v, kind, dtype):
     v=st.integers(8, 80),
     temperature=st.sampled_from([0.5, 0.7, 1.0, 2.0]),
     top_k=st.sampled_from([None, 1, 5, 100]),
-    rest=st.sampled_from(RESTS),
+    tail=st.sampled_from(TAILS),
     beta=st.sampled_from([0.1, 0.5, 0.9]),
     clip=st.sampled_from([None, 0.3, 100.0]),
     chunk=st.sampled_from([None, 1, 2, 4]),
     seed=st.integers(0, 10**6),
 )
 def test_loss_and_gradient_equal_float64_autograd(
-    kind, n, d, v, temperature, top_k, rest, beta, clip, chunk, seed
+    kind, n, d, v, temperature, top_k, tail, beta, clip, chunk, seed
 ):
     student, target, head, weights = draw(seed, n, d, v, kind, torch.float32)
-    wide, more = student.double().requires_grad_(), {"rest": rest, "beta": beta, "clip": clip}
+    wide, more = student.double().requires_grad_(), {"tail": tail, "beta": beta, "clip": clip}
     exact = naive(
         kind,
         wide,
@@ -149,14 +149,14 @@ def test_loss_and_gradient_equal_float64_autograd(
 
 
 @pytest.mark.parametrize(
-    "top_k, rest", [(None, "drop"), (7, "drop"), (7, "bin"), (7, "renormalise")]
+    "top_k, tail", [(None, "drop"), (7, "drop"), (7, "bucket"), (7, "renormalize")]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_is_exact_in_float64(kind, top_k, rest):
+def test_gradient_is_exact_in_float64(kind, top_k, tail):
     student, target, head, weights = draw(1, 6, 8, 40, kind, torch.float64)
     a, b = student.clone().requires_grad_(), student.clone().requires_grad_()
-    ours(kind, a, target, head, 0.7, top_k, weights, 4, rest).backward()
-    naive(kind, b, target, head, 0.7, top_k, weights, rest).backward()
+    ours(kind, a, target, head, 0.7, top_k, weights, 4, tail).backward()
+    naive(kind, b, target, head, 0.7, top_k, weights, tail).backward()
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-14)
 
 
@@ -282,6 +282,6 @@ def test_bad_input():
             reverse_kl(*args, **kwargs)
     with pytest.raises(ValueError, match="temperature"):
         reverse_kl(student, teacher, head, temperature=0)
-    for bad in ({"clip": 0}, {"rest": "keep"}, {"beta": 2}):
+    for bad in ({"clip": 0}, {"tail": "keep"}, {"beta": 2}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             jsd(student, teacher, head, **bad)

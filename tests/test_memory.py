@@ -35,7 +35,7 @@ def weights(policy):
         (20, {}),
         (400, {}),
         (400, {"batch_tokens": 200}),
-        (400, {"retain": 0.5}),
+        (400, {"retention": 0.5}),
         (20, {"batch_size": 4, "reply": 6}),
     ],
 )
@@ -48,13 +48,14 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
     )
     state = max(len(micro.encode(s.prompt)) for s in found)
     told = max(len(micro.encode(with_experience(prompts, s.prompt, text))) for s in found)
-    given = {"batch_size": 16, **options}
+    given = {"batch_size": 16, "retention": 0.0, **options}
     plan = memory_plan(
         micro,
         told - state,
         state_tokens=state,
         reply_tokens=reply,
-        **{**given, "retain": bool(given.get("retain"))},
+        **{k: v for k, v in given.items() if k != "retention"},
+        retain=given["retention"] > 0,
     )
     micro.reset()
     held = peak_bytes(
@@ -97,7 +98,7 @@ def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypat
             steps=1,
             batch_size=2,
             max_new_tokens=4,
-            prompts="brief",
+            prompt_set="brief",
         )
 
 

@@ -46,6 +46,7 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tup
         steps=steps,
         batch_size=4,
         lr=lr,
+        retention=0.0,
         temperature=0.7,
         max_new_tokens=tokens,
     )

@@ -425,11 +425,12 @@ def test_the_loss_and_other_options_reach_the_training(settings, tmp_path, monke
     )
     run.distill(1)
     assert {
-        k: seen[k] for k in ("loss", "top_k", "retain", "lr", "temperature", "steps", "batch_size")
+        k: seen[k]
+        for k in ("loss", "top_k", "retention", "lr", "temperature", "steps", "batch_size")
     } == {
         "loss": "sft",
         "top_k": 5,
-        "retain": 0.25,
+        "retention": 0.25,
         "lr": 0.5,
         "temperature": 0.9,
         "steps": 2,

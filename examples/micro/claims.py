@@ -85,9 +85,11 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
 
 def learn(run: Run, texts: Sequence[str], **options) -> None:
     """Distil texts from the run's states with its settings, except for `options`."""
-    names = ("steps", "batch_size", "lr", "temperature", "retain", "top_k", "loss", "seed")
+    names = ("steps", "batch_size", "lr", "temperature", "top_k", "loss", "seed")
     given = (
-        {name: getattr(run.settings, name) for name in names} | {"prompts": run.prompts} | options
+        {name: getattr(run.settings, name) for name in names}
+        | {"retention": run.settings.retain, "prompt_set": run.prompts}
+        | options
     )
     distill(run.policy, run.collect(1), texts, **given)
 
@@ -200,7 +202,7 @@ def steps(run: Run) -> Iterator[dict]:
 
         run.policy.reset()
         learn(
-            run, own, steps=max(STEPS), lr=3 * run.settings.lr, retain=0.0, loss=loss, on_step=watch
+            run, own, steps=max(STEPS), lr=3 * run.settings.lr, retention=0.0, loss=loss, on_step=watch
         )
         yield from rows
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-RESTS = ("drop", "bin", "renormalise")
+TAILS = ("drop", "bucket", "renormalize")
 
 
 def reverse_kl(
@@ -30,7 +30,7 @@ def reverse_kl(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
-    rest: str = "drop",
+    tail: str = "drop",
     clip: float | None = None,
     weights: torch.Tensor | None = None,
     chunk: int | None = None,
@@ -41,14 +41,14 @@ def reverse_kl(
     student_hidden, teacher_hidden: [N, D], rows of the same N reply tokens; only the first gets a
     gradient. head: [V, D], frozen. weights: [N], e.g. 1 / (reply length * batch size); None is the
     mean over rows. temperature divides both logits. top_k: only the student's k likeliest ids,
-    gradient through their full-softmax probabilities; rest: what becomes of the other ids' mass:
-    "drop" (as in the paper), "bin" (one more bin), "renormalise" (the k sum to one). clip: a row
+    gradient through their full-softmax probabilities; tail: what becomes of the other ids' mass:
+    "drop" (as in the paper), "bucket" (one more bin), "renormalize" (the k sum to one). clip: a row
     whose loss is above it is scaled down, with its gradient, to that loss. chunk: rows at a time;
     None keeps the working memory at a few buffers of 16 MB (CUDA: 128 MB). beta: see `jsd`. Raises
     ValueError for a trainable head, a temperature that is not above 0 and shapes that do not fit.
     """
-    if not 0 <= beta <= 1 or rest not in RESTS:
-        raise ValueError(f"beta={beta}, rest={rest!r}: need 0 to 1, and one of {', '.join(RESTS)}")
+    if not 0 <= beta <= 1 or tail not in TAILS:
+        raise ValueError(f"beta={beta}, tail={tail!r}: need 0 to 1, and one of {', '.join(TAILS)}")
 
     def rows(z: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         s, t = z.log_softmax(1), _logits(teacher, head, temperature).log_softmax(1)
@@ -56,7 +56,7 @@ def reverse_kl(
             ids = z.topk(top_k, 1).indices
             with torch.enable_grad():  # through [n, k] tensors only
                 s_k = s.gather(1, ids).requires_grad_()
-                loss = _terms(_rest(s_k, rest), _rest(t.gather(1, ids), rest), beta).sum(1)
+                loss = _terms(_tail(s_k, tail), _tail(t.gather(1, ids), tail), beta).sum(1)
                 (inner,) = torch.autograd.grad(loss.sum(), s_k)
             return loss.detach(), s.exp_().mul_(-inner.sum(1, keepdim=True)).scatter_add_(
                 1, ids, inner
@@ -178,14 +178,14 @@ def _mixture(s: torch.Tensor, t: torch.Tensor, beta: float) -> torch.Tensor:
     return torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
 
 
-def _rest(logprobs: torch.Tensor, rest: str) -> torch.Tensor:
+def _tail(logprobs: torch.Tensor, tail: str) -> torch.Tensor:
     """Top-k log-probabilities [n, k] with the mass of all other ids dropped, in one more bin, or
     spread over the k.
     """
-    if rest == "drop":
+    if tail == "drop":
         return logprobs
     total = logprobs.logsumexp(1, keepdim=True)
-    if rest == "renormalise":
+    if tail == "renormalize":
         return logprobs - total
     return torch.cat([logprobs, (-torch.expm1(total.clamp(max=-1e-7))).log()], 1)
 

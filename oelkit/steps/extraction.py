@@ -54,7 +54,11 @@ def extract(
         raise ValueError(
             f"{draws} draws with {len(before)} previous experiences: need a draw, and a text for each"
         )
-    prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.default_prompt_set)
+    prompts = (
+        prompts
+        if isinstance(prompts, Prompts)
+        else load_prompts(prompts or policy.default_prompt_set)
+    )
     orders = [
         random.Random(f"{seed}/{d}").sample(range(len(trajectories)), len(trajectories))
         for d in range(draws)

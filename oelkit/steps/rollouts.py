@@ -50,7 +50,11 @@ def rollout(
         raise ValueError(
             f"{len(texts)} experiences for {len(seeds)} games: give one text, or one a game"
         )
-    prompts = prompts if isinstance(prompts, Prompts) else load_prompts(prompts or policy.default_prompt_set)
+    prompts = (
+        prompts
+        if isinstance(prompts, Prompts)
+        else load_prompts(prompts or policy.default_prompt_set)
+    )
     games = [envs.make(env_id, **{"board": prompts.board, **(env_kwargs or {})}) for _ in seeds]
     boards = [game.reset(seed=int(s))[0] for game, s in zip(games, seeds, strict=True)]
     played: list[list[Turn]] = [[] for _ in seeds]

@@ -161,10 +161,22 @@ def measure_step(spec: dict) -> dict:
         return counts | _trl_steps(policy, spec, states, text, prompts)
     peak = _above_weights(policy.base_lm)
     distill(
-        policy, states[:1], [experience(policy, 64)], steps=1, batch_size=1, max_new_tokens=2
+        policy,
+        states[:1],
+        [experience(policy, 64)],
+        steps=1,
+        batch_size=1,
+        max_new_tokens=2,
+        retention=0.0,
     )  # warm-up
     history = distill(
-        policy, states, [text], steps=repeats + 1, batch_size=batch, max_new_tokens=spec["reply"]
+        policy,
+        states,
+        [text],
+        steps=repeats + 1,
+        batch_size=batch,
+        retention=0.0,
+        max_new_tokens=spec["reply"],
     )
     found = peak.bytes()
     plan = memory_plan(

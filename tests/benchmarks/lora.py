@@ -79,6 +79,7 @@ def main() -> None:
             steps=args.steps,
             batch_size=args.batch,
             lr=lr,
+            retention=0.0,
             seed=seed,
             **options,
         )
