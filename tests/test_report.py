@@ -5,15 +5,19 @@ what did not.
 import base64
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
 from helpers import make_game, make_metrics, make_rows, rate
 
+from oelkit.prompts import load_prompts
 from oelkit.records import RecordError, write_jsonl
+from oelkit.runs.stages import FORM
 from oelkit.stats import wilson
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
+from oelkit.views.summary import summary
 
 EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800"
 
@@ -222,6 +226,38 @@ def test_the_report_shows_what_training_read(tmp_path):
     assert any("has not read what it says now" in text for text in page.texts["p"])
     (run / "round_1/experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: H kills.\n\n")
     assert "has not read" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
+    metrics = make_metrics()
+    for r in metrics["rounds"]:
+        r["gate"] = {"lost": "", "maps": 64}
+    lost = "round 2 passes 2.6% of 64 validation maps, round 1 before it 55.4% <b>"
+    metrics["chain"] = [
+        {"round": 1, "start": 0, "lost": ""},
+        {"round": 2, "start": 1, "lost": lost},
+    ]
+    metrics["next_start"] = 1
+    page = Page(write_report(make_run(tmp_path / "demo", metrics)).read_text(encoding="utf-8"))
+    lines = [text for text in page.texts["li"] if text.strip()]
+    assert "Round 1 starts from the untrained model: the gate found no loss." in lines
+    assert f"Round 2 starts from round 1: {lost}." in lines
+    assert "A next round starts from round 1." in lines
+    assert f"gate: {lost}" in summary(metrics)
+
+
+def test_the_report_says_first_what_is_out_of_date(tmp_path):
+    run = make_run(tmp_path / "demo", make_metrics((90,)))
+    assert "out of date" not in write_report(run).read_text(encoding="utf-8")  # an older form
+    record = json.loads((run / "run.json").read_text())
+    settings = record["settings"] | {"rounds": 1, "env": "oelkit/FrozenLake4x4-v0"}
+    prompts = asdict(load_prompts("brief"))
+    record = {"form": FORM, "settings": settings, "prompts": prompts, "versions": {}}
+    (run / "run.json").write_text(json.dumps(record))
+    text = write_report(run).read_text(encoding="utf-8")  # no stage has written these metrics
+    assert text.index("This run is out of date") < text.index("What came out")
+    assert "<li>evaluate of round 1: round_1/metrics.json" in text or "<li>metrics: " in text
+    assert "loop --run demo --redo" in text
 
 
 def test_a_finding_says_what_did_not_come_out():

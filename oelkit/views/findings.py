@@ -136,3 +136,23 @@ def _arms(metrics: dict) -> Iterator[Finding]:
         if "in_context" in row:
             raw = f"{arm} games in context"
             yield _above("Experience in context", passed["in_context"], raw, row["in_context"])
+
+
+def chain(metrics: dict) -> list[Finding]:
+    """From which weights each round was trained, and what the gate found against it."""
+    rounds = {r["round"]: r for r in metrics["rounds"]}
+    found = []
+    for link in metrics.get("chain", ()):
+        start = _weights(link["start"])
+        judged = ": the gate found no loss" if rounds[link["round"]].get("gate") else ""
+        judged = f": {link['lost']}" if link["lost"] else judged
+        found.append(
+            Finding(f"Round {link['round']} starts from {start}{judged}.", not link["lost"])
+        )
+    if "next_start" in metrics:
+        found.append(Finding(f"A next round starts from {_weights(metrics['next_start'])}."))
+    return found
+
+
+def _weights(k: int) -> str:
+    return f"round {k}" if k else "the untrained model"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..records import Outcome, Trajectory, read_jsonl
+from ..runs.files import write_text
+from ..runs.stages import StageStatus, status
 from . import plots
-from .findings import findings
+from .findings import chain, findings
 from .summary import episodes_text, rate_text
 
 ARMS = ("base", "in_context", "consolidated")
@@ -50,19 +51,18 @@ def write_report(run_folder: str | Path) -> Path:
     page = _template().render(
         metrics=metrics,
         about=[f"{name} {value}" for name, value in known.items() if value is not None],
-        stale=[],
+        stale=_stale(folder),
         findings=findings(metrics),
+        chain=chain(metrics),
         tables=_tables(metrics),
         episodes=episodes_text(metrics["rounds"][0]["pass_rate"]["base"]),
         figures=[_picture(folder, *drawn) for drawn in _figures(folder, metrics)],
         games=[_picture(folder, *drawn) for drawn in _games(folder, metrics)],
         experience=[_experience(folder, r["round"]) for r in metrics["rounds"]],
     )
-    path, partial = folder / "report.html", folder / "report.html.partial"
     # a lone surrogate of a broken reply has no UTF-8
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
-    return path
+    write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
+    return folder / "report.html"
 
 
 def _template() -> Any:
@@ -70,6 +70,14 @@ def _template() -> Any:
     loader = FileSystemLoader(Path(__file__).parent)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     return Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
+
+
+def _stale(folder: Path) -> list[StageStatus]:
+    """The stages that do not fit their inputs any more; a run of an older form cannot tell."""
+    try:
+        return [one for one in status(folder) if one.state == "stale"]
+    except ValueError:
+        return []
 
 
 def _tables(metrics: dict) -> list[list[list[Any]]]:
@@ -83,7 +91,8 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
             f"{passed['consolidated']['reply_tokens']:.1f}",
             f"{ood['all']:.1%}" if ood else "-",
         ]
-        rounds.append([*row, f"{r['kept']} of {r['items']}", f"{sum(r['seconds'].values()):.0f}"])
+        kept = f"{r['kept']} of {r['items']}" if "items" in r else "-"
+        rounds.append([*row, kept, f"{sum(r['seconds'].values()):.0f}"])
     arms = [["arm beside round 1", "in context", "consolidated", "OOD"]]
     measured: dict[str, dict] = metrics.get("arms") or {}
     for arm, row in measured.items():

@@ -36,11 +36,12 @@ def summary(metrics: dict) -> str:
         cells = [f"{r['round']:>5}", *(f"{text:>18}" for text in rates)]
         cells.append(f"{r['reply_tokens']['consolidated']:>6.1f}")
         cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")
-        cells += [f"{r['kept']:>5}", f"{sum(r['seconds'].values()):>5.0f}"]
+        cells += [f"{r.get('kept', '-'):>5}", f"{sum(r['seconds'].values()):>5.0f}"]
         lines.append("  ".join(cells))
     about = [f"{episodes_text(metrics['rounds'][0]['pass_rate']['base'])} of {metrics['eval_env']}"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95 % intervals"]))
+    lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
     lines += [f"extraction replies without an item: {empty}"] if counts else []
