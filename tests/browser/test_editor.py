@@ -1,8 +1,6 @@
 """The experience editor in Chromium: its front end on a plain page, real Python behind it."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +17,9 @@ from oelkit.records import (
 )
 from oelkit.views.widgets import experience_editor
 
+from .pages import PICTURES, SAMPLE, press, until
+
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
-PICTURES = os.environ.get("OELKIT_PICTURES")  # a folder, where one wants to look at the screenshots
 
 TEXTS = [
     "H is a hole.",
@@ -42,20 +40,6 @@ def curation(tmp_path):
         ],
     )
     return Curation.open(tmp_path / "items.jsonl", tmp_path / "log.jsonl")
-
-
-def press(page, *keys):
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def until(page, true):
-    """Let the page and the Python side work until it is true."""
-    for _ in range(4800):
-        if true():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("did not become true in 4 minutes")
 
 
 def current(page):

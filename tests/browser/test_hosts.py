@@ -17,7 +17,7 @@ import pytest
 
 from oelkit.records import read_jsonl
 
-from .test_editor import press, until
+from .pages import press, until
 
 ROOT = Path(__file__).parents[2]
 SLOW = 240_000  # ms until a kernel has started and imported torch on a busy machine

@@ -10,7 +10,7 @@ from oelkit.curation import replay
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
 from oelkit.views.widgets import trajectory_viewer
 
-from .test_editor import PICTURES, SAMPLE, press, until
+from .pages import PICTURES, SAMPLE, press, until
 
 EVIL = (
     "<script>alert(1)</script><img src=x onerror=alert(2)></td></table></div>\x1b[31mred\x1b[0m \u202eright to left\u202c "
