@@ -10,8 +10,8 @@ from helpers import shake
 
 from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
-from oelkit.model.policy import reply_hidden, token_logprobs
 from oelkit.model.sampling import generate
+from oelkit.model.scoring import reply_hidden, token_logprobs
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import State
 from oelkit.steps import distillation as module

@@ -102,6 +102,16 @@ def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypat
         )
 
 
+def test_trial_runs_that_take_no_more_for_more_tokens(tiny, monkeypatch):
+    """As where the first one also allocates what stays; the plan must come out all the same."""
+    monkeypatch.setattr("oelkit.model.memory.peak_bytes", lambda work, device: MB)
+    plan = memory_plan(tiny, state_tokens=100, reply_tokens=8, batch_size=4)
+    assert plan.fits and plan.batch_tokens == 4 * 108
+    sizes = iter(range(MB, 0, -1000))
+    monkeypatch.setattr("oelkit.model.memory.peak_bytes", lambda work, device: next(sizes))
+    assert memory_plan(tiny, state_tokens=100, reply_tokens=8, batch_size=4).batch_tokens == 432
+
+
 def test_the_table_names_every_part(tiny):
     plan = memory_plan(tiny, 300, state_tokens=100, reply_tokens=8)
     for name in (*plan.held, *plan.phases):

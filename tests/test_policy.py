@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ import torch
 from helpers import make_model, make_tokenizer, shake
 from transformers import AutoModelForCausalLM
 
-from oelkit.model.loading import load_policy
+from oelkit.config import ModelConfig
+from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.losses import cross_entropy
 from oelkit.model.memory import checkpointed
-from oelkit.model.policy import reply_hidden, token_batches, token_logprobs
 from oelkit.model.sampling import generate
+from oelkit.model.scoring import reply_hidden, token_batches, token_logprobs
 from oelkit.text import answer_text
 
 ROOT = str(Path(__file__).parents[1])
@@ -47,8 +49,6 @@ def test_text_and_ids(tiny, tiny_model):
         == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tiny.decode(ids) == "user\ngo left the\nassistant\n"
-    prefixed = tiny.encode(MESSAGES, "- EXP")
-    assert prefixed[: len(ids)] == ids and tiny.decode(prefixed).endswith("- EXP")
     assert tiny.eos_ids == [2] and tiny.pad_id == 0 and tiny.context_length == 512
     thinking = load_policy(tiny_model, enable_thinking=True)
     assert thinking.decode(thinking.encode(MESSAGES)).endswith("<think>\n")
@@ -145,7 +145,7 @@ def test_use_switches_and_restores(tiny, merge, outer):
 
 def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
     monkeypatch.setattr(
-        "oelkit.model.policy.MERGE_MAX_PARAMS", 0
+        "oelkit.model.adapters.MERGE_MAX_PARAMS", 0
     )  # as in 16 and 4 bits, where adapters stay apart
     calls, ids = [], torch.tensor([PROMPTS[2]])
     a = tiny.lora_layers[0].lora_A["student"]
@@ -190,7 +190,7 @@ def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tin
     code = """
 import json, sys
 from oelkit.model.loading import load_policy
-from oelkit.model.policy import token_logprobs
+from oelkit.model.scoring import token_logprobs
 model, adapter, prompts, replies = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 policy = load_policy(model, adapter=adapter)
 found = token_logprobs(policy, prompts, replies, adapter="teacher")
@@ -274,6 +274,45 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         grads.append([p.grad for p in policy.trainable()])
     assert all(g is not None for g in grads[1])
     assert all(close(a, b, 1e-4) for a, b in zip(*grads))
+
+
+def test_a_second_policy_on_a_model_adds_nothing_to_it(tiny):
+    head = tiny.base_lm.get_output_embeddings()
+    hooks = len(head._forward_pre_hooks)
+    again = replace(tiny, enable_thinking=True)
+    assert len(head._forward_pre_hooks) == hooks == 1 and again.model is tiny.model
+    assert len({tiny, again}) == 2  # told apart by identity, and not by comparing tensors
+
+
+def test_a_policy_from_the_settings_of_a_run(tiny_model):
+    config = ModelConfig(str(tiny_model), dtype="bfloat16", lora_rank=4, enable_thinking=True)
+    policy = policy_from_config(config)
+    lora = policy.model.peft_config["student"]
+    assert (lora.r, lora.lora_alpha) == (4, 8)
+    assert policy.head_weight.dtype == torch.bfloat16 and policy.enable_thinking
+    four = policy_from_config(replace(config, quantize="nf4"), device="cpu")
+    assert four.lora_layers[0].get_base_layer().weight.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    "device, capability, want",
+    [("mps", None, "bfloat16"), ("cuda", (9, 0), "bfloat16"), ("cuda", (7, 5), "float16")],
+)
+def test_the_dtype_of_a_large_model_on_a_device(tiny_model, monkeypatch, device, capability, want):
+    monkeypatch.setattr("oelkit.model.loading.SMALL_MODEL_PARAMS", 0)
+    if capability:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    asked = {}
+
+    def load(*args, **options):
+        raise asked.update(options) or OSError("far enough")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(ValueError, match="far enough"):
+        load_policy(tiny_model, device=device)
+    assert asked["dtype"] == getattr(torch, want)
+    assert ("quantization_config" in asked) == (device == "cuda")
 
 
 # -- NF4 on a CPU

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import greedy_by_hand, make_model, shake, some_prompts
 
-import oelkit.model.prefix
+import oelkit.model.attention as attention
 from oelkit.model.loading import load_policy
-from oelkit.model.policy import reply_hidden
 from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix
 from oelkit.model.sampling import generate
+from oelkit.model.scoring import reply_hidden
 
 START = some_prompts(1, seed=5, low=300, high=301)[0]
 ENDS, REPLIES = some_prompts(9, seed=6), some_prompts(9, seed=7, low=1, high=12)
@@ -20,7 +20,7 @@ PROMPTS = [START + end for end in ENDS]
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("adapter", ["teacher", None])
 def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, adapter, monkeypatch):
-    monkeypatch.setattr(oelkit.model.prefix, "MAX_SCORES", 20_000)  # a few rows at a time
+    monkeypatch.setattr(attention, "MAX_SCORES", 20_000)  # a few rows at a time
     policy = load_policy(tiny_model, dtype=dtype)
     shake(policy, "teacher")
     with torch.no_grad(), policy.adapter(adapter):
@@ -56,9 +56,9 @@ def test_greedy_replies_are_those_by_hand(tiny):
 def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatch):
     used = []
     assert can_share(tiny)
-    real = oelkit.model.prefix._with_sum
+    real = attention._with_logsumexp
     monkeypatch.setattr(
-        oelkit.model.prefix, "_with_sum", lambda q, k, v, s: used.append(k) or real(q, k, v, s)
+        attention, "_with_logsumexp", lambda q, k, v, s: used.append(k) or real(q, k, v, s)
     )
     generate(tiny, PROMPTS, max_new_tokens=3)
     assert used and {k.shape for k in used} == {(1, 2, len(START), 16)}
@@ -103,9 +103,9 @@ def test_other_layers_turn_it_off_with_one_line(tmp_path):
 
 
 def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
-    real = oelkit.model.prefix._with_sum
+    real = attention._with_logsumexp
     monkeypatch.setattr(
-        oelkit.model.prefix, "_with_sum", lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
+        attention, "_with_logsumexp", lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
     )
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)

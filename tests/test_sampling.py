@@ -2,12 +2,17 @@
 global generator.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import greedy_by_hand, make_model, shake, some_prompts
 
+from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
 from oelkit.model.sampling import generate
+
+LENGTH = {"brief": SimpleNamespace(max_new_tokens=3)}
 
 
 def test_greedy_replies_do_not_depend_on_the_batch(tiny):
@@ -158,6 +163,18 @@ def test_sliding_window_and_other_cache_layers(tmp_path):
     prompts = some_prompts(9)
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
+
+
+def test_settings_as_an_object_or_as_keywords(tiny, monkeypatch):
+    prompts, short = some_prompts(4), Sampling(temperature=1.5, max_new_tokens=5)
+    plain = generate(tiny, prompts, temperature=1.5, max_new_tokens=5)
+    assert generate(tiny, prompts, short) == plain
+    assert generate(tiny, prompts, short, temperature=0, seed=1) != plain
+    tiny.default_prompt_set = "brief"
+    monkeypatch.setattr("oelkit.model.sampling.load_prompts", lambda name: LENGTH[name])
+    assert {len(r.ids) for r in generate(tiny, prompts)} == {3}  # the prompt set's own
+    with pytest.raises(TypeError, match="max_tokens"):
+        generate(tiny, prompts, max_tokens=3)
 
 
 def test_bad_input(tiny):

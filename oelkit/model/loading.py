@@ -1,9 +1,9 @@
-"""Loading a policy: the embedded model, a folder or a hub id, dense or in NF4, on a CPU or a CUDA
-card.
+"""Loading a policy: the embedded model, a folder or a hub id, dense or in NF4.
 
 What it does: chooses quantisation and dtype for the device, adds the two adapters, and turns the
 many ways in which that can fail into one clear sentence each. What it does not: fetch anything but
-the model that the user named, run code that comes with a model, or read a pickle."""
+the model that the user named, run code that comes with a model, or read a pickle.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import errors as hub
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
-from .policy import Policy, adapter_config  # before PEFT, whose import it keeps quiet
+from ..config import ModelConfig
+from .adapters import adapter_config
+from .policy import Policy
 
 # data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
-# diverges first
-LORA = {
-    "r": 16,
-    "lora_alpha": 32,
-    "target_modules": "all-linear",
-}  # PEFT's "all-linear" leaves the head out
-# fewer parameters than this: 16-bit or 4-bit weights save nothing that matters, so dense float32
+# diverges first. PEFT's "all-linear" leaves the head out.
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+# below, 16-bit or 4-bit weights save nothing that matters, so dense float32
 SMALL_MODEL_PARAMS = 300_000_000
 
 
@@ -39,102 +44,148 @@ def load_policy(
     quantize: str | None = "auto",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    lora: dict | None = None,
+    lora: dict[str, Any] | None = None,
     adapter: str | Path | None = None,
     revision: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Policy:
-    """Load "micro", a local model folder or a hub id, in eval mode, with a fresh student (= teacher
-    = base).
+    """Load a model in eval mode, with a fresh student (= teacher = base).
 
-    quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
-    dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact; fastest
-    on most; 4 bytes a parameter) and for dense models below 0.3 B; else bfloat16, or float16 on
-    cards below compute capability 8. The adapters are float32 always. lora: arguments of
-    peft.LoraConfig over r=16, lora_alpha=32, all linear layers but the head. adapter: a PEFT folder
-    to start from, with its own LoRA settings; the teacher starts as its copy. enable_thinking:
-    handed to the chat template (None: its own default). Raises FileNotFoundError (no such folder or
-    id), ConnectionError (hub id, no network), ValueError (not a model, no chat template, adapter of
-    another base, unknown option), RuntimeError (no CUDA here)."""
+    Args:
+        name_or_path: "micro", a local model folder or a hub id.
+        quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
+        dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact;
+            fastest on most) and for dense models below 0.3 B; else bfloat16, or float16 on CUDA
+            cards below compute capability 8. The adapters are float32 always.
+        device: "auto" is CUDA where there is one, else the CPU.
+        lora: arguments of peft.LoraConfig over r=16, lora_alpha=32, all linear layers but the head.
+        adapter: a PEFT folder to start from, with its own LoRA settings; the teacher is its copy.
+        revision: of a hub id.
+        enable_thinking: handed to the chat template (None: its own default).
+
+    Raises:
+        FileNotFoundError: no such folder or id.
+        ConnectionError: a hub id, and no network.
+        ValueError: not a model, no chat template, an adapter of another base, an unknown option.
+        RuntimeError: no CUDA here.
+    """
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
-    if isinstance(dtype, str) and dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f'dtype={dtype!r}: say "auto", "float32", "bfloat16" or "float16"')
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            'device="cuda", but this machine has no usable CUDA device; pass device="cpu" or "auto"'
-        )
-    settings = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
-    lora_config = LoraConfig(**settings) if adapter is None else adapter_config(Path(adapter))
+    device = _pick_device(device)
+    options = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
+    lora_config = LoraConfig(**options) if adapter is None else adapter_config(Path(adapter))
     name, source = str(name_or_path), model_folder(name_or_path)
     with _clear_errors(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with torch.device("meta"):
-            small = AutoModelForCausalLM.from_config(config).num_parameters() < SMALL_MODEL_PARAMS
+            params = AutoModelForCausalLM.from_config(config).num_parameters()
     if not tokenizer.chat_template:
         raise ValueError(
             f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
             "chat_template.jinja into the model folder"
         )
+    small = params < SMALL_MODEL_PARAMS
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
-    if dtype == "auto":
-        exact = device.type == "cpu" or (small and quantize is None)
-        modern = not exact and torch.cuda.get_device_capability(device)[0] >= 8
-        dtype = torch.float32 if exact else torch.bfloat16 if modern else torch.float16
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    bits = (
-        BitsAndBytesConfig(
+    dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
+    base = _load_base(name, source, revision, device, dtype, quantize)
+    notes = Path(source) / "oelkit.json"
+    prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
+    model = _attach_adapters(base, lora_config, name)
+    policy = Policy(model, name, tokenizer, prompts, enable_thinking, source)
+    if adapter is not None:
+        policy.load_adapter(adapter)
+    policy.sync_teacher()
+    return policy
+
+
+def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
+    """The policy of a ModelConfig (or Settings); options as in `load_policy`."""
+    return load_policy(
+        config.model,
+        quantize=config.quantize,
+        dtype=config.dtype,
+        lora={"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank},
+        enable_thinking=config.enable_thinking,
+        **options,
+    )
+
+
+def _pick_device(device: str | torch.device) -> torch.device:
+    cuda = torch.cuda.is_available()
+    device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
+    if device.type == "cuda" and not cuda:
+        no = 'device="cuda", but this machine has no usable CUDA device'
+        raise RuntimeError(f'{no}; pass device="cpu" or "auto"')
+    return device
+
+
+def _pick_dtype(dtype: str | torch.dtype, device: torch.device, exact: bool) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f'dtype={dtype!r}: say "auto", "float32", "bfloat16" or "float16"')
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if exact or device.type == "cpu":
+        return torch.float32
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
+    return torch.float16 if old else torch.bfloat16
+
+
+def _load_base(
+    name: str,
+    source: str,
+    revision: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str | None,
+) -> PreTrainedModel:
+    """The frozen base model, complete, on its device."""
+    options: dict[str, Any] = {}
+    if quantize == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        if quantize == "nf4"
-        else None
-    )
-    with _clear_errors(name):  # safetensors only: the other format is a pickle
-        causal, info = AutoModelForCausalLM.from_pretrained(
+    with _clear_errors(name):
+        base, info = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
             device_map={"": device},
-            use_safetensors=True,
+            use_safetensors=True,  # the other format is a pickle
             output_loading_info=True,
-            **({"quantization_config": bits} if bits else {}),
+            **options,
         )
     if info["missing_keys"]:
-        raise ValueError(
-            f"{name}: its weight files lack {sorted(info['missing_keys'])[0]} and perhaps more"
-        )
+        missing = sorted(info["missing_keys"])[0]
+        raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
     if quantize == "nf4":
-        _keep_gradients(causal)
+        _keep_gradients(base)
+    # generate hands on a slice, [B, 1, D] of [B, T, D], for which torch would copy the whole head
+    # B times
+    head = base.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+    return base.requires_grad_(False)
+
+
+def _attach_adapters(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
+    """The base with "student" (active) and "teacher"; the same A in each process."""
+    config.inference_mode = False
+    config.base_model_name_or_path = None  # PEFT warns of a name that is not the folder
     with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(
-            0
-        )  # LoRA's A is random: the same in each process, and the caller's generator untouched
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # PEFT asks Transformers by names that are about to go
-        lora_config.inference_mode, lora_config.base_model_name_or_path = (
-            False,
-            None,
-        )  # PEFT warns of any but the path
-        model = get_peft_model(causal.requires_grad_(False), lora_config, adapter_name="student")
-        lora_config.base_model_name_or_path = name
-        model.add_adapter("teacher", lora_config)
+        torch.manual_seed(0)  # LoRA's A is random
+        # PEFT asks Transformers by names that are about to go
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(base, config, adapter_name="student")
+        config.base_model_name_or_path = name
+        model.add_adapter("teacher", config)
     model.set_adapter("student")
-    notes = Path(source) / "oelkit.json"
-    prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
-    policy = Policy(model.eval(), tokenizer, name, prompts, enable_thinking, source)
-    if adapter is not None:
-        policy.load_adapter(adapter)
-    policy.sync_teacher()
-    return policy
+    return model.eval()
 
 
 def model_folder(name_or_path: str | Path) -> str:
@@ -159,26 +210,23 @@ def model_folder(name_or_path: str | Path) -> str:
 
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
-    """Transformers' many errors about a model that cannot be loaded, turned into one clear sentence
-    each.
-    """
+    """Turn Transformers' many errors about a model that cannot be loaded into one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        chain, e = [], error
+        chain: list[BaseException] = []
+        e: BaseException | None = error
         while e is not None and e not in chain:
             chain.append(e)
             e = e.__cause__ or e.__context__
-        kinds = tuple(map(type, chain))
+        kinds = {type(e) for e in chain}
         if hub.GatedRepoError in kinds:
-            raise FileNotFoundError(
-                f"{name}: a gated model; accept its terms on the hub and log in to it"
-            ) from error
+            accept = "accept its terms on the hub and log in to it"
+            raise FileNotFoundError(f"{name}: a gated model; {accept}") from error
         if hub.RepositoryNotFoundError in kinds:
-            raise FileNotFoundError(
-                f"{name}: neither a folder here nor a (public) model on the hub"
-            ) from error
-        if hub.LocalEntryNotFoundError in kinds or hub.OfflineModeIsEnabled in kinds:
+            neither = "neither a folder here nor a (public) model on the hub"
+            raise FileNotFoundError(f"{name}: {neither}") from error
+        if kinds & {hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled}:
             raise ConnectionError(
                 f"{name}: no such folder here, and the hub cannot be reached to look for that id; "
                 "check the name, the network, or pass a local folder"
@@ -188,9 +236,11 @@ def _clear_errors(name: str) -> Iterator[None]:
 
 
 def _keep_gradients(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU: its packed product has no autograd,
-    so that after one generate in eval mode every gradient through the layer is silently lost
-    (bitsandbytes 0.50)."""
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+
+    Its packed product has no autograd, so that after one generate in eval mode every gradient
+    through the layer is silently lost (bitsandbytes 0.50).
+    """
     import bitsandbytes  # only where something is quantised: it prints and takes a second
 
     for module in model.modules():

@@ -112,7 +112,7 @@ def sampled_kl(
     weights: torch.Tensor | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """log p_student - log p_teacher of ids [N], which the student sampled: the reverse KL's
+    """Log p_student - log p_teacher of ids [N], which the student sampled: the reverse KL's
     estimate from one token.
 
     Its gradient is that of a policy gradient with this as the cost, right in expectation; a row's

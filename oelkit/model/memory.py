@@ -1,35 +1,36 @@
-"""What a distillation step will need of memory, said before the run: `memory_plan`.
+"""What a distillation step will need of memory: `memory_plan`.
 
 What it does: runs the model on a few tokens, watches what it holds (CUDA's own counter; on a CPU
-each tensor) and extrapolates, which is exact enough because everything grows in a straight line
-with a batch's tokens: neither logits nor attention scores of all tokens are ever held. From that
-follow the size of micro-batches and whether gradient checkpointing is needed. What it does not:
-know what other programs will take, or what an allocator loses to gaps."""
+each tensor) and extrapolates in a straight line, which is exact enough because neither logits nor
+attention scores of all tokens are ever held. From that follow the size of micro-batches and whether
+gradient checkpointing is needed. What it does not: know what other programs will take, or what an
+allocator loses to gaps.
+"""
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # where PyTorch documents it
 from transformers import DynamicCache
 
 from ..prompts import load_prompts
-from . import losses as kl
+from . import losses
 from .policy import Policy
 from .prefix import can_share, min_shared_prefix
 from .sampling import BATCH_TOKENS
 
-MAX_BATCH_TOKENS = 16_384  # tokens of a micro-batch; more keeps no card busier
+MAX_BATCH_TOKENS = 16_384  # of a micro-batch; more keeps no card busier
 CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
 CUDA_SHARE = 0.8  # of what is free on the device; the rest is for gaps
-PROBE_SHORT, PROBE_LONG = 32, 96  # tokens of the trial runs
+PROBE_TOKENS = 32, 96  # of the trial runs
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class MemoryPlan:
     """What fits and why, in bytes; print it for a table."""
 
     held: dict[str, int]
-    """What stays: weights and adapters (loaded already), the optimiser's states, the experience's
-    keys and values.
-    """
+    """What stays: weights and adapters (loaded already), optimiser, the experience's KV."""
     phases: dict[str, int]
     """The most that each phase of a step takes beside it, one phase at a time."""
     free: int
@@ -54,34 +53,40 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """Bytes at the worst moment, above the loaded policy."""
-        return (
-            sum(self.held.values())
-            - self.held["weights"]
-            - self.held["adapters"]
-            + max(self.phases.values())
-        )
+        loaded = self.held["weights"] + self.held["adapters"]
+        return sum(self.held.values()) - loaded + max(self.phases.values())
 
     @property
     def fits(self) -> bool:
+        """Whether the worst moment fits what is free."""
         return self.peak <= self.free
 
     def __str__(self) -> str:
-        rows = [
-            *((name, size, "held") for name, size in self.held.items()),
-            *((name, size, "one phase at a time") for name, size in self.phases.items()),
-            ("peak above the loaded policy", self.peak, "held + largest phase"),
-            ("free now", self.free, ""),
-        ]
+        rows = [(name, size, "held") for name, size in self.held.items()]
+        rows += [(name, size, "one phase at a time") for name, size in self.phases.items()]
+        rows.append(("peak above the loaded policy", self.peak, "held + largest phase"))
+        rows.append(("free now", self.free, ""))
         how = "with" if self.gradient_checkpointing else "without"
-        say = f"It fits in micro-batches of {self.batch_tokens:,} tokens {how} gradient checkpointing."
+        size = f"{self.batch_tokens:,} tokens"
+        verdict = f"It fits in micro-batches of {size} {how} gradient checkpointing."
         if not self.fits:
-            say = (
-                f"It does NOT fit: {max(self.phases, key=self.phases.get)} is the largest phase. Lower budget_tokens, "
-                "max_new_tokens or batch_size, set retain=0, or take a smaller model."
+            largest = max(self.phases, key=lambda name: self.phases[name])
+            verdict = (
+                f"It does NOT fit: {largest} is the largest phase. Lower budget_tokens, "
+                "max_new_tokens or batch_size, set retention=0, or take a smaller model."
             )
-        return "\n".join(
-            [*(f"{name:<29} {size / 2**20:>9,.1f} MiB  {why}" for name, size, why in rows), say]
-        )
+        lines = [f"{name:<29} {size / 2**20:>9,.1f} MiB  {why}" for name, size, why in rows]
+        return "\n".join([*lines, verdict])
+
+
+class _Cost(NamedTuple):
+    """Bytes of some work on so many tokens."""
+
+    fixed: float
+    per_token: float
+
+    def __call__(self, tokens: int) -> int:
+        return int(self.fixed + self.per_token * tokens)
 
 
 def memory_plan(
@@ -96,65 +101,64 @@ def memory_plan(
 ) -> MemoryPlan:
     """What `distill` will need with such an experience, and the micro-batches that fit.
 
-    state_tokens: of the longest state's prompt. reply_tokens: max_new_tokens (None: of the policy's
-    prompt set). retain: whether the student, too, reads the experience, which makes its sequences
-    that much longer. batch_tokens: of a micro-batch; None chooses. Runs the model on some hundred
-    tokens and leaves its weights, gradients and modes alone."""
+    Runs the model on some hundred tokens and leaves its weights, gradients and modes alone.
+
+    Args:
+        policy: the model.
+        experience_tokens: of the longest experience text.
+        state_tokens: of the longest state's prompt.
+        reply_tokens: max_new_tokens (None: of the policy's prompt set).
+        batch_size: states per step.
+        retain: whether the student, too, reads the experience: its sequences are that much longer.
+        batch_tokens: of a micro-batch; None chooses.
+    """
     reply = reply_tokens or load_prompts(policy.default_prompt_set).max_new_tokens
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
-    student = state_tokens + reply + experience_tokens * bool(retain)
+    student = state_tokens + reply + experience_tokens * retain
     teacher = state_tokens + reply + experience_tokens * (not shared)
-    kl_rows = min(kl.chunk_rows(policy.head_weight), batch_size * reply)
-    states = 2 if policy.device.type == "cuda" else 8  # bytes of AdamW's two moments, 8 or 32 bits
+    head, cuda = policy.head_weight, policy.device.type == "cuda"
+    kl_rows = min(losses.chunk_rows(head), batch_size * reply)
     lora = {p for n, p in policy.model.named_parameters() if ".lora_" in n}
     held = {
         "weights": sum(p.nbytes for p in policy.model.parameters() if p not in lora),
         "adapters": sum(p.nbytes for p in lora),
-        "optimiser": states * sum(p.numel() for p in policy.trainable()),
+        # AdamW's two moments, of 8 or of 32 bits
+        "optimiser": (2 if cuda else 8) * sum(p.numel() for p in policy.trainable()),
         "keys and values of experience": _cache_bytes(policy) * experience_tokens * shared,
     }
     free = _free(policy.device)
     room = CUDA_SHARE * (free - held["optimiser"] - held["keys and values of experience"])
-    reading, training = (
-        _line(policy, lambda n: _read(policy, n)),
-        _line(policy, lambda n: _train(policy, n, kl_rows)),
-    )
+    reading = _cost(policy, lambda n: _read(policy, n))
+    training = _cost(policy, lambda n: _train(policy, n, kl_rows))
     if checkpointing := training(student) > room:
         with checkpointed(policy):
-            training = _line(policy, lambda n: _train(policy, n, kl_rows))
-    share = room if policy.device.type == "cuda" else min(room, CPU_SHARE)
+            training = _cost(policy, lambda n: _train(policy, n, kl_rows))
+    share = room if cuda else min(room, CPU_SHARE)
 
-    def tokens(
-        line: Callable[[float], float], longest: int
-    ) -> int:  # what is longer than a micro-batch goes alone
-        most = batch_tokens or min(MAX_BATCH_TOKENS, int((share - line(0)) / (line(1) - line(0))))
-        return max(longest, min(most, batch_size * longest))
+    def micro_batch(cost: _Cost, longest: int) -> int:  # what is longer goes alone
+        most = min(MAX_BATCH_TOKENS, int((share - cost.fixed) / cost.per_token))
+        return max(longest, min(batch_tokens or most, batch_size * longest))
 
-    learnt, scored = tokens(training, student), tokens(reading, teacher)
+    learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
+    per_row = _cache_bytes(policy) * student + 16 * len(head)
     phases = {
-        "sampling": (_cache_bytes(policy) * student + 16 * len(policy.head_weight)) * rows
-        + reading(rows * (student - reply)),
+        "sampling": per_row * rows + reading(rows * (student - reply)),
         "reading the experience": reading(experience_tokens) if shared else 0,
         "scoring": reading(scored),
-        "training": training(learnt),
+        "training": training(learned),
     }
-    phases = {name: int(size) for name, size in phases.items()}
-    return MemoryPlan(held, phases, free, learnt, scored, checkpointing)
+    return MemoryPlan(held, phases, free, learned, scored, checkpointing)
 
 
 @contextmanager
 def checkpointed(policy: Policy) -> Iterator[None]:
-    """Recompute each layer in the backward pass rather than keep what it computed; in train mode
-    only.
-    """
+    """Recompute each layer in the backward pass (in train mode only), rather than keep results."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # Transformers renames these two, and older ones lack the new names
-        policy.base_lm.gradient_checkpointing_enable(
-            {"use_reentrant": False}
-        )  # this kind needs no trainable inputs
+        # Transformers renames these two, and older ones lack the new names
+        warnings.simplefilter("ignore", FutureWarning)
+        # this kind needs no trainable inputs
+        policy.base_lm.gradient_checkpointing_enable({"use_reentrant": False})
         try:
             yield
         finally:
@@ -175,7 +179,7 @@ def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
         try:
             hidden = policy.hidden(_ids(policy, tokens))[0]
             hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
-            loss = kl.reverse_kl(hidden, hidden.detach(), policy.head_weight)
+            loss = losses.reverse_kl(hidden, hidden.detach(), policy.head_weight)
             torch.autograd.grad(loss, policy.trainable(), allow_unused=True)  # leaves .grad alone
         finally:
             policy.model.eval()
@@ -187,18 +191,22 @@ def _ids(policy: Policy, tokens: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _cache_bytes(policy: Policy) -> int:
-    """Bytes of keys and values a token."""
+    """Bytes of keys and values per token; layers with a state of fixed size have none."""
     cache = DynamicCache(config=policy.base_lm.config)
     policy.hidden(_ids(policy, 8), cache)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // 8
+    kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(x.nbytes for x in kv if x is not None) // 8
 
 
-def _line(policy: Policy, work: Callable[[int], None]) -> Callable[[float], float]:
-    """Peak bytes of work(tokens) as a straight line through two trial runs."""
-    policy.head_weight  # its own check, once, is not part of the work
-    short, long = (peak_bytes(lambda: work(n), policy.device) for n in (PROBE_SHORT, PROBE_LONG))
-    slope = (long - short) / (PROBE_LONG - PROBE_SHORT)
-    return lambda tokens: short + slope * (tokens - PROBE_SHORT)
+def _cost(policy: Policy, work: Callable[[int], None]) -> _Cost:
+    """A straight line through the peak bytes of two trial runs."""
+    short, long = PROBE_TOKENS
+    if policy.device.type == "cuda":
+        work(short)  # the first run allocates workspaces that stay
+    low = peak_bytes(lambda: work(short), policy.device)
+    high = peak_bytes(lambda: work(long), policy.device)
+    per_token = max(1.0, (high - low) / (long - short))
+    return _Cost(low - per_token * short, per_token)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -214,21 +222,19 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors made within, as long as they live (the profiler does too, but
-    prints lines).
-    """
+    """Counts the bytes of the tensors made within, as long as they live."""
 
     now = most = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out, given = function(*args, **(kwargs or {})), tree_leaves((args, kwargs))
-        old = {
-            x.untyped_storage()._cdata for x in given if isinstance(x, torch.Tensor)
-        }  # views and in-place results
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in old:
-                storage = x.untyped_storage()
-                old.add(storage._cdata)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        # views and in-place results are not new
+        known = {x.untyped_storage().data_ptr() for x in _tensors((args, kwargs.values()))}
+        for x in _tensors([out]):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())
         return out
@@ -238,12 +244,19 @@ class _Alive(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for x in values:
+        if isinstance(x, torch.Tensor):
+            yield x
+        elif isinstance(x, Iterable) and not isinstance(x, str):
+            yield from _tensors(x)
+
+
 def _free(device: torch.device) -> int:
-    if (
-        device.type == "cuda"
-    ):  # what the allocator keeps for later is free too; a process may be held to a share
+    if device.type == "cuda":
+        # what the allocator keeps for later is free too; a process may be held to a share
         free, total = torch.cuda.mem_get_info(device)
-        used = torch.cuda.memory_allocated(device)
         share = torch.cuda.get_per_process_memory_fraction(device) * total
-        return int(min(free + torch.cuda.memory_reserved(device), share) - used)
+        free = min(free + torch.cuda.memory_reserved(device), share)
+        return int(free - torch.cuda.memory_allocated(device))
     return psutil.virtual_memory().available

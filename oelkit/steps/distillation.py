@@ -30,9 +30,10 @@ from tqdm import tqdm
 from ..config import DistillConfig
 from ..model import losses
 from ..model.memory import checkpointed
-from ..model.policy import Policy, reply_hidden, token_batches
+from ..model.policy import Policy
 from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
+from ..model.scoring import reply_hidden, token_batches
 from ..prompts import Prompts, with_experience
 from ..records import State
 from .training import ON_POLICY, Checkpoint, Training, interrupt_deferred, prepare

@@ -18,8 +18,9 @@ import torch
 
 from oelkit import distill, load_policy, rollout, states
 from oelkit.model import losses as kl
-from oelkit.model.policy import Policy, reply_hidden
+from oelkit.model.policy import Policy
 from oelkit.model.sampling import generate
+from oelkit.model.scoring import reply_hidden
 from oelkit.prompts import load_prompts, with_experience
 from oelkit.records import State
 

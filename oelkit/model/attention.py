@@ -1,0 +1,147 @@
+"""Attention over two parts, a shared prefix and a row's own tokens, and the cache layers for it.
+
+The only file that touches private names of Transformers and torch; all else in this package uses
+their public ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+CACHE_GROWTH = 16  # tokens by which a growing cache is enlarged
+MAX_SCORES = 2**24  # attention scores among a batch's own tokens that are held at once
+
+
+class GrowingLayer(DynamicLayer):
+    """A KV cache layer with room to grow: Transformers' copies all of it for each new token."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append [B, heads, S, d] of new tokens; keys and values of all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._append("_key_room", self.keys, key_states)
+        self.values = self._append("_value_room", self.values, value_states)
+        return self.keys, self.values
+
+    def _append(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        room, used = getattr(self, name, None), old.shape[-2] if old.numel() else 0
+        total = used + new.shape[-2]
+        # rows dropped or cache cropped by others: old is then no view of the room any more
+        if room is None or total > room.shape[-2] or old.data_ptr() != room.data_ptr():
+            room = new.new_empty(*new.shape[:2], total + CACHE_GROWTH, new.shape[-1])
+            if used:
+                room[:, :, :used] = old
+            setattr(self, name, room)
+        room[:, :, used:total] = new
+        return room[:, :, :total]
+
+
+class PrefixedLayer(GrowingLayer):
+    """A row's own keys and values, counted from the end of a prefix that all rows share."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.shared = keys, values  # [1, heads, P, d]
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """As above, of own tokens only."""
+        keys, values = super().update(key_states, value_states)
+        # attention functions are given the keys, and nothing else of the cache
+        keys.shared = self.shared
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens of prefix and row: the position of the next one."""
+        return self.shared[0].shape[-2] + super().get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Own tokens under the mask, and the position of the first."""
+        return super().get_seq_length() + query_length, self.shared[0].shape[-2]
+
+
+def growing_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of the model; layers that keep all tokens have room to grow."""
+    cache = DynamicCache(config=model.config)
+    layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = layers
+    return cache
+
+
+@contextmanager
+def prefixed_cache(
+    model: PreTrainedModel, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[DynamicCache]:
+    """An empty cache that stands behind a prefix of these keys and values, one pair per layer."""
+    cache, own = DynamicCache(config=model.config), model.config._attn_implementation
+    cache.layers = [PrefixedLayer(k, v) for k, v in kv]
+    model.set_attn_implementation("shared_prefix")
+    try:
+        yield cache
+    finally:
+        model.set_attn_implementation(own)
+
+
+def prefix_obstacle(model: PreTrainedModel) -> str:
+    """Why the model cannot attend to a shared prefix; "" where nothing is known against it."""
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
+        return "it has sliding windows or recurrent layers"
+    return "" if model._can_set_attn_implementation() else "its attention cannot be exchanged"
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Attention of [B, H, S, d] queries; the mask is of their own keys, not of a prefix."""
+    if not hasattr(key, "shared"):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    others = "softcap", "s_aux", "sliding_window", "position_bias"
+    if any(kwargs.get(name) is not None for name in others):
+        raise NotImplementedError("capped, sunk, windowed or biased attention")
+    (batch, heads, s, d), kv_heads = query.shape, key.shape[1]
+    scale = d**-0.5 if scaling is None else scaling
+    query = query.reshape(batch, kv_heads, -1, d)  # a key head serves heads / kv_heads query heads
+    # all rows' queries as one long list: the prefix is read once, not once per row
+    flat = query.transpose(0, 1).reshape(1, kv_heads, -1, d)
+    both_parts = _with_logsumexp(flat, *key.shared, scale)
+    out, total = (x.reshape(kv_heads, batch, -1, *x.shape[3:]).transpose(0, 1) for x in both_parts)
+    if attention_mask is None:
+        ones = torch.ones(s, key.shape[2], dtype=torch.bool, device=key.device)
+        attention_mask = ones.tril(key.shape[2] - s)
+    mask = attention_mask.expand(batch, 1, s, -1)
+    rows_at_once = max(1, MAX_SCORES // (heads * s * key.shape[2]))
+    parts = []
+    for rows in torch.arange(batch, device=key.device).split(rows_at_once):
+        scores = (query[rows] @ key[rows].transpose(2, 3)).float() * scale
+        seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)
+        if seen.dtype == torch.bool:
+            scores.masked_fill_(~seen, -torch.inf)
+        else:
+            scores = scores + seen
+        both = torch.logaddexp(total[rows], scores.logsumexp(-1))
+        own = scores.sub_(both[..., None]).exp_().to(value.dtype) @ value[rows]
+        parts.append(out[rows] * (total[rows] - both).exp()[..., None].to(value.dtype) + own)
+    return torch.cat(parts).reshape(batch, heads, s, -1).transpose(1, 2).contiguous(), None
+
+
+def _with_logsumexp(query, key, value, scale):
+    """Attention without a mask, and each query's logsumexp, which no public function returns."""
+    if query.device.type == "cpu":
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return attend(query, key, value, scale=scale)
+    if query.device.type == "cuda":
+        attend = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, total, *_ = attend(query, key, value, None, True, scale=scale)
+        return out, total[..., : query.shape[2]]  # padded to a multiple of 32
+    scores = (query @ key.transpose(2, 3)).float() * scale
+    return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
+
+
+AttentionInterface.register("shared_prefix", _attention)
+AttentionMaskInterface.register("shared_prefix", sdpa_mask)

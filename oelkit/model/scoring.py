@@ -1,0 +1,92 @@
+"""Hidden states and log-probabilities of given replies, micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .policy import Policy
+from .prefix import SharedPrefix
+
+
+def reply_hidden(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    prefix: SharedPrefix | None = None,
+) -> torch.Tensor:
+    """Hidden states [N, D] from which each reply token is predicted; N = all reply tokens.
+
+    One forward pass over one micro-batch, row after row, under the adapter and grad mode that are
+    set.
+
+    Args:
+        policy: the model.
+        prompts: ids of each prompt.
+        replies: ids of each reply.
+        prefix: what all prompts begin with, computed before under the same adapter.
+
+    Raises:
+        ValueError: a prompt is empty, or prompt + reply is longer than the context.
+    """
+    for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
+        if not p or len(p) + len(r) > policy.context_length:
+            raise ValueError(
+                f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be "
+                f"empty and both together must fit the context of {policy.context_length}"
+            )
+    skip, rows, starts = len(prefix.ids) if prefix else 0, [], []
+    for p, r in zip(prompts, replies, strict=True):
+        # the last reply token predicts nothing, so it is not fed
+        rows.append(torch.tensor(([*p, *r][:-1] if len(r) else [*p])[skip:]))
+        starts.append(len(p) - 1 - skip)
+    ids = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device)
+    with prefix.as_cache(policy) if prefix else nullcontext() as cache:
+        hidden = policy.hidden(ids, cache)
+    ends = [start + len(r) for start, r in zip(starts, replies, strict=True)]
+    return torch.cat([row[a:b] for row, a, b in zip(hidden, starts, ends, strict=True)])
+
+
+@torch.no_grad()
+def token_logprobs(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    *,
+    adapter: str | None = "student",
+    temperature: float = 1.0,
+    batch_tokens: int = 16_384,
+) -> list[torch.Tensor]:
+    """Log-probability of every reply token: one float32 tensor [len(reply)] per pair, in order."""
+    head, out = policy.head_weight, {}
+    lengths = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    with policy.adapter(adapter, merge=True):
+        for batch in token_batches(lengths, batch_tokens):
+            ids = [replies[i] for i in batch]
+            hidden = reply_hidden(policy, [prompts[i] for i in batch], ids)
+            flat = torch.tensor([t for y in ids for t in y], dtype=torch.long, device=hidden.device)
+            rows = max(1, 2**24 // len(head))  # never all [N, V] logits at once
+            parts = [
+                (h @ head.T).float().div_(temperature).log_softmax(-1).gather(-1, t[:, None])[:, 0]
+                for h, t in zip(hidden.split(rows), flat.split(rows), strict=True)
+            ]
+            logprobs = torch.cat(parts).cpu().split([len(y) for y in ids])
+            out |= zip(batch, logprobs, strict=True)
+    return [out[i] for i in range(len(prompts))]
+
+
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped by like length, each group at most batch_tokens with its padding.
+
+    One that is longer goes alone.
+    """
+    groups: list[list[int]] = []
+    # longest first: it sets the group's width
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > batch_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
