@@ -142,7 +142,7 @@ def test_findings_of_a_run_in_which_all_came_out():
 @pytest.mark.parametrize(
     "metrics, part",
     [
-        (make_metrics(base=60), "the base is better than a player who guesses"),
+        (make_metrics(base=60), "The base alone is better than a player who guesses"),
         (
             make_metrics(in_context=9),
             "own experience in context, 7.0% [4%, 13%], is not told apart from the base",

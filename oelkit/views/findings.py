@@ -77,7 +77,7 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     )
     floor = [bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None]
     if base["low"] > max(floor, default=1.0):
-        yield Finding("the base is better than a player who guesses.", False)
+        yield Finding("The base alone is better than a player who guesses.", False)
     yield _above("The base with its own experience in context", in_context, "the base alone", base)
     yield _above("The model that absorbed it, with nothing in context", learned, "the base", base)
     if in_context["pass_rate"] == 0:
@@ -141,18 +141,16 @@ def _arms(metrics: dict) -> Iterator[Finding]:
 def chain(metrics: dict) -> list[Finding]:
     """From which weights each round was trained, and what the gate found against it."""
     rounds = {r["round"]: r for r in metrics["rounds"]}
+
+    def weights(k: int) -> str:
+        return f"round {k}" if k else "the untrained model"
+
     found = []
     for link in metrics.get("chain", ()):
-        start = _weights(link["start"])
-        judged = ": the gate found no loss" if rounds[link["round"]].get("gate") else ""
-        judged = f": {link['lost']}" if link["lost"] else judged
-        found.append(
-            Finding(f"Round {link['round']} starts from {start}{judged}.", not link["lost"])
-        )
+        k, lost = link["round"], link["lost"]
+        judged = ": the gate found no loss" if rounds[k].get("gate") else ""
+        text = f"Round {k} starts from {weights(link['start'])}{f': {lost}' if lost else judged}."
+        found.append(Finding(text, not lost))
     if "next_start" in metrics:
-        found.append(Finding(f"A next round starts from {_weights(metrics['next_start'])}."))
+        found.append(Finding(f"A next round starts from {weights(metrics['next_start'])}."))
     return found
-
-
-def _weights(k: int) -> str:
-    return f"round {k}" if k else "the untrained model"

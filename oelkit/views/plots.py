@@ -25,24 +25,16 @@ from ..stats import draw_spread, wilson
 from .summary import episodes_text
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
-COLOURS = {
-    "base": "#7d7d7d",
-    "in_context": "#e69f00",
-    "consolidated": "#0072b2",
-    "reverse_kl": "#0072b2",
-    "forward_kl": "#cc79a7",
-    "sft": "#d55e00",
-    "raw": "#009e73",
+_ARMS = {
+    "base": ("#7d7d7d", "base, no experience"),
+    "in_context": ("#e69f00", "experience in context"),
+    "consolidated": ("#0072b2", "consolidated"),
+    "reverse_kl": ("#0072b2", "on-policy (reverse KL)"),
+    "forward_kl": ("#cc79a7", "off-policy (forward KL)"),
+    "sft": ("#d55e00", "SFT on the teacher's replies"),
+    "raw": ("#009e73", "raw games distilled"),
 }
-NAMES = {
-    "base": "base, no experience",
-    "in_context": "experience in context",
-    "consolidated": "consolidated",
-    "reverse_kl": "on-policy (reverse KL)",
-    "forward_kl": "off-policy (forward KL)",
-    "sft": "SFT on the teacher's replies",
-    "raw": "raw games distilled",
-}
+COLOURS, NAMES = ({arm: look[i] for arm, look in _ARMS.items()} for i in (0, 1))
 ROUND_COLOURS = ("#0072b2", "#56b4e9", "#a6d4f2", "#d6ebf8")
 styled: Any = plt.rc_context(fname=Path(__file__).with_name("figures.mplstyle"))
 """Decorator of a function that draws: the look of all figures."""

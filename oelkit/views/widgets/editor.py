@@ -1,9 +1,8 @@
 """Curate experience items with keyboard or mouse: one anywidget, a view on a `Curation`.
 
 It owns no state: what a person does goes as an operation to the `Curation`, and what is shown is
-what has come back from there (the rows that differ from what the browser has). The browser side is
-editor.js; it keeps only where the person is: cursor, selection, filter. Messages are JSON as ASCII
-text, because the notebooks' own JSON breaks at a lone surrogate, as broken model output has it."""
+what has come back from there (the rows that differ from what the browser has). The browser side,
+editor.js, keeps only where the person is: cursor, selection, filter."""
 
 from __future__ import annotations
 
@@ -215,14 +214,7 @@ class ExperienceEditor(LiveView):
         if game is None or seen.turn >= len(game.turns):
             return {"game": seen.trajectory_id, "turn": seen.turn + 1}
         t = game.turns[seen.turn]
-        return {
-            "game": game.id,
-            "turn": seen.turn + 1,
-            "of": len(game.turns),
-            "outcome": game.outcome,
-            "text": t.observation,
-            "board": {**board_of(t.observation), "action": t.action},
-            "reply": t.reply,
-            "move": t.action,
-            "feedback": t.feedback,
-        }
+        place = {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns)}
+        board = {**board_of(t.observation), "action": t.action}
+        played = {"reply": t.reply, "move": t.action, "feedback": t.feedback}
+        return {**place, "outcome": game.outcome, "text": t.observation, "board": board, **played}

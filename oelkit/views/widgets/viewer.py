@@ -114,9 +114,7 @@ class TrajectoryViewer(LiveView):
         return rows
 
     def _search(self, text: str) -> list[list[int]]:
-        """[game, turn] for each turn whose observation, reply or feedback has the text; case does
-        not matter.
-        """
+        """[game, turn] of turns whose observation, reply or feedback has the text in any case."""
         text = text.lower()
         return [
             [i, k]
@@ -140,24 +138,18 @@ class TrajectoryViewer(LiveView):
         thinking, ended, _ = turn.reply.rpartition("</think>")
         if not ended:
             thinking = "" if answer else turn.reply
+        same = "observation action feedback truncated prompt_tokens reply_tokens"
         return {
-            "observation": turn.observation,
+            **{name: getattr(turn, name) for name in same.split()},
             **board_of(turn.observation, self._symbols),
             "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
             "thinking": thinking.strip().removeprefix("<think>").strip(),
             "reply": _mark(answer, turn.action),
-            "action": turn.action,
-            "feedback": turn.feedback,
-            "truncated": turn.truncated,
-            "prompt_tokens": turn.prompt_tokens,
-            "reply_tokens": turn.reply_tokens,
         }
 
 
 def _map(game: Trajectory) -> Any:
-    """What games of the same map have in common: the board at the start, else world and seed, else
-    nothing.
-    """
+    """What games of one map share: the board at the start, else world and seed, else nothing."""
     cells = parse_board(game.turns[0].observation)
     return str(cells) if cells else id(game) if game.seed is None else (game.env_id, game.seed)
 
@@ -167,9 +159,7 @@ def _words(content: Any) -> str:
 
 
 def _mark(answer: str, action: str | None) -> list[str]:
-    """The answer in three parts, of which the middle one is where the action was found (empty:
-    nowhere).
-    """
+    """The answer in three parts; the action was found in the middle one (empty: nowhere)."""
     found = re.finditer(r"\[\s*\w+\s*\]", answer) if action else ()
     places = [m.span() for m in found if parse_action(m[0]) == action]
     if action and not places and (at := answer.rfind(action)) >= 0:
