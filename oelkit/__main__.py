@@ -287,7 +287,7 @@ def _step(args: argparse.Namespace) -> None:
         seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
         print(
-            f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['n']} maps of {env}",
+            f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['maps']} maps of {env}",
             f"to show a difference of 10 points: {episodes_needed(row['pass_rate'])} episodes an arm",
             sep="\n",
         )

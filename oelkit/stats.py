@@ -33,7 +33,7 @@ def paired_bootstrap(
     Map seeds and sampling seeds are drawn again, both, independently (the pigeonhole bootstrap:
     Owen, Annals of Applied Statistics 1, 2007). a, b: evaluation reports on the same maps, or
     passes [maps] or [sampling seeds, maps]."""
-    maps = [getattr(x, "maps", None) for x in (a, b)]
+    maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:
         raise ValueError("reports on different maps cannot be paired")
     a, b = (np.atleast_2d(np.asarray(x, float)) for x in (a, b))

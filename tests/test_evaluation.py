@@ -7,7 +7,7 @@ import pytest
 
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap, wilson
-from oelkit.steps.evaluation import evaluate, probe, summarise
+from oelkit.steps.evaluation import evaluate, probe, report_of
 
 LAKE = {"prompts": "brief", "max_new_tokens": 4}
 
@@ -74,7 +74,7 @@ def test_paired_bootstrap_draws_maps_and_sampling_seeds_again():
 
 def test_paired_bootstrap_of_reports():
     def report(passes, seeds):
-        return summarise(
+        return report_of(
             [
                 game(Outcome.SUCCESS if p else Outcome.FAILURE, seed=s)
                 for p, s in zip(passes, seeds * 2)
@@ -83,8 +83,8 @@ def test_paired_bootstrap_of_reports():
 
     seeds = [5, 6, 7]
     a, b = report([0, 1, 0, 0, 1, 1], seeds), report([1, 1, 0, 1, 1, 1], seeds)
-    assert a.passes_SM.tolist() == [[0, 1, 0], [0, 1, 1]]
-    assert paired_bootstrap(a, b) == paired_bootstrap(a.passes_SM, b.passes_SM)
+    assert a.passes_by_sample.tolist() == [[0, 1, 0], [0, 1, 1]]
+    assert paired_bootstrap(a, b) == paired_bootstrap(a.passes_by_sample, b.passes_by_sample)
     with pytest.raises(ValueError, match="different maps"):
         paired_bootstrap(a, report([1] * 6, [5, 6, 8]))
 
@@ -134,11 +134,11 @@ def game(outcome, *turns, seed=0):
 
 
 def test_summary_of_games():
-    report = summarise(
+    report = report_of(
         [
             game(Outcome.SUCCESS, (10, False), (20, True)),
-            game(Outcome.FAILURE, (60, False)),
-            game(Outcome.UNKNOWN, (30, False)),
+            game(Outcome.FAILURE, (60, False), seed=1),
+            game(Outcome.UNKNOWN, (30, False), seed=2),
         ]
     )
     assert (report.pass_rate, report.n, report.reply_tokens, report.truncated) == (
@@ -153,9 +153,51 @@ def test_summary_of_games():
         "low",
         "high",
         "n",
+        "maps",
+        "samples_per_map",
         "reply_tokens",
         "truncated",
     }
+
+
+def played(passes, seeds):
+    outcomes = (Outcome.SUCCESS if p else Outcome.FAILURE for p in passes)
+    return report_of([game(o, seed=s) for o, s in zip(outcomes, seeds, strict=True)])
+
+
+def test_episodes_on_one_map_do_not_count_as_maps():
+    # half of the maps are always passed: ten samples of each say no more than one
+    often = played([seed % 2 for seed in range(32)] * 10, [*range(32)] * 10)
+    assert (often.n, often.maps, often.samples_per_map) == (320, 32, 10)
+    assert often.summary()["maps"] == 32 and often.summary()["samples_per_map"] == 10
+    once = played([seed % 2 for seed in range(32)], range(32))
+    assert (once.low, once.high) == wilson(16, 32) and once.samples_per_map == 1
+    width = wilson(160, 320)[1] - wilson(160, 320)[0]  # as if the episodes were independent
+    assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert often.high - often.low > 2.5 * width
+    for passed in (0, 1):  # what was drawn again would always be the same
+        same = played([passed] * 320, [*range(32)] * 10)
+        assert (same.low, same.high) == wilson(32 * passed, 32)
+
+
+def test_a_map_given_twice_is_two_samples_of_one_map():
+    report = played([1, 0, 0, 1], [5, 5, 6, 6])
+    assert (report.maps, report.samples_per_map) == (2, 2)
+    assert report.passes_by_sample.tolist() == [[1, 0], [0, 1]]
+    assert report.passes_string == "1001" and report.passes == [True, False, False, True]
+    blocks = played([1, 1, 0, 0], [5, 6, 5, 6])
+    assert blocks.passes_by_sample.tolist() == [[1, 1], [0, 0]] and blocks.passes_string == "1100"
+    assert played([1, 0], [None, None]).maps == 2
+    with pytest.raises(ValueError, match="equally often; maps were played 1 to 2 times"):
+        played([1, 0, 0], [5, 5, 6])
+    with pytest.raises(ValueError, match="not at all"):
+        played([], [])
+
+
+def test_maps_that_are_not_given_equally_often_are_refused_before_a_game(tiny, monkeypatch):
+    monkeypatch.setattr("oelkit.steps.evaluation.rollout", lambda *args, **options: pytest.fail())
+    with pytest.raises(ValueError, match="equally often"):
+        evaluate(tiny, "oelkit/FrozenLake3x3-v0", [5, 5, 6], **LAKE)
 
 
 def test_evaluate_reads_the_texts_in_turn(tiny):
@@ -176,12 +218,8 @@ def test_evaluate_reads_the_texts_in_turn(tiny):
 
 
 def test_evaluate_of_nothing(tiny):
-    for seeds, options, message in (
-        ([], {}, "seeds is empty"),
-        ([1], {"experience": []}, "list of experiences"),
-        ([1], {"sampling_seeds": ()}, "sampling seeds is empty"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for seeds, options in (([], {}), ([1], {"experience": []}), ([1], {"sampling_seeds": ()})):
+        with pytest.raises(ValueError, match="nothing to evaluate"):
             evaluate(tiny, "oelkit/FrozenLake3x3-v0", seeds, **options, **LAKE)
 
 

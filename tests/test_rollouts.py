@@ -9,7 +9,7 @@ from oelkit import envs
 from oelkit.model.sampling import Reply, generate
 from oelkit.prompts import act_messages, load_prompts, with_experience
 from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
-from oelkit.steps.rollouts import as_experience, rollout, states
+from oelkit.steps.rollouts import raw_games_text, rollout, states
 
 module = importlib.import_module("oelkit.steps.rollouts")  # `oelkit.rollout` is the function
 LAKE = "oelkit/FrozenLake3x3-v0"
@@ -176,9 +176,9 @@ def test_states_are_the_prompts_of_all_turns(tiny):
         states([])
 
 
-def test_raw_games_as_experience(tiny):
+def test_raw_games_text(tiny):
     games = play(tiny, (3, 4))
-    text = as_experience(games, load_prompts("brief"))
+    text = raw_games_text(games, load_prompts("brief"))
     assert all(
         game.turns[0].observation.strip() in text and game.feedback in text for game in games
     )

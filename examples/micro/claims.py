@@ -38,7 +38,7 @@ from oelkit.curation import for_draw
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.runs.settings import SCALES
-from oelkit.steps.rollouts import as_experience
+from oelkit.steps.rollouts import raw_games_text
 from oelkit.text import MARKER, count_tokens, experience_text, truncate_to_budget
 from oelkit.views import plots
 from oelkit.views.findings import Finding, points_text
@@ -80,7 +80,7 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
         prompts=run.prompts,
         sampling_seeds=(run.settings.seed,),
     )
-    return report.summary() | {"passes": report.passes_01}
+    return report.summary() | {"passes": report.passes_string}
 
 
 def learn(run: Run, texts: Sequence[str], **options) -> None:
@@ -150,7 +150,7 @@ def texts(run: Run) -> Iterator[dict]:
         run,
         "raw games",
         [
-            truncate_to_budget(as_experience(g, run.prompts), BUDGET, policy.tokenizer)
+            truncate_to_budget(raw_games_text(g, run.prompts), BUDGET, policy.tokenizer)
             for g in shuffled
         ],
     )
@@ -202,7 +202,13 @@ def steps(run: Run) -> Iterator[dict]:
 
         run.policy.reset()
         learn(
-            run, own, steps=max(STEPS), lr=3 * run.settings.lr, retention=0.0, loss=loss, on_step=watch
+            run,
+            own,
+            steps=max(STEPS),
+            lr=3 * run.settings.lr,
+            retention=0.0,
+            loss=loss,
+            on_step=watch,
         )
         yield from rows
 

@@ -40,7 +40,7 @@ from oelkit.curation import Curation
 from oelkit.model.loading import LORA
 from oelkit.records import read_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT, versions
-from oelkit.steps.rollouts import as_experience
+from oelkit.steps.rollouts import raw_games_text
 from oelkit.views import plots
 
 HERE = Path(__file__).parent
@@ -106,7 +106,7 @@ def as_played(run: Run, k: int) -> list[str]:
     """The games of round k instead of items about them, for each draw in an order of its own."""
     games = run.rollout(k)
     orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.draws))
-    return [as_experience(order, run.prompts) for order in orders]
+    return [raw_games_text(order, run.prompts) for order in orders]
 
 
 def guests_tables(n: int) -> list[str]:

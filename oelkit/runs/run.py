@@ -36,9 +36,9 @@ from ..records import (
     write_jsonl,
 )
 from ..steps.distillation import distill
-from ..steps.evaluation import Report, evaluate, probe
+from ..steps.evaluation import EvalReport, evaluate, probe
 from ..steps.extraction import extract
-from ..steps.rollouts import as_experience, rollout, states
+from ..steps.rollouts import raw_games_text, rollout, states
 from ..text import join_experience, truncate_to_budget
 from .settings import Settings
 
@@ -337,7 +337,7 @@ class Run:
             ood = {"base": self.probe(None)} if first else {}
             ood["consolidated"] = self.probe("student")
             rows = {
-                name: {**report.summary(), "passes": report.passes_01}
+                name: {**report.summary(), "passes": report.passes_string}
                 for name, report in arms.items()
             }
             passes = arms["in_context"].passes
@@ -382,7 +382,7 @@ class Run:
         if not path.exists():
             self.start_round(1)
             texts, games = self.experiences(1), self.rollout(1)
-            raw = [as_experience([game], self.prompts) for game in games[: self.settings.draws]]
+            raw = [raw_games_text([game], self.prompts) for game in games[: self.settings.draws]]
             result = {"raw": {"in_context": self._measure(raw).summary()}}
             for arm, loss in (("forward_kl", "forward_kl"), ("sft", "sft"), ("raw", "reverse_kl")):
                 self.policy.reset()
@@ -454,7 +454,7 @@ class Run:
             self.policy.save_adapter(partial)
             partial.rename(folder)
 
-    def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> Report:
+    def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> EvalReport:
         s = self.settings
         return evaluate(
             self.policy,

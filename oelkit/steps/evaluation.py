@@ -7,7 +7,7 @@ and the ceiling come from `envs.bounds`."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +16,91 @@ import numpy as np
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import Outcome, Trajectory, read_jsonl
-from ..stats import wilson
+from ..stats import paired_bootstrap, wilson
 from ..text import answer_text
 from .rollouts import rollout
 
 
 @dataclass(frozen=True)
-class Report:
-    """Pass rate over n episodes with its 95 % Wilson interval; reply tokens and truncation a turn."""
+class EvalReport:
+    """Pass rate over n episodes with its 95 % interval; reply tokens and truncation per turn."""
 
     pass_rate: float
     low: float
     high: float
     n: int
+    maps: int
+    samples_per_map: int
     reply_tokens: float
     truncated: float
     trajectories: list[Trajectory]
 
     @property
     def passes(self) -> list[bool]:
-        """Success by episode, in the order of the seeds."""
+        """Success of each trajectory."""
         return [t.outcome is Outcome.SUCCESS for t in self.trajectories]
 
     @property
-    def passes_01(self) -> str:
-        """The same as a string of 0 and 1, for JSON."""
-        return "".join("01"[passed] for passed in self.passes)
-
-    @property
-    def maps(self) -> list[int | None]:
-        """The map seed of each episode."""
+    def map_seeds(self) -> list[int | None]:
+        """The map of each trajectory."""
         return [t.seed for t in self.trajectories]
 
     @property
-    def passes_SM(self) -> np.ndarray:
-        """The same as numbers, [sampling seeds, maps], for pairing."""
-        return np.array(self.passes, float).reshape(-1, len({t.seed for t in self.trajectories}))
+    def passes_by_sample(self) -> np.ndarray:
+        """Success as numbers, [samples per map, maps], for pairing."""
+        return np.array(self.passes, float)[episodes_by_sample(self.map_seeds)]
+
+    @property
+    def passes_string(self) -> str:
+        """The same, row by row, as a string of 0 and 1, for JSON."""
+        return "".join(str(int(passed)) for passed in self.passes_by_sample.ravel())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.passes_SM.astype(dtype or float)
+        return self.passes_by_sample.astype(dtype or float)
 
     def summary(self) -> dict[str, float]:
         """The figures alone, as they go into metrics.json."""
-        return {
-            k: getattr(self, k)
-            for k in ("pass_rate", "low", "high", "n", "reply_tokens", "truncated")
-        }
+        names = [f.name for f in fields(self) if f.name != "trajectories"]
+        return {name: getattr(self, name) for name in names}
 
 
-def summarise(trajectories: Sequence[Trajectory]) -> Report:
-    """The report of finished games."""
-    passes = sum(t.outcome is Outcome.SUCCESS for t in trajectories)
-    turns = [turn for t in trajectories for turn in t.turns]
-    low, high = wilson(passes, len(trajectories))
-    tokens, cut = (
-        sum(getattr(t, k) for t in turns) / max(1, len(turns))
-        for k in ("reply_tokens", "truncated")
-    )
-    return Report(
-        passes / len(trajectories), low, high, len(trajectories), tokens, cut, list(trajectories)
-    )
+def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
+    """The report of finished games.
+
+    The interval is Wilson's where each map was played once. Games on one map are alike: where there
+    are several, maps and samples are drawn again, both (the pigeonhole bootstrap, see
+    `stats.paired_bootstrap`); where all or none succeeded, it is Wilson's for the number of maps.
+
+    Raises:
+        ValueError: no games, or maps that were not played equally often.
+    """
+    games = list(trajectories)
+    samples, maps = episodes_by_sample([t.seed for t in games]).shape
+    n, turns = len(games), [turn for t in games for turn in t.turns]
+    rate = sum(t.outcome is Outcome.SUCCESS for t in games) / n
+    tokens = sum(turn.reply_tokens for turn in turns) / max(1, len(turns))
+    cut = sum(turn.truncated for turn in turns) / max(1, len(turns))
+    low, high = wilson(round(rate * maps), maps)
+    report = EvalReport(rate, low, high, n, maps, samples, tokens, cut, games)
+    if samples > 1 and 0 < rate < 1:
+        _, low, high = paired_bootstrap(np.zeros((samples, maps)), report.passes_by_sample)
+        return replace(report, low=low, high=high)
+    return report
+
+
+def episodes_by_sample(map_seeds: Sequence[int | None]) -> np.ndarray:
+    """Index of each map's first, second, ... episode: [samples per map, maps].
+
+    Episodes without a seed are on a map of their own.
+    """
+    episodes: dict[Any, list[int]] = {}
+    for i, seed in enumerate(map_seeds):
+        episodes.setdefault((None, i) if seed is None else seed, []).append(i)
+    counts = {len(rows) for rows in episodes.values()}
+    if len(counts) != 1:
+        times = f"{min(counts)} to {max(counts)} times" if counts else "not at all"
+        raise ValueError(f"each map must be played equally often; maps were played {times}")
+    return np.array(list(episodes.values())).T
 
 
 def evaluate(
@@ -88,22 +113,21 @@ def evaluate(
     top_p: float = 0.8,
     top_k: int = 20,
     **options: Any,
-) -> Report:
+) -> EvalReport:
     """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said
     otherwise) and report.
 
     experience: "" measures the policy alone, a text the in-context arm; of several texts (the K
     draws) episode i reads text i mod K. Other options go to `rollout`."""
     texts = [experience] if isinstance(experience, str) else list(experience)
-    if not texts or not len(sampling_seeds):
-        raise ValueError(
-            "nothing to evaluate: the list of experiences or of sampling seeds is empty"
-        )
+    if not texts or not len(seeds) or not len(sampling_seeds):
+        raise ValueError("nothing to evaluate: no maps, no experience texts or no sampling seeds")
+    episodes_by_sample(seeds)  # refuses before anything is played
     games: list[Trajectory] = []
     for s in sampling_seeds:
         told = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
         games += rollout(policy, env_id, seeds, told, seed=s, top_p=top_p, top_k=top_k, **options)
-    return summarise(games)
+    return report_of(games)
 
 
 def probe(

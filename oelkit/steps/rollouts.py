@@ -130,6 +130,6 @@ def states(trajectories: Sequence[Trajectory]) -> list[State]:
     return found
 
 
-def as_experience(trajectories: Sequence[Trajectory], prompts: Prompts) -> str:
+def raw_games_text(trajectories: Sequence[Trajectory], prompts: Prompts) -> str:
     """Raw trajectories as the text of an experience, for the arm that skips extraction."""
     return "\n".join(game_text(prompts, game) for game in trajectories).strip("\n")
