@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .model.loading import load_policy as load_policy
     from .model.memory import memory_plan as memory_plan
     from .model.policy import Policy as Policy
-    from .prompts import load_prompts as load_prompts
+    from .prompts import load_prompt_set as load_prompt_set
     from .runs.run import Run as Run
     from .runs.run import run_loop as run_loop
     from .runs.settings import Settings as Settings
     from .stats import paired_bootstrap as paired_bootstrap
-    from .stats import wilson as wilson
+    from .stats import wilson_interval as wilson_interval
     from .steps.distillation import distill as distill
     from .steps.evaluation import evaluate as evaluate
     from .steps.evaluation import probe as probe
@@ -45,11 +45,11 @@ _HOMES = {
     "model.loading": "load_policy",
     "model.memory": "memory_plan",
     "model.policy": "Policy",
-    "prompts": "load_prompts",
+    "prompts": "load_prompt_set",
     "runs.run": "Run run_loop",
     "runs.settings": "Settings",
     "steps.distillation": "distill",
-    "stats": "paired_bootstrap wilson",
+    "stats": "paired_bootstrap wilson_interval",
     "steps.evaluation": "evaluate probe",
     "steps.extraction": "extract",
     "steps.ifeval": "ifeval",

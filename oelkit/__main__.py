@@ -179,7 +179,7 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
 
 def _texts(path: str | None) -> list[str]:
     """The experience texts in a file, one a draw; [""] where there is none."""
-    from .curation import for_draw, replay
+    from .curation import items_for_draw, replay
     from .records import ExperienceItem, read_jsonl
     from .text import experience_text
 
@@ -189,7 +189,7 @@ def _texts(path: str | None) -> list[str]:
         draws = sorted({i.draw for i in items if i.model}) or [
             0
         ]  # what a person added is for every draw
-        texts = [experience_text(for_draw(items, draw)) for draw in draws]
+        texts = [experience_text(items_for_draw(items, draw)) for draw in draws]
     else:
         text = Path(path).read_text(encoding="utf-8") if path else ""
         texts = [
@@ -245,6 +245,8 @@ def _step(args: argparse.Namespace) -> None:
         for k in STEPS[what][1].split()
         if k not in ("model", "dtype", "env", "episodes")
     }
+    if "prompts" in options:
+        options["prompt_set"] = options.pop("prompts")
     if what == "play":
         told = [texts[i % len(texts)] for i in range(len(args.seeds))]
         write_jsonl(out, rollout(policy, args.env, args.seeds, told, **options))
@@ -254,7 +256,7 @@ def _step(args: argparse.Namespace) -> None:
             extract(policy, games, [texts[d % len(texts)] for d in range(args.draws)], **options),
         )
     elif what == "distill":
-        options |= {"retention": options.pop("retain"), "prompt_set": options.pop("prompts")}
+        options["retention"] = options.pop("retain")
         rows = distill(policy, found, texts, **options)
         policy.save_adapter(out)
         print(

@@ -279,9 +279,9 @@ class Curation:
         )
 
     def kept(self, draw: int | None = None) -> list[CuratedItem]:
-        """The accepted items in order: all, or those of one draw's text (see `for_draw`)."""
+        """The accepted items in order: all, or those of one draw's text (see `items_for_draw`)."""
         kept = [item for item in self.items if item.status == "accepted"]
-        return kept if draw is None else for_draw(kept, draw)
+        return kept if draw is None else items_for_draw(kept, draw)
 
     def within_budget(
         self, budget_tokens: int, tokenizer: Any, draw: int | None = None
@@ -378,7 +378,9 @@ def replay(
     return curation
 
 
-def for_draw(items: Iterable[ExperienceItem], draw: int, known: str = "") -> list[ExperienceItem]:
+def items_for_draw(
+    items: Iterable[ExperienceItem], draw: int, known: str = ""
+) -> list[ExperienceItem]:
     """The items that belong to a draw's text: its own, a person's, and what was merged.
 
     known: text that they will stand behind; what a line of it says in the same words is left out.

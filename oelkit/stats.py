@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a rate (default: 95 %)."""
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} of {n} is not a rate")

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from oelkit import envs
 from oelkit.envs import parse_action
 from oelkit.records import Outcome, Trajectory, Turn
-from oelkit.stats import wilson
+from oelkit.stats import wilson_interval
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -102,7 +102,7 @@ def greedy_by_hand(policy, prompt, n):
 
 
 def rate(passes, n=128):
-    low, high = wilson(passes, n)
+    low, high = wilson_interval(passes, n)
     return {
         "pass_rate": passes / n,
         "low": low,

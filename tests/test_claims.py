@@ -15,7 +15,7 @@ from helpers import assert_whole, make_metrics, rate, words
 from oelkit import Run, Settings, load_policy
 from oelkit.records import read_jsonl
 from oelkit.runs import run as loop
-from oelkit.stats import wilson
+from oelkit.stats import wilson_interval
 
 matplotlib.use("Agg")
 MICRO = Path(__file__).parents[1] / "examples" / "micro"
@@ -246,7 +246,7 @@ def test_bars_pool_the_seeds_and_show_each():
     assert shown == pytest.approx([6 / 128, 118 / 128, 108 / 128, 7 / 128])
     assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
     (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
-    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson(236, 256))
+    assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson_interval(236, 256))
     assert "n = 256 per arm, 95 % Wilson" in left.get_title(
         loc="left"
     ) and "n = 384" in right.get_title(loc="left")
@@ -284,7 +284,7 @@ def test_curves_show_mean_and_range_or_the_interval_of_one():
     assert_whole(figure)
     one = study_plots.curves(rows[:1] + rows[2:3], "step", {"passed": "Pass rate"}, "One seed")
     band = one.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx(wilson(100, 128))
+    assert (band.min(), band.max()) == pytest.approx(wilson_interval(100, 128))
     assert_whole(one)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oelkit.auto_curation import auto_curate
-from oelkit.curation import Curation, for_draw, replay
+from oelkit.curation import Curation, items_for_draw, replay
 from oelkit.records import (
     ConflictError,
     Evidence,
@@ -267,13 +267,13 @@ def test_auto_curate_keeps_what_most_draws_agree_on():
     assert [i.text for i in c.kept()] == ["H is a hole.", "G is the goal."]
     assert [e.trajectory_id for i in c.kept() for e in i.evidence] == ["t0", "t2", "t5", "t3", "t4"]
     assert c.item("n1").status == "rejected" and c.log[-1].author == "auto"
-    assert all(for_draw(c.kept(), d) == c.kept() for d in range(3))  # merged: for every draw
+    assert all(items_for_draw(c.kept(), d) == c.kept() for d in range(3))  # merged: for every draw
     n = len(c.log)
     assert len(auto_curate(c).log) == n
     free = [
         ExperienceItem(str(d), f"words {d}", (), "m", 1, d) for d in range(4)
     ]  # no two alike: nothing to agree on
-    assert [i.text for i in for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
+    assert [i.text for i in items_for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
 
 
 def test_auto_curate_counts_draws_that_found_nothing_new():

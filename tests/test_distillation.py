@@ -12,13 +12,13 @@ from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
-from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import State
 from oelkit.steps import distillation as module
 from oelkit.steps.distillation import distill
 from oelkit.steps.training import LOSSES
 
-PROMPTS = load_prompts("brief")
+PROMPTS = load_prompt_set("brief")
 STATES = [
     State(f"s{i}", "t", i, act_messages(PROMPTS, f"BOARD {'x' * 3 * i}{i}")) for i in range(6)
 ]

@@ -28,7 +28,7 @@ from oelkit.envs import (
     render_board,
 )
 from oelkit.envs.frozen_lake import paper_layout
-from oelkit.prompts import act_messages, load_prompts
+from oelkit.prompts import act_messages, load_prompt_set
 from oelkit.records import ExperienceItem, Outcome, write_jsonl
 
 # start top left, a hole on its right, the goal at the bottom right
@@ -70,7 +70,7 @@ def test_renamed_moves_are_the_only_ones_and_are_told():
     assert steps[0][4]["feedback"] == "You moved South to row 2, column 1."
     assert "answer with one of [west] [South] [east] [north]." in steps[1][4]["feedback"]
     assert steps[-1][4]["outcome"] is Outcome.SUCCESS
-    asked = act_messages(load_prompts("paper"), "B", [], 5, env.moves)[0]["content"]
+    asked = act_messages(load_prompt_set("paper"), "B", [], 5, env.moves)[0]["content"]
     assert (
         "exactly one move in brackets: [west], [South], [east] or [north]." in asked
         and "[left]" not in asked

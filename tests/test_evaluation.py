@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
-from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap, wilson
+from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap, wilson_interval
 from oelkit.steps.evaluation import evaluate, probe, report_of
 
-LAKE = {"prompts": "brief", "max_new_tokens": 4}
+LAKE = {"prompt_set": "brief", "max_new_tokens": 4}
 
 
 @pytest.mark.parametrize(
@@ -23,18 +23,18 @@ LAKE = {"prompts": "brief", "max_new_tokens": 4}
     ],
 )
 def test_wilson_interval(k, n, low, high):
-    assert wilson(k, n) == pytest.approx((low, high), abs=6e-5)
-    assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
+    assert wilson_interval(k, n) == pytest.approx((low, high), abs=6e-5)
+    assert wilson_interval(0, n)[0] == 0 and wilson_interval(n, n)[1] == 1
 
 
 def test_wilson_covers_and_refuses_what_is_no_rate():
     # the definition: both ends are the rates from which k is exactly z standard errors away
     for k, n in ((3, 17), (64, 128)):
-        for end in wilson(k, n):
+        for end in wilson_interval(k, n):
             assert abs(k / n - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5)
     for k, n in ((1, 0), (3, 2), (-1, 5)):
         with pytest.raises(ValueError, match=f"{k} of {n} is not a rate"):
-            wilson(k, n)
+            wilson_interval(k, n)
 
 
 def test_paired_bootstrap():
@@ -147,7 +147,11 @@ def test_summary_of_games():
         30,
         0.25,
     )
-    assert (report.low, report.high) == wilson(1, 3) and report.passes == [True, False, False]
+    assert (report.low, report.high) == wilson_interval(1, 3) and report.passes == [
+        True,
+        False,
+        False,
+    ]
     assert json.loads(json.dumps(report.summary())).keys() == {
         "pass_rate",
         "low",
@@ -171,13 +175,15 @@ def test_episodes_on_one_map_do_not_count_as_maps():
     assert (often.n, often.maps, often.samples_per_map) == (320, 32, 10)
     assert often.summary()["maps"] == 32 and often.summary()["samples_per_map"] == 10
     once = played([seed % 2 for seed in range(32)], range(32))
-    assert (once.low, once.high) == wilson(16, 32) and once.samples_per_map == 1
-    width = wilson(160, 320)[1] - wilson(160, 320)[0]  # as if the episodes were independent
+    assert (once.low, once.high) == wilson_interval(16, 32) and once.samples_per_map == 1
+    width = (
+        wilson_interval(160, 320)[1] - wilson_interval(160, 320)[0]
+    )  # as if the episodes were independent
     assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.1)
     assert often.high - often.low > 2.5 * width
     for passed in (0, 1):  # what was drawn again would always be the same
         same = played([passed] * 320, [*range(32)] * 10)
-        assert (same.low, same.high) == wilson(32 * passed, 32)
+        assert (same.low, same.high) == wilson_interval(32 * passed, 32)
 
 
 def test_a_map_given_twice_is_two_samples_of_one_map():

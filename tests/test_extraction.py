@@ -191,7 +191,7 @@ def item(text):
 
 def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
     calls = script(item)
-    items = extract(tiny, games(4), draws=3, round=2, prompts="paper")
+    items = extract(tiny, games(4), draws=3, round=2, prompt_set="paper")
     assert [len(call) for call in calls] == [3] * 4
     assert [i.draw for i in items] == [0] * 4 + [1] * 4 + [2] * 4
     orders = {tuple(i.text for i in items if i.draw == d) for d in range(3)}
@@ -217,17 +217,18 @@ def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
 
 def test_without_previous_experience_all_is_one_call(tiny, script):
     calls = script(item)
-    shown = extract(tiny, games(4), draws=2, show_previous=False, previous="OLD", prompts="paper")
+    options = {"draws": 2, "prompt_set": "paper"}
+    shown = extract(tiny, games(4), show_previous=False, previous="OLD", **options)
     assert [len(call) for call in calls] == [8] and not any(
         "OLD" in text or "from game" in text for text in calls[0]
     )
-    assert extract(tiny, games(4), draws=2, previous="OLD", prompts="paper") == shown
+    assert extract(tiny, games(4), draws=2, previous="OLD", prompt_set="paper") == shown
     assert all("OLD" in text for call in calls[1:] for text in call)
 
 
 def test_previous_experience_per_draw(tiny, script):
     calls = script(item)
-    extract(tiny, games(1), ["OLD0", "OLD1"], draws=2, prompts="paper")
+    extract(tiny, games(1), ["OLD0", "OLD1"], draws=2, prompt_set="paper")
     assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [
         False,
         True,
@@ -237,12 +238,12 @@ def test_previous_experience_per_draw(tiny, script):
 def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
     calls = script(item)
     line = len(tiny.tokenizer(f"{MARKER} from game 0\n")["input_ids"])
-    everything = extract(tiny, games(5), prompts="paper")
+    everything = extract(tiny, games(5), prompt_set="paper")
     assert len(everything) == 5
-    kept = extract(tiny, games(5), "- old line", budget_tokens=3 * line, prompts="paper")
+    kept = extract(tiny, games(5), "- old line", budget_tokens=3 * line, prompt_set="paper")
     assert [i.text for i in kept] == [i.text for i in everything[2:]]
     assert "- old line" in calls[5][0] and "- old line" not in calls[9][0]
-    assert extract(tiny, games(2), budget_tokens=0, prompts="paper") == []
+    assert extract(tiny, games(2), budget_tokens=0, prompt_set="paper") == []
     assert truncate_to_budget(join_experience("a\nb", everything), None, tiny.tokenizer).startswith(
         "a\nb\n- EXPERIENCE ITEM: from"
     )
@@ -259,7 +260,7 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
             + (item(text) if board(text) == "0" else "Nothing new.")
         )
     )
-    assert [i.text for i in extract(tiny, games(3), progress=True, prompts="paper")] == [
+    assert [i.text for i in extract(tiny, games(3), progress=True, prompt_set="paper")] == [
         "from game 0"
     ]
     assert "empty=2" in capsys.readouterr().err
@@ -273,13 +274,14 @@ def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
     )
     for shown in (True, False):
         rows = []
-        extract(tiny, games(3), draws=2, show_previous=shown, prompts="paper", on_step=rows.append)
+        options = {"draws": 2, "prompt_set": "paper", "on_step": rows.append}
+        extract(tiny, games(3), show_previous=shown, **options)
         assert [row["replies"] for row in rows] == ([2, 2, 2] if shown else [6])
         assert [sum(row[key] for row in rows) for key in ("empty", "items")] == [2, 6]
     rows = []
-    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    extract(tiny, games(1), strict=True, prompt_set="paper", on_step=rows.append)
     script(lambda text: "### EXPERIENCE ITEM: x")
-    extract(tiny, games(1), strict=True, prompts="paper", on_step=rows.append)
+    extract(tiny, games(1), strict=True, prompt_set="paper", on_step=rows.append)
     assert [row["empty"] for row in rows] == [0, 1]
 
 
@@ -290,18 +292,18 @@ def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny,
         monkeypatch.setattr(
             module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)]
         )
-        assert [item.text for item in extract(tiny, games(1), prompts="paper")] == told
+        assert [item.text for item in extract(tiny, games(1), prompt_set="paper")] == told
 
 
 def test_strict_is_passed_on(tiny, script):
     script(lambda text: "### EXPERIENCE ITEM: x")
-    assert extract(tiny, games(1), strict=True, prompts="paper") == []
-    assert experience_text(extract(tiny, games(1), prompts="paper")) == "- EXPERIENCE ITEM: x"
+    assert extract(tiny, games(1), strict=True, prompt_set="paper") == []
+    assert experience_text(extract(tiny, games(1), prompt_set="paper")) == "- EXPERIENCE ITEM: x"
 
 
 def test_a_random_model_goes_through_and_a_seed_fixes_it(tiny):
     one, two = (
-        extract(tiny, games(3), draws=2, prompts="brief", max_new_tokens=4) for _ in range(2)
+        extract(tiny, games(3), draws=2, prompt_set="brief", max_new_tokens=4) for _ in range(2)
     )
     assert one == two == []
 

@@ -17,7 +17,7 @@ pytest.importorskip("lm_eval")
 from oelkit import __main__ as cli
 from oelkit.model.sampling import Reply
 from oelkit.records import read_jsonl, write_jsonl
-from oelkit.stats import wilson
+from oelkit.stats import wilson_interval
 from oelkit.steps.ifeval import ifeval
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,8 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
         followed = sum(t[f"prompt_level_{how}_acc"] for t in theirs)
         assert 0 < followed < 50
         assert (found[f"prompt_{how}"], found["n"]) == (followed / 50, 50)
-        assert (found[f"prompt_{how}_low"], found[f"prompt_{how}_high"]) == wilson(followed, 50)
+        interval = found[f"prompt_{how}_low"], found[f"prompt_{how}_high"]
+        assert interval == wilson_interval(followed, 50)
         assert found[f"instruction_{how}"] == aggregate(
             [t[f"inst_level_{how}_acc"] for t in theirs]
         )

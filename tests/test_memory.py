@@ -9,7 +9,7 @@ import torch
 
 from oelkit import distill, load_policy, memory_plan, rollout, states
 from oelkit.model.memory import peak_bytes
-from oelkit.prompts import load_prompts, with_experience
+from oelkit.prompts import load_prompt_set, with_experience
 from oelkit.text import truncate_to_budget
 
 MB = 2**20
@@ -40,14 +40,14 @@ def weights(policy):
     ],
 )
 def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
-    prompts, reply = load_prompts(micro.default_prompt_set), options.pop("reply", 16)
+    prompt_set, reply = load_prompt_set(micro.default_prompt_set), options.pop("reply", 16)
     text = truncate_to_budget(
         "\n".join(f"- EXPERIENCE ITEM: the letter {i} wins." for i in range(notes // 8 + 8)),
         notes,
         micro.tokenizer,
     )
     state = max(len(micro.encode(s.prompt)) for s in found)
-    told = max(len(micro.encode(with_experience(prompts, s.prompt, text))) for s in found)
+    told = max(len(micro.encode(with_experience(prompt_set, s.prompt, text))) for s in found)
     given = {"batch_size": 16, "retention": 0.0, **options}
     plan = memory_plan(
         micro,

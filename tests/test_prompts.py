@@ -5,7 +5,13 @@ from dataclasses import fields
 
 import pytest
 
-from oelkit.prompts import Prompts, act_messages, extract_messages, load_prompts, with_experience
+from oelkit.prompts import (
+    PromptSet,
+    act_messages,
+    extract_messages,
+    load_prompt_set,
+    with_experience,
+)
 from oelkit.records import Outcome, State, Trajectory, Turn
 
 BOARD = " a1P a2H\n b1. b2G"
@@ -26,7 +32,7 @@ def text(messages):
 
 @pytest.mark.parametrize("name", ["paper", "brief"])
 def test_sets_load_and_fill(name):
-    prompts = load_prompts(name)
+    prompts = load_prompt_set(name)
     assert (
         prompts.name == name
         and prompts.board in ("labelled", "grid")
@@ -41,8 +47,8 @@ def test_sets_load_and_fill(name):
 
 def test_paper_says_no_rule_of_the_game():
     for prompt in (
-        act_messages(load_prompts("paper"), BOARD),
-        act_messages(load_prompts("brief"), BOARD),
+        act_messages(load_prompt_set("paper"), BOARD),
+        act_messages(load_prompt_set("brief"), BOARD),
     ):
         assert not re.search(
             r"(?i)\b(hole|goal|ice|frozen|lake|wall|player|box|target|reach|avoid|push)",
@@ -55,7 +61,7 @@ def test_history_shows_moves_and_feedback_not_the_reasoning():
         turn("SECRET THOUGHTS [down]"),
         turn("no idea", None, "No move found.", "SECOND BOARD"),
     ]
-    asked = text(act_messages(load_prompts("paper"), "THIRD BOARD", turns))
+    asked = text(act_messages(load_prompt_set("paper"), "THIRD BOARD", turns))
     assert (
         "You played [down]. You moved to b1." in asked
         and "You played no move. No move found." in asked
@@ -68,14 +74,14 @@ def test_history_shows_moves_and_feedback_not_the_reasoning():
 def test_extraction_shows_the_whole_reply():
     read = text(
         extract_messages(
-            load_prompts("paper"), game(turn("MY THOUGHTS [down]"), turn("X", None, "LOST"))
+            load_prompt_set("paper"), game(turn("MY THOUGHTS [down]"), turn("X", None, "LOST"))
         )
     )
     assert read.index("MY THOUGHTS") < read.index("LOST")
 
 
 def test_experience_stands_behind_the_intro_and_before_all_that_differs():
-    prompts = load_prompts("paper")
+    prompts = load_prompt_set("paper")
     plain = act_messages(prompts, BOARD, [turn()])
     told = text(with_experience(prompts, plain, "- EXPERIENCE ITEM: E"))
     intro = prompts.intro.strip("\n")
@@ -92,7 +98,7 @@ def test_experience_stands_behind_the_intro_and_before_all_that_differs():
 
 
 def test_experience_of_a_set_without_intro_comes_first_and_an_empty_one_changes_nothing():
-    prompts = load_prompts("brief")
+    prompts = load_prompt_set("brief")
     plain = act_messages(prompts, BOARD)
     assert text(with_experience(prompts, plain, "E")).startswith("Notes, maybe wrong:\nE\nBoard:")
     assert with_experience(prompts, plain, "") == plain
@@ -106,17 +112,17 @@ def test_experience_goes_into_the_last_user_message_of_a_log_and_leaves_the_log_
         {"role": "user", "content": "C"},
     ]
     state = State("s", "t", 0, log)
-    told = with_experience(load_prompts("paper"), state.prompt, "E")
+    told = with_experience(load_prompt_set("paper"), state.prompt, "E")
     assert [m["content"] for m in told[:3]] == ["S", "A", "B"] and told[3]["content"].endswith("C")
     assert "E" in told[3]["content"] and state.prompt[3]["content"] == "C"
     with pytest.raises(ValueError, match="no place for the experience"):
-        with_experience(load_prompts("paper"), log[:1], "E")
+        with_experience(load_prompt_set("paper"), log[:1], "E")
 
 
 def test_braces_and_template_syntax_in_text_are_not_interpreted():
     nasty = "{observation} {0} {{x}} {% for %} %s {unknown!r:>9}"
     for name in ("paper", "brief"):
-        prompts = load_prompts(name)
+        prompts = load_prompt_set(name)
         asked = text(
             with_experience(prompts, act_messages(prompts, nasty, [turn(feedback=nasty)]), nasty)
         )
@@ -130,7 +136,7 @@ def test_a_chat_template_does_not_interpret_it_either(tiny):
     assert nasty in tiny.decode(tiny.encode([{"role": "user", "content": nasty}]))
 
 
-GOOD = {f.name: "''" for f in fields(Prompts)} | {"max_new_tokens": "8"}
+GOOD = {f.name: "''" for f in fields(PromptSet)} | {"max_new_tokens": "8"}
 
 
 def write(path, **changes):
@@ -142,8 +148,8 @@ def write(path, **changes):
 
 def test_a_set_of_ones_own(tmp_path):
     path = write(tmp_path / "mine.toml", act="'{{\"move\": ?}} {observation}'")
-    assert text(act_messages(load_prompts(path), "B")) == '{"move": ?} B'
-    assert load_prompts(str(path)).name == str(path)
+    assert text(act_messages(load_prompt_set(path), "B")) == '{"move": ?} B'
+    assert load_prompt_set(str(path)).name == str(path)
 
 
 @pytest.mark.parametrize(
@@ -166,15 +172,15 @@ def test_a_set_of_ones_own(tmp_path):
 def test_a_bad_set_is_one_clear_error(tmp_path, changes, message):
     path = write(tmp_path / "bad.toml", **changes)
     with pytest.raises(ValueError, match=message) as error:
-        load_prompts(path)
+        load_prompt_set(path)
     assert "bad.toml" in str(error.value)
 
 
 def test_an_unknown_set_and_a_file_that_is_not_text(tmp_path):
     with pytest.raises(ValueError, match="no prompt set 'papre': known are brief, paper"):
-        load_prompts("papre")
+        load_prompt_set("papre")
     with pytest.raises(ValueError, match="no prompt set '.*none.toml'"):
-        load_prompts(tmp_path / "none.toml")
+        load_prompt_set(tmp_path / "none.toml")
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="x.toml: not valid TOML"):
-        load_prompts(tmp_path / "x.toml")
+        load_prompt_set(tmp_path / "x.toml")

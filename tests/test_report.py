@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from helpers import make_game, make_metrics, make_rows, rate
 
-from oelkit.prompts import load_prompts
+from oelkit.prompts import load_prompt_set
 from oelkit.records import RecordError, write_jsonl
 from oelkit.runs.stages import FORM
-from oelkit.stats import wilson
+from oelkit.stats import wilson_interval
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
 from oelkit.views.summary import summary
@@ -172,7 +172,7 @@ def test_findings_of_one_round_without_probe_and_arms():
 
 def outcomes(bits):
     """A report's summary of maps that passed (1) or not (0), as rows of metrics.json have it."""
-    low, high = wilson(bits.count("1"), len(bits))
+    low, high = wilson_interval(bits.count("1"), len(bits))
     return {**rate(bits.count("1"), len(bits)), "low": low, "high": high, "passes": bits}
 
 
@@ -251,7 +251,7 @@ def test_the_report_says_first_what_is_out_of_date(tmp_path):
     assert "out of date" not in write_report(run).read_text(encoding="utf-8")  # an older form
     record = json.loads((run / "run.json").read_text())
     settings = record["settings"] | {"rounds": 1, "env": "oelkit/FrozenLake4x4-v0"}
-    prompts = asdict(load_prompts("brief"))
+    prompts = asdict(load_prompt_set("brief"))
     record = {"form": FORM, "settings": settings, "prompts": prompts, "versions": {}}
     (run / "run.json").write_text(json.dumps(record))
     text = write_report(run).read_text(encoding="utf-8")  # no stage has written these metrics

@@ -7,7 +7,7 @@ import pytest
 
 from oelkit import envs
 from oelkit.model.sampling import Reply, generate
-from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
 from oelkit.steps.rollouts import raw_games_text, rollout, states
 
@@ -30,7 +30,7 @@ def calls(monkeypatch):
 
 def play(policy, seeds=(3, 4, 5), *args, **options):
     return rollout(
-        policy, LAKE, seeds, *args, **{"prompts": "brief", "max_new_tokens": 6, **options}
+        policy, LAKE, seeds, *args, **{"prompt_set": "brief", "max_new_tokens": 6, **options}
     )
 
 
@@ -62,7 +62,7 @@ def test_all_live_games_of_a_turn_are_one_call(tiny, calls):
 
 def test_the_records_say_what_was_asked_and_answered(tiny, calls, tmp_path):
     games = play(tiny, (3, 4), seed=7, round=2)
-    prompts = load_prompts("brief")
+    prompt_set = load_prompt_set("brief")
     for g, game in enumerate(games):
         env = envs.make(LAKE, board="labelled")
         board = env.reset(seed=game.seed)[0]
@@ -71,7 +71,7 @@ def test_the_records_say_what_was_asked_and_answered(tiny, calls, tmp_path):
             ids, reply = calls[t][0][g], calls[t][2][g]
             assert turn.observation == board
             assert (
-                turn.prompt == act_messages(prompts, board, game.turns[:t])
+                turn.prompt == act_messages(prompt_set, board, game.turns[:t])
                 and tiny.encode(turn.prompt) == ids
             )
             assert (turn.reply, turn.truncated, turn.reply_tokens) == (
@@ -93,7 +93,7 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
     moves = ["I go [down]", "[right]", "[down]", "then [right]", "[up]"]
     player(*moves)
     seeds = range(40)
-    games = rollout(tiny, "oelkit/FrozenLake-v0", seeds, prompts="paper")
+    games = rollout(tiny, "oelkit/FrozenLake-v0", seeds, prompt_set="paper")
     assert {Outcome.SUCCESS, Outcome.FAILURE} <= {game.outcome for game in games}
     for seed, game in zip(seeds, games):
         env, outcome = envs.make("oelkit/FrozenLake-v0", board="grid"), None
@@ -109,7 +109,7 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
 
 def test_thoughts_are_not_the_answer(tiny, player):
     player("<think>[down] or [left]?</think> [right]", "<think>[down] and no end", "<think>[down]")
-    game = rollout(tiny, LAKE, [1], prompts="brief")[0]
+    game = rollout(tiny, LAKE, [1], prompt_set="brief")[0]
     assert [turn.action for turn in game.turns] == [
         "right",
         None,
@@ -124,14 +124,14 @@ def test_same_seed_same_games_and_another_seed_others(tiny):
 
 
 def test_experience_for_all_and_for_each_game(tiny, calls):
-    plain, prompts = play(tiny), load_prompts("brief")
+    plain, prompt_set = play(tiny), load_prompt_set("brief")
     all_told = play(tiny, (3, 4, 5), "- EXPERIENCE ITEM: E")
     each = play(tiny, (3, 4, 5), ["- EXPERIENCE ITEM: one", "", "- EXPERIENCE ITEM: three"])
     for k, game in enumerate(plain):
         first = game.turns[0].prompt
         assert (
             all_told[k].turns[0].prompt
-            == with_experience(prompts, first, "- EXPERIENCE ITEM: E")
+            == with_experience(prompt_set, first, "- EXPERIENCE ITEM: E")
             != first
         )
     assert each[1].turns[0].prompt == plain[1].turns[0].prompt
@@ -144,15 +144,15 @@ def test_experience_for_all_and_for_each_game(tiny, calls):
 
 
 def test_prompt_set_chooses_board_and_reply_length_and_env_kwargs_win(tiny, calls):
-    rollout(tiny, LAKE, [1], prompts="brief")
-    assert calls[0][1]["max_new_tokens"] == load_prompts("brief").max_new_tokens
+    rollout(tiny, LAKE, [1], prompt_set="brief")
+    assert calls[0][1]["max_new_tokens"] == load_prompt_set("brief").max_new_tokens
     for options, board in (({}, "labelled"), ({"env_kwargs": {"board": "grid"}}, "grid")):
         assert (
             play(tiny, [1], **options)[0].turns[0].observation
             == envs.make(LAKE, board=board).reset(seed=1)[0]
         )
-    counted = replace(load_prompts("brief"), act="turn {turn} of {max_turns}")
-    turns = play(tiny, [1], prompts=counted, env_kwargs={"max_turns": 3})[0].turns
+    counted = replace(load_prompt_set("brief"), act="turn {turn} of {max_turns}")
+    turns = play(tiny, [1], prompt_set=counted, env_kwargs={"max_turns": 3})[0].turns
     assert [t.prompt[0]["content"] for t in turns] == [
         f"turn {i + 1} of 3" for i in range(len(turns))
     ]
@@ -178,7 +178,7 @@ def test_states_are_the_prompts_of_all_turns(tiny):
 
 def test_raw_games_text(tiny):
     games = play(tiny, (3, 4))
-    text = raw_games_text(games, load_prompts("brief"))
+    text = raw_games_text(games, load_prompt_set("brief"))
     assert all(
         game.turns[0].observation.strip() in text and game.feedback in text for game in games
     )
@@ -190,6 +190,6 @@ def test_errors(tiny, tmp_path):
     with pytest.raises(ValueError, match="seeds is empty"):
         play(tiny, [])
     with pytest.raises(ValueError, match="no prompt set 'none'"):
-        play(tiny, prompts="none")
+        play(tiny, prompt_set="none")
     with pytest.raises(ValueError, match="prompt 1 .* context of 512"):
         play(tiny, (3, 4), ["", "word " * 300])

@@ -171,7 +171,7 @@ def test_settings_as_an_object_or_as_keywords(tiny, monkeypatch):
     assert generate(tiny, prompts, short) == plain
     assert generate(tiny, prompts, short, temperature=0, seed=1) != plain
     tiny.default_prompt_set = "brief"
-    monkeypatch.setattr("oelkit.model.sampling.load_prompts", lambda name: LENGTH[name])
+    monkeypatch.setattr("oelkit.model.sampling.load_prompt_set", lambda name: LENGTH[name])
     assert {len(r.ids) for r in generate(tiny, prompts)} == {3}  # the prompt set's own
     with pytest.raises(TypeError, match="max_tokens"):
         generate(tiny, prompts, max_tokens=3)

@@ -8,7 +8,7 @@ from runpy import run_path
 import matplotlib
 import pytest
 
-from oelkit import Run, envs, load_policy, load_prompts
+from oelkit import Run, envs, load_policy, load_prompt_set
 from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT
@@ -70,7 +70,8 @@ def test_the_right_drink_alone_wins(reply, wins):
 
 
 def test_prompts_ask_about_the_guest():
-    (message,) = act_messages(load_prompts(FOLDER / "waiter.toml"), "A guest sits down.", moves=())
+    prompt_set = load_prompt_set(FOLDER / "waiter.toml")
+    (message,) = act_messages(prompt_set, "A guest sits down.", moves=())
     assert message["content"].startswith("A guest sits down.") and message["content"].endswith(
         "one short sentence."
     )
@@ -119,7 +120,7 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
             ValueError, match="nothing to distill|0 item"
         ):  # micro writes nothing about a guest
             learn["learn"](arm, small, tmp_path / "rows.jsonl")
-    assert ["{reply}" in options["prompts"].turn for options in asked] == [False, True]
+    assert ["{reply}" in options["prompt_set"].turn for options in asked] == [False, True]
 
 
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):

@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.envs import ACTIONS, Layout
 from oelkit.envs.text_env import label, render_board
-from oelkit.prompts import act_messages, extract_messages, load_prompts, with_experience
+from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.text import MARKER
 
-BRIEF = load_prompts("brief")
+BRIEF = load_prompt_set("brief")
 LETTERS = [x for x in string.ascii_uppercase if x != "P"]
 DEPLOYED = {"H", "G"}  # never a pair of roles here: what they mean is left for experience to tell
 WORDS = [

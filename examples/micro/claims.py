@@ -34,7 +34,7 @@ from oelkit import (
     paired_bootstrap,
     rollout,
 )
-from oelkit.curation import for_draw
+from oelkit.curation import items_for_draw
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.runs.settings import SCALES
@@ -77,7 +77,7 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
         run.eval_env,
         maps(run),
         texts,
-        prompts=run.prompts,
+        prompt_set=run.prompts,
         sampling_seeds=(run.settings.seed,),
     )
     return report.summary() | {"passes": report.passes_string}
@@ -104,7 +104,7 @@ def written(
         games,
         draws=draws or s.draws,
         budget_tokens=BUDGET,
-        prompts=run.prompts,
+        prompt_set=run.prompts,
         seed=s.seed,
         **options,
     )
@@ -114,7 +114,7 @@ def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> l
     """The text of each draw: what `auto_curate` leaves of the items, or all of them."""
     items = auto_curate(Curation(items), run.settings.draws).kept() if curate else items
     return [
-        truncate_to_budget(experience_text(for_draw(items, d)), BUDGET, run.policy.tokenizer)
+        truncate_to_budget(experience_text(items_for_draw(items, d)), BUDGET, run.policy.tokenizer)
         for d in range(run.settings.draws)
     ]
 
@@ -159,7 +159,7 @@ def texts(run: Run) -> Iterator[dict]:
     yield from both(run, "items of the same games, written at T 1.5", hot)
     policy.reset()
     learn(run, own)
-    play = {"prompts": run.prompts, "temperature": s.temperature}
+    play = {"prompt_set": run.prompts, "temperature": s.temperature}
     later = by_draw(
         run,
         written(run, rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play)),
@@ -262,8 +262,9 @@ def leave_one_out(run: Run) -> Iterator[dict]:
     """Careless items, the same for all seeds, with each of them left out in turn, in context."""
     s, policy = run.settings, run.policy
     policy.reset()
-    games = rollout(policy, s.env, range(s.games), prompts=run.prompts, temperature=s.temperature)
-    items = extract(policy, games, prompts=run.prompts, **NOISY)
+    play = {"prompt_set": run.prompts, "temperature": s.temperature}
+    games = rollout(policy, s.env, range(s.games), **play)
+    items = extract(policy, games, prompt_set=run.prompts, **NOISY)
     lines = list(dict.fromkeys(experience_text(items).splitlines()))[:12]
     yield {"arm": "all items", "passed": played(run, "\n".join(lines))}
     for i, line in enumerate(lines):

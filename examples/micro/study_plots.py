@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from oelkit.records import read_jsonl
-from oelkit.stats import wilson
+from oelkit.stats import wilson_interval
 from oelkit.views import plots
 
 # of arms without a colour of their own
@@ -42,7 +42,7 @@ def rates(rows: Sequence[dict], key: str) -> list[tuple[float, int]]:
 def pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
     """Rate of several (rate, n) together, with its Wilson interval; each is on maps of its own."""
     n, right = sum(n for _, n in parts), round(sum(rate * n for rate, n in parts))
-    return right / n, *wilson(right, n)
+    return right / n, *wilson_interval(right, n)
 
 
 # -- figures

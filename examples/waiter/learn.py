@@ -90,7 +90,7 @@ def read(run: Run, k: int, texts: Sequence[str]) -> dict:
     """What other texts would be worth in context at the start of round k."""
     run.start_round(k)
     return evaluate(
-        run.policy, run.eval_env, run.eval_seeds, texts, prompts=run.prompts, adapter="teacher"
+        run.policy, run.eval_env, run.eval_seeds, texts, prompt_set=run.prompts, adapter="teacher"
     ).summary()
 
 
@@ -178,7 +178,7 @@ def learn(
         run.prompts = replace(
             run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}")
         )
-        run.play["prompts"] = run.prompts
+        run.play["prompt_set"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)

@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # where PyTorch documents it
 from transformers import DynamicCache
 
-from ..prompts import load_prompts
+from ..prompts import load_prompt_set
 from . import losses
 from .policy import Policy
 from .prefix import can_share, min_shared_prefix
@@ -112,7 +112,7 @@ def memory_plan(
         retain: whether the student, too, reads the experience: its sequences are that much longer.
         batch_tokens: of a micro-batch; None chooses.
     """
-    reply = reply_tokens or load_prompts(policy.default_prompt_set).max_new_tokens
+    reply = reply_tokens or load_prompt_set(policy.default_prompt_set).max_new_tokens
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * retain
     teacher = state_tokens + reply + experience_tokens * (not shared)

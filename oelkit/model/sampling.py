@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig
 
 from ..config import Sampling
-from ..prompts import load_prompts
+from ..prompts import load_prompt_set
 from .attention import growing_cache
 from .policy import Policy
 from .prefix import SharedPrefix, can_share, group_by_shared_prefix, min_shared_prefix
@@ -77,7 +77,7 @@ def generate(
     sampling = replace(sampling or Sampling(), **changes)
     new_tokens = sampling.max_new_tokens
     if new_tokens is None:
-        new_tokens = load_prompts(policy.default_prompt_set).max_new_tokens
+        new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)
     replies: dict[int, Reply] = {}
     eos, cpu = policy.eos_ids, policy.device.type == "cpu"

@@ -26,7 +26,7 @@ _FIELDS = {  # what a template may use
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptSet:
     """One prompt set; `name` is what a run records."""
 
     name: str
@@ -41,7 +41,7 @@ class Prompts:
     previous: str
 
 
-def load_prompts(name: str | Path) -> Prompts:
+def load_prompt_set(name: str | Path) -> PromptSet:
     """Load a set by name ('paper', 'brief') or by the path of a .toml file; ValueError names what
     is wrong.
     """
@@ -55,7 +55,7 @@ def load_prompts(name: str | Path) -> Prompts:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
-    wanted = {f.name for f in fields(Prompts)} - {"name"}
+    wanted = {f.name for f in fields(PromptSet)} - {"name"}
     if set(raw) != wanted:
         raise ValueError(
             f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}"
@@ -72,11 +72,11 @@ def load_prompts(name: str | Path) -> Prompts:
                 f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in braces; write any other "
                 "brace twice"
             ) from error
-    return Prompts(name=str(name), **raw)
+    return PromptSet(name=str(name), **raw)
 
 
 def act_messages(
-    prompts: Prompts,
+    prompt_set: PromptSet,
     observation: str,
     turns: Sequence[Turn] = (),
     max_turns: int = 5,
@@ -88,7 +88,7 @@ def act_messages(
     moves: the words that may be answered; none: the world says so itself.
     """
     history = "".join(
-        prompts.history.format(
+        prompt_set.history.format(
             turn=i + 1,
             observation=t.observation,
             move=f"[{t.action}]" if t.action else "no move",
@@ -97,17 +97,17 @@ def act_messages(
         for i, t in enumerate(turns)
     )
     words = [f"[{word}]" for word in moves]
-    text = prompts.act.format(
+    text = prompt_set.act.format(
         history=history,
         observation=observation,
         turn=len(turns) + 1,
         max_turns=max_turns,
         moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "",
     )
-    return [{"role": "user", "content": (prompts.intro + text).strip("\n")}]
+    return [{"role": "user", "content": (prompt_set.intro + text).strip("\n")}]
 
 
-def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> list[dict]:
+def with_experience(prompt_set: PromptSet, messages: list[dict], experience: str) -> list[dict]:
     """The same messages with the experience block in the last user message, behind the set's intro
     where it begins so.
 
@@ -119,28 +119,28 @@ def with_experience(prompts: Prompts, messages: list[dict], experience: str) -> 
     last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
     if last is None:
         raise ValueError("a prompt without a user message has no place for the experience")
-    content, intro = messages[last]["content"], prompts.intro.lstrip("\n")
+    content, intro = messages[last]["content"], prompt_set.intro.lstrip("\n")
     cut = len(intro) if intro and content.startswith(intro) else 0
-    block = prompts.experience.format(items=experience)
+    block = prompt_set.experience.format(items=experience)
     new = {**messages[last], "content": content[:cut] + block + content[cut:]}
     return [*messages[:last], new, *messages[last + 1 :]]
 
 
 def extract_messages(
-    prompts: Prompts, trajectory: Trajectory, previous: str = ""
+    prompt_set: PromptSet, trajectory: Trajectory, previous: str = ""
 ) -> list[dict[str, str]]:
     """The user message that asks what a trajectory teaches, given the experience so far (may be
     empty).
     """
-    known = prompts.previous.format(items=previous) if previous else ""
-    text = prompts.extract.format(game=game_text(prompts, trajectory), previous=known)
+    known = prompt_set.previous.format(items=previous) if previous else ""
+    text = prompt_set.extract.format(game=game_text(prompt_set, trajectory), previous=known)
     return [{"role": "user", "content": text.strip("\n")}]
 
 
-def game_text(prompts: Prompts, trajectory: Trajectory) -> str:
+def game_text(prompt_set: PromptSet, trajectory: Trajectory) -> str:
     """A whole game in words: of each turn the board, the full reply and what came of it."""
     return "".join(
-        prompts.turn.format(
+        prompt_set.turn.format(
             turn=i + 1,
             observation=t.observation,
             board=f"{t.observation}\n" if i == 0 else "",

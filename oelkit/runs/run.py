@@ -22,10 +22,10 @@ from pathlib import Path
 
 from .. import envs
 from ..auto_curation import auto_curate
-from ..curation import Curation, for_draw
+from ..curation import Curation, items_for_draw
 from ..model.loading import load_policy
 from ..model.policy import Policy
-from ..prompts import load_prompts
+from ..prompts import load_prompt_set
 from ..records import (
     ExperienceItem,
     RecordError,
@@ -91,7 +91,7 @@ class Run:
             ) from error
         try:
             self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
-            self.prompts = load_prompts(settings.prompts or self.policy.default_prompt_set)
+            self.prompts = load_prompt_set(settings.prompts or self.policy.default_prompt_set)
             self.prompts = replace(
                 self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens
             )
@@ -104,7 +104,7 @@ class Run:
             {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": versions()},
         )
         self.play = {
-            "prompts": self.prompts,
+            "prompt_set": self.prompts,
             "temperature": settings.temperature,
             "progress": progress,
         }
@@ -238,7 +238,9 @@ class Run:
             kept = auto_curate(
                 Curation.open(*sources), self.settings.draws if any(before) else None
             ).kept()
-            texts = [join_experience(old, for_draw(kept, d, old)) for d, old in enumerate(before)]
+            texts = [
+                join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)
+            ]
             self.write_experience(
                 k,
                 [
@@ -462,7 +464,7 @@ class Run:
             self.eval_seeds,
             texts,
             adapter=adapter,
-            prompts=self.prompts,
+            prompt_set=self.prompts,
             sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)],
             progress=self.progress,
         )

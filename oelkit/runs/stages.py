@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..prompts import load_prompts
+from ..prompts import load_prompt_set
 from .files import read_json, sha256
 
 FORM = 2  # of the run folder; 1 had no manifests
@@ -293,7 +293,7 @@ def status(folder: str | Path) -> list[StageStatus]:
     record = read_run(folder)
     prompts = record["prompts"]
     try:  # as the file says today
-        now = asdict(load_prompts(prompts["name"]))
+        now = asdict(load_prompt_set(prompts["name"]))
         prompts = now | {
             "max_new_tokens": record["settings"].get("max_new_tokens") or now["max_new_tokens"]
         }

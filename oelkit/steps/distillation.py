@@ -34,7 +34,7 @@ from ..model.policy import Policy
 from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
 from ..model.scoring import reply_hidden, token_batches
-from ..prompts import Prompts, with_experience
+from ..prompts import PromptSet, with_experience
 from ..records import State
 from .training import ON_POLICY, Checkpoint, Training, interrupt_deferred, prepare
 
@@ -49,7 +49,7 @@ def distill(
     experiences: str | Sequence[str],
     config: DistillConfig | None = None,
     *,
-    prompt_set: str | Prompts | None = None,
+    prompt_set: str | PromptSet | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     on_step: Callable[[dict], None] | None = None,

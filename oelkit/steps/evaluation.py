@@ -16,7 +16,7 @@ import numpy as np
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import Outcome, Trajectory, read_jsonl
-from ..stats import paired_bootstrap, wilson
+from ..stats import paired_bootstrap, wilson_interval
 from ..text import answer_text
 from .rollouts import rollout
 
@@ -80,7 +80,7 @@ def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
     rate = sum(t.outcome is Outcome.SUCCESS for t in games) / n
     tokens = sum(turn.reply_tokens for turn in turns) / max(1, len(turns))
     cut = sum(turn.truncated for turn in turns) / max(1, len(turns))
-    low, high = wilson(round(rate * maps), maps)
+    low, high = wilson_interval(round(rate * maps), maps)
     report = EvalReport(rate, low, high, n, maps, samples, tokens, cut, games)
     if samples > 1 and 0 < rate < 1:
         _, low, high = paired_bootstrap(np.zeros((samples, maps)), report.passes_by_sample)

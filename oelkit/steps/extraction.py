@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..model.policy import Policy
 from ..model.sampling import generate
-from ..prompts import Prompts, extract_messages, load_prompts
+from ..prompts import PromptSet, extract_messages, load_prompt_set
 from ..records import Evidence, ExperienceItem, Trajectory
 from ..text import answer_text, join_experience, parse_items, truncate_to_budget
 
@@ -31,7 +31,7 @@ def extract(
     show_previous: bool = True,
     budget_tokens: int | None = 8192,
     strict: bool = False,
-    prompts: str | Prompts | None = None,
+    prompt_set: str | PromptSet | None = None,
     temperature: float = 0.7,
     max_new_tokens: int | None = None,
     seed: int = 0,
@@ -54,11 +54,8 @@ def extract(
         raise ValueError(
             f"{draws} draws with {len(before)} previous experiences: need a draw, and a text for each"
         )
-    prompts = (
-        prompts
-        if isinstance(prompts, Prompts)
-        else load_prompts(prompts or policy.default_prompt_set)
-    )
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     orders = [
         random.Random(f"{seed}/{d}").sample(range(len(trajectories)), len(trajectories))
         for d in range(draws)
@@ -77,13 +74,13 @@ def extract(
     bar = tqdm(pairs, desc="extract", unit="game", disable=not progress, mininterval=1)
     for step, group in enumerate(bar):
         asked = [
-            policy.encode(extract_messages(prompts, t, known[d] if show_previous else ""))
+            policy.encode(extract_messages(prompt_set, t, known[d] if show_previous else ""))
             for d, t in group
         ]
         replies = generate(
             policy,
             asked,
-            max_new_tokens=max_new_tokens or prompts.max_new_tokens,
+            max_new_tokens=max_new_tokens or prompt_set.max_new_tokens,
             temperature=temperature,
             seed=seed * 1009 + step,
         )

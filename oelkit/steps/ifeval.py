@@ -45,12 +45,12 @@ class IFEvalReport:
 
         Those by instruction have no interval: one reply decides on all instructions of a prompt.
         """
-        from ..stats import wilson
+        from ..stats import wilson_interval
 
         n, out = len(self.replies), {}
         for how in ("strict", "loose"):
             followed = sum(all(r[how]) for r in self.replies)
-            low, high = wilson(followed, n)
+            low, high = wilson_interval(followed, n)
             each = [verdict for r in self.replies for verdict in r[how]]
             out |= {
                 f"prompt_{how}": followed / n,

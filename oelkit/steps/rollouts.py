@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .. import envs
 from ..model.policy import Policy
 from ..model.sampling import generate
-from ..prompts import Prompts, act_messages, game_text, load_prompts, with_experience
+from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience
 from ..records import Outcome, State, Trajectory, Turn
 from ..text import answer_text
 
@@ -26,7 +26,7 @@ def rollout(
     seeds: Sequence[int],
     experience: str | Sequence[str] = "",
     *,
-    prompts: str | Prompts | None = None,
+    prompt_set: str | PromptSet | None = None,
     temperature: float = 0.7,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -39,7 +39,7 @@ def rollout(
 ) -> list[Trajectory]:
     """Play one game a map seed and return the trajectories in that order.
 
-    experience: text for every prompt, or one text a game. prompts: a set or its name (None: the
+    experience: text for every prompt, or one text a game. prompt_set: a set or its name (None: the
     model's default), which also chooses the board's rendering and the default of max_new_tokens.
     seed: of the sampling. ValueError for an unknown world, no seeds, or a list of experiences of
     another length; a prompt over the context is one of `generate`."""
@@ -50,12 +50,9 @@ def rollout(
         raise ValueError(
             f"{len(texts)} experiences for {len(seeds)} games: give one text, or one a game"
         )
-    prompts = (
-        prompts
-        if isinstance(prompts, Prompts)
-        else load_prompts(prompts or policy.default_prompt_set)
-    )
-    games = [envs.make(env_id, **{"board": prompts.board, **(env_kwargs or {})}) for _ in seeds]
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    games = [envs.make(env_id, **{"board": prompt_set.board, **(env_kwargs or {})}) for _ in seeds]
     boards = [game.reset(seed=int(s))[0] for game, s in zip(games, seeds, strict=True)]
     played: list[list[Turn]] = [[] for _ in seeds]
     outcomes: list[Outcome | None] = [None] * len(seeds)
@@ -65,15 +62,17 @@ def rollout(
         if not live:
             break
         messages = [
-            act_messages(prompts, boards[i], played[i], games[i].max_turns, games[i].moves)
+            act_messages(prompt_set, boards[i], played[i], games[i].max_turns, games[i].moves)
             for i in live
         ]
-        asked = [with_experience(prompts, m, texts[i]) for i, m in zip(live, messages, strict=True)]
+        asked = [
+            with_experience(prompt_set, m, texts[i]) for i, m in zip(live, messages, strict=True)
+        ]
         ids = [policy.encode(m) for m in asked]
         replies = generate(
             policy,
             ids,
-            max_new_tokens=max_new_tokens or prompts.max_new_tokens,
+            max_new_tokens=max_new_tokens or prompt_set.max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
@@ -130,6 +129,6 @@ def states(trajectories: Sequence[Trajectory]) -> list[State]:
     return found
 
 
-def raw_games_text(trajectories: Sequence[Trajectory], prompts: Prompts) -> str:
+def raw_games_text(trajectories: Sequence[Trajectory], prompt_set: PromptSet) -> str:
     """Raw trajectories as the text of an experience, for the arm that skips extraction."""
-    return "\n".join(game_text(prompts, game) for game in trajectories).strip("\n")
+    return "\n".join(game_text(prompt_set, game) for game in trajectories).strip("\n")

@@ -26,7 +26,7 @@ from ..config import DistillConfig
 from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix
-from ..prompts import Prompts, load_prompts, with_experience
+from ..prompts import PromptSet, load_prompt_set, with_experience
 from ..records import State, to_dict
 
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
@@ -42,7 +42,7 @@ class Training:
     states: Sequence[State]
     experiences: Sequence[str]
     config: DistillConfig
-    prompt_set: Prompts
+    prompt_set: PromptSet
     seed: int
     plan: MemoryPlan
     optimizer: torch.optim.Optimizer
@@ -57,7 +57,7 @@ def prepare(
     states: Sequence[State],
     experiences: str | Sequence[str],
     config: DistillConfig | None,
-    prompt_set: str | Prompts | None,
+    prompt_set: str | PromptSet | None,
     seed: int,
     changes: dict[str, Any],
 ) -> Training:
@@ -82,8 +82,8 @@ def prepare(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
             "need at least 1, above 0, and 0 to 1"
         )
-    if not isinstance(prompt_set, Prompts):
-        prompt_set = load_prompts(prompt_set or policy.default_prompt_set)
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     plain, read = _lengths(policy, states, texts, prompt_set, longest)
     plan = memory_plan(
@@ -103,7 +103,7 @@ def _lengths(
     policy: Policy,
     states: Sequence[State],
     experiences: Sequence[str],
-    prompt_set: Prompts,
+    prompt_set: PromptSet,
     max_new_tokens: int,
 ) -> tuple[int, int]:
     """Tokens of the longest state, alone and with the longest experience.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..envs import describe
-from ..stats import paired_bootstrap, wilson
+from ..stats import paired_bootstrap, wilson_interval
 from .plots import NAMES
 from .summary import episodes_text, map_count, rate_text
 
@@ -112,7 +112,7 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
     before, after = metrics["rounds"][0]["ood"]["base"], last["ood"]["consolidated"]
     if not before or not after:
         return
-    low, high = wilson(round(before["all"] * before["n"]), before["n"])
+    low, high = wilson_interval(round(before["all"] * before["n"]), before["n"])
     lost = after["all"] < low
     yield Finding(
         f"Other abilities are {'partly lost' if lost else 'kept'}: {after['all']:.1%} of "

@@ -21,7 +21,7 @@ from ..envs import parse_board
 from ..envs.bounds import NAMES as BOUNDS
 from ..envs.picture import draw_board
 from ..records import Trajectory
-from ..stats import draw_spread, wilson
+from ..stats import draw_spread, wilson_interval
 from .summary import episodes_text
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
@@ -97,7 +97,7 @@ def _passed(row: dict) -> tuple[float, float, float]:
 
 
 def _exact(ood: dict) -> tuple[float, float, float]:
-    return ood["all"], *wilson(round(ood["all"] * ood["n"]), ood["n"])
+    return ood["all"], *wilson_interval(round(ood["all"] * ood["n"]), ood["n"])
 
 
 def _by_round(axis: Any, metrics: dict, key: str) -> None:

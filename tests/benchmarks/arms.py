@@ -24,7 +24,7 @@ from oelkit.model.loading import LORA, load_policy
 from oelkit.model.memory import memory_plan
 from oelkit.model.policy import Policy
 from oelkit.model.sampling import generate
-from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import State, Turn
 from oelkit.steps.distillation import distill
 from oelkit.steps.extraction import extract
@@ -82,7 +82,7 @@ def experience(policy: Policy, tokens: int) -> str:
 
 def first_states(policy: Policy, n: int) -> list[State]:
     """The first turn's prompt of n games."""
-    prompts = load_prompts(policy.default_prompt_set)
+    prompts = load_prompt_set(policy.default_prompt_set)
     boards = [envs.make(ENV, board=prompts.board).reset(seed=i)[0] for i in range(n)]
     return [
         State(f"s{i}", f"g{i}", 0, act_messages(prompts, board)) for i, board in enumerate(boards)
@@ -149,7 +149,7 @@ def measure_step(spec: dict) -> dict:
     cached, stands apart.
     """
     policy, repeats, batch = _policy(spec), spec["repeats"], spec["states"]
-    prompts, states = load_prompts(policy.default_prompt_set), first_states(policy, batch)
+    prompts, states = load_prompt_set(policy.default_prompt_set), first_states(policy, batch)
     text = experience(policy, spec["experience"])
     told = [with_experience(prompts, state.prompt, text) for state in states]
     counts = {
@@ -297,7 +297,8 @@ def measure_turns(spec: dict) -> dict:
     same prompts.
     """
     policy = _policy(spec)
-    prompts, text = load_prompts(policy.default_prompt_set), experience(policy, spec["experience"])
+    prompts = load_prompt_set(policy.default_prompt_set)
+    text = experience(policy, spec["experience"])
     worlds = [envs.make(ENV, board=prompts.board) for _ in range(spec["games"])]
     boards = [world.reset(seed=i)[0] for i, world in enumerate(worlds)]
     played, asked = [[] for _ in worlds], []

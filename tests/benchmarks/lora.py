@@ -21,7 +21,7 @@ from oelkit.model import losses as kl
 from oelkit.model.policy import Policy
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden
-from oelkit.prompts import load_prompts, with_experience
+from oelkit.prompts import load_prompt_set, with_experience
 from oelkit.records import State
 
 ENV = "oelkit/FrozenLake4x4-v0"
@@ -34,7 +34,7 @@ NOTES = (
 @torch.no_grad()
 def gap(policy: Policy, found: list[State], replies: list[list[int]], temperature: float) -> float:
     """KL(student without notes || teacher with them), mean over tokens."""
-    prompts, hidden = load_prompts(policy.default_prompt_set), []
+    prompts, hidden = load_prompt_set(policy.default_prompt_set), []
     for adapter, text in (("teacher", NOTES), ("student", "")):
         asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
         with policy.adapter(adapter):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from oelkit.curation import Curation, replay
-from oelkit.prompts import act_messages, load_prompts, with_experience
+from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import (
     Evidence,
     ExperienceItem,
@@ -324,7 +324,7 @@ def sample():
         first, "H is always a hole: walk around it, even where that is the longer way.", "clearer"
     )
     curation.restore([i.id for i in curation.items[7:10]])
-    prompts = load_prompts("paper")
+    prompts = load_prompt_set("paper")
 
     def prompt(notes):
         return with_experience(
