@@ -75,7 +75,7 @@ def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
         r"(?:src|srcset)=\"([^\"]+)\"", text
     )
-    assert targets or page.parent != ROOT
+    assert targets or page.name != "README.md" or page.parent != ROOT
     for target in targets:
         if re.match(r"https?:", target):
             continue
@@ -88,7 +88,7 @@ def test_links_lead_somewhere(page):
 @each
 def test_python_blocks_compile_and_name_what_oelkit_has(page):
     blocks = python_blocks(page.read_text("utf-8"))
-    assert blocks or page.parent != ROOT
+    assert blocks or page.name != "README.md" or page.parent != ROOT
     for code in blocks:
         for module, name in names_from_oelkit(ast.parse(code)):
             assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
