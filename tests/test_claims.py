@@ -23,6 +23,8 @@ RESULTS = MICRO.parents[1] / "data/results"
 sys.path.append(str(MICRO))
 import study_plots  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def experiments():

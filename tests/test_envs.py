@@ -640,6 +640,7 @@ def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):
     assert make("my_doors:test/Mine-v0").max_turns == 3
 
 
+@pytest.mark.slow
 def test_a_bare_world_goes_through_every_step(doors, tmp_path):
     from oelkit import (
         Settings,

@@ -142,10 +142,10 @@ def test_well_formed_replies_give_their_lines(lines):
 )
 def test_100_kb_take_no_time(piece):
     reply = (piece * (100_000 // len(piece) + 1))[:100_000]
-    began = time.perf_counter()
+    began = time.process_time()
     parse_items(reply + "!")
     parse_items(f"- EXPERIENCE ITEM: {reply}")
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2  # of the CPU, however busy it is
 
 
 # -- accumulation: real prompts and parsing around a scripted generator, for a random model writes

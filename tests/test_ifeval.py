@@ -32,6 +32,7 @@ def say(monkeypatch, texts):
     )
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
     rows = read_jsonl(STORED)
     theirs = [
@@ -72,6 +73,7 @@ def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
     """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends
     sentences at Dr.).

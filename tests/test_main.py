@@ -88,6 +88,7 @@ def flags(tiny):
     ]
 
 
+@pytest.mark.slow
 def test_the_real_command_line():
     """Once in a process of its own: the module starts, a mistake is one line and status 1, usage is
     status 2.
@@ -162,6 +163,7 @@ def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
     refused(call("loop", "--scale", "small", "--dtype", "float8"), "float8", "bfloat16")
 
 
+@pytest.mark.slow
 def test_loop_stops_resumes_and_reports(call, place, settings):
     run = place / "runs" / "first"
     refused(

@@ -12,6 +12,8 @@ from oelkit.model.memory import peak_bytes
 from oelkit.prompts import load_prompt_set, with_experience
 from oelkit.text import truncate_to_budget
 
+pytestmark = pytest.mark.slow
+
 MB = 2**20
 
 

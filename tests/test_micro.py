@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from oelkit import Run, Settings, envs, evaluate, load_policy, probe
 from oelkit.records import Outcome, read_jsonl
 
+pytestmark = pytest.mark.slow
+
 MICRO = Path(__file__).parents[1] / "data" / "micro"
 SEEDS = range(900_000_000, 900_000_128)
 NOTES = "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."

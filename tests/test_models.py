@@ -11,6 +11,8 @@ from oelkit import Curation, auto_curate, distill, evaluate, extract, load_polic
 from oelkit.model.sampling import generate
 from oelkit.records import ExperienceItem, State
 
+pytestmark = pytest.mark.slow
+
 REAL = os.environ.get("OELKIT_TEST_MODEL", "")
 NOTES = lora.NOTES
 

@@ -182,6 +182,7 @@ def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, 
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tiny_model):
     shake(tiny)
     tiny.sync_teacher()

@@ -15,6 +15,7 @@ from oelkit.model.sampling import generate
 LENGTH = {"brief": SimpleNamespace(max_new_tokens=3)}
 
 
+@pytest.mark.slow
 def test_greedy_replies_do_not_depend_on_the_batch(tiny):
     shake(tiny)
     prompts = some_prompts(64)

@@ -13,6 +13,8 @@ from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT
 
+pytestmark = pytest.mark.slow
+
 matplotlib.use("Agg")
 FOLDER = Path(__file__).parents[1] / "examples" / "waiter"
 WORLD = "waiter:waiter/Waiter-v0"

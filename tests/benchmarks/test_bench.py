@@ -11,6 +11,8 @@ import bench_plot
 import pytest
 from helpers import assert_whole
 
+pytestmark = pytest.mark.slow
+
 STEP = {
     "arm": "ours",
     "model": "micro",

@@ -42,7 +42,10 @@ MODEL = """async ([source, style]) => {
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(__file__).parent in item.path.parents and not CHROMIUM:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.slow)
+        if not CHROMIUM:
             if os.environ.get("CI") == "true":
                 raise pytest.UsageError("no chromium: .ci/run installs Debian's")
             item.add_marker(pytest.mark.skip(reason="no chromium here: apt-get install chromium"))

@@ -13,7 +13,10 @@ import pytest
 from oelkit import Run, Settings
 from oelkit.notebooks import find_root, run_notebooks
 
+pytestmark = pytest.mark.slow
+
 ROOT = find_root(Path(__file__))
+HANGS = 1500  # seconds: against hangs only, over ten times what the slowest needs
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -52,14 +55,14 @@ def check(copy, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_alone(name, run):
-    (copy,) = run_notebooks([name], run=run, timeout=300)
+    (copy,) = run_notebooks([name], run=run, timeout=HANGS)
     check(copy, ROOT / "runs" / run)
 
 
 def test_the_first_notebooks_share_one_run(run):
     names = [n for n in NAMES if n[:2] in ("01", "02", "03", "04")]
     folder = ROOT / "runs" / run
-    for copy in run_notebooks(names, {"seed": 5}, run=run, timeout=300):
+    for copy in run_notebooks(names, {"seed": 5}, run=run, timeout=HANGS):
         check(copy, folder)
     metrics = {
         n[:2]: json.loads((folder / "notebooks" / f"{n}.metrics.json").read_text()) for n in names
@@ -74,7 +77,7 @@ def test_a_recorded_session_is_replayed_on_a_run(run):
     for name in ("trajectories", "items"):
         shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", folder)
     session = ROOT / "data" / "sample" / "curation.jsonl"
-    (copy,) = run_notebooks(["04_curate"], {"session": str(session)}, run=run, timeout=300)
+    (copy,) = run_notebooks(["04_curate"], {"session": str(session)}, run=run, timeout=HANGS)
     assert (
         folder / "curation.jsonl"
     ).read_bytes() == session.read_bytes()  # what is left is decided on a copy
@@ -90,7 +93,7 @@ def test_inspect_plays_the_same_maps_before_and_after_distillation(run):
     for name in ("trajectories", "items"):
         shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", loop.round_folder(1))
     loop.distill(1)
-    (copy,) = run_notebooks(["02_inspect"], {"maps": 2}, run=run, timeout=300)
+    (copy,) = run_notebooks(["02_inspect"], {"maps": 2}, run=run, timeout=HANGS)
     check(copy, folder)
     metrics = json.loads((folder / "notebooks" / "02_inspect.metrics.json").read_text())
     assert [sum(metrics[f"same maps, {arm}"].values()) for arm in ("base", "distilled")] == [2, 2]
