@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,13 @@ class Sampling:
     """Most likely ids only; 0: all."""
     max_new_tokens: int | None = None
     """Most tokens of a reply; none: the prompt set's (1,024 in `paper`)."""
+    batch_tokens: int | None = None
+    """Prompt and reply tokens sampled at once; none: 32,768. Lower it when memory runs out."""
+
+    def options(self, max_new_tokens: int) -> dict[str, Any]:
+        """Keywords of `generate`; `max_new_tokens` counts where the settings name none."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"max_new_tokens": max_new_tokens, **given}
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from oelkit import load_policy
+from oelkit.config import Sampling
+from oelkit.model.sampling import Reply
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap, wilson_interval
 from oelkit.steps.evaluation import evaluate, probe, report_of
+from oelkit.steps.rollouts import rollout
 
 LAKE = {"prompt_set": "brief", "max_new_tokens": 4}
 
@@ -251,8 +255,6 @@ def test_probe_counts_exact_greedy_answers_by_kind(tiny, tmp_path):
 def test_probe_right_and_wrong(tiny, tmp_path, monkeypatch):
     import importlib
 
-    from oelkit.model.sampling import Reply
-
     module = importlib.import_module("oelkit.steps.evaluation")
     monkeypatch.setattr(
         module,
@@ -265,6 +267,51 @@ def test_probe_right_and_wrong(tiny, tmp_path, monkeypatch):
     question = [{"role": "user", "content": "?"}]
     write_jsonl(path, [{"kind": kind, "messages": question, "answer": "yes"} for kind in "aabb"])
     assert probe(tiny, path) == {"all": 0.5, "a": 1.0, "b": 0.0, "n": 4}
+
+
+@pytest.mark.parametrize("opens", [True, False])  # who writes <think>: the template, or the model
+def test_probe_leaves_room_for_a_thought(tiny, tiny_model, tmp_path, monkeypatch, opens):
+    thinking = load_policy(tiny_model, enable_thinking=True) if opens else tiny
+    lengths = []
+
+    def think(policy, prompts, *, max_new_tokens, **options):
+        lengths.append((len(prompts), max_new_tokens))
+        now = "</think>yes" if opens else "yes"
+        text = ("" if opens else "<think>") + "it may be no, or it may be yes</think>yes"
+        texts = [text if "aloud" in policy.decode(ids[:40]) else now for ids in prompts]
+        return [Reply([1], text[:max_new_tokens], len(text) > max_new_tokens) for text in texts]
+
+    monkeypatch.setattr("oelkit.steps.evaluation.generate", think)
+    path, ask = tmp_path / "probe.jsonl", lambda text: [{"role": "user", "content": text}]
+    rows = [{"kind": "a", "messages": ask(text), "answer": "yes"} for text in ("aloud", "now")]
+    write_jsonl(path, rows)
+    assert probe(thinking, path)["all"] == 1
+    # only what was cut off in a thought is sampled again, within the context of 512
+    assert lengths[0][0] == 2 and lengths[0][1] < 12
+    assert lengths[1][0] == 1
+    assert 400 < lengths[1][1] < 512
+    assert probe(thinking, path, max_new_tokens=100)["all"] == 1 and lengths[-1][1] == 100
+    write_jsonl(path, rows[1:])
+    assert probe(tiny, path)["all"] == 1 and lengths[-1] == (1, lengths[0][1])
+
+
+def test_evaluate_samples_as_asked(tiny, monkeypatch):
+    calls = []
+
+    def spy(policy, env_id, seeds, texts, sampling, **options):
+        calls.append((sampling, options))
+        return rollout(policy, env_id, seeds, texts, sampling, **options)
+
+    monkeypatch.setattr("oelkit.steps.evaluation.rollout", spy)
+    given = Sampling(temperature=0, batch_tokens=300)
+    for options in ({}, {"sampling": given}, {"temperature": 0, "batch_tokens": 300}):
+        evaluate(tiny, "oelkit/FrozenLake3x3-v0", [1], **options, **LAKE)
+    assert [sampling for sampling, _ in calls] == [
+        Sampling(top_p=0.8, top_k=20),
+        given,
+        Sampling(top_p=0.8, top_k=20),
+    ]
+    assert calls[2][1] == {"seed": 0, "temperature": 0, "batch_tokens": 300, **LAKE}
 
 
 def test_probe_file_errors(tiny, tmp_path):

@@ -2,11 +2,14 @@
 
 import importlib
 import time
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oelkit import load_policy
+from oelkit.config import Sampling
 from oelkit.model.sampling import Reply
 from oelkit.records import Outcome, Trajectory, Turn
 from oelkit.steps.extraction import extract
@@ -264,6 +267,22 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
         "from game 0"
     ]
     assert "empty=2" in capsys.readouterr().err
+
+
+def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):
+    thinking = load_policy(tiny_model, enable_thinking=True)
+    script(lambda text: item(text))  # the thought never ended
+    assert extract(thinking, games(2), prompt_set="paper") == []
+    script(lambda text: f"{item(text)} not</think>{item(text)}")
+    assert [i.text for i in extract(thinking, games(1), prompt_set="paper")] == ["from game 0"]
+
+
+def test_sampling_as_settings_or_as_keywords(tiny, script):
+    script(item)
+    given = Sampling(temperature=0, top_p=0.5, top_k=3, max_new_tokens=2, batch_tokens=300)
+    extract(tiny, games(1), "", given, prompt_set="paper", seed=1)
+    extract(tiny, games(1), **asdict(given), prompt_set="paper", seed=1)
+    assert script.options == [{**asdict(given), "seed": 1009}] * 2
 
 
 def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from oelkit import __main__ as cli
+from oelkit import load_policy
 from oelkit.model.sampling import Reply
 from oelkit.records import read_jsonl, write_jsonl
 from oelkit.stats import wilson_interval
@@ -123,6 +124,14 @@ def test_judges_the_answer_and_not_the_thought(tiny, monkeypatch, tmp_path):
     assert [r["key"] for r in report.replies] == [1, 2, 3, 4] and report.replies[0][
         "reply"
     ].startswith("<think>")
+
+
+def test_a_thought_that_the_template_opens_is_not_judged(tiny_model, monkeypatch, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    write_jsonl(path, [NO_COMMA] * 2)
+    say(monkeypatch, ["well, yes</think>yes", "a thought without end"])
+    thinking = load_policy(tiny_model, enable_thinking=True)
+    assert [r["strict"] for r in ifeval(thinking, path).replies] == [[True], [False]]
 
 
 def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_path):

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from oelkit import envs
+from oelkit import envs, load_policy
+from oelkit.config import Sampling
 from oelkit.model.sampling import Reply, generate
 from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
@@ -118,6 +119,53 @@ def test_thoughts_are_not_the_answer(tiny, player):
     assert game.turns[1].reply.startswith("<think>")
 
 
+def test_a_thought_that_the_template_opens_is_not_the_answer(tiny_model, player):
+    thinking = load_policy(tiny_model, enable_thinking=True)
+    player("[down] or [left]? and no end", "maybe [down]</think>[right]", "[up]", "[up]")
+    game = rollout(thinking, LAKE, [1], prompt_set="brief")[0]
+    assert [turn.action for turn in game.turns] == [None, "right", None, None]
+
+
+def test_games_of_other_arms_have_other_ids(tiny):
+    plain = [game.id for game in play(tiny, (3, 4))]
+    assert plain == ["FrozenLake3x3-v0-r0-m3-s0-0", "FrozenLake3x3-v0-r0-m4-s0-1"]  # as recorded
+    arms = ({"experience": "A"}, {"experience": "B"}, {"adapter": None}, {"adapter": "teacher"})
+    arms += ({"experience": "A", "adapter": "teacher"}, {"experience": ["A", ""]})
+    ids = [[game.id for game in play(tiny, (3, 4), **arm)] for arm in arms]
+    assert ids[0][0] == ids[5][0] and ids[5][1] == plain[1]  # the same text, and none
+    assert len({*plain, *(name for arm in ids[:5] for name in arm)}) == 12
+    assert ids[2][0] == f"{plain[0]}-base" and ids[0][0].startswith(f"{plain[0]}-")
+
+
+def test_sampling_as_settings_or_as_keywords(tiny, calls):
+    given = Sampling(temperature=0, top_p=0.5, max_new_tokens=2, batch_tokens=300)
+    rollout(tiny, LAKE, [3], "", given, prompt_set="brief", top_k=3)
+    rollout(
+        tiny,
+        LAKE,
+        [3],
+        temperature=0,
+        top_p=0.5,
+        top_k=3,
+        max_new_tokens=2,
+        batch_tokens=300,
+        prompt_set="brief",
+    )
+    rollout(tiny, LAKE, [3], prompt_set="brief")
+    one, two, default = ({**calls[i][1]} for i in (0, 2, -1))  # a random model plays two turns
+    for options in (one, two, default):
+        del options["seed"], options["adapter"]
+    assert one == {"temperature": 0, "top_p": 0.5, "top_k": 3} | {
+        "max_new_tokens": 2,
+        "batch_tokens": 300,
+    }
+    assert one == two
+    longest = load_prompt_set("brief").max_new_tokens
+    assert default == {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_new_tokens": longest}
+    with pytest.raises(TypeError, match="temprature"):
+        play(tiny, temprature=0)
+
+
 def test_same_seed_same_games_and_another_seed_others(tiny):
     assert play(tiny, seed=1) == play(tiny, seed=1)
     assert [t.turns for t in play(tiny, seed=1)] != [t.turns for t in play(tiny, seed=2)]
@@ -139,7 +187,7 @@ def test_experience_for_all_and_for_each_game(tiny, calls):
         "one" in each[0].turns[0].prompt[0]["content"]
         and "three" in each[2].turns[0].prompt[0]["content"]
     )
-    with pytest.raises(ValueError, match="2 experiences for 3 games"):
+    with pytest.raises(ValueError, match="2 experience texts for 3 games"):
         play(tiny, (3, 4, 5), ["a", "b"])
 
 

@@ -1,8 +1,7 @@
 """Evaluate: pass rates with intervals, paired differences, and what a model has not forgotten.
 
-Nothing here trains or chooses a checkpoint. Intervals: Wilson (1927) for one rate, a paired
-bootstrap over map seeds and sampling seeds for a difference. The random policy, the best fixed plan
-and the ceiling come from `envs.bounds`."""
+Nothing here trains or chooses a checkpoint. Intervals come from `stats`; the random policy, the
+best fixed plan and the ceiling from `envs.bounds`."""
 
 from __future__ import annotations
 
@@ -13,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import Outcome, Trajectory, read_jsonl
 from ..stats import paired_bootstrap, wilson_interval
-from ..text import answer_text
 from .rollouts import rollout
 
 
@@ -108,37 +107,65 @@ def evaluate(
     env_id: str,
     seeds: Sequence[int],
     experience: str | Sequence[str] = "",
+    sampling: Sampling | None = None,
     *,
     sampling_seeds: Sequence[int] = (0,),
-    top_p: float = 0.8,
-    top_k: int = 20,
     **options: Any,
 ) -> EvalReport:
-    """Play every map seed with every sampling seed (T 0.7, top_p 0.8, top_k 20 unless said
-    otherwise) and report.
+    """Play every map seed with every sampling seed and report.
 
-    experience: "" measures the policy alone, a text the in-context arm; of several texts (the K
-    draws) episode i reads text i mod K. Other options go to `rollout`."""
+    Args:
+        policy: the model; `adapter=None` measures the base model.
+        env_id: a registered world; see `envs.held_out`.
+        seeds: the maps.
+        experience: "" measures the policy alone, a text the in-context arm; of several texts (the K
+            draws) episode i reads text i mod K.
+        sampling: how replies are drawn (None: T 0.7, top_p 0.8, top_k 20).
+        sampling_seeds: one per sample of a map.
+        **options: of `rollout`, fields of the sampling included.
+
+    Raises:
+        ValueError: nothing to play, maps given unequally often, or what `rollout` refuses.
+    """
     texts = [experience] if isinstance(experience, str) else list(experience)
     if not texts or not len(seeds) or not len(sampling_seeds):
         raise ValueError("nothing to evaluate: no maps, no experience texts or no sampling seeds")
     episodes_by_sample(seeds)  # refuses before anything is played
+    sampling = sampling or Sampling(top_p=0.8, top_k=20)
     games: list[Trajectory] = []
     for s in sampling_seeds:
-        told = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
-        games += rollout(policy, env_id, seeds, told, seed=s, top_p=top_p, top_k=top_k, **options)
+        read = [texts[i % len(texts)] for i in range(len(games), len(games) + len(seeds))]
+        games += rollout(policy, env_id, seeds, read, sampling, seed=s, **options)
     return report_of(games)
 
 
 def probe(
-    policy: Policy, path: str | Path, *, adapter: str | None = "student", progress: bool = False
+    policy: Policy,
+    path: str | Path,
+    *,
+    adapter: str | None = "student",
+    max_new_tokens: int = 1024,
+    progress: bool = False,
 ) -> dict[str, float]:
-    """Share of exact greedy answers to a file of questions, over all and by kind: what the policy
-    has not forgotten.
+    """Share of exact greedy answers to a file of questions: what the policy has not forgotten.
 
-    path: JSON Lines of {"kind", "messages", "answer"}; the keys of the result are "all" and the
-    kinds, and "n", the number of questions. ValueError where there is none or one lacks a key,
-    FileNotFoundError where there is no file."""
+    A reply may have 8 tokens more than the longest answer; one that begins with a thought and is
+    cut off is sampled again with room for the thought.
+
+    Args:
+        policy: answers with `adapter` ("student", "teacher", or None for the base model).
+        path: JSON Lines of {"kind", "messages", "answer"}.
+        adapter: see `policy`.
+        max_new_tokens: most tokens of a reply with a thought.
+        progress: shows a bar.
+
+    Returns:
+        The share over all ("all") and by kind, and the number of questions ("n").
+
+    Raises:
+        ValueError: no questions, or one without these keys.
+        FileNotFoundError: no file.
+    """
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{path}: no questions in it")
@@ -147,27 +174,26 @@ def probe(
             raise ValueError(
                 f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}"
             )
-    longest = (
-        max(
-            len(policy.tokenizer(row["answer"], add_special_tokens=False)["input_ids"])
-            for row in rows
-        )
-        + 8
-    )
-    asked = [policy.encode(row["messages"]) for row in rows]
-    replies = generate(
-        policy, asked, max_new_tokens=longest, temperature=0, adapter=adapter, progress=progress
-    )
-    right = [
-        answer_text(reply.text).strip() == row["answer"].strip()
-        for reply, row in zip(replies, rows, strict=True)
-    ]
-    kinds = sorted({row["kind"] for row in rows})
-    by_kind = {
-        k: [ok for ok, row in zip(right, rows, strict=True) if row["kind"] == k] for k in kinds
-    }
-    return {
-        "all": sum(right) / len(right),
-        **{k: sum(v) / len(v) for k, v in by_kind.items()},
-        "n": len(rows),
-    }
+    answers = [row["answer"] for row in rows]
+    encode = policy.tokenizer
+    short = 8 + max(len(encode(a, add_special_tokens=False)["input_ids"]) for a in answers)
+    ids = [policy.encode(row["messages"]) for row in rows]
+    options: dict[str, Any] = {"temperature": 0, "adapter": adapter, "progress": progress}
+    texts, thoughts = [], []
+    for i, reply in enumerate(generate(policy, ids, max_new_tokens=short, **options)):
+        texts.append(policy.answer_text(reply.text))
+        if reply.truncated and texts[-1] != reply.text:  # a thought took tokens of the answer
+            thoughts.append(i)
+    if thoughts:
+        prompts = [ids[i] for i in thoughts]
+        room = min(max(max_new_tokens, short), policy.context_length - max(map(len, prompts)))
+        replies = generate(policy, prompts, max_new_tokens=room, **options)
+        for i, reply in zip(thoughts, replies, strict=True):
+            texts[i] = policy.answer_text(reply.text)
+    right: dict[str, list[bool]] = {"all": []}
+    for row, text in zip(rows, texts, strict=True):
+        correct = text.strip() == row["answer"].strip()
+        right["all"].append(correct)
+        right.setdefault(row["kind"], []).append(correct)
+    shares = {kind: sum(right[kind]) / len(right[kind]) for kind in ["all", *sorted(right)]}
+    return {**shares, "n": len(rows)}

@@ -27,7 +27,7 @@ from huggingface_hub import snapshot_download
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import read_jsonl
-from ..text import answer_text
+from ..stats import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,6 @@ class IFEvalReport:
 
         Those by instruction have no interval: one reply decides on all instructions of a prompt.
         """
-        from ..stats import wilson_interval
-
         n, out = len(self.replies), {}
         for how in ("strict", "loose"):
             followed = sum(all(r[how]) for r in self.replies)
@@ -94,7 +92,7 @@ def ifeval(
     out = []
     for i, (row, reply) in enumerate(zip(rows, replies, strict=True), 1):
         try:
-            found = checkers.process_results({"key": i, **row}, [answer_text(reply.text)])
+            found = checkers.process_results({"key": i, **row}, [policy.answer_text(reply.text)])
             verdicts = found["inst_level_strict_acc"], found["inst_level_loose_acc"]
         except (
             RecursionError
@@ -127,8 +125,8 @@ def _file(prompts: str | Path) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConnectionError(
-            f"{prompts}: no such file here, and the hub did not give a data set of that name; check "
-            f"the name and the network, or pass a local .jsonl ({error})"
+            f"{prompts}: no such file here, and the hub did not give a data set of that name; "
+            f"check the name and the network, or pass a local .jsonl ({error})"
         ) from error
     if len(found) != 1:
         raise ValueError(
@@ -151,7 +149,8 @@ def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
     for name, given in zip(names, arguments):
         if name not in known:
             raise ValueError(
-                f"{where}: {name!r} is no instruction of IF-Eval; known are {', '.join(sorted(known))}"
+                f"{where}: {name!r} is no instruction of IF-Eval; known are "
+                f"{', '.join(sorted(known))}"
             )
         given, checker = (
             {k: v for k, v in given.items() if v},

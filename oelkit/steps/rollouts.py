@@ -1,134 +1,143 @@
-"""Rollout: the policy plays text worlds, all live games of a turn in one generation call, and
-leaves trajectories.
+"""Rollout: the policy plays text worlds and leaves trajectories.
 
-What it does not: judge or train. No reward reaches a trajectory, only the outcome. It holds the
-paper's protocol through the world itself (`envs.protocol`); sampling defaults to the paper's T =
-0.7."""
+All live games of a turn are one generation call. No reward reaches a trajectory, only the outcome.
+The protocol of the paper is the world's (`envs`); sampling is the paper's T = 0.7 by default."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from tqdm import tqdm
 
 from .. import envs
+from ..config import Sampling
 from ..model.policy import Policy
-from ..model.sampling import generate
+from ..model.sampling import Reply, generate
 from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience
 from ..records import Outcome, State, Trajectory, Turn
-from ..text import answer_text
 
 
+# why: twelve, for the first five say what is played, the rest how a run drives and records it
 def rollout(
     policy: Policy,
     env_id: str,
     seeds: Sequence[int],
     experience: str | Sequence[str] = "",
+    sampling: Sampling | None = None,
     *,
     prompt_set: str | PromptSet | None = None,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    max_new_tokens: int | None = None,
     seed: int = 0,
     round: int = 0,
     adapter: str | None = "student",
     env_kwargs: dict[str, Any] | None = None,
     progress: bool = False,
+    **changes: Any,
 ) -> list[Trajectory]:
-    """Play one game a map seed and return the trajectories in that order.
+    """Play one game per map seed.
 
-    experience: text for every prompt, or one text a game. prompt_set: a set or its name (None: the
-    model's default), which also chooses the board's rendering and the default of max_new_tokens.
-    seed: of the sampling. ValueError for an unknown world, no seeds, or a list of experiences of
-    another length; a prompt over the context is one of `generate`."""
+    Args:
+        policy: the player.
+        env_id: a registered world.
+        seeds: one map seed per game.
+        experience: a text for all prompts, or one text per game.
+        sampling: how replies are drawn.
+        prompt_set: also chooses the board's rendering and the default of max_new_tokens (None: the
+            policy's own).
+        seed: fixes the replies.
+        round: goes into the records.
+        adapter: "student", "teacher", or None for the base model.
+        env_kwargs: arguments of the world.
+        progress: shows a bar.
+        **changes: fields of the sampling, as keywords (temperature=0).
+
+    Returns:
+        The trajectories, in the order of the seeds.
+
+    Raises:
+        ValueError: unknown world, no seeds, another number of texts, or a prompt over the context.
+    """
     if not len(seeds):
         raise ValueError("no games to play: seeds is empty")
     texts = [experience] * len(seeds) if isinstance(experience, str) else list(experience)
     if len(texts) != len(seeds):
-        raise ValueError(
-            f"{len(texts)} experiences for {len(seeds)} games: give one text, or one a game"
-        )
+        raise ValueError(f"{len(texts)} experience texts for {len(seeds)} games: one, or one each")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
-    games = [envs.make(env_id, **{"board": prompt_set.board, **(env_kwargs or {})}) for _ in seeds]
-    boards = [game.reset(seed=int(s))[0] for game, s in zip(games, seeds, strict=True)]
-    played: list[list[Turn]] = [[] for _ in seeds]
-    outcomes: list[Outcome | None] = [None] * len(seeds)
-    bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
-    for turn in range(max(game.max_turns for game in games)):
-        live = [i for i, outcome in enumerate(outcomes) if outcome is None]
-        if not live:
-            break
-        messages = [
-            act_messages(prompt_set, boards[i], played[i], games[i].max_turns, games[i].moves)
-            for i in live
-        ]
-        asked = [
-            with_experience(prompt_set, m, texts[i]) for i, m in zip(live, messages, strict=True)
-        ]
-        ids = [policy.encode(m) for m in asked]
-        replies = generate(
-            policy,
-            ids,
-            max_new_tokens=max_new_tokens or prompt_set.max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed * 1009 + turn,
-            adapter=adapter,
-        )
-        for i, prompt, prompt_ids, reply in zip(live, asked, ids, replies, strict=True):
-            before = boards[i]
-            boards[i], _, _, _, info = games[i].step(answer_text(reply.text))
-            played[i].append(
-                Turn(
-                    before,
-                    prompt,
-                    reply.text,
-                    info["action"],
-                    info["feedback"],
-                    len(prompt_ids),
-                    len(reply.ids),
-                    reply.truncated,
-                )
-            )
-            outcomes[i] = info["outcome"]
-        bar.update(sum(outcome is not None for outcome in outcomes) - bar.n)
-    bar.close()
-    name = f"{env_id.split('/')[-1]}-r{round}"
-    return [
-        Trajectory(
-            f"{name}-m{s}-s{seed}-{i}",
-            env_id,
-            int(s),
-            policy.name,
-            round,
-            tuple(turns),
-            outcome,
-            turns[-1].feedback,
-        )
-        for i, (s, turns, outcome) in enumerate(zip(seeds, played, outcomes, strict=True))
-    ]
+    options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
+    kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
+    games = [_Game(envs.make(env_id, **kwargs), int(s), t) for s, t in zip(seeds, texts)]
+    bar = tqdm(total=len(games), desc="rollout", unit="game", disable=not progress, mininterval=1)
+    with bar:
+        for turn in range(max(game.env.max_turns for game in games)):
+            live = [game for game in games if game.outcome is None]
+            if not live:
+                break
+            prompts = [game.prompt(prompt_set) for game in live]
+            ids = [policy.encode(prompt) for prompt in prompts]
+            replies = generate(policy, ids, seed=seed * 1009 + turn, adapter=adapter, **options)
+            for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
+                game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
+            bar.update(sum(game.outcome is not None for game in live))
+    out = []
+    for i, game in enumerate(games):
+        name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"
+        about = name + _arm(adapter, game.text), env_id, game.seed, policy.name, round
+        out.append(Trajectory(*about, tuple(game.turns), game.outcome, game.turns[-1].feedback))
+    return out
+
+
+class _Game:
+    """A game that is going on, and the experience text that its player reads."""
+
+    def __init__(self, env: Any, seed: int, text: str):
+        self.env, self.seed, self.text = env, seed, text
+        self.board = env.reset(seed=seed)[0]
+        self.turns: list[Turn] = []
+        self.outcome: Outcome | None = None
+
+    def prompt(self, prompt_set: PromptSet) -> list[dict]:
+        """The messages of this turn."""
+        limits = self.env.max_turns, self.env.moves
+        state = act_messages(prompt_set, self.board, self.turns, *limits)
+        return with_experience(prompt_set, state, self.text)
+
+    def play(self, prompt: list[dict], prompt_tokens: int, reply: Reply, answer: str) -> None:
+        """Record the reply and give its answer to the world."""
+        before = self.board
+        self.board, _, _, _, info = self.env.step(answer)
+        move, lengths = (info["action"], info["feedback"]), (prompt_tokens, len(reply.ids))
+        self.turns.append(Turn(before, prompt, reply.text, *move, *lengths, reply.truncated))
+        self.outcome = info["outcome"]
+
+
+def _arm(adapter: str | None, text: str) -> str:
+    """What sets the id apart from that of the student's game on the same map without experience."""
+    weights = "" if adapter == "student" else f"-{adapter or 'base'}"
+    return weights + (f"-{sha256(text.encode()).hexdigest()[:8]}" if text else "")
 
 
 def states(trajectories: Sequence[Trajectory]) -> list[State]:
-    """The training states of trajectories: every turn's prompt, to be answered again without an
-    environment.
+    """The training states of trajectories: every turn's prompt, to be answered again without a
+    world.
 
-    The games must have been played without experience; ValueError where there is none.
+    The games must have been played without experience.
+
+    Raises:
+        ValueError: there is none.
     """
-    found = [
+    prompts = [
         State(f"{t.id}/{i}", t.id, i, turn.prompt)
         for t in trajectories
         for i, turn in enumerate(t.turns)
     ]
-    if not found:
+    if not prompts:
         raise ValueError("no states: the trajectories are empty")
-    return found
+    return prompts
 
 
 def raw_games_text(trajectories: Sequence[Trajectory], prompt_set: PromptSet) -> str:
-    """Raw trajectories as the text of an experience, for the arm that skips extraction."""
+    """Raw trajectories as an experience text, for the arm that skips extraction."""
     return "\n".join(game_text(prompt_set, game) for game in trajectories).strip("\n")
