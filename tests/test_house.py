@@ -21,9 +21,13 @@ FLOORS = (
     "views notebooks __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-# The model's libraries stay in one room. A training loop cannot do without tensors and optimisers.
+# The model's libraries stay in one room. Of the steps only the training loop knows them: it is made
+# of tensors and an optimiser, and keeps both in a checkpoint.
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
-MAY_KNOW = {"oelkit.steps.distillation": {"torch", "bitsandbytes"}}
+MAY_KNOW = {
+    "oelkit.steps.distillation": {"torch"},
+    "oelkit.steps.training": {"torch", "bitsandbytes", "safetensors"},
+}
 MOST_LINES, MOST_CORE_LINES, MOST_FILE_LINES = 5_000, 1_800, 300
 MOST_FUNCTION_LINES, MOST_PARAMETERS = 60, 8
 

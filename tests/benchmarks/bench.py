@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oelkit.model.loading import model_folder
 
 HERE = Path(__file__).resolve().parent
-FIGURES = ("kl", "step", "cost", "turns", "scaling")
+FIGURES = ("start", "waiting", "kl", "step", "cost", "turns", "scaling")
 PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm -> package
 STEP_TARGETS = {
     1000: (1.5, 3 / 2),
@@ -97,8 +97,11 @@ class Bench:
             "command": shlex.join(["python", "tests/benchmarks/bench.py", *_argv(args)]),
         }
 
-    def run(self, figure: str, arm: str, **spec) -> dict | None:
-        """What an arm measured; None where its peer is not installed or it failed (printed)."""
+    def run(self, figure: str, arm: str, environ: dict | None = None, **spec) -> dict | None:
+        """What an arm measured, with `environ` in place of the environment variables; None where
+        its peer is not installed or it failed (printed).
+        """
+        environ = dict(os.environ) if environ is None else environ
         if arm in PEERS and not importlib.util.find_spec(arm if arm == "trl" else "liger_kernel"):
             print(f"{figure}: {PEERS[arm]} is not installed (make bench installs it)", flush=True)
             return None
@@ -114,7 +117,7 @@ class Bench:
             [sys.executable, str(HERE / "arms.py"), json.dumps(spec)],
             capture_output=True,
             text=True,
-            env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
+            env=environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
         )
         if done.returncode:
             self.failed = True
@@ -221,6 +224,47 @@ class Bench:
                 )
 
     # -- figures
+
+    def start(self) -> None:
+        """Processes of their own, turn by turn, once before so that files are in memory."""
+        ours = {"import oelkit": ["-c", "import oelkit"], "--help": ["-m", "oelkit", "--help"]}
+        commands = {**ours, "import torch": ["-c", "import torch"]}
+        seconds = {name: [] for name in commands}
+        for turn in range(self.args.repeats + 1):
+            for name, command in commands.items():
+                began = time.perf_counter()
+                subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+        for name in ours:
+            self.line(
+                f"start of a process: {' '.join(['python', *ours[name]])}",
+                "s",
+                statistics.median(seconds[name]),
+                statistics.median(seconds["import torch"]),
+                "import torch alone",
+                len(seconds[name]),
+                ours_seconds=seconds[name],
+                peer_seconds=seconds["import torch"],
+            )
+
+    def waiting(self) -> None:
+        """What it costs that waiting threads sleep, which keeps a busy machine usable."""
+        size = {"states": 8, "reply": 16, "experience": 256}
+        spinning = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        ours = self.run("step", "ours", spinning | {"OMP_WAIT_POLICY": "PASSIVE"}, **size)
+        if ours and (peer := self.run("step", "ours", spinning, **size)):
+            self.line(
+                "distillation step, waiting threads sleep (OMP_WAIT_POLICY=PASSIVE): time",
+                "s",
+                ours["median"],
+                peer["median"],
+                "OpenMP's default",
+                len(ours["seconds"]),
+                at_most=True,
+                ours_seconds=ours["seconds"],
+                peer_seconds=peer["seconds"],
+            )
 
     def kl(self) -> None:
         size = {

@@ -42,6 +42,15 @@ def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
         assert str(Path.cwd()) not in json.dumps(line)
 
 
+def test_the_start_and_the_waiting_threads_are_measured(tmp_path):
+    out = tmp_path / "results.jsonl"
+    assert bench.main(["--only", "start,waiting", "--repeats", "1", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    ends = ["-c import oelkit", "-m oelkit --help", "(OMP_WAIT_POLICY=PASSIVE): time"]
+    assert [row["what"].endswith(end) for row, end in zip(rows, ends, strict=True)] == [True] * 3
+    assert all(row["ours"] > 0 and row["peer"] > 0 for row in rows)
+
+
 def test_a_step_counts_what_it_reads():
     found = arms.measure_step(STEP)
     assert 280 < found["experience_tokens"] <= 300
