@@ -28,7 +28,7 @@ examples:
   python -m oelkit play --seeds 0:32 --out games.jsonl   a step alone, files in and files out; then
   python -m oelkit extract --trajectories games.jsonl --out items.jsonl
   python -m oelkit distill --trajectories games.jsonl --experience items.jsonl --out adapter
-  python -m oelkit evaluate --adapter adapter --episodes 128
+  python -m oelkit evaluate --adapter adapter --eval-maps 128
   python -m oelkit ifeval --model MODEL --adapter adapter --limit 100
 
 An experience FILE is plain text, an experience.md of a run (a text a draw) or an items.jsonl, of which the decisions in
@@ -36,19 +36,19 @@ a curation.jsonl beside it hold. A mistake ends with one line; OELKIT_DEBUG=1 sh
 STEPS = {  # what each does, and the fields of Settings that it takes
     "play": (
         "play games and write their trajectories",
-        "model dtype env seed temperature prompts max_new_tokens",
+        "model dtype env seed temperature prompt_set max_new_tokens",
     ),
     "extract": (
         "write down what trajectories teach",
-        "model dtype seed temperature draws budget_tokens prompts max_new_tokens",
+        "model dtype seed temperature num_draws budget_tokens prompt_set max_new_tokens",
     ),
     "distill": (
         "train an adapter that needs the experience no more; no environment, no reward",
-        "model dtype seed temperature steps batch_size lr loss top_k retain prompts max_new_tokens",
+        "model dtype seed temperature steps batch_size lr loss top_k retention prompt_set max_new_tokens",
     ),
     "evaluate": (
         "measure the pass rate on held-out maps",
-        "model dtype env seed episodes prompts max_new_tokens",
+        "model dtype env seed eval_maps prompt_set max_new_tokens",
     ),
     "ifeval": (
         "measure what else the model still follows: IF-Eval, judged by the official checkers",
@@ -69,17 +69,18 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
 
     scale: one of `settings.SCALES`, whose settings are the defaults.
     """
-    tree = ast.parse((Path(__file__).parent / "runs/settings.py").read_text(encoding="utf-8"))
-    body = next(
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"
-    ).body
-    scales = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and node.target.id == "SCALES"
-    )
+    here, classes, scales = Path(__file__).parent, {}, {}
+    for path in (here / "config.py", here / "runs/settings.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name != "Sampling":
+                classes[node.name] = node.body
+            elif isinstance(node, ast.AnnAssign) and node.target.id == "SCALES":
+                scales = ast.literal_eval(node.value)
     fields = {
-        a.target.id: (a, text) for a, text in zip(body, body[1:]) if isinstance(a, ast.AnnAssign)
+        a.target.id: (a, text)
+        for body in classes.values()
+        for a, text in zip(body, body[1:])
+        if isinstance(a, ast.AnnAssign)
     }
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EPILOG}
     top = argparse.ArgumentParser(
@@ -92,7 +93,7 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
         for field in names.split():
             (assigned, doc), flag = fields[field], f"--{field.replace('_', '-')}"
             kind = ast.unparse(assigned.annotation).split(" |")[0]
-            default = scales.get(scale, {}).get(field, ast.literal_eval(assigned.value))
+            default = scales[scale or "tiny"].get(field, ast.literal_eval(assigned.value))
             text = doc.value.value.replace("%", "%%") + (
                 "" if default is None else " (default: %(default)s)"
             )
@@ -117,6 +118,7 @@ def parser(scale: str | None = None) -> argparse.ArgumentParser:
         "0.5-2 B parameters, paper for the paper's settings (default: tiny)",
     )
     loop.add_argument("--resume", action="store_true", help="go on with a run of the same settings")
+    loop.add_argument("--redo", action="store_true", help="do again what is out of date, no more")
     loop.set_defaults(fields=list(fields))
     for one in (
         loop,
@@ -207,12 +209,12 @@ def _loop(args: argparse.Namespace) -> None:
 
     folder = run_folder(args.run, notebooks.find_root() / "runs")
     if args.command == "loop":
-        if (folder / "run.json").exists() and not args.resume:
+        if (folder / "run.json").exists() and not (args.resume or args.redo):
             raise ValueError(
                 f"{folder} holds a run already: go on with --resume, or choose another --run NAME"
             )
         settings = Settings(**{name: getattr(args, name) for name in args.fields})
-        run_loop(folder, settings, progress=sys.stderr.isatty())
+        run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
     report = write_report(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(summary(metrics), *findings(metrics), f"report: {report}", sep="\n")
@@ -241,22 +243,21 @@ def _step(args: argparse.Namespace) -> None:
         envs.make(args.env)  # this also imports the module of a "module:id"
     policy = load_policy(args.model, dtype=args.dtype, adapter=args.adapter)
     options |= {
-        k: getattr(args, k)
+        "draws" if k == "num_draws" else k: getattr(args, k)
         for k in STEPS[what][1].split()
-        if k not in ("model", "dtype", "env", "episodes")
+        if k not in ("model", "dtype", "env", "eval_maps")
     }
-    if "prompts" in options:
-        options["prompt_set"] = options.pop("prompts")
     if what == "play":
         told = [texts[i % len(texts)] for i in range(len(args.seeds))]
         write_jsonl(out, rollout(policy, args.env, args.seeds, told, **options))
     elif what == "extract":
         write_jsonl(
             out,
-            extract(policy, games, [texts[d % len(texts)] for d in range(args.draws)], **options),
+            extract(
+                policy, games, [texts[d % len(texts)] for d in range(args.num_draws)], **options
+            ),
         )
     elif what == "distill":
-        options["retention"] = options.pop("retain")
         rows = distill(policy, found, texts, **options)
         policy.save_adapter(out)
         print(
@@ -286,7 +287,7 @@ def _step(args: argparse.Namespace) -> None:
         }
     else:
         env = envs.held_out(args.env)  # as the loop evaluates
-        seeds, drawn = range(HELD_OUT, HELD_OUT + args.episodes), options.pop("seed")
+        seeds, drawn = range(HELD_OUT, HELD_OUT + args.eval_maps), options.pop("seed")
         row = evaluate(policy, env, seeds, texts, sampling_seeds=(drawn,), **options).summary()
         print(
             f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] on {row['maps']} maps of {env}",
@@ -315,11 +316,8 @@ def main(argv: list[str] | None = None) -> int:
 
             logging.disable_progress_bar()
         (_loop if args.command in ("loop", "report") else _step)(args)
-    except KeyboardInterrupt:
-        print(
-            "interrupted" + (": go on with --resume" if args.command == "loop" else ""),
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("OELKIT_DEBUG"):

@@ -14,7 +14,7 @@ from helpers import assert_whole, make_metrics, rate, words
 
 from oelkit import Run, Settings, load_policy
 from oelkit.records import read_jsonl
-from oelkit.runs import run as loop
+from oelkit.runs import work
 from oelkit.stats import wilson_interval
 
 matplotlib.use("Agg")
@@ -34,7 +34,7 @@ def experiments():
 def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     policy, rows = load_policy("micro"), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
-    settings = Settings(games=16, collect=4, draws=3, steps=2, batch_size=4, episodes=4)
+    settings = Settings(extract_games=16, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4)
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
         found = list(experiment(run))
@@ -168,11 +168,12 @@ def test_what_the_study_makes_of_the_texts():
 
 def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monkeypatch):
     anew = run_path(str(MICRO / "rounds.py"))["Anew"]
-    settings = Settings(games=16, collect=4, steps=1, batch_size=4, episodes=2, arms=False)
+    settings = Settings(extract_games=16, state_games=4, steps=1, batch_size=4, eval_maps=2, run_ablations=False)
     policy = load_policy("micro")
-    untrained, at_start, distill = policy.trainable()[1].clone(), [], loop.distill
+    untrained, at_start = policy.trainable()[1].clone(), []
+    distill = work.distillation.distill
     monkeypatch.setattr(
-        loop,
+        work.distillation,
         "distill",
         lambda policy, *args, **options: (
             at_start.append(policy.trainable()[1].clone()),
@@ -183,6 +184,7 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monke
     run.distill(1)
     run.distill(2)  # collects its states itself, with the weights of round 1
     assert len(at_start) == 2 and all(weights.equal(untrained) for weights in at_start)
+    run.load(2)
     assert not policy.trainable()[1].equal(untrained)
 
 

@@ -684,13 +684,13 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
     small = Settings(
         env=doors,
         rounds=1,
-        games=2,
-        collect=2,
-        draws=1,
+        extract_games=2,
+        state_games=2,
+        num_draws=1,
         steps=1,
         batch_size=2,
-        episodes=2,
-        arms=False,
+        eval_maps=2,
+        run_ablations=False,
     )
     metrics = run_loop(folder, small, policy, progress=False)
     assert metrics["bounds"][

@@ -70,13 +70,13 @@ def flags(tiny):
         for name in (
             "model",
             "env",
-            "games",
-            "collect",
-            "draws",
+            "extract_games",
+            "state_games",
+            "num_draws",
             "steps",
             "batch_size",
-            "episodes",
-            "prompts",
+            "eval_maps",
+            "prompt_set",
             "rounds",
             "lr",
         )
@@ -135,24 +135,24 @@ def test_the_flags_of_the_loop_are_its_settings():
     args = cli.parser().parse_args(["loop"])
     assert {f.name: getattr(args, f.name) for f in fields(Settings)} == {
         f.name: f.default for f in fields(Settings)
-    }
+    } | {"lr": 1e-3}  # the scale tiny
     args = cli.parser().parse_args(
         [
             "loop",
-            "--no-arms",
-            "--no-carry",
+            "--no-run-ablations",
+            "--no-carry-experience",
             "--top-k",
             "256",
             "--lr",
             "2e-3",
-            "--prompts",
+            "--prompt-set",
             "paper",
             "--rounds",
             "5",
         ]
     )
-    assert (args.arms, args.carry, args.top_k, args.lr) == (False, False, 256, 2e-3)
-    assert (args.prompts, args.rounds) == ("paper", 5)
+    assert (args.run_ablations, args.carry_experience, args.top_k, args.lr) == (False, False, 256, 2e-3)
+    assert (args.prompt_set, args.rounds) == ("paper", 5)
     args = cli.parser("paper").parse_args(["loop", "--steps", "5"])
     paper = asdict(Settings.of("paper", steps=5))
     assert {name: getattr(args, name) for name in paper} == paper
@@ -199,7 +199,7 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
 
 
 def test_steps_on_files(call, place, settings):
-    tiny = ["--model", settings.model, "--prompts", settings.prompts]
+    tiny = ["--model", settings.model, "--prompt-set", settings.prompt_set]
     status, out, err = call(
         "play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl"
     )
@@ -234,7 +234,7 @@ def test_steps_on_files(call, place, settings):
         *tiny,
         "--trajectories",
         "new/games.jsonl",
-        "--draws",
+        "--num-draws",
         "2",
         "--previous",
         notes,
@@ -267,7 +267,7 @@ def test_steps_on_files(call, place, settings):
         "adapter",
         "--env",
         settings.env,
-        "--episodes",
+        "--eval-maps",
         "3",
         "--out",
         "rate.json",
@@ -337,7 +337,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
         "games.jsonl, line 1",
         "'text'",
     )
-    refused(call("evaluate", *tiny, "--episodes", "0"), "no ")
+    refused(call("evaluate", *tiny, "--eval-maps", "0"), "no ")
     refused(call("evaluate", *tiny, "--adapter", "no/adapter"), "no/adapter")
     assert call("play", "--seeds", "5", "--out", "x")[0] == 2
     assert call("distill", "--experience", "x", "--out", "y")[0] == 2
@@ -357,6 +357,10 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oelkit.runs.run.rollout", stop)  # Ctrl-C while it plays
+    monkeypatch.setattr("oelkit.runs.work.rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
-    assert (status, out, err) == (130, "", "interrupted: go on with --resume\n")
+    assert (status, out, err) == (
+        130,
+        "",
+        "stopped in rollout of round 1; go on with `python -m oelkit loop --run first --resume`\n",
+    )

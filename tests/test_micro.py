@@ -144,11 +144,11 @@ def learned(micro, tmp_path_factory):
     """One round of the loop with the default settings."""
     run = Run(
         tmp_path_factory.mktemp("runs") / "learned",
-        Settings(rounds=1, arms=False),
+        Settings.of("tiny", rounds=1, run_ablations=False),
         micro,
         progress=False,
     )
-    return run, run.finish()
+    return run, run.run_all()
 
 
 def test_one_round_learns(learned):
@@ -162,7 +162,7 @@ def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
     """With the letters' roles swapped the student must now lose; with one hole, two decoys it must
     still win.
     """
-    learned[0].policy.load_adapter(learned[0].round_folder(1) / "adapter")
+    learned[0].load(1)
     world = "oelkit/FrozenLake4x4Unseen-v0"
     swapped = evaluate(micro, world, SEEDS, env_kwargs={"symbols": {"hole": "G", "goal": "H"}})
     assert swapped.high < envs.bounds(world, SEEDS)["random"] + 0.05
@@ -178,8 +178,8 @@ def test_another_seed_of_the_loop_agrees_with_the_record(micro, tmp_path):
     rows = read_jsonl(MICRO.parent / "results" / "rounds_study.jsonl")
     known = [row for row in rows if row["variant"] == "default" and row["round"] == 1]
     assert len({row["seed"] for row in known}) >= 5
-    settings = replace(Settings(rounds=1, arms=False), seed=77)
-    first = Run(tmp_path / "again", settings, micro, progress=False).finish()["rounds"][0][
+    settings = replace(Settings.of("tiny", rounds=1, run_ablations=False), seed=77)
+    first = Run(tmp_path / "again", settings, micro, progress=False).run_all()["rounds"][0][
         "pass_rate"
     ]
     for arm in ("base", "in_context", "consolidated"):

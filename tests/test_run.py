@@ -2,7 +2,6 @@
 had been.
 """
 
-import importlib
 import json
 import math
 from dataclasses import asdict, replace
@@ -13,11 +12,11 @@ from helpers import make_model
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
+from oelkit.runs import work
 from oelkit.runs.run import Run, run_folder, run_loop
 from oelkit.runs.settings import Settings
 from oelkit.views.summary import summary
 
-module = importlib.import_module("oelkit.runs.run")
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")
 
 
@@ -43,7 +42,7 @@ def start(folder, settings):
 def done(settings, tmp_path_factory):
     """A finished run without interruption: (folder, its metrics)."""
     folder = tmp_path_factory.mktemp("runs") / "done"
-    return folder, by_hand(start(folder, settings)).finish()
+    return folder, by_hand(start(folder, settings)).run_all()
 
 
 def timeless(value):
@@ -145,30 +144,43 @@ def test_the_table(done):
 
 
 def test_scales():
-    assert Settings.of("tiny") == Settings() and Settings.of("small", seed=3).seed == 3
+    assert Settings.of("tiny") == Settings(lr=1e-3) and Settings.of("small", seed=3).seed == 3
     paper = Settings.of("paper", model="m", lr=5e-6)
     assert (paper.model, paper.lr, paper.rounds) == ("m", 5e-6, 3)
-    assert (paper.draws, paper.games, paper.budget_tokens, paper.temperature, paper.top_k) == (
-        10,
-        15,
-        2048,
-        0.7,
-        256,
+    assert (
+        paper.num_draws,
+        paper.extract_games,
+        paper.budget_tokens,
+        paper.temperature,
+        paper.top_k,
+    ) == (10, 15, 2048, 0.7, 256)
+    assert (paper.batch_size, paper.steps, paper.retention, paper.carry_experience) == (
+        64,
+        20,
+        0.0,
+        False,
     )
-    assert (paper.batch_size, paper.steps, paper.retain, paper.carry) == (64, 20, 0.0, False)
-    assert (paper.env, paper.episodes, paper.samples) == ("oelkit/FrozenLake-v0", 128, 10)
+    assert (paper.env, paper.eval_maps, paper.samples_per_map) == ("oelkit/FrozenLake-v0", 128, 10)
     with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
         Settings.of("huge")
 
 
-def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path):
-    seen = set()
+def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path, monkeypatch):
+    seen, evaluate = [], work.evaluation.evaluate
+
+    def spy(*args, **options):
+        seen.append(evaluate(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(work.evaluation, "evaluate", spy)
+    drawn = set()
     for seed in (0, 1):
-        run = start(tmp_path / f"run{seed}", replace(settings, samples=2, seed=seed))
-        report = run._measure(adapter=None)
-        assert report.n == 8 and [t.seed for t in report.trajectories] == 2 * list(run.eval_seeds)
-        seen |= {t.id.split("-s")[-1].split("-")[0] for t in report.trajectories}
-    assert seen == {"0", "1", "2", "3"}  # no two runs share one
+        run = start(tmp_path / f"run{seed}", replace(settings, samples_per_map=2, seed=seed))
+        row = work.measure(run, adapter=None)
+        assert (row["n"], row["maps"], row["samples_per_map"]) == (8, 4, 2)
+        assert [t.seed for t in seen[-1].trajectories] == 2 * list(run.eval_seeds)
+        drawn |= {t.id.split("-s")[-1].split("-")[0] for t in seen[-1].trajectories}
+    assert drawn == {"0", "1", "2", "3"}  # no two runs share one
 
 
 def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, settings):
@@ -181,7 +193,7 @@ def test_the_rounds_carry_experience_and_start_from_the_last_adapter(done, setti
         folder / "round_1/experience.md"
     ).read_text()
     run = start(folder, settings)
-    run.start_round(2)
+    run.load(2, trained=False)
     one = load_policy(settings.model)
     one.load_adapter(folder / "round_1/adapter")
     weights = {n: p for n, p in run.policy.model.named_parameters()}
@@ -219,16 +231,17 @@ def test_a_new_process_for_every_stage_gives_the_same_run(done, settings, tmp_pa
     for k in (1, 2):
         for stage in STAGES:
             getattr(start(tmp_path / "run", settings), stage)(k)
-    start(tmp_path / "run", settings).finish()
+    start(tmp_path / "run", settings).run_all()
     assert_same_run(done[0], tmp_path / "run")
 
 
-def test_finishing_again_changes_nothing_and_leaves_the_last_student(done, settings):
+def test_finishing_again_changes_nothing(done, settings):
     folder, metrics = done
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*") if p.is_file()}
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     run = start(folder, settings)
-    assert run.finish() == metrics
-    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert run.run_all() == metrics
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    run.load(2)
     last = load_policy(settings.model)
     last.load_adapter(folder / "round_2/adapter")
     assert all(a.equal(b) for a, b in zip(last.trainable(), run.policy.trainable(), strict=True))
@@ -245,28 +258,28 @@ def test_a_crash_amid_training_leaves_nothing_half_done(
             raise crash("power cut")
         append_jsonl(path, row)
 
-    monkeypatch.setattr(module, "append_jsonl", fail)
+    monkeypatch.setattr(work, "append_jsonl", fail)
     with pytest.raises(crash):
-        run.finish()
+        run.run_all()
     assert (
         not list(tmp_path.rglob("adapter*")) and len(read_jsonl(run.folder / "metrics.jsonl")) == 1
     )
     with open(run.folder / "metrics.jsonl", "a") as f:
         f.write('{"arm": "round 1", "st')  # the line that was being written
     monkeypatch.undo()
-    start(tmp_path / "run", settings).finish()
+    start(tmp_path / "run", settings).run_all()
     assert_same_run(done[0], tmp_path / "run")
 
 
 def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp_path):
     one = replace(settings, rounds=1)
-    first = by_hand(start(tmp_path / "run", one)).finish()
+    first = by_hand(start(tmp_path / "run", one)).run_all()
     assert len(first["rounds"]) == 1
     with pytest.raises(
         ValueError, match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\)"
     ):
         start(tmp_path / "run", replace(one, lr=0.1, steps=3))
-    more = start(tmp_path / "run", settings).finish()
+    more = start(tmp_path / "run", settings).run_all()
     assert more["rounds"][0] == first["rounds"][0] and len(more["rounds"]) == 2
     assert timeless(more["rounds"]) == timeless(done[1]["rounds"])
     other = make_model(tmp_path / "model", seed=1)
@@ -278,7 +291,7 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
 
 
 def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
-    settings = replace(settings, rounds=1, arms=False)
+    settings = replace(settings, rounds=1, run_ablations=False)
     run = by_hand(start(tmp_path / "run", settings))
     items, log = run.round_folder(1) / "items.jsonl", run.round_folder(1) / "curation.jsonl"
     Curation.open(items, log).reject(["i0", "i1"], "nonsense")
@@ -286,7 +299,7 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
         ValueError,
         match="round 1: all 2 items were rejected; restore or add some in .*curation.jsonl",
     ):
-        run.finish()
+        run.run_all()
     assert (
         not (run.folder / "metrics.jsonl").exists()
         and not (run.round_folder(1) / "states.jsonl").exists()
@@ -299,7 +312,7 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
     )  # done anew, as the log is newer than experience.md
     mine = "- EXPERIENCE ITEM: Mine is for all draws."
     assert texts == [mine, f"- EXPERIENCE ITEM: G is the goal.\n{mine}"]
-    metrics = start(tmp_path / "run", settings).finish()
+    metrics = start(tmp_path / "run", settings).run_all()
     assert (
         metrics["rounds"][0]["items"] == 2
         and metrics["rounds"][0]["kept"] == 2
@@ -308,25 +321,27 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
 
 
 def test_a_draw_without_items_is_left_out(settings, tmp_path):
-    settings = replace(settings, rounds=1, arms=False, episodes=1)
+    settings = replace(settings, rounds=1, run_ablations=False, eval_maps=1)
     run = by_hand(start(tmp_path / "run", settings), "Only draw 0.")
     assert run.curate(1) == ["- EXPERIENCE ITEM: Only draw 0.", ""]
-    assert run.finish()["rounds"][0]["pass_rate"]["in_context"]["by_draw"] == [0.0]
+    assert run.run_all()["rounds"][0]["pass_rate"]["in_context"]["by_draw"] == [0.0]
 
 
 def test_fewer_episodes_than_draws(settings, tmp_path):
-    run = by_hand(start(tmp_path / "run", replace(settings, rounds=1, arms=False, episodes=1)))
-    assert len(run.finish()["rounds"][0]["pass_rate"]["in_context"]["by_draw"]) == 1
+    run = by_hand(
+        start(tmp_path / "run", replace(settings, rounds=1, run_ablations=False, eval_maps=1))
+    )
+    assert len(run.run_all()["rounds"][0]["pass_rate"]["in_context"]["by_draw"]) == 1
 
 
 def test_no_items_at_all_says_what_to_do_and_a_person_may_do_it(settings, tmp_path):
-    settings = replace(settings, rounds=1, arms=False)
+    settings = replace(settings, rounds=1, run_ablations=False)
     with pytest.raises(
         ValueError, match="wrote no item about 2 games .*more games or a higher temp.*items.jsonl"
     ):
-        start(tmp_path / "run", settings).finish()
+        start(tmp_path / "run", settings).run_all()
     assert (tmp_path / "run/round_1/items.jsonl").read_text() == ""
-    assert len(by_hand(start(tmp_path / "run", settings)).finish()["rounds"]) == 1
+    assert len(by_hand(start(tmp_path / "run", settings)).run_all()["rounds"]) == 1
 
 
 def test_an_experience_written_by_hand(settings, tmp_path):
@@ -359,7 +374,7 @@ def test_an_experience_over_the_context_is_an_error_before_any_training(settings
         ValueError,
         match="the experience that begins '- EXPERIENCE ITEM: Far too long.*context of 512",
     ):
-        run.finish()
+        run.run_all()
     assert (
         not (run.folder / "metrics.jsonl").exists()
         and not (run.round_folder(1) / "adapter").exists()
@@ -367,9 +382,9 @@ def test_an_experience_over_the_context_is_an_error_before_any_training(settings
 
 
 def test_without_carry_a_round_stands_on_its_own_items(settings, tmp_path):
-    run = by_hand(start(tmp_path / "run", replace(settings, carry=False)))
+    run = by_hand(start(tmp_path / "run", replace(settings, carry_experience=False)))
     with pytest.raises(ValueError, match="round 2: .* wrote no item"):
-        run.finish()
+        run.run_all()
     assert (run.round_folder(1) / "metrics.json").exists()
 
 
@@ -377,10 +392,10 @@ def test_without_carry_a_round_stands_on_its_own_items(settings, tmp_path):
     "changes, message",
     [
         ({"env": "oelkit/Nowhere-v0"}, "unknown environment 'oelkit/Nowhere-v0'"),
-        ({"prompts": "none"}, "no prompt set 'none'"),
+        ({"prompt_set": "none"}, "no prompt set 'none'"),
         ({"seed": 900}, "seed is 900: must be 0 to 899"),
-        ({"games": 0}, "games is 0"),
-        ({"collect": 5001}, "collect is 5001"),
+        ({"extract_games": 0}, "extract_games is 0"),
+        ({"state_games": 5001}, "state_games is 5001"),
         ({"rounds": 0}, "rounds is 0"),
     ],
 )
@@ -413,14 +428,16 @@ def test_run_names_and_folders_that_cannot_be(settings, tmp_path):
 def test_the_loss_and_other_options_reach_the_training(settings, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        module,
+        work.distillation,
         "distill",
-        lambda policy, states, texts, **options: seen.update(options, texts=texts),
+        lambda policy, states, texts, config, **options: (
+            seen.update(options, texts=texts, **asdict(config)) or []
+        ),
     )
     run = by_hand(
         start(
             tmp_path / "run",
-            replace(settings, loss="sft", top_k=5, retain=0.25, lr=0.5, temperature=0.9),
+            replace(settings, loss="sft", top_k=5, retention=0.25, lr=0.5, temperature=0.9),
         )
     )
     run.distill(1)

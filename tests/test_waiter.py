@@ -11,6 +11,7 @@ import pytest
 from oelkit import Run, envs, load_policy, load_prompt_set
 from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
+from oelkit.runs import work
 from oelkit.runs.run import HELD_OUT
 
 pytestmark = pytest.mark.slow
@@ -99,21 +100,21 @@ def small(learn, tmp_path, monkeypatch):
         model="micro",
         dtype="auto",
         rounds=1,
-        games=2,
-        collect=2,
-        draws=2,
+        extract_games=2,
+        state_games=2,
+        num_draws=2,
         steps=1,
         batch_size=2,
-        episodes=4,
+        eval_maps=4,
     )
 
 
 def test_what_a_person_goes_through_was_written_about_whole_replies(
     learn, small, tmp_path, monkeypatch
 ):
-    asked, extract = [], Run.extract.__globals__["extract"]
-    monkeypatch.setitem(
-        Run.extract.__globals__,
+    asked, extract = [], work.extraction.extract
+    monkeypatch.setattr(
+        work.extraction,
         "extract",
         lambda *args, **options: asked.append(options) or extract(*args, **options),
     )
@@ -205,12 +206,11 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
         0,
     )
     write_jsonl(first.round_folder(1) / "items.jsonl", [item])
-    (first.round_folder(1) / "extraction.json").write_text("{}")
     first.curate(1), first.collect(1)
     out = tmp_path / "waiter.jsonl"
     for changes, settings, same in (
         (["rank=4"], small, True),
-        (["collect=3"], learn["replace"](small, collect=3), False),
+        (["collect=3"], learn["replace"](small, state_games=3), False),
     ):
         learn["learn"]("own", settings, out, changes, 4 if same else 16, like=first.folder)
         folder = Path(f"runs/waiter_own_{changes[0].replace('=', '_')}/round_1")

@@ -67,7 +67,7 @@ NOISY = {
 
 def maps(run: Run) -> range:
     """The held-out maps of a run's seed."""
-    return range(first := HELD_OUT + 1000 * run.settings.seed, first + run.settings.episodes)
+    return range(first := HELD_OUT + 1000 * run.settings.seed, first + run.settings.eval_maps)
 
 
 def played(run: Run, texts: str | Sequence[str] = "") -> dict:
@@ -86,11 +86,8 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
 def learn(run: Run, texts: Sequence[str], **options) -> None:
     """Distil texts from the run's states with its settings, except for `options`."""
     names = ("steps", "batch_size", "lr", "temperature", "top_k", "loss", "seed")
-    given = (
-        {name: getattr(run.settings, name) for name in names}
-        | {"retention": run.settings.retain, "prompt_set": run.prompts}
-        | options
-    )
+    given = {name: getattr(run.settings, name) for name in names}
+    given |= {"retention": run.settings.retention, "prompt_set": run.prompts} | options
     distill(run.policy, run.collect(1), texts, **given)
 
 
@@ -102,7 +99,7 @@ def written(
     return extract(
         run.policy,
         games,
-        draws=draws or s.draws,
+        draws=draws or s.num_draws,
         budget_tokens=BUDGET,
         prompt_set=run.prompts,
         seed=s.seed,
@@ -112,10 +109,10 @@ def written(
 
 def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> list[str]:
     """The text of each draw: what `auto_curate` leaves of the items, or all of them."""
-    items = auto_curate(Curation(items), run.settings.draws).kept() if curate else items
+    items = auto_curate(Curation(items), run.settings.num_draws).kept() if curate else items
     return [
         truncate_to_budget(experience_text(items_for_draw(items, d)), BUDGET, run.policy.tokenizer)
-        for d in range(run.settings.draws)
+        for d in range(run.settings.num_draws)
     ]
 
 
@@ -145,7 +142,7 @@ def texts(run: Run) -> Iterator[dict]:
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
     own = by_draw(run, written(run, games))
     yield from both(run, "own items", own)
-    shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.draws)]
+    shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.num_draws)]
     yield from both(
         run,
         "raw games",
@@ -219,7 +216,7 @@ def saturation(run: Run) -> Iterator[dict]:
     """
     games, measured = run.rollout(1), {}
     run.policy.reset()
-    orders = [random.Random(d).sample(games, len(games)) for d in range(run.settings.draws)]
+    orders = [random.Random(d).sample(games, len(games)) for d in range(run.settings.num_draws)]
     items: list[list[ExperienceItem]] = [[] for _ in orders]
     for start, n in pairwise(n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n <= len(games)):
         for d, order in enumerate(orders):
@@ -263,7 +260,7 @@ def leave_one_out(run: Run) -> Iterator[dict]:
     s, policy = run.settings, run.policy
     policy.reset()
     play = {"prompt_set": run.prompts, "temperature": s.temperature}
-    games = rollout(policy, s.env, range(s.games), **play)
+    games = rollout(policy, s.env, range(s.extract_games), **play)
     items = extract(policy, games, prompt_set=run.prompts, **NOISY)
     lines = list(dict.fromkeys(experience_text(items).splitlines()))[:12]
     yield {"arm": "all items", "passed": played(run, "\n".join(lines))}

@@ -29,14 +29,14 @@ sys.path.insert(
 import study_plots
 from study_plots import grouped
 
-BASE = Settings(rounds=3, arms=False)
+BASE = Settings.of("tiny", rounds=3, run_ablations=False)
 VARIANTS = {
     "default": replace(
         BASE, rounds=5
     ),  # its first seeds, and those of the next, were run for three
-    "no retention": replace(BASE, retain=0.0, rounds=5),
-    "fresh items": replace(BASE, carry=False),
-    "fresh items, no retention": replace(BASE, carry=False, retain=0.0),
+    "no retention": replace(BASE, retention=0.0, rounds=5),
+    "fresh items": replace(BASE, carry_experience=False),
+    "fresh items, no retention": replace(BASE, carry_experience=False, retention=0.0),
     "3 of 10 texts wrong": BASE,
     "5 of 10 texts wrong": BASE,
     "only the hole from round 2": BASE,
@@ -46,9 +46,9 @@ VARIANTS = {
     "adapter anew each round": BASE,
     "lr 3e-4": replace(BASE, lr=3e-4),
     "lr 3e-3": replace(BASE, lr=3e-3),
-    "lr 3e-3, no retention": replace(BASE, lr=3e-3, retain=0.0),
+    "lr 3e-3, no retention": replace(BASE, lr=3e-3, retention=0.0),
     "60 steps": replace(BASE, steps=60),
-    "24 games": replace(BASE, games=24),
+    "24 games": replace(BASE, extract_games=24),
     "forward KL": replace(BASE, loss="forward_kl"),
     "SFT": replace(BASE, loss="sft"),
 }
@@ -94,10 +94,10 @@ class Anew(Run):
     written.
     """
 
-    def _train(self, k: int, *args) -> None:
-        self.collect(k)  # first: it is played by the last round's model, whose weights it loads
-        self.policy.reset()
-        super()._train(k, *args)
+    def start_stage(self, k: int, stage: str) -> None:
+        super().start_stage(k, stage)
+        if stage == "distill":
+            self.policy.reset()
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:
@@ -162,7 +162,7 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     arms = ("base", "in_context", "consolidated")
     rates = [{"round": row["round"], "pass_rate": {arm: row[arm] for arm in arms}} for row in mine]
-    maps = range(HELD_OUT, HELD_OUT + BASE.episodes)
+    maps = range(HELD_OUT, HELD_OUT + BASE.eval_maps)
     limits = envs.bounds(envs.held_out(BASE.env), maps)
     found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
     panels = {
@@ -183,7 +183,7 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
         if len(seeds) < 2:
             continue  # not run yet
         n = ", ".join(map(str, dict.fromkeys(seeds.values())))
-        about = f"mean and range over {n} seeds, n = {BASE.episodes} maps per point"
+        about = f"mean and range over {n} seeds, n = {BASE.eval_maps} maps per point"
         title = f"{cause.replace('_', ' ').capitalize()}: {about}"
         found[f"rounds_{cause}"] = study_plots.curves(shown, "round", panels, title, limits)
     return found

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from waiter import TABLES, Waiter
 
-from oelkit import Run, Settings, evaluate, load_policy, paired_bootstrap
+from oelkit import Run, Settings, evaluate, paired_bootstrap
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
 from oelkit.model.loading import LORA
@@ -50,16 +50,16 @@ import study_plots  # noqa: E402
 SETTINGS = Settings(
     dtype="bfloat16",
     env="waiter:waiter/Waiter-v0",
-    prompts=str(HERE / "waiter.toml"),
+    prompt_set=str(HERE / "waiter.toml"),
     rounds=2,
-    games=16,
-    collect=192,
-    draws=3,
+    extract_games=16,
+    state_games=192,
+    num_draws=3,
     steps=48,
     batch_size=8,
     lr=2e-4,
     temperature=1.0,
-    arms=False,
+    run_ablations=False,
 )
 CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
 
@@ -88,7 +88,7 @@ def go_through(run: Run, k: int) -> None:
 
 def read(run: Run, k: int, texts: Sequence[str]) -> dict:
     """What other texts would be worth in context at the start of round k."""
-    run.start_round(k)
+    run.load(k, trained=False)
     return evaluate(
         run.policy, run.eval_env, run.eval_seeds, texts, prompt_set=run.prompts, adapter="teacher"
     ).summary()
@@ -99,13 +99,13 @@ def as_written(run: Run, k: int) -> list[str]:
     `go_through`.
     """
     curation = auto_curate(Curation(run.extract(k)))
-    return [text for d in range(run.settings.draws) if (text := curation.experience(draw=d))]
+    return [text for d in range(run.settings.num_draws) if (text := curation.experience(draw=d))]
 
 
 def as_played(run: Run, k: int) -> list[str]:
     """The games of round k instead of items about them, for each draw in an order of its own."""
     games = run.rollout(k)
-    orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.draws))
+    orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.num_draws))
     return [raw_games_text(order, run.prompts) for order in orders]
 
 
@@ -127,12 +127,12 @@ def take_over(run: Run, like: Path) -> None:
     to be collected.
     """
     same = (
-        json.loads((like / "run.json").read_text())["settings"]["collect"] == run.settings.collect
+        json.loads((like / "run.json").read_text())["settings"]["state_games"]
+        == run.settings.state_games
     )
     for name in (
         "trajectories.jsonl",
         "items.jsonl",
-        "extraction.json",
         "curation.jsonl",
         "experience.md",
         "states.jsonl",
@@ -168,17 +168,13 @@ def learn(
         other.curate(1)
         like = other.folder
         del other  # two models need not be in memory
-    policy = load_policy(
-        settings.model, dtype=settings.dtype, lora={"r": rank, "lora_alpha": 2 * rank}
-    )
-    run = Run(folder, settings, policy)
+    run = Run(folder, replace(settings, lora_rank=rank))
     if like:
         take_over(run, like)
     if arm == "curated":
         run.prompts = replace(
             run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}")
         )
-        run.play["prompt_set"] = run.prompts
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)

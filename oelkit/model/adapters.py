@@ -14,6 +14,7 @@ adapter).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -146,6 +147,24 @@ class Adapters:
         for name, p in parameters.items():
             if ".teacher." in name:
                 p.copy_(parameters[name.replace(".teacher.", ".student.")])
+
+    @contextmanager
+    def as_found(self) -> Iterator[None]:
+        """Adapters, train mode and generation config are afterwards as they are now."""
+        adapters = (
+            p for n, p in self.model.named_parameters() if ".student." in n or ".teacher." in n
+        )
+        kept = [(p, p.detach().clone()) for p in adapters]
+        training, config = self.model.training, copy.deepcopy(self.base_lm.generation_config)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, weights in kept:
+                    p.copy_(weights)
+            self.base_lm.generation_config = config
+            if self.model.training != training:
+                self.model.train(training)
 
     # -- files
 

@@ -60,6 +60,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to a file; it is on disk when this returns."""
+    with open(path, "ab") as f:
+        f.write(data)
+    _sync(path)
+
+
 def sync_tree(folder: Path) -> None:
     """Put a folder and all that is in it on disk."""
     for path in [*folder.rglob("*"), folder]:
@@ -89,6 +96,37 @@ def keep_aside(path: Path) -> None:
             return move(path, old)
 
 
+def commit(partial: Path, root: Path, place: str, ours: dict, manifest: dict, at: Path) -> None:
+    """Put what a stage wrote in a folder of its own into place, and its manifest.
+
+    Killed on the way, the stage is missing and done again. What is in the way goes if it is ours
+    (the last outputs, name and hash), and is kept aside if a person wrote it.
+
+    Args:
+        partial: what the stage wrote.
+        root: the run folder.
+        place: where the files go in it: "" or "round_1/", say.
+        ours: name in the run folder and hash of each file that the stage wrote last time.
+        manifest: gets "outputs", the same of each file now.
+        at: file of the manifest.
+    """
+    (root / place).mkdir(exist_ok=True)
+    sync_tree(partial)
+    made = {p.relative_to(partial): p for p in sorted(partial.rglob("*")) if p.is_file()}
+    manifest["outputs"] = {f"{place}{name.as_posix()}": sha256(path) for name, path in made.items()}
+    for new in list(partial.iterdir()):
+        old = root / place / new.name
+        there = [p for p in old.rglob("*") if p.is_file()] if old.is_dir() else [old]
+        if all(ours.get(p.relative_to(root).as_posix()) == sha256(p) for p in there):
+            remove(old)
+        elif old.exists():
+            keep_aside(old)
+    write_json(at, manifest)
+    for new in list(partial.iterdir()):
+        move(new, root / place / new.name)
+    partial.rmdir()
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -108,8 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
         if free is False or alive:
             os.close(descriptor)
             raise ValueError(
-                f"{folder} is being written by process {pid or '?'} on {owner or host}: wait for it, "
-                f"or delete {path} if that is no longer so"
+                f"{folder} is being written by process {pid or '?'} on {owner or host}: wait for "
+                f"it, or delete {path} if that is no longer so"
             )
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

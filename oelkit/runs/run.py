@@ -1,54 +1,52 @@
 """The loop: rounds of rollout, extract, curate, collect, distill and evaluate in a run folder.
 
-Every stage reads and writes files of its round, so that a run goes on after the last finished
-stage, and a notebook can call the stages one by one. Round k+1 starts from round k's adapter (its
-last step: nothing is chosen on held-out maps). Departure from the paper: by default a round's
-experience starts with what the rounds before had (`carry`), because a teacher that reads fewer
-rules than its student has absorbed takes them back, and on a quarter of each batch the student
-reads the experience too (`retain`); data/micro/README.md has the measurements."""
+A stage collects its inputs from files alone, loads the weights that it starts from, works, leaves
+the policy as it found it, and writes its outputs and its manifest (`stages` says what depends on
+what). A run goes on after the last stage that is done, and where something changed under a stage
+that is done, it refuses (StaleRunError) or does exactly that again (redo). Round k+1 starts from
+round k's adapter (its last step: nothing is chosen on held-out maps), unless the gate or a person
+rolled it back. Departure from the paper: by default a round's experience starts with what the
+rounds before had (`carry_experience`), because a teacher that reads fewer rules than its student
+has absorbed takes them back, and on a quarter of each batch the student reads the experience too
+(`retention`); data/micro/README.md has the measurements."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
+from typing import Any
 
 from .. import envs
-from ..auto_curation import auto_curate
-from ..curation import Curation, items_for_draw
 from ..model.loading import load_policy
 from ..model.policy import Policy
 from ..prompts import load_prompt_set
-from ..records import (
-    ExperienceItem,
-    RecordError,
-    State,
-    Trajectory,
-    append_jsonl,
-    read_jsonl,
-    write_jsonl,
-)
-from ..steps.distillation import distill
-from ..steps.evaluation import EvalReport, evaluate, probe
-from ..steps.extraction import extract
-from ..steps.rollouts import raw_games_text, rollout, states
-from ..text import join_experience, truncate_to_budget
+from ..records import ExperienceItem, State, Trajectory, read_jsonl
+from ..steps.evaluation import probe
+from . import files, gate, work
 from .settings import Settings
+from .stages import ARMS, FORM, Stages, StageStatus, StaleRunError, read_run
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
+_LATER = ("rounds", "run_ablations", "gate")  # settings that may change in a run
+_RANGES = {  # wider ones would let map seeds of rounds and runs meet
+    "seed": (0, 899),
+    "rounds": (1, 99),
+    "extract_games": (1, 5_000),
+    "state_games": (1, 5_000),
+    "num_draws": (1, 1_000),
+    "eval_maps": (1, 1_000_000),
+    "samples_per_map": (1, 1_000),
+}
 
 
 class Run:
-    """A run folder, its settings and its policy; the methods are the stages of a round, skipped
-    where they are done.
-    """
+    """A run folder, its settings and its policy; the methods are the stages of a round."""
 
     def __init__(
         self,
@@ -58,73 +56,76 @@ class Run:
         *,
         progress: bool = True,
     ):
-        """Open a run, or go on with one: ValueError where the folder holds a run with other
-        settings.
+        """Open a run, or start one; looking at a run that is there writes nothing.
+
+        Raises:
+            ValueError: wrong settings, a folder that cannot be written, or that holds a run with
+                other settings or of an older form.
         """
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
-        for name, low, high in (
-            ("seed", 0, 899),
-            ("rounds", 1, 99),
-            ("games", 1, 5_000),
-            ("collect", 1, 5_000),
-            ("draws", 1, 1_000),
-            ("episodes", 1, 1_000_000),
-            ("samples", 1, 1_000),
-        ):
-            if (
-                not low <= getattr(settings, name) <= high
-            ):  # else map seeds of rounds and runs would meet
+        self._writing = False
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(settings, name) <= high:
                 raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
+        if settings.gate not in gate.GATES:
+            raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
-        record = self.folder / "run.json"
-        if record.exists():
-            self._compare_settings(record)
+        if (self.folder / "run.json").exists():
+            self._compare_settings()
+            self._load_policy(policy)
+            return
         there = self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "run.json.try", "")
-            (self.folder / "run.json.try").unlink()
+            files.write_text(self.folder / ".try", "")
+            (self.folder / ".try").unlink()
         except OSError as error:  # before the model is loaded
             raise ValueError(
                 f"cannot write the run folder {self.folder}: {error.strerror}"
             ) from error
         try:
-            self.policy = policy or load_policy(settings.model, dtype=settings.dtype)
-            self.prompts = load_prompt_set(settings.prompts or self.policy.default_prompt_set)
-            self.prompts = replace(
-                self.prompts, max_new_tokens=settings.max_new_tokens or self.prompts.max_new_tokens
-            )
+            self._load_policy(policy)
         except BaseException:
             if not there:  # a misspelt model leaves no run behind
                 self.folder.rmdir()
             raise
-        _write_json(
-            record,
-            {"settings": asdict(settings), "prompts": asdict(self.prompts), "versions": versions()},
-        )
-        self.play = {
-            "prompt_set": self.prompts,
-            "temperature": settings.temperature,
-            "progress": progress,
-        }
+        files.write_json(self.folder / "run.json", self._record() | {"versions": versions()})
 
-    def _compare_settings(self, record: Path) -> None:
-        try:
-            theirs = asdict(Settings()) | json.loads(record.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{record}: not a run's record ({error!r}); choose another name or delete it"
-            ) from error
-        ours = {
-            k: v for k, v in asdict(self.settings).items() if k not in ("rounds", "arms")
-        }  # may be added later
+    @classmethod
+    def open(
+        cls, folder: str | Path, policy: Policy | None = None, *, progress: bool = True
+    ) -> Run:
+        """A run that is there, with its own settings."""
+        return cls(
+            folder, Settings(**read_run(Path(folder))["settings"]), policy, progress=progress
+        )
+
+    def _load_policy(self, policy: Policy | None) -> None:
+        s = self.settings
+        self.policy = policy or load_policy(
+            s.model,
+            dtype=s.dtype,
+            quantize=None if s.quantize == "none" else s.quantize,
+            lora={"r": s.lora_rank, "lora_alpha": 2 * s.lora_rank},
+            enable_thinking=s.enable_thinking,
+        )
+        prompts = load_prompt_set(s.prompt_set or self.policy.default_prompt_set)
+        self.prompts = replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
+
+    def _record(self) -> dict[str, Any]:
+        return {"form": FORM, "settings": asdict(self.settings), "prompts": asdict(self.prompts)}
+
+    def _compare_settings(self) -> None:
+        theirs = asdict(Settings()) | read_run(self.folder)["settings"]
+        ours = {k: v for k, v in asdict(self.settings).items() if k not in _LATER}
         differ = ", ".join(
             f"{k} was {theirs[k]!r}, is {v!r}" for k, v in ours.items() if theirs[k] != v
         )
         if differ:
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({differ}): take another name or delete it"
+                f"{self.folder} holds a run with other settings ({differ}): take another name or "
+                "delete it"
             )
 
     # -- folders, seeds, weights
@@ -137,337 +138,51 @@ class Run:
 
     @property
     def eval_env(self) -> str:
-        """The world of evaluation: the held-out layouts where there are such, else the same world."""
+        """The world of evaluation: the held-out layouts where there are such, else the same."""
         return envs.held_out(self.settings.env)
 
     @property
     def eval_seeds(self) -> range:
         """Map seeds of evaluation, the same for every arm, round and run."""
-        return range(HELD_OUT, HELD_OUT + self.settings.episodes)
+        return range(HELD_OUT, HELD_OUT + self.settings.eval_maps)
 
-    def start_round(self, k: int) -> None:
-        """Give student and teacher the weights that round k starts from."""
-        if k == 1:
-            self.policy.reset()
-        else:
-            self.policy.load_adapter(self.round_folder(k - 1) / "adapter")
+    @property
+    def stages(self) -> Stages:
+        """The stages as they stand now."""
+        return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
+
+    def load(self, k: int, trained: bool = True) -> None:
+        """Put the weights of round k into the policy.
+
+        Args:
+            k: the round.
+            trained: the student as it is after the round's training; else as the round starts.
+                The teacher is the start of the round in both cases.
+        """
+        if start := self.stages.start(k):
+            self.policy.load_adapter(self.folder / f"round_{start}/adapter")
             self.policy.sync_teacher()
+        else:
+            self.policy.reset()
+        if trained:
+            self.policy.load_adapter(self.folder / f"round_{k}/adapter")
 
-    def _seeds(self, k: int, first: int, n: int) -> range:
-        start = self.settings.seed * 1_000_000 + k * 10_000 + first
-        return range(start, start + n)
+    def promote(self, k: int) -> None:
+        """Let round k+1 start from round k, whatever the gate found."""
+        self._decide(k, k)
 
-    def _timed(self, k: int, stage: str, done: Path, work: Callable[[], None]) -> None:
-        """Do a stage unless its file is there, from the weights that its round starts from, and
-        note its seconds.
-        """
-        if done.exists():
-            return
-        self.start_round(k)
-        began = time.perf_counter()
-        work()
-        path = self.round_folder(k) / "seconds.json"
-        seconds = json.loads(path.read_text()) if path.exists() else {}
-        _write_json(path, {**seconds, stage: round(time.perf_counter() - began, 2)})
+    def rollback(self, k: int) -> None:
+        """Let round k+1 start from where round k started; the files of round k stay."""
+        self._decide(k, self.stages.start(k))
 
-    # -- the stages of round k; each reads the files of the stages before it, and makes those that
-    # are missing
-
-    def rollout(self, k: int) -> list[Trajectory]:
-        """Play the games that experience is extracted from, without experience."""
-        path, s = self.round_folder(k) / "trajectories.jsonl", self.settings
-        self._timed(
-            k,
-            "rollout",
-            path,
-            lambda: write_jsonl(
-                path,
-                rollout(
-                    self.policy,
-                    s.env,
-                    self._seeds(k, 0, s.games),
-                    seed=s.seed * 100 + k,
-                    round=k,
-                    **self.play,
-                ),
-            ),
-        )
-        return read_jsonl(path, Trajectory)
-
-    def extract(self, k: int) -> list[ExperienceItem]:
-        """Let the policy write down what the games teach, `draws` times."""
-        path, s = self.round_folder(k) / "items.jsonl", self.settings
-
-        def work() -> None:
-            counts = Counter()
-            items = extract(
-                self.policy,
-                self.rollout(k),
-                self._before(k),
-                draws=s.draws,
-                budget_tokens=s.budget_tokens,
-                seed=s.seed * 100 + k,
-                round=k,
-                on_step=counts.update,
-                **(self.play | {"temperature": 0.7}),
-            )
-            log = path.parent / "curation.jsonl"
-            if log.exists():  # of other items: it does not fit these, but nobody's work is deleted
-                log.rename(path.parent / "curation.old.jsonl")
-            _write_json(path.with_name("extraction.json"), counts)
-            write_jsonl(path, items)
-
-        self._timed(k, "extract", path, work)
-        return read_jsonl(path, ExperienceItem)
-
-    def curate(self, k: int) -> list[str]:
-        """Accept what no person has decided on (see `auto_curate`) and write what the teacher
-        reads, one text a draw.
-
-        What a person adds, and what was merged, is for every draw. Done anew where items.jsonl or
-        curation.jsonl is newer than experience.md."""
-        folder = self.round_folder(k)
-        path, sources = (
-            folder / "experience.md",
-            [folder / "items.jsonl", folder / "curation.jsonl"],
-        )
-
-        def work() -> None:
-            self.extract(k)
-            before = self._before(k)
-            kept = auto_curate(
-                Curation.open(*sources), self.settings.draws if any(before) else None
-            ).kept()
-            texts = [
-                join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)
-            ]
-            self.write_experience(
-                k,
-                [
-                    truncate_to_budget(text, self.settings.budget_tokens, self.policy.tokenizer)
-                    for text in texts
-                ],
-            )
-
-        if path.exists() and any(
-            f.exists() and f.stat().st_mtime_ns > path.stat().st_mtime_ns for f in sources
-        ):
-            path.unlink()
-        self._timed(k, "curate", path, work)
-        parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
-        # a person's file may lack the headings
-        return [text.strip() for text in parts[1:] or parts * self.settings.draws]
-
-    def write_experience(self, k: int, texts: Sequence[str]) -> None:
-        """Let the teacher of round k read these texts, one a draw, in place of what `curate` would
-        write.
-        """
-        _write(
-            self.round_folder(k) / "experience.md",
-            "".join(f"## Draw {d}\n{t}\n\n" for d, t in enumerate(texts)),
-        )
-
-    def experiences(self, k: int) -> list[str]:
-        """The texts of `curate` that say anything, which the teacher reads; ValueError where none
-        does.
-        """
-        texts, folder = [text for text in self.curate(k) if text], self.round_folder(k)
-        if not texts and (items := self.extract(k)):
-            raise ValueError(
-                f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or add "
-                f"some in {folder / 'curation.jsonl'}"
-            )
-        if not texts:
-            raise ValueError(
-                f"nothing to distill in round {k}: {self.policy.name} wrote no item about "
-                f"{self.settings.games} games (draws: {self.settings.draws}); start a run with more games "
-                f"or a higher temperature, or write items by hand into "
-                f"{folder / 'items.jsonl'}"
-            )
-        return texts
-
-    def collect(self, k: int) -> list[State]:
-        """Play other games without experience: the prompts of their turns are the training states."""
-        path, s = self.round_folder(k) / "states.jsonl", self.settings
-        self._timed(
-            k,
-            "collect",
-            path,
-            lambda: write_jsonl(
-                path,
-                states(
-                    rollout(
-                        self.policy,
-                        s.env,
-                        self._seeds(k, 5_000, s.collect),
-                        seed=s.seed * 100 + k + 50,
-                        round=k,
-                        **self.play,
-                    )
-                ),
-            ),
-        )
-        return read_jsonl(path, State)
-
-    def distill(self, k: int) -> None:
-        """Train the adapter of round k from the states and the texts; a line a step goes to
-        metrics.jsonl.
-        """
-        path = self.round_folder(k) / "adapter"
-        self._timed(
-            k,
-            "distill",
-            path,
-            lambda: self._train(k, f"round {k}", self.experiences(k), self.settings.loss, path),
-        )
-        self.policy.load_adapter(path)
-
-    def evaluate(self, k: int) -> dict:
-        """Measure base, in-context and consolidated arms on held-out maps; returns and writes the
-        round's metrics.
-        """
-        path = self.round_folder(k) / "metrics.json"
-
-        def work() -> None:
-            self.policy.load_adapter(path.parent / "adapter")
-            one = self.round_folder(1) / "metrics.json"
-            first = not one.exists()
-            arms = {"base": self._measure(adapter=None)} if first else {}
-            texts = self.experiences(k)
-            arms["in_context"] = self._measure(texts, adapter="teacher")
-            arms["consolidated"] = self._measure()
-            ood = {"base": self.probe(None)} if first else {}
-            ood["consolidated"] = self.probe("student")
-            rows = {
-                name: {**report.summary(), "passes": report.passes_string}
-                for name, report in arms.items()
-            }
-            passes = arms["in_context"].passes
-            by_draw = [passes[d :: len(texts)] for d in range(len(texts))]
-            rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in by_draw if p]
-            if not first:
-                theirs = json.loads(one.read_text())
-                rows["base"], ood["base"] = theirs["pass_rate"]["base"], theirs["ood"]["base"]
-            items = self.extract(k)
-            kept = Curation.open(path.parent / "items.jsonl", path.parent / "curation.jsonl").kept()
-            counts = path.with_name(
-                "extraction.json"
-            )  # there is none for items that a person put there
-            _write_json(
-                path,
-                {
-                    "round": k,
-                    "pass_rate": rows,
-                    "ood": ood,
-                    "items": len(items),
-                    "kept": len(kept),
-                    "extraction": json.loads(counts.read_text()) if counts.exists() else None,
-                },
-            )
-
-        if not path.exists():
-            self.distill(k)
-        self._timed(k, "evaluate", path, work)
-        metrics = json.loads(path.read_text())
-        for kind in ("reply_tokens", "truncated"):
-            metrics[kind] = {name: row[kind] for name, row in metrics["pass_rate"].items()}
-        return {
-            **metrics,
-            "seconds": json.loads((self.round_folder(k) / "seconds.json").read_text()),
-        }
-
-    def compare(self) -> dict:
-        """The other arms from round 1's states: off-policy KL, SFT, and raw trajectories in place
-        of items.
-        """
-        path = self.folder / "comparison.json"
-        if not path.exists():
-            self.start_round(1)
-            texts, games = self.experiences(1), self.rollout(1)
-            raw = [raw_games_text([game], self.prompts) for game in games[: self.settings.draws]]
-            result = {"raw": {"in_context": self._measure(raw).summary()}}
-            for arm, loss in (("forward_kl", "forward_kl"), ("sft", "sft"), ("raw", "reverse_kl")):
-                self.policy.reset()
-                self._train(1, arm, raw if arm == "raw" else texts, loss, None)
-                row = {"consolidated": self._measure().summary(), "ood": self.probe("student")}
-                result.setdefault(arm, {}).update(row)
-            _write_json(path, result)
-            if (whole := self.folder / "metrics.json").exists():
-                _write_json(whole, {**json.loads(whole.read_text()), "arms": result})
-        return json.loads(path.read_text())
-
-    def finish(self) -> dict:
-        """All rounds, done or yet to do, then metrics.json of the whole run; returns it."""
-        rounds = []
-        for k in range(1, self.settings.rounds + 1):
-            for stage in (self.rollout, self.extract, self.experiences, self.collect, self.distill):
-                stage(k)
-            rounds.append(self.evaluate(k))
-        metrics = {
-            "run": self.folder.name,
-            "env": self.settings.env,
-            "eval_env": self.eval_env,
-            "model": self.policy.name,
-            "seed": self.settings.seed,
-            "bounds": envs.bounds(self.eval_env, self.eval_seeds),
-            "rounds": rounds,
-        }
-        if self.settings.arms or (self.folder / "comparison.json").exists():
-            metrics["arms"] = self.compare()
-        _write_json(self.folder / "metrics.json", metrics)
-        self.policy.load_adapter(
-            self.round_folder(self.settings.rounds) / "adapter"
-        )  # not the last arm's
-        return metrics
-
-    # -- helpers
-
-    def _before(self, k: int) -> list[str]:
-        """What the draws of round k already know."""
-        return self.curate(k - 1) if k > 1 and self.settings.carry else [""] * self.settings.draws
-
-    def _train(self, k: int, arm: str, texts: list[str], loss: str, folder: Path | None) -> None:
-        s, lines = self.settings, self.folder / "metrics.jsonl"
-        if lines.exists():  # steps of a try that was cut off
-            try:
-                rows = read_jsonl(lines)
-            except RecordError as error:
-                rows = error.records
-            write_jsonl(lines, [row for row in rows if row["arm"] != arm])
-        distill(
-            self.policy,
-            self.collect(k),
-            texts,
-            steps=s.steps,
-            batch_size=s.batch_size,
-            lr=s.lr,
-            loss=loss,
-            top_k=s.top_k,
-            temperature=s.temperature,
-            retention=s.retain,
-            max_new_tokens=s.max_new_tokens,
-            prompt_set=self.prompts,
-            seed=s.seed * 100 + k,
-            progress=self.progress,
-            on_step=lambda row: append_jsonl(lines, {"arm": arm, "round": k, **row}),
-        )
-        if folder:
-            partial = folder.with_name("adapter.partial")
-            self.policy.save_adapter(partial)
-            partial.rename(folder)
-
-    def _measure(self, texts: list[str] | str = "", adapter: str | None = "student") -> EvalReport:
-        s = self.settings
-        return evaluate(
-            self.policy,
-            self.eval_env,
-            self.eval_seeds,
-            texts,
-            adapter=adapter,
-            prompt_set=self.prompts,
-            sampling_seeds=[s.seed * s.samples + i for i in range(s.samples)],
-            progress=self.progress,
-        )
+    def _decide(self, k: int, start: int) -> None:
+        if not (self.folder / f"round_{k}/adapter").is_dir():
+            raise ValueError(f"round {k} is not trained yet: there is nothing to decide on")
+        with self._locked():
+            path = self.folder / "chain.json"
+            chain = files.read_json(path) or {"start": {}}
+            chain["start"][str(k + 1)] = start
+            files.write_json(path, chain)
 
     def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
         """What the model still answers right that has nothing to do with the world; None without a
@@ -476,34 +191,238 @@ class Run:
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
 
+    # -- what is done, and doing it
+
+    def status(self) -> list[StageStatus]:
+        """How each stage of each round stands: done, missing, or stale and why."""
+        return self.stages.statuses()
+
+    def ensure(self, k: int, stage: str, redo: bool = False) -> None:
+        """Do a stage, and before it what it needs, unless that is done.
+
+        Raises:
+            StaleRunError: one of them is out of date and redo is False; nothing was done then.
+        """
+        if self.stages.status(k, stage).state == "done":
+            return
+        with self._locked():
+            self._refuse(self._needs(k, stage), redo)
+            self._ensure(k, stage, redo)
+
+    def run_all(self, redo: bool = False) -> dict[str, Any]:
+        """All rounds, done or yet to do, then metrics.json of the whole run; returns it.
+
+        Args:
+            redo: do again what is out of date, and no more.
+
+        Raises:
+            StaleRunError: something is out of date and redo is False.
+        """
+        self._refuse(statuses := self.status(), redo)
+        if any(status.state != "done" for status in statuses):
+            with self._locked():
+                for k, stage in list(self.stages.nodes()):
+                    self.ensure(k, stage, redo)
+                    if stage == "curate":  # nothing to distill is an error before any more is done
+                        work.known_texts(self, k)
+        return files.read_json(self.folder / "metrics.json")
+
+    def redo(self) -> list[StageStatus]:
+        """Do again what is out of date, and no more; returns how those stages stood before."""
+        stale = [status for status in self.status() if status.state == "stale"]
+        for status in stale:
+            if status.stage != "metrics" or all(s.state == "done" for s in self.status()[:-1]):
+                self.ensure(status.round, status.stage, redo=True)
+        return stale
+
+    def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
+        if not redo and (stale := self.stages.blocking(statuses)):
+            raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
+
+    def _needs(self, k: int, stage: str) -> list[StageStatus]:
+        """The stages that are not done among a stage and those before it."""
+        stages, seen = self.stages, {}
+
+        def visit(node: tuple[int, str]) -> None:
+            status = stages.status(*node)
+            if node not in seen and status.state != "done":
+                for other in [*stages.before(*node), *self._judged(node)]:
+                    visit(other)
+                seen[node] = status
+
+        visit((k, stage))
+        return list(seen.values())
+
+    def _judged(self, node: tuple[int, str]) -> list[tuple[int, str]]:
+        """The evaluation on which it depends what a stage starts from."""
+        waits = node[0] > 1 and self.settings.gate in ("stop", "rollback")
+        return [(node[0] - 1, "evaluate")] if waits else []
+
+    def _ensure(self, k: int, stage: str, redo: bool) -> None:
+        if self.stages.status(k, stage).state == "done":
+            return
+        for node in self._judged((k, stage)):  # first: what it starts from depends on it
+            self._ensure(*node, redo)
+        stages, stops = self.stages, k > 1 and self.settings.gate == "stop"
+        if stops and (lost := stages.lost(k - 1)) and not stages.decided(k):
+            raise ValueError(
+                f"round {k} does not start: {lost}; let it start from round {k - 1} all the same "
+                f"with run.promote({k - 1}), or from the one before with run.rollback({k - 1})"
+            )
+        for node in stages.before(k, stage):
+            self._ensure(*node, redo)
+        if stages.status(k, stage).state != "done":
+            self._do(k, stage)
+
+    def _do(self, k: int, stage: str) -> None:
+        """One stage: its work in a folder of its own, then all of it into place."""
+        stages, began = self.stages, time.perf_counter()
+        manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
+        home = stages.manifest_path(k, stage).parent
+        home.mkdir(parents=True, exist_ok=True)
+        partial, checkpoint = home / f".{stage}.partial", home / f".{stage}.checkpoint"
+        files.remove(partial)
+        partial.mkdir()
+        self._note_settings()
+        try:
+            with self.policy.as_found():
+                self.start_stage(k, stage)
+                if stage in ARMS:
+                    notes = work.run_arm(self, stage, partial, checkpoint)
+                elif stage == "distill":
+                    notes = work.distill(self, k, partial, checkpoint)
+                else:
+                    notes = getattr(work, stage)(self, k, partial)
+        except KeyboardInterrupt as stop:
+            where = f" ({stop})" if str(stop) else ""
+            raise KeyboardInterrupt(
+                f"stopped in {stage} of round {k}{where}; go on with `python -m oelkit loop --run "
+                f"{self.folder.name} --resume`"
+            ) from None
+        else:
+            manifest["inputs"] |= notes.pop("inputs", {})
+            manifest |= {"stage": stage, "round": k, **notes, "versions": versions()}
+            manifest["seconds"] = round(time.perf_counter() - began, 2)
+            ours = (stages.manifest(k, stage) or {"outputs": {}})["outputs"]
+            place = f"round_{k}/" if k else "ablations/" * (stage in ARMS)
+            at = stages.manifest_path(k, stage)
+            files.commit(partial, self.folder, place, ours, manifest, at)
+            files.remove(checkpoint)
+        finally:
+            files.remove(partial)
+
+    def start_stage(self, k: int, stage: str) -> None:
+        """Put the weights that a stage starts from into the policy."""
+        if stage not in ("base", "curate", "metrics"):
+            self.load(max(k, 1), trained=stage == "evaluate")
+
+    def _note_settings(self) -> None:
+        """Keep in run.json what may change in a run, once a stage runs with it."""
+        path = self.folder / "run.json"
+        old = read_run(self.folder)
+        new = old | self._record()
+        new["settings"]["rounds"] = max(old["settings"]["rounds"], self.settings.rounds)
+        new["settings"]["run_ablations"] |= old["settings"]["run_ablations"]
+        if new != old:
+            files.write_json(path, new)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._writing:
+            yield
+            return
+        with files.locked(self.folder):
+            self._writing = True
+            try:
+                yield
+            finally:
+                self._writing = False
+
+    # -- the stages of round k; earlier ones that are missing are done first
+
+    def rollout(self, k: int) -> list[Trajectory]:
+        """Play the games that experience is extracted from, without experience."""
+        self.ensure(k, "rollout")
+        return read_jsonl(self.folder / f"round_{k}/trajectories.jsonl", Trajectory)
+
+    def extract(self, k: int) -> list[ExperienceItem]:
+        """Let the policy write down what the games teach, `num_draws` times."""
+        self.ensure(k, "extract")
+        return read_jsonl(self.folder / f"round_{k}/items.jsonl", ExperienceItem)
+
+    def curate(self, k: int) -> list[str]:
+        """Accept what no person has decided on (see `auto_curate`) and write what the teacher
+        reads; returns one text per draw.
+
+        What a person adds, and what was merged, is for every draw. Done again where the log
+        changed, until something is trained on the text; an experience.md that a person wrote is
+        what counts, and stays."""
+        self.ensure(k, "curate")
+        return work.read_texts(self, self.folder / f"round_{k}/experience.md")
+
+    def experiences(self, k: int) -> list[str]:
+        """The texts of `curate` that say anything, which the teacher reads.
+
+        Raises:
+            ValueError: none does.
+        """
+        self.ensure(k, "curate")
+        return work.known_texts(self, k)
+
+    def collect(self, k: int) -> list[State]:
+        """Play other games without experience: the prompts of their turns are the states."""
+        self.ensure(k, "collect")
+        return read_jsonl(self.folder / f"round_{k}/states.jsonl", State)
+
+    def distill(self, k: int) -> None:
+        """Train the adapter of round k; a line per step goes to metrics.jsonl."""
+        self.ensure(k, "distill")
+
+    def evaluate(self, k: int) -> dict[str, Any]:
+        """Measure base, in-context and consolidated arms on held-out maps; returns the metrics of
+        the round.
+        """
+        self.ensure(k, "evaluate")
+        return work.round_metrics(self, k)
+
+    def ablations(self) -> dict[str, Any]:
+        """The other arms from round 1's states, one after the other; see `ablations`."""
+        for arm in ARMS:
+            self.ensure(0, arm)
+        return work.arm_metrics(self)
+
+    def write_experience(self, k: int, texts: Sequence[str]) -> None:
+        """Let the teacher of round k read these texts, one per draw, in place of what `curate`
+        would write; they stay until a person deletes the file.
+        """
+        path = self.round_folder(k) / "experience.md"
+        self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
+        files.write_text(path, work.as_draws(texts))
+
 
 def run_folder(name: str, root: str | Path = "runs") -> Path:
     """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(
-            f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' and '-'"
+            f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' "
+            "and '-'"
         )
     return Path(root) / name
 
 
 def run_loop(
-    folder: str | Path, settings: Settings, policy: Policy | None = None, *, progress: bool = True
-) -> dict:
+    folder: str | Path,
+    settings: Settings,
+    policy: Policy | None = None,
+    *,
+    progress: bool = True,
+    redo: bool = False,
+) -> dict[str, Any]:
     """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
-    return Run(folder, settings, policy, progress=progress).finish()
+    return Run(folder, settings, policy, progress=progress).run_all(redo)
 
 
 def versions() -> dict[str, str]:
     """Of Python and the packages that results depend on, for the record."""
     packages = ("torch", "transformers", "peft", "gymnasium")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    _write(path, json.dumps(value, indent=1) + "\n")
+    return {"python": python_version(), **{p: version(p) for p in packages}}

@@ -8,21 +8,22 @@ No torch, no policy: `status` looks at a run folder wherever it lies."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from ..prompts import load_prompt_set
 from .files import read_json, sha256
 
 FORM = 2  # of the run folder; 1 had no manifests
 WEIGHTS = "adapter/adapter_model.safetensors"
-_MODEL = "model dtype quantize lora_rank enable_thinking"
-_PLAY = f"{_MODEL} env seed temperature"
-_TRAIN = (
-    f"{_MODEL} seed steps batch_size lr warmup top_k tail clip temperature retention batch_tokens"
+_MODEL, _EXTRACT, _TRAIN, _EVAL = (
+    tuple(f.name for f in fields(config))
+    for config in (ModelConfig, ExtractConfig, DistillConfig, EvalConfig)
 )
-_MEASURE = f"{_MODEL} env seed eval_maps samples_per_map eval_temperature eval_top_p eval_top_k"
+_PLAY = (*_MODEL, "env", "seed", "temperature")
+_MEASURE = (*_MODEL, *_EVAL, "env", "seed")
 _STARTED, _KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
 _TRAINED, _READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
 
@@ -34,26 +35,28 @@ class Stage:
 
     writes: str
     reads: tuple[str, ...]
-    settings: str
+    settings: tuple[str, ...]
     prompts: bool = True
 
 
 TABLE = {
-    "rollout": Stage("round_{k}/trajectories.jsonl", (_STARTED,), f"{_PLAY} extract_games"),
+    "rollout": Stage("round_{k}/trajectories.jsonl", (_STARTED,), (*_PLAY, "extract_games")),
     "extract": Stage(
         "round_{k}/items.jsonl",
         (_STARTED, "round_{k}/trajectories.jsonl", _KNOWN),
-        f"{_MODEL} seed num_draws budget_tokens extract_temperature show_previous strict",
+        (*_MODEL, *_EXTRACT, "seed"),
     ),
     "curate": Stage(
         "round_{k}/experience.md",
         ("round_{k}/items.jsonl", "round_{k}/curation.jsonl", _KNOWN),
-        "model num_draws budget_tokens",
+        ("model", "num_draws", "budget_tokens"),
         False,
     ),
-    "collect": Stage("round_{k}/states.jsonl", (_STARTED,), f"{_PLAY} state_games"),
+    "collect": Stage("round_{k}/states.jsonl", (_STARTED,), (*_PLAY, "state_games")),
     "distill": Stage(
-        _TRAINED, (_STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"), f"{_TRAIN} loss"
+        _TRAINED,
+        (_STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"),
+        (*_MODEL, *_TRAIN, "seed"),
     ),
     "evaluate": Stage(
         "round_{k}/metrics.json",
@@ -67,14 +70,14 @@ TABLE |= {  # of the whole run; their round is 0
     "raw": Stage(
         "ablations/raw.json",
         ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
-        f"{_MEASURE} {_TRAIN}",
+        (*_MEASURE, *_TRAIN),
     ),
-    "metrics": Stage("metrics.json", (), "rounds env", False),
+    "metrics": Stage("metrics.json", (), ("rounds", "env"), False),
 }
 for _arm in ("forward_kl", "sft"):
     _reads = ("round_1/experience.md", "round_1/states.jsonl")
-    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, f"{_MEASURE} {_TRAIN}")
-ARMS = ("raw", "forward_kl", "sft")
+    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, (*_MEASURE, *_TRAIN))
+ARMS = ("forward_kl", "sft", "raw")
 _HANDS = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
 
 
@@ -93,6 +96,7 @@ class StageStatus:
 
     @property
     def name(self) -> str:
+        """As sentences call it: "distill of round 1"."""
         return f"{self.stage} of round {self.round}" if self.round else self.stage
 
 
@@ -129,6 +133,10 @@ class Stages:
             return said[str(k)]
         lost = self.settings.get("gate") == "rollback" and self.lost(k - 1)
         return self.start(k - 1) if lost else k - 1
+
+    def decided(self, k: int) -> bool:
+        """Whether a person said what round k starts from."""
+        return str(k) in (read_json(self.folder / "chain.json") or {}).get("start", {})
 
     def lost(self, k: int) -> str:
         """What the gate found against round k, in a sentence; "" where it found nothing."""
@@ -174,7 +182,7 @@ class Stages:
 
     def slice(self, k: int, stage: str) -> dict[str, Any]:
         """The settings that a stage depends on, the prompt set's texts and the start among them."""
-        mine = {name: self.settings.get(name) for name in TABLE[stage].settings.split()}
+        mine = {name: self.settings.get(name) for name in TABLE[stage].settings}
         mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
         mine |= {"start": self.start(k)} if k else {}
         if stage in ("base", "evaluate"):
@@ -184,6 +192,7 @@ class Stages:
     # -- what is there
 
     def manifest_path(self, k: int, stage: str) -> Path:
+        """Where the manifest of a stage lies."""
         return self.folder / (f"round_{k}" if k else "") / "manifests" / f"{stage}.json"
 
     def manifest(self, k: int, stage: str) -> dict[str, Any] | None:
@@ -270,7 +279,10 @@ class Stages:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The record of a run, run.json; ValueError where there is none, or one of an older form."""
-    record = read_json(folder / "run.json")
+    try:
+        record = read_json(folder / "run.json")
+    except ValueError:
+        record = None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise ValueError(
             f"{folder / 'run.json'}: not a run's record; choose another name or delete it"

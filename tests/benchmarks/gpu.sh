@@ -26,10 +26,10 @@ import sys, torch
 from oelkit import Run, Settings, summary
 model, cap, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.cuda.set_per_process_memory_fraction(cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-run = Run(folder, Settings(model=model, rounds=2, games=16, collect=16, draws=2, steps=4, episodes=16, prompts="paper",
-                           arms=False))
+run = Run(folder, Settings(model=model, rounds=2, extract_games=16, state_games=16, num_draws=2, steps=4,
+                           eval_maps=16, prompt_set="paper", run_ablations=False))
 (run.round_folder(1) / "items.jsonl").write_text(open("data/sample/items.jsonl").read())  # random weights write none
-print(summary(run.finish()))
+print(summary(run.run_all()))
 print(f"{model.rsplit('/')[-1]}: peak {torch.cuda.max_memory_allocated() / 2**30:.1f} of {cap} GiB")
 LOOP
 done

@@ -89,7 +89,7 @@ def test_a_recorded_session_is_replayed_on_a_run(run):
 
 def test_inspect_plays_the_same_maps_before_and_after_distillation(run):
     folder = ROOT / "runs" / run
-    loop = Run(folder, Settings(collect=2, steps=1, batch_size=2), progress=False)
+    loop = Run(folder, Settings(state_games=2, steps=1, batch_size=2), progress=False)
     for name in ("trajectories", "items"):
         shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", loop.round_folder(1))
     loop.distill(1)

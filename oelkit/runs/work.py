@@ -1,0 +1,327 @@
+"""The work of the stages: each reads its inputs from files, works with the weights that `Run` has
+loaded, writes into a folder of its own, and returns what goes into its manifest beside the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import envs
+from ..auto_curation import auto_curate
+from ..config import DistillConfig
+from ..curation import Curation, items_for_draw
+from ..records import (
+    ExperienceItem,
+    RecordError,
+    State,
+    Trajectory,
+    append_jsonl,
+    read_jsonl,
+    write_jsonl,
+)
+from ..steps import distillation, evaluation, extraction, rollouts
+from ..text import join_experience, truncate_to_budget
+from . import gate
+from .files import append_bytes, keep_aside, read_json, sha256, write_json, write_text
+from .stages import ARMS, STAGES
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def rollout(run: Run, k: int, folder: Path) -> dict[str, Any]:
+    """Play the games that experience is extracted from."""
+    s = run.settings
+    games, notes = _play(run, k, 0, s.extract_games, s.seed * 100 + k)
+    write_jsonl(folder / "trajectories.jsonl", games)
+    return notes
+
+
+def collect(run: Run, k: int, folder: Path) -> dict[str, Any]:
+    """Play other games; their prompts are the states."""
+    s = run.settings
+    games, notes = _play(run, k, 5_000, s.state_games, s.seed * 100 + k + 50)
+    write_jsonl(folder / "states.jsonl", rollouts.states(games))
+    return notes
+
+
+def _play(run: Run, k: int, first: int, n: int, seed: int) -> tuple[list[Trajectory], dict]:
+    s = run.settings
+    start = s.seed * 1_000_000 + k * 10_000 + first
+    games = rollouts.rollout(
+        run.policy,
+        s.env,
+        range(start, start + n),
+        seed=seed,
+        round=k,
+        temperature=s.temperature,
+        prompt_set=run.prompts,
+        progress=run.progress,
+    )
+    return games, {"seeds": {"maps": [start, start + n], "sampling": seed}}
+
+
+def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
+    """Let the policy write items about its games."""
+    s, counts, items = run.settings, Counter(), folder / "items.jsonl"
+    games = read_jsonl(run.folder / f"round_{k}/trajectories.jsonl", Trajectory)
+    found = extraction.extract(
+        run.policy,
+        games,
+        _known(run, k),
+        draws=s.num_draws,
+        budget_tokens=s.budget_tokens,
+        temperature=s.extract_temperature,
+        show_previous=s.show_previous,
+        strict=s.strict,
+        prompt_set=run.prompts,
+        seed=s.seed * 100 + k,
+        round=k,
+        on_step=counts.update,
+        progress=run.progress,
+    )
+    write_jsonl(items, found)
+    log, curated = run.folder / f"round_{k}/curation.jsonl", run.stages.manifest(k, "curate")
+    of = curated and curated["inputs"].get(f"round_{k}/items.jsonl")
+    if log.exists() and of != sha256(items):  # of other items: it does not fit these
+        keep_aside(log)
+    return {"seeds": {"sampling": s.seed * 100 + k}, "counts": dict(counts)}
+
+
+def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
+    """Decide what no person has decided on, and write what the teacher reads."""
+    s, log = run.settings, f"round_{k}/curation.jsonl"
+    curation = Curation.open(run.folder / f"round_{k}/items.jsonl", run.folder / log)
+    before = _known(run, k)
+    auto_curate(curation, s.num_draws if any(before) else None)
+    inputs = {log: sha256(run.folder / log)}
+    curation.reload()  # a person's line in between is not in the hash: stale, and done again
+    kept = curation.kept()
+    texts = [join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)]
+    cut = [truncate_to_budget(text, s.budget_tokens, run.policy.tokenizer) for text in texts]
+    write_text(folder / "experience.md", as_draws(cut))
+    return {"inputs": inputs}
+
+
+def distill(run: Run, k: int, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Train the adapter; beside it stands the experience that it has read."""
+    source = run.folder / f"round_{k}"
+    states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
+    seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint)
+    run.policy.save_adapter(folder / "adapter")
+    text = (source / "experience.md").read_text(encoding="utf-8")
+    write_text(folder / "adapter/experience.md", text)
+    return {"seeds": {"training": seed}}
+
+
+def train(
+    run: Run, k: int, arm: str, states: list[State], texts: list[str], loss: str, checkpoint: Path
+) -> int:
+    """Distill, its steps as the lines of `arm` in metrics.jsonl; returns the seed."""
+    s, lines, seed = run.settings, run.folder / "metrics.jsonl", run.settings.seed * 100 + k
+    about = {"arm": arm, "round": k}
+    rows = _read_lines(lines)
+    others = [row for row in rows if row["arm"] != arm]
+    if len(others) < len(rows):  # steps of a try that was cut off
+        write_jsonl(lines, others)
+    config = DistillConfig(**{f.name: getattr(s, f.name) for f in fields(DistillConfig)})
+    history = distillation.distill(
+        run.policy,
+        states,
+        texts,
+        replace(config, loss=loss),
+        prompt_set=run.prompts,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=run.progress,
+        on_step=lambda row: append_jsonl(lines, about | row),
+    )
+    write_jsonl(lines, [*others, *(about | row for row in history)])  # whole, also after a resume
+    return seed
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The steps of trainings; damaged lines are kept in metrics.damaged.jsonl."""
+    try:
+        return read_jsonl(path) if path.exists() else []
+    except RecordError as error:
+        lines = path.read_bytes().split(b"\n")
+        bad = b"".join(lines[number - 1] + b"\n" for number, *_ in error.bad)
+        append_bytes(path.with_name("metrics.damaged.jsonl"), bad)
+        return error.records
+
+
+def run_arm(run: Run, arm: str, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Train and measure another arm from round 1's states: off-policy KL, SFT, or raw games in
+    place of items.
+    """
+    row: dict[str, Any] = {}
+    texts, loss = [], arm
+    if arm == "raw":
+        games = read_jsonl(run.folder / "round_1/trajectories.jsonl", Trajectory)
+        games = games[: run.settings.num_draws]
+        texts, loss = [rollouts.raw_games_text([game], run.prompts) for game in games], "reverse_kl"
+        row["in_context"] = measure(run, texts)
+    states = read_jsonl(run.folder / "round_1/states.jsonl", State)
+    seed = train(run, 1, arm, states, texts or known_texts(run, 1), loss, checkpoint)
+    row |= {"consolidated": measure(run), "ood": run.probe()}
+    write_json(folder / f"{arm}.json", row)
+    return {"seeds": {"training": seed}}
+
+
+def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
+    """Measure the untrained model, once for the whole run."""
+    write_json(folder / "base.json", {"pass_rate": measure(run, adapter=None)} | _judged(run, None))
+    return {}
+
+
+def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
+    """Measure round k on held-out maps, and let the gate judge it."""
+    start = run.stages.start(k)
+    read = next(n for n in run.stages.reads(k, "evaluate") if n.endswith("experience.md"))
+    texts = [text for text in read_texts(run, run.folder / read) if text]
+    untrained = read_json(run.folder / "base.json")
+    rows = {"base": untrained["pass_rate"]}
+    rows["in_context"] = measure(run, texts, adapter="teacher")
+    rows["consolidated"] = measure(run)
+    passes = [int(c) for c in rows["in_context"]["passes"]]
+    draws = [passes[d :: len(texts)] for d in range(len(texts))]
+    rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in draws if p]
+    now = _judged(run, "student")
+    metrics = {"round": k, "start": start, "experience_sha256": sha256(run.folder / read)}
+    metrics |= {"pass_rate": rows, "ood": {"base": untrained["ood"], "consolidated": now["ood"]}}
+    if "validation" in now:
+        before = untrained
+        if start:
+            before = read_json(run.folder / f"round_{start}/metrics.json")
+            before |= {"ood": before["ood"]["consolidated"]}
+        metrics |= {"validation": now["validation"], "gate": gate.judge(k, start, before, now)}
+        if metrics["gate"]["lost"]:
+            warnings.warn(metrics["gate"]["lost"], stacklevel=2)
+    write_json(folder / "metrics.json", metrics)
+    return {}
+
+
+def _judged(run: Run, adapter: str | None) -> dict[str, Any]:
+    """What the gate compares: passes on validation maps, and the OOD probe."""
+    row: dict[str, Any] = {"ood": run.probe(adapter)}
+    if run.settings.gate != "off":
+        seeds = range(gate.VALIDATION, gate.VALIDATION + gate.VALIDATION_MAPS)
+        row["validation"] = measure(run, "", adapter, run.settings.env, seeds, samples=1)
+    return row
+
+
+def measure(
+    run: Run,
+    texts: Sequence[str] | str = "",
+    adapter: str | None = "student",
+    env: str | None = None,
+    seeds: Sequence[int] | None = None,
+    samples: int | None = None,
+) -> dict[str, Any]:
+    """A row of figures: the pass rate on held-out maps (or others) with its interval."""
+    s, seeds = run.settings, seeds or run.eval_seeds
+    samples = samples or s.samples_per_map
+    report = evaluation.evaluate(
+        run.policy,
+        env or run.eval_env,
+        seeds,
+        texts,
+        adapter=adapter,
+        temperature=s.eval_temperature,
+        top_p=s.eval_top_p,
+        top_k=s.eval_top_k,
+        prompt_set=run.prompts,
+        sampling_seeds=[s.seed * samples + i for i in range(samples)],
+        progress=run.progress,
+    )
+    return report.summary() | {"passes": report.passes_string}
+
+
+def metrics(run: Run, _: int, folder: Path) -> dict[str, Any]:
+    """Put together what the rounds and arms have written."""
+    stages, rounds = run.stages, range(1, run.settings.rounds + 1)
+    whole = {
+        "run": run.folder.name,
+        "env": run.settings.env,
+        "eval_env": run.eval_env,
+        "model": run.policy.name,
+        "seed": run.settings.seed,
+        "bounds": envs.bounds(run.eval_env, run.eval_seeds),
+        "rounds": [round_metrics(run, k) for k in rounds],
+        "chain": [{"round": k, "start": stages.start(k), "lost": stages.lost(k)} for k in rounds],
+        "next_start": stages.start(rounds[-1] + 1),
+        "seconds": _seconds(run, 0, ("base", *ARMS)),
+    }
+    arms = arm_metrics(run)
+    write_json(folder / "metrics.json", whole | ({"arms": arms} if arms else {}))
+    return {}
+
+
+def arm_metrics(run: Run) -> dict[str, Any]:
+    """The rows of the arms that are done."""
+    rows = {arm: read_json(run.folder / f"ablations/{arm}.json") for arm in ARMS}
+    return {arm: row for arm, row in rows.items() if row}
+
+
+def round_metrics(run: Run, k: int) -> dict[str, Any]:
+    """The metrics of a round with its counts and seconds."""
+    folder = run.folder / f"round_{k}"
+    row = read_json(folder / "metrics.json")
+    if (folder / "items.jsonl").exists():
+        curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl")
+        items = len(read_jsonl(folder / "items.jsonl"))
+        row |= {"items": items, "kept": len(curation.kept())}
+    row["extraction"] = (run.stages.manifest(k, "extract") or {}).get("counts")
+    for kind in ("reply_tokens", "truncated"):
+        row[kind] = {name: rate[kind] for name, rate in row["pass_rate"].items()}
+    return {**row, "seconds": _seconds(run, k, STAGES)}
+
+
+def _seconds(run: Run, k: int, names: Sequence[str]) -> dict[str, float]:
+    manifests = {name: run.stages.manifest(k, name) for name in names}
+    return {name: manifest["seconds"] for name, manifest in manifests.items() if manifest}
+
+
+def known_texts(run: Run, k: int) -> list[str]:
+    """The texts in experience.md that say anything; ValueError where none does."""
+    folder = run.folder / f"round_{k}"
+    if texts := [text for text in read_texts(run, folder / "experience.md") if text]:
+        return texts
+    if items := read_jsonl(folder / "items.jsonl", ExperienceItem):
+        raise ValueError(
+            f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or "
+            f"add some in {folder / 'curation.jsonl'}"
+        )
+    s = run.settings
+    raise ValueError(
+        f"nothing to distill in round {k}: {run.policy.name} wrote no item about {s.extract_games} "
+        f"games (draws: {s.num_draws}); start a run with more games or a higher temperature, or "
+        f"write items by hand into {folder / 'items.jsonl'}"
+    )
+
+
+def read_texts(run: Run, path: Path) -> list[str]:
+    """The text of each draw in an experience.md."""
+    parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
+    # a person's file may lack the headings
+    return [text.strip() for text in parts[1:] or parts * run.settings.num_draws]
+
+
+def as_draws(texts: Sequence[str]) -> str:
+    """An experience.md of one text per draw."""
+    return "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts))
+
+
+def _known(run: Run, k: int) -> list[str]:
+    """What the draws of round k already know."""
+    start = run.stages.start(k) if run.settings.carry_experience else 0
+    if start:
+        return read_texts(run, run.folder / f"round_{start}/experience.md")
+    return [""] * run.settings.num_draws
