@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from oelkit import Run, Settings
-from oelkit.notebooks import find_root, run_notebooks
+from oelkit import Curation, Run, Settings
+from oelkit.notebooks import NotebookError, find_root, run_notebooks
 
 pytestmark = pytest.mark.slow
 
@@ -97,3 +97,24 @@ def test_inspect_plays_the_same_maps_before_and_after_distillation(run):
     check(copy, folder)
     metrics = json.loads((folder / "notebooks" / "02_inspect.metrics.json").read_text())
     assert [sum(metrics[f"same maps, {arm}"].values()) for arm in ("base", "distilled")] == [2, 2]
+
+
+def test_an_edit_after_training_is_refused_or_done_again(run):
+    folder = ROOT / "runs" / run
+    loop = Run(folder, Settings.of("tiny"), progress=False)
+    one = loop.round_folder(1)
+    for name in ("trajectories", "items"):
+        shutil.copy(ROOT / "data" / "sample" / f"{name}.jsonl", one)
+    loop.distill(1)
+    weights, read = one / "adapter" / "adapter_model.safetensors", one / "adapter" / "experience.md"
+    before = weights.read_bytes()
+    Curation.open(one / "items.jsonl", one / "curation.jsonl").add("Walls cost a turn.")
+
+    (copy,) = run_notebooks(["04_curate"], run=run, timeout=TIMEOUT)
+    assert "curate of round 1 is stale" in copy.read_text("utf-8")
+    with pytest.raises(NotebookError, match=r"05_distill.*cell.*curation\.jsonl has changed since"):
+        run_notebooks(["05_distill"], run=run, timeout=TIMEOUT)
+    assert weights.read_bytes() == before and "Walls cost" not in read.read_text("utf-8")
+
+    run_notebooks(["05_distill"], {"redo": True}, run=run, timeout=TIMEOUT)
+    assert weights.read_bytes() != before and "Walls cost" in read.read_text("utf-8")
