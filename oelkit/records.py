@@ -2,22 +2,22 @@
 
 One line on disk is `{"schema": 1, ...fields...}`. Fields that this version does not know are kept
 in `extra` and written back, so that a file may pass through an older oelkit unharmed. Nothing is
-pickled; token ids and tensors do not live here. It does not decide where files lie (that is
-`loop`). Departure: the paper's code keeps pickles in a temporary folder."""
+pickled; token ids and tensors do not live here, nor is decided here where files lie. Departure: the
+paper's code keeps pickles in a temporary folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 try:
     import fcntl
@@ -25,7 +25,12 @@ except ImportError:  # Windows: an append is then guarded by the size check alon
     fcntl = None
 
 SCHEMA = 1
+_ESCAPE = "backslashreplace"  # a lone surrogate, as broken model output has it, as in JSON
 T = TypeVar("T")
+AnyPath = str | os.PathLike[str]
+Message = dict[str, Any]  # role, and content: text, a list of parts, or None
+Fields = dict[str, Any]  # of a line, by name
+BadLine = tuple[int, str | None, str]  # line, field, message
 
 
 class Outcome(StrEnum):
@@ -38,25 +43,19 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-def _extra() -> Any:
-    return field(
-        default_factory=dict, hash=False
-    )  # a dict has no hash; the records around it should
-
-
 @dataclass(frozen=True)
 class Turn:
     """One prompt and the model's reply to it."""
 
     observation: str
-    prompt: list[dict]  # messages with role and content
+    prompt: list[Message]
     reply: str
     action: str | None
     feedback: str
     prompt_tokens: int
     reply_tokens: int
     truncated: bool
-    extra: dict = _extra()
+    extra: Fields = field(default_factory=Fields, hash=False)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
     outcome: Outcome
     feedback: str
-    extra: dict = _extra()
+    extra: Fields = field(default_factory=Fields, hash=False)
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class State:
     id: str
     trajectory_id: str
     turn: int
-    prompt: list[dict]
-    extra: dict = _extra()
+    prompt: list[Message]
+    extra: Fields = field(default_factory=Fields, hash=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Evidence:
 
     trajectory_id: str
     turn: int
-    extra: dict = _extra()
+    extra: Fields = field(default_factory=Fields, hash=False)
 
 
 @dataclass(frozen=True)
@@ -104,212 +103,189 @@ class ExperienceItem:
     model: str
     round: int
     draw: int
-    extra: dict = _extra()
+    extra: Fields = field(default_factory=Fields, hash=False)
 
 
 class RecordError(ValueError):
-    """A bad record. `records` holds the good ones of the file, `bad` a (line, field, message) for
-    each bad line; a field of None says that the line is not JSON at all (as a line is that a crash
-    has cut off)."""
+    """A bad record.
 
-    def __init__(
-        self,
-        message: str,
-        records: list | None = None,
-        bad: list[tuple[int, str | None, str]] | None = None,
-    ):
+    `records` holds the good ones of the file, `bad` a (line, field, message) for each bad line; a
+    field of None says that the line is not JSON at all, as one is that a crash has cut off.
+    """
+
+    def __init__(self, message: str, records: Iterable[Any] = (), bad: Iterable[BadLine] = ()):
         super().__init__(message)
-        self.records = records or []
-        self.bad = bad or []
+        self.records, self.bad = list(records), list(bad)
+
+
+class _FieldError(RecordError):
+    def __init__(self, name: str, message: str):
+        super().__init__(f"field {name!r}: {message}")
+        self.name = name
 
 
 class ConflictError(RuntimeError):
     """Somebody else has written to the file since it was last seen. Nothing was written."""
 
 
-class _FieldError(ValueError):
-    def __init__(self, name: str, message: str):
-        super().__init__(message)
-        self.name = name
-
-
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+def _hints(cls: type) -> Fields:
+    return {name: hint for name, hint in get_type_hints(cls).items() if name != "extra"}
 
 
-def to_dict(record: Any) -> dict:
-    """The record as one JSON object, unknown fields beside the known ones (a known field wins)."""
-    return {"schema": SCHEMA, **_plain(record)}
+def to_dict(record: Any) -> Fields:
+    """The record, or dict, as one JSON object with its unknown fields; a known field wins."""
+    return {"schema": SCHEMA} | _plain(record) | {"schema": SCHEMA}
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        known = {
-            f.name: _plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if f.name != "extra"
-        }
-        return {
-            **known,
-            **{k: v for k, v in value.extra.items() if k not in known and k != "schema"},
-        }
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+    if is_dataclass(value):
+        known = {name: _plain(getattr(value, name)) for name in _hints(type(value))}
+        extra: Fields = getattr(value, "extra", {})
+        return known | {k: v for k, v in extra.items() if k not in known and k != "schema"}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in cast(list[Any], value)]
     return value
 
 
-def from_dict(cls: type[T], data: dict) -> T:
-    """The record in one JSON object. Raises RecordError, which names the field."""
-    try:
-        return _record(data, cls, "")
-    except _FieldError as e:
-        raise RecordError(f"field {e.name!r}: {e}") from None
-
-
-def _record(data: Any, cls: type[T], where: str) -> T:
-    """Checks `data` against the type hints of `cls`; `where` is the field that it stands in ("" for
-    the line).
-    """
-    if not isinstance(data, dict):
-        raise _FieldError(where or "(line)", f"expected an object, found {_name(data)}")
+def from_dict(cls: Any, data: Any, where: str = "") -> Any:
+    """The record of class `cls` in a JSON object, which stands in field `where` ("": a line)."""
+    data, is_plain = _expect(data, dict, where or "(line)", "an object"), not is_dataclass(cls)
     if not where:
-        # Metrics and other plain dicts may come from elsewhere; a record without its schema is
-        # another program's.
-        schema = data.get("schema", SCHEMA if cls is dict else None)
-        if schema != SCHEMA or isinstance(schema, bool):
-            raise _FieldError(
-                "schema", f"this version of oelkit reads schema {SCHEMA}, found {schema!r}"
-            )
+        # plain dicts may come from elsewhere; a record without its schema is another program's
+        schema = data.get("schema", SCHEMA if is_plain else None)
+        if type(schema) is not int or schema != SCHEMA:
+            raise _FieldError("schema", f"this oelkit reads schema {SCHEMA}, found {schema!r}")
         data = {k: v for k, v in data.items() if k != "schema"}
-    if cls is dict:
+    if is_plain:
         return data
-    values = {}
-    for f in dataclasses.fields(cls):
-        if f.name == "extra":
-            continue
-        name = f"{where}.{f.name}" if where else f.name
-        if f.name in data:
-            values[f.name] = _value(data[f.name], _hints(cls)[f.name], name)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise _FieldError(name, "is missing")
-    known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-    return cls(**values, extra={k: v for k, v in data.items() if k not in known})
+    hints, values = _hints(cls), Fields()
+    for name, hint in hints.items():
+        place = f"{where}.{name}" if where else name
+        if name in data:
+            values[name] = _value(data[name], hint, place)
+        elif not hasattr(cls, name):  # no default
+            raise _FieldError(place, "is missing")
+    return cls(**values, extra={k: v for k, v in data.items() if k not in hints})
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # only `X | None` is used
+    args, kind = get_args(kind), get_origin(kind) or kind
+    if kind is UnionType:  # only `X | None` is used
         return None if value is None and NoneType in args else _value(value, args[0], where)
-    if origin in (list, tuple):
-        if not isinstance(value, list):
-            raise _FieldError(where, f"expected a list, found {_name(value)}")
-        return origin(_value(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if dataclasses.is_dataclass(kind):
-        return _record(value, kind, where)
+    if kind in (list, tuple):
+        values = enumerate(_expect(value, list, where, "a list"))
+        checked = [_value(v, args[0], f"{where}[{i}]") for i, v in values]
+        return tuple(checked) if kind is tuple else checked
+    if is_dataclass(kind):
+        return from_dict(kind, value, where)
     if kind is Outcome and isinstance(value, str):
         if value not in list(Outcome):
             raise _FieldError(where, f"{value!r} is none of {', '.join(Outcome)}")
         return Outcome(value)
+    return _expect(value, kind, where, kind.__name__)
+
+
+def _expect(value: Any, kind: type, where: str, what: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _FieldError(where, f"expected {kind.__name__}, found {_name(value)}")
+        found = f"{type(value).__name__} {str(value)[:40]!r}"
+        raise _FieldError(where, f"expected {what}, found {found}")
     return value
 
 
-def _name(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+def _scalar(value: Any) -> Any:
+    if not hasattr(value, "item"):
+        raise TypeError(f"JSON has no form for a {type(value).__name__}: {value!r}")
+    return value.item()  # NumPy and PyTorch scalars in metrics
 
 
-def _line(record: Any) -> bytes:
-    def scalar(value: Any) -> Any:  # NumPy and PyTorch scalars in metrics
-        if hasattr(value, "item"):
-            return value.item()
-        raise TypeError(
-            f"a record holds a {type(value).__name__}, which JSON has no form for: {value!r}"
-        )
-
-    data = {"schema": SCHEMA, **record} if isinstance(record, dict) else to_dict(record)
-    data["schema"] = SCHEMA
-    try:
-        return json.dumps(data, ensure_ascii=False, default=scalar).encode() + b"\n"
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate, as broken model output has it, is legal only when escaped
-        return json.dumps(data, default=scalar).encode() + b"\n"
+def _line(record: Any) -> str:
+    return json.dumps(to_dict(record), ensure_ascii=False, default=_scalar) + "\n"
 
 
-def read_jsonl(path: str | os.PathLike, cls: type[T] = dict) -> list[T]:
+@overload
+def read_jsonl(path: AnyPath) -> list[Fields]: ...
+@overload
+def read_jsonl(path: AnyPath, cls: type[T]) -> list[T]: ...
+def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
     """The records of a file, in order; `cls=dict` gives plain dicts without the schema.
 
-    Raises FileNotFoundError, and RecordError for a bad line: it names file, line and field and
-    carries the good ones."""
-    records, bad = [], []
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: a line is bad; it names file, line and field and carries the good ones.
+    """
+    records, bad = list[Any](), list[BadLine]()
     # Split at "\n" only: str.splitlines would also break at U+2028, which JSON text may contain.
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            records.append(_record(json.loads(line.decode()), cls, ""))
+            records.append(from_dict(cls, json.loads(line.decode())))
         except _FieldError as e:
-            bad.append((number, e.name, f"field {e.name!r}: {e}"))
+            bad.append((number, e.name, str(e)))
         except (ValueError, RecursionError) as e:
             bad.append((number, None, f"not JSON: {e}"))
     if bad:
         number, _, message = bad[0]
         more = f" ({len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
-        raise RecordError(
-            f"{path}, line {number}: {message}{more}. Mend or delete the line; the {len(records)} good "
-            "records are in this error's .records",
-            records,
-            bad,
-        )
+        what = f"{path}, line {number}: {message}{more}. Mend or delete the line; the"
+        what += f" {len(records)} good records are in this error's .records"
+        raise RecordError(what, records, bad)
     return records
 
 
-def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
-    """Writes records or dicts, one a line, as a whole or not at all: a reader never sees half a
-    file.
-    """
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a text file as a whole or not at all; it is on disk (fsync) when this returns."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            for record in records:
-                f.write(_line(record))
+        with open(partial, "wb") as f:
+            f.write(text.encode("utf-8", _ESCAPE))
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        os.replace(partial, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)  # or the new name may be gone after a power cut
 
 
-def append_jsonl(path: str | os.PathLike, record: Any, *, expected_size: int | None = None) -> int:
-    """Appends one record or dict; it is on disk (fsync) when this returns. Returns the new size in
-    bytes.
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    with contextlib.suppress(PermissionError):  # Windows cannot open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
-    With `expected_size` (bytes) it raises ConflictError, and writes nothing, if the file has
-    another size by now. If writing fails (a full disk), the file is left as it was. A last line
-    without its newline is closed first."""
-    line = _line(record)
-    path = Path(path)
+
+def write_jsonl(path: AnyPath, records: Iterable[Any]) -> None:
+    """Write records or dicts, one to a line, as `write_text` does."""
+    write_text(path, "".join(map(_line, records)))
+
+
+def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None) -> int:
+    """Append one record or dict; it is on disk (fsync) when this returns its new size in bytes.
+
+    With `expected_size` (bytes, as last seen) another size is a ConflictError, and nothing is
+    written. If writing fails (a full disk), the file is left as it was. A last line without its
+    newline is closed first.
+    """
+    path, line = Path(path), _line(record).encode("utf-8", _ESCAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered: a buffer would try to write its remainder once more on close, after a failure was
-    # undone.
+    # unbuffered: a buffer would write its remainder on close, after a failure was undone
     with open(path, "a+b", buffering=0) as f:
         with contextlib.suppress(OSError):  # some network and FUSE file systems have no locks
             if fcntl:
                 fcntl.flock(f, fcntl.LOCK_EX)
         size = f.seek(0, os.SEEK_END)
         if expected_size is not None and size != expected_size:
-            raise ConflictError(
-                f"{path} was changed by somebody else: {size} bytes, last seen with {expected_size}. "
-                "Nothing was written; open it again and repeat the last step"
-            )
-        if size:
-            f.seek(size - 1)
-            if f.read(1) != b"\n":
-                line = b"\n" + line
+            what = f"{path} was changed by somebody else: {size} bytes, {expected_size} before."
+            raise ConflictError(f"{what} Nothing was written; open it again, repeat the last step")
+        f.seek(max(0, size - 1))
+        if f.read(1) not in (b"", b"\n"):
+            line = b"\n" + line
         try:
             rest = memoryview(line)
             while rest:

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import numpy
@@ -20,6 +21,7 @@ from oelkit.records import (
     read_jsonl,
     to_dict,
     write_jsonl,
+    write_text,
 )
 
 # U+2028, controls and lone low surrogates among them; a high one before a low one would rightly
@@ -168,6 +170,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         write_jsonl(tmp_path / "a.jsonl", broken())
     assert read_jsonl(tmp_path / "a.jsonl", ExperienceItem) == [GOOD]
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_text_is_written_as_a_whole_and_is_on_disk(tmp_path, monkeypatch):
+    """The bytes and then the name are on disk before `write_text` returns."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda f: done.append(os.fstat(f).st_ino) or fsync(f))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("name") or replace(a, b))
+    path = tmp_path / "new" / "metrics.json"
+    write_text(path, json.dumps({"text": "half \ud83d ü\n"}, ensure_ascii=False))
+    assert done == [path.stat().st_ino, "name", path.parent.stat().st_ino]
+    assert json.loads(path.read_text("utf-8")) == {"text": "half \ud83d ü\n"}
+    write_jsonl(path, [GOOD])
+    assert done[3:] == [path.stat().st_ino, "name", path.parent.stat().st_ino]
+    with monkeypatch.context() as m, pytest.raises(OSError, match="no space"):
+        m.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        write_text(path, "half")
+    assert read_jsonl(path, ExperienceItem) == [GOOD]
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
