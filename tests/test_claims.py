@@ -34,7 +34,9 @@ def experiments():
 def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     policy, rows = load_policy("micro"), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
-    settings = Settings(extract_games=16, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4)
+    settings = Settings(
+        extract_games=16, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4
+    )
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
         found = list(experiment(run))
@@ -168,7 +170,9 @@ def test_what_the_study_makes_of_the_texts():
 
 def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monkeypatch):
     anew = run_path(str(MICRO / "rounds.py"))["Anew"]
-    settings = Settings(extract_games=16, state_games=4, steps=1, batch_size=4, eval_maps=2, run_ablations=False)
+    settings = Settings(
+        extract_games=16, state_games=4, steps=1, batch_size=4, eval_maps=2, run_ablations=False
+    )
     policy = load_policy("micro")
     untrained, at_start = policy.trainable()[1].clone(), []
     distill = work.distillation.distill

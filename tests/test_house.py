@@ -1,7 +1,9 @@
 """The house: which module may import which, who may know torch, and how large everything may be."""
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +206,29 @@ def test_neither_importing_the_package_nor_help_loads_torch():
         f"except SystemExit: {loaded}"
     )
     assert "usage" in text and text.endswith("[]\n")
+
+
+def test_whatever_loads_torch_has_set_the_waiting_policy():
+    """Scripts and notebooks: before their first import of torch or Transformers stands the policy,
+    or an import of oelkit, which sets it.
+    """
+    rooms = ("examples", "data", "tests/benchmarks")
+    scripts = [path for name in rooms for path in (ROOT / name).rglob("*.py")]
+    # bench.py measures nothing itself, arms.py inherits what bench.py gives to it
+    sources = {
+        p.name: p.read_text("utf-8") for p in scripts if p.name not in ("bench.py", "arms.py")
+    }
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        sources[path.name] = "\n".join(code)
+    late = []
+    for name, source in sources.items():
+        torch = re.search(r"^(?:import|from) (?:torch|transformers|peft)\b", source, re.M)
+        policy = re.search(r"OMP_WAIT_POLICY|^(?:import|from) oelkit\b", source, re.M)
+        if torch and not (policy and policy.start() < torch.start()):
+            late.append(name)
+    assert len(sources) > 15 and not late, late
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():

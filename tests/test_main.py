@@ -151,7 +151,12 @@ def test_the_flags_of_the_loop_are_its_settings():
             "5",
         ]
     )
-    assert (args.run_ablations, args.carry_experience, args.top_k, args.lr) == (False, False, 256, 2e-3)
+    assert (args.run_ablations, args.carry_experience, args.top_k, args.lr) == (
+        False,
+        False,
+        256,
+        2e-3,
+    )
     assert (args.prompt_set, args.rounds) == ("paper", 5)
     args = cli.parser("paper").parse_args(["loop", "--steps", "5"])
     paper = asdict(Settings.of("paper", steps=5))

@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import re
 import string
 import time
 from pathlib import Path
+
+# Before torch is loaded: threads that wait sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -4,8 +4,12 @@
 Shapes are those of the hub's config.json; the tokenizer is the embedded model's, whose ids all lie
 within the vocabulary."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch is loaded: threads that wait sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM

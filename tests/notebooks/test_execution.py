@@ -110,11 +110,11 @@ def test_an_edit_after_training_is_refused_or_done_again(run):
     before = weights.read_bytes()
     Curation.open(one / "items.jsonl", one / "curation.jsonl").add("Walls cost a turn.")
 
-    (copy,) = run_notebooks(["04_curate"], run=run, timeout=TIMEOUT)
+    (copy,) = run_notebooks(["04_curate"], run=run, timeout=HANGS)
     assert "curate of round 1 is stale" in copy.read_text("utf-8")
     with pytest.raises(NotebookError, match=r"05_distill.*cell.*curation\.jsonl has changed since"):
-        run_notebooks(["05_distill"], run=run, timeout=TIMEOUT)
+        run_notebooks(["05_distill"], run=run, timeout=HANGS)
     assert weights.read_bytes() == before and "Walls cost" not in read.read_text("utf-8")
 
-    run_notebooks(["05_distill"], {"redo": True}, run=run, timeout=TIMEOUT)
+    run_notebooks(["05_distill"], {"redo": True}, run=run, timeout=HANGS)
     assert weights.read_bytes() != before and "Walls cost" in read.read_text("utf-8")
