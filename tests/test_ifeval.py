@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval")
 
 from oelkit import __main__ as cli
 from oelkit import load_policy
+from oelkit.config import Sampling
 from oelkit.model.sampling import Reply
 from oelkit.records import read_jsonl, write_jsonl
 from oelkit.stats import wilson_interval
@@ -105,6 +106,8 @@ def test_asks_the_policy_itself(tiny, tmp_path):
     assert all(0 < r["reply_tokens"] <= 6 for r in report.replies) and report.summary()["n"] == 2
     assert report == ifeval(tiny, str(path), limit=2, max_new_tokens=6)
     assert report != ifeval(tiny, path, limit=2, max_new_tokens=6, seed=1)
+    given = Sampling(top_p=0.8, top_k=20, max_new_tokens=6, batch_tokens=4000)
+    assert report == ifeval(tiny, path, given, limit=2)
     with pytest.raises(ValueError, match="no adapter 'other'"):
         ifeval(tiny, path, adapter="other", max_new_tokens=6)
     with pytest.raises(ValueError, match="must leave room for 1280"):
@@ -179,14 +182,14 @@ def test_a_bad_file_is_named(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="prompts.jsonl"):
         ifeval(tiny, "prompts.jsonl")
     path.write_text("")
-    with pytest.raises(ValueError, match="no prompts to ask"):
+    with pytest.raises(ValueError, match="no prompts to sample for"):
         ifeval(tiny, path)
     path.write_text("{nonsense\n")
     with pytest.raises(ValueError, match="prompts.jsonl, line 1: not JSON"):
         ifeval(tiny, path)
     write_jsonl(path, [NO_COMMA])
     for limit in (0, -1):
-        with pytest.raises(ValueError, match=f"no prompts to ask .limit={limit}"):
+        with pytest.raises(ValueError, match=f"no prompts to sample for .limit={limit}"):
             ifeval(tiny, path, limit=limit)
 
 

@@ -1,9 +1,7 @@
-"""IF-Eval (Zhou et al. 2023, arXiv 2311.07911): how many instructions that can be verified a policy
-follows.
+"""IF-Eval (Zhou et al. 2023, arXiv 2311.07911): how many verifiable instructions a policy follows.
 
-What it does: asks each prompt as one user message, samples with the paper's settings, and scores
-the replies with the official checkers, those of lm-eval's task `ifeval` (extra `ifeval`). What it
-does not: download anything, unless `prompts` is a hub id.
+Each prompt is one user message; the replies are scored by the official checkers, those of lm-eval's
+task `ifeval` (extra `ifeval`). Nothing is downloaded, unless `dataset` is a hub id.
 
 Departures from `lm_eval --tasks ifeval`: that decodes greedily; here what a thinking model thinks
 is not scored; the language detector draws from a fixed seed, so that a short reply is always judged
@@ -24,6 +22,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import read_jsonl
@@ -32,156 +31,132 @@ from ..stats import wilson_interval
 
 @dataclass(frozen=True)
 class IFEvalReport:
-    """What was asked, what was replied, and which of the instructions each reply follows."""
+    """The replies, and which of the instructions each of them follows."""
 
     replies: list[dict[str, Any]]
-    """A dict a prompt: key, prompt, instructions, reply, reply_tokens, truncated; and a verdict an
-    instruction: strict, and loose, which tries the reply also without Markdown's asterisks, its
+    """A dict per prompt: key, prompt, instructions, reply, reply_tokens, truncated; and a verdict
+    per instruction: strict, and loose, which tries the reply also without Markdown's asterisks, its
     first line and its last one."""
 
     def summary(self) -> dict[str, float]:
-        """The accuracies, with 95 % Wilson intervals of those by prompt; reply tokens and
-        truncation a prompt.
+        """The accuracies by prompt (with 95 % Wilson intervals) and by instruction, and mean reply
+        tokens and truncation.
 
         Those by instruction have no interval: one reply decides on all instructions of a prompt.
         """
         n, out = len(self.replies), {}
         for how in ("strict", "loose"):
             followed = sum(all(r[how]) for r in self.replies)
-            low, high = wilson_interval(followed, n)
-            each = [verdict for r in self.replies for verdict in r[how]]
-            out |= {
-                f"prompt_{how}": followed / n,
-                f"prompt_{how}_low": low,
-                f"prompt_{how}_high": high,
-                f"instruction_{how}": sum(each) / len(each),
-            }
-        means = {k: sum(r[k] for r in self.replies) / n for k in ("reply_tokens", "truncated")}
-        return {**out, "n": n, "instructions": len(each), **means}
+            verdicts = [verdict for r in self.replies for verdict in r[how]]
+            out[f"prompt_{how}"] = followed / n
+            out[f"prompt_{how}_low"], out[f"prompt_{how}_high"] = wilson_interval(followed, n)
+            out[f"instruction_{how}"] = sum(verdicts) / len(verdicts)
+        out |= {"n": n, "instructions": sum(len(r["strict"]) for r in self.replies)}
+        return out | {k: sum(r[k] for r in self.replies) / n for k in ("reply_tokens", "truncated")}
 
 
 def ifeval(
     policy: Policy,
-    prompts: str | Path = "google/IFEval",
+    dataset: str | Path = "google/IFEval",
+    sampling: Sampling | None = None,
     *,
     limit: int | None = None,
-    max_new_tokens: int = 1280,
-    top_p: float = 0.8,
-    top_k: int = 20,
     **options: Any,
 ) -> IFEvalReport:
-    """Ask every prompt once (T 0.7, top_p 0.8, top_k 20 unless said otherwise) and judge the
-    replies.
+    """Sample a reply to each prompt and judge it.
 
-    prompts: a .jsonl file, or a data set on the hub that holds one (kept in the hub's cache), of
-    {"prompt", "instruction_id_list", "kwargs"}; limit: of these only the first so many.
-    max_new_tokens: 1280 is what lm-eval allows; a reply that is cut off is judged as it is. Other
-    options (seed, adapter, temperature, progress, batch_tokens) go to `generate`. ImportError
-    without the extra, FileNotFoundError where there is no file, ConnectionError without the hub,
-    ValueError for a file or prompt that is not IF-Eval's; all before a reply is made."""
+    Args:
+        policy: the model.
+        dataset: a .jsonl file of {"prompt", "instruction_id_list", "kwargs"}, or a data set on the
+            hub that holds one (it stays in the hub's cache).
+        sampling: how replies are drawn (None: T 0.7, top_p 0.8, top_k 20, and at most 1,280 tokens,
+            as lm-eval allows). A reply that is cut off is judged as it is.
+        limit: takes only so many of the prompts, the first ones.
+        **options: of `generate` (seed, adapter, progress), fields of the sampling included.
+
+    Raises:
+        ImportError: without the extra.
+        FileNotFoundError: no file.
+        ConnectionError: without the hub.
+        ValueError: a file or prompt that is not IF-Eval's. All come before the first reply.
+    """
     checkers = _checkers()
-    rows = read_jsonl(_file(prompts))[:limit]
+    rows = read_jsonl(_file(dataset))[:limit]
     if not rows or (limit is not None and limit < 1):
-        raise ValueError(f"{prompts}: no prompts to ask (limit={limit})")
+        raise ValueError(f"{dataset}: no prompts to sample for (limit={limit})")
     for i, row in enumerate(rows, 1):
-        _check(row, f"{prompts}: prompt {i}", checkers.instructions_registry.INSTRUCTION_DICT)
-    asked = [policy.encode([{"role": "user", "content": row["prompt"]}]) for row in rows]
-    replies = generate(
-        policy, asked, max_new_tokens=max_new_tokens, top_p=top_p, top_k=top_k, **options
-    )
-    out = []
-    for i, (row, reply) in enumerate(zip(rows, replies, strict=True), 1):
+        _check(row, f"{dataset}: prompt {i}", checkers.instructions_registry.INSTRUCTION_DICT)
+    ids = [policy.encode([{"role": "user", "content": row["prompt"]}]) for row in rows]
+    options = (sampling or Sampling(top_p=0.8, top_k=20)).options(1280) | options
+    replies = []
+    for i, (row, reply) in enumerate(zip(rows, generate(policy, ids, **options), strict=True), 1):
+        entry = {"key": row.get("key", i), "prompt": row["prompt"]}
+        entry |= {"instructions": row["instruction_id_list"], "reply": reply.text}
+        entry |= {"reply_tokens": len(reply.ids), "truncated": reply.truncated}
         try:
-            found = checkers.process_results({"key": i, **row}, [policy.answer_text(reply.text)])
-            verdicts = found["inst_level_strict_acc"], found["inst_level_loose_acc"]
-        except (
-            RecursionError
-        ):  # of the checker that reads JSON, where a reply is a thousand brackets
-            verdicts = [False] * len(row["kwargs"]), [False] * len(row["kwargs"])
-        out.append(
-            {
-                "key": row.get("key", i),
-                "prompt": row["prompt"],
-                "instructions": row["instruction_id_list"],
-                "reply": reply.text,
-                "reply_tokens": len(reply.ids),
-                "truncated": reply.truncated,
-                "strict": verdicts[0],
-                "loose": verdicts[1],
-            }
-        )
-    return IFEvalReport(out)
+            scores = checkers.process_results({"key": i, **row}, [policy.answer_text(reply.text)])
+        except RecursionError:  # the JSON checker's, where a reply is a thousand brackets
+            scores = {}
+        for how in ("strict", "loose"):
+            entry[how] = scores.get(f"inst_level_{how}_acc", [False] * len(row["kwargs"]))
+        replies.append(entry)
+    return IFEvalReport(replies)
 
 
-def _file(prompts: str | Path) -> Path:
-    path = Path(prompts).expanduser()
-    if path.exists() or path.suffix.startswith(".json") or isinstance(prompts, Path):
+def _file(dataset: str | Path) -> Path:
+    path = Path(dataset).expanduser()
+    if path.exists() or path.suffix.startswith(".json") or isinstance(dataset, Path):
         return path
     try:
-        found = sorted(
-            Path(snapshot_download(prompts, repo_type="dataset", allow_patterns="*.jsonl")).rglob(
-                "*.jsonl"
-            )
-        )
+        folder = snapshot_download(dataset, repo_type="dataset", allow_patterns="*.jsonl")
     except (OSError, ValueError) as error:
         raise ConnectionError(
-            f"{prompts}: no such file here, and the hub did not give a data set of that name; "
+            f"{dataset}: no such file here, and the hub did not give a data set of that name; "
             f"check the name and the network, or pass a local .jsonl ({error})"
         ) from error
-    if len(found) != 1:
-        raise ValueError(
-            f"{prompts}: {len(found)} .jsonl files in that data set, need one; pass the file itself"
-        )
-    return found[0]
+    files = sorted(Path(folder).rglob("*.jsonl"))
+    if len(files) != 1:
+        raise ValueError(f"{dataset}: {len(files)} .jsonl files there, need one; pass the file")
+    return files[0]
 
 
 def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
     """ValueError unless each instruction is known and has all its arguments."""
-    asked, names, arguments = (row.get(key) for key in ("prompt", "instruction_id_list", "kwargs"))
-    if not isinstance(asked, str) or not isinstance(names, list) or not isinstance(arguments, list):
+    text, names, kwargs = (row.get(key) for key in ("prompt", "instruction_id_list", "kwargs"))
+    if not (isinstance(text, str) and isinstance(names, list) and isinstance(kwargs, list)):
         raise ValueError(
             f"{where} must have prompt, instruction_id_list and kwargs; it has {sorted(row)}"
         )
-    if not names or len(names) != len(arguments) or not all(isinstance(a, dict) for a in arguments):
+    if not names or len(names) != len(kwargs) or not all(isinstance(k, dict) for k in kwargs):
         raise ValueError(
             f"{where}: instruction_id_list and kwargs must be as long as each other, and not empty"
         )
-    for name, given in zip(names, arguments):
+    for name, given in zip(names, kwargs, strict=True):
         if name not in known:
-            raise ValueError(
-                f"{where}: {name!r} is no instruction of IF-Eval; known are "
-                f"{', '.join(sorted(known))}"
-            )
-        given, checker = (
-            {k: v for k, v in given.items() if v},
-            known[name](name),
-        )  # the hub's rows are full of nulls
+            message = f"{where}: {name!r} is no instruction of IF-Eval; known are "
+            raise ValueError(message + ", ".join(sorted(known)))
+        given = {k: v for k, v in given.items() if v}  # the hub's rows are full of nulls
+        checker = known[name](name)
         try:
             checker.build_description(**given)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{where}: {name} does not take {given} ({error})") from error
-        if (
-            lacks := {k for k, v in (checker.get_instruction_args() or {}).items() if v is not None}
-            - given.keys()
-        ):
-            raise ValueError(f"{where}: {name} lacks {', '.join(sorted(lacks))}")
+        wanted = {k for k, v in (checker.get_instruction_args() or {}).items() if v is not None}
+        if wanted - given.keys():
+            raise ValueError(f"{where}: {name} lacks {', '.join(sorted(wanted - given.keys()))}")
 
 
 @functools.cache
 def _checkers() -> ModuleType:
-    """lm-eval's ifeval task, with NLTK's sentence model from a package, as it would otherwise be
-    downloaded.
-    """
+    """lm-eval's ifeval task; NLTK's sentence model comes from a package, not the net."""
     try:
         import langdetect
         import nltk
         import punkt
 
         with tempfile.TemporaryDirectory() as folder:
-            english, model = (
-                Path(folder, "tokenizers/punkt_tab/english"),
-                punkt.load_model("english"),
-            )
+            english = Path(folder, "tokenizers/punkt_tab/english")
+            model = punkt.load_model("english")
             files = {
                 "abbrev_types.txt": model.abbrev_types,
                 "sent_starters.txt": model.sent_starters,

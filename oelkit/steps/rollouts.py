@@ -85,7 +85,8 @@ def rollout(
     for i, game in enumerate(games):
         name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"
         about = name + _arm(adapter, game.text), env_id, game.seed, policy.name, round
-        out.append(Trajectory(*about, tuple(game.turns), game.outcome, game.turns[-1].feedback))
+        outcome = game.outcome or Outcome.UNKNOWN
+        out.append(Trajectory(*about, tuple(game.turns), outcome, game.turns[-1].feedback))
     return out
 
 
@@ -120,22 +121,17 @@ def _arm(adapter: str | None, text: str) -> str:
 
 
 def states(trajectories: Sequence[Trajectory]) -> list[State]:
-    """The training states of trajectories: every turn's prompt, to be answered again without a
-    world.
-
-    The games must have been played without experience.
+    """The training states of trajectories played without experience: every turn's prompt.
 
     Raises:
         ValueError: there is none.
     """
-    prompts = [
-        State(f"{t.id}/{i}", t.id, i, turn.prompt)
-        for t in trajectories
-        for i, turn in enumerate(t.turns)
-    ]
-    if not prompts:
+    out = []
+    for t in trajectories:
+        out += [State(f"{t.id}/{i}", t.id, i, turn.prompt) for i, turn in enumerate(t.turns)]
+    if not out:
         raise ValueError("no states: the trajectories are empty")
-    return prompts
+    return out
 
 
 def raw_games_text(trajectories: Sequence[Trajectory], prompt_set: PromptSet) -> str:
