@@ -243,7 +243,7 @@ def _step(args: argparse.Namespace) -> None:
         envs.make(args.env)  # this also imports the module of a "module:id"
     policy = load_policy(args.model, dtype=args.dtype, adapter=args.adapter)
     options |= {
-        "draws" if k == "num_draws" else k: getattr(args, k)
+        k: getattr(args, k)
         for k in STEPS[what][1].split()
         if k not in ("model", "dtype", "env", "eval_maps")
     }

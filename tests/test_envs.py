@@ -665,7 +665,7 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
         "The light is green.",
     }
     assert all(turn.feedback.endswith(("open", "shut")) for game in games for turn in game.turns)
-    extract(policy, games[:2], draws=1)
+    extract(policy, games[:2], num_draws=1)
     assert (
         len(
             distill(

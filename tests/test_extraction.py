@@ -194,7 +194,7 @@ def item(text):
 
 def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
     calls = script(item)
-    items = extract(tiny, games(4), draws=3, round=2, prompt_set="paper")
+    items = extract(tiny, games(4), num_draws=3, round=2, prompt_set="paper")
     assert [len(call) for call in calls] == [3] * 4
     assert [i.draw for i in items] == [0] * 4 + [1] * 4 + [2] * 4
     orders = {tuple(i.text for i in items if i.draw == d) for d in range(3)}
@@ -220,18 +220,18 @@ def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
 
 def test_without_previous_experience_all_is_one_call(tiny, script):
     calls = script(item)
-    options = {"draws": 2, "prompt_set": "paper"}
+    options = {"num_draws": 2, "prompt_set": "paper"}
     shown = extract(tiny, games(4), show_previous=False, previous="OLD", **options)
     assert [len(call) for call in calls] == [8] and not any(
         "OLD" in text or "from game" in text for text in calls[0]
     )
-    assert extract(tiny, games(4), draws=2, previous="OLD", prompt_set="paper") == shown
+    assert extract(tiny, games(4), num_draws=2, previous="OLD", prompt_set="paper") == shown
     assert all("OLD" in text for call in calls[1:] for text in call)
 
 
 def test_previous_experience_per_draw(tiny, script):
     calls = script(item)
-    extract(tiny, games(1), ["OLD0", "OLD1"], draws=2, prompt_set="paper")
+    extract(tiny, games(1), ["OLD0", "OLD1"], num_draws=2, prompt_set="paper")
     assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [
         False,
         True,
@@ -293,7 +293,7 @@ def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
     )
     for shown in (True, False):
         rows = []
-        options = {"draws": 2, "prompt_set": "paper", "on_step": rows.append}
+        options = {"num_draws": 2, "prompt_set": "paper", "on_step": rows.append}
         extract(tiny, games(3), show_previous=shown, **options)
         assert [row["replies"] for row in rows] == ([2, 2, 2] if shown else [6])
         assert [sum(row[key] for row in rows) for key in ("empty", "items")] == [2, 6]
@@ -322,7 +322,7 @@ def test_strict_is_passed_on(tiny, script):
 
 def test_a_random_model_goes_through_and_a_seed_fixes_it(tiny):
     one, two = (
-        extract(tiny, games(3), draws=2, prompt_set="brief", max_new_tokens=4) for _ in range(2)
+        extract(tiny, games(3), num_draws=2, prompt_set="brief", max_new_tokens=4) for _ in range(2)
     )
     assert one == two == []
 
@@ -331,6 +331,6 @@ def test_errors(tiny):
     with pytest.raises(ValueError, match="list of trajectories is empty"):
         extract(tiny, [])
     with pytest.raises(ValueError, match="0 draws"):
-        extract(tiny, games(1), draws=0)
+        extract(tiny, games(1), num_draws=0)
     with pytest.raises(ValueError, match="2 draws with 1 previous"):
-        extract(tiny, games(1), ["x"], draws=2)
+        extract(tiny, games(1), ["x"], num_draws=2)

@@ -35,7 +35,7 @@ def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tup
     world = "oelkit/FrozenLake-v0"
     played = rollout(policy, world, range(games), max_new_tokens=tokens)
     assert len(played) == games and all(t.outcome and t.turns for t in played)
-    items = extract(policy, played[:2], max_new_tokens=tokens, draws=2)
+    items = extract(policy, played[:2], max_new_tokens=tokens, num_draws=2)
     assert all(isinstance(item, ExperienceItem) for item in items)
     auto_curate(Curation(items)).experience()
     found: list[State] = states(played)[:4]

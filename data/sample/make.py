@@ -58,6 +58,6 @@ if __name__ == "__main__":
     write_jsonl(HERE / "trajectories.jsonl", games)
     # hotter than a run, and without showing the items so far: so there are doubles and mistakes to
     # curate
-    found = extract(policy, games, draws=2, show_previous=False, temperature=1.5, round=1)
+    found = extract(policy, games, num_draws=2, show_previous=False, temperature=1.5, round=1)
     write_jsonl(HERE / "items.jsonl", found)
     print(record(found, games, HERE / "curation.jsonl"))

@@ -99,7 +99,7 @@ def written(
     return extract(
         run.policy,
         games,
-        draws=draws or s.num_draws,
+        num_draws=draws or s.num_draws,
         budget_tokens=BUDGET,
         prompt_set=run.prompts,
         seed=s.seed,

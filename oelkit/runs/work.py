@@ -75,7 +75,7 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
         run.policy,
         games,
         _known(run, k),
-        draws=s.num_draws,
+        num_draws=s.num_draws,
         budget_tokens=s.budget_tokens,
         temperature=s.extract_temperature,
         show_previous=s.show_previous,

@@ -34,7 +34,7 @@ def extract(
     previous: str | Sequence[str] = "",
     sampling: Sampling | None = None,
     *,
-    draws: int = 1,
+    num_draws: int = 1,
     show_previous: bool = True,
     budget_tokens: int | None = 8192,
     strict: bool = False,
@@ -52,7 +52,7 @@ def extract(
         trajectories: the games.
         previous: experience that the draws start from, one text for all or one per draw.
         sampling: how replies are drawn.
-        draws: number of independent passes (`ExperienceItem.draw`).
+        num_draws: number of independent passes (`ExperienceItem.draw`).
         show_previous: whether a draw reads what it knows so far.
         budget_tokens: cap of a draw's experience text, `previous` included.
         strict: take only the paper's form of an item.
@@ -72,15 +72,15 @@ def extract(
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
-    before = [previous] * draws if isinstance(previous, str) else list(previous)
-    if draws < 1 or len(before) != draws:
-        raise ValueError(f"{draws} draws with {len(before)} previous texts: need one for each draw")
+    before = [previous] * num_draws if isinstance(previous, str) else list(previous)
+    if num_draws < 1 or len(before) != num_draws:
+        raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
     n, orders = len(trajectories), {}
-    for d in range(draws):
+    for d in range(num_draws):
         orders[d] = random.Random(f"{seed}/{d}").sample(trajectories, n)
     steps = [[(draw, orders[draw.index][i]) for draw in seen] for i in range(n)]
     if not show_previous:  # nothing depends on what came before: one call
