@@ -191,10 +191,10 @@ def test_episodes_on_one_map_do_not_count_as_maps():
 
 
 def test_a_map_given_twice_is_two_samples_of_one_map():
-    report = played([1, 0, 0, 1], [5, 5, 6, 6])
+    report = played([1, 1, 0, 0], [5, 5, 6, 6])
     assert (report.maps, report.samples_per_map) == (2, 2)
-    assert report.passes_by_sample.tolist() == [[1, 0], [0, 1]]
-    assert report.passes_string == "1001" and report.passes == [True, False, False, True]
+    assert report.passes_by_sample.tolist() == [[1, 0], [1, 0]]
+    assert report.passes_string == "1010" and report.passes == [True, True, False, False]
     blocks = played([1, 1, 0, 0], [5, 6, 5, 6])
     assert blocks.passes_by_sample.tolist() == [[1, 1], [0, 0]] and blocks.passes_string == "1100"
     assert played([1, 0], [None, None]).maps == 2
