@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from oelkit import envs
 from oelkit.envs import parse_action
-from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import wilson_interval
 
 TEMPLATE = (
@@ -232,3 +232,17 @@ class Doors(gym.Env):
     def step(self, reply):
         won = parse_action(reply) == self.OPENS[self.light]
         return f"{self.light}: {'open' if won else 'shut'}", float(won), won, False, {}
+
+
+def by_hand(run, *texts, k=1):
+    """What a person does where the model wrote nothing: items of their own between two stages."""
+    first = run.rollout(k)[0]
+    run.extract(k)
+    write_jsonl(
+        run.round_folder(k) / "items.jsonl",
+        [
+            ExperienceItem(f"i{n}", text, (Evidence(first.id, 0),), "tiny", k, n % 2)
+            for n, text in enumerate(texts or ("H is a hole.", "G is the goal."))
+        ],
+    )
+    return run

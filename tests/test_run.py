@@ -7,31 +7,17 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
-from helpers import make_model
+from helpers import by_hand, make_model
 
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
-from oelkit.records import Evidence, ExperienceItem, append_jsonl, read_jsonl, write_jsonl
+from oelkit.records import ExperienceItem, append_jsonl, read_jsonl, write_jsonl
 from oelkit.runs import work
 from oelkit.runs.run import Run, run_folder, run_loop
 from oelkit.runs.settings import Settings
 from oelkit.views.summary import summary
 
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")
-
-
-def by_hand(run, *texts):
-    """What a person does where the model wrote nothing: items of their own between two stages."""
-    first = run.rollout(1)[0]
-    run.extract(1)
-    write_jsonl(
-        run.round_folder(1) / "items.jsonl",
-        [
-            ExperienceItem(f"i{n}", text, (Evidence(first.id, 0),), "tiny", 1, n % 2)
-            for n, text in enumerate(texts or ("H is a hole.", "G is the goal."))
-        ],
-    )
-    return run
 
 
 def start(folder, settings):

@@ -205,8 +205,8 @@ class Run:
         """
         if self.stages.status(k, stage).state == "done":
             return
+        self._refuse(self._needs(k, stage), redo)
         with self._locked():
-            self._refuse(self._needs(k, stage), redo)
             self._ensure(k, stage, redo)
 
     def run_all(self, redo: bool = False) -> dict[str, Any]:

@@ -1,0 +1,562 @@
+"""What is out of date in a run is said, refused or done again; what a person wrote stays."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+from helpers import by_hand
+
+from oelkit.curation import Curation
+from oelkit.model.loading import load_policy
+from oelkit.prompts import load_prompt_set
+from oelkit.records import read_jsonl
+from oelkit.runs import files, gate, stages, work
+from oelkit.runs.run import HELD_OUT, Run
+from oelkit.runs.stages import StaleRunError
+
+
+@pytest.fixture(scope="module")
+def policy(settings):
+    return load_policy(settings.model)
+
+
+@pytest.fixture(scope="module")
+def small(settings):
+    """Two rounds without arms."""
+    return replace(settings, run_ablations=False)
+
+
+@pytest.fixture(scope="module")
+def finished(small, policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run = by_hand(Run(folder, small, policy, progress=False))
+    run.run_all()
+    return folder
+
+
+@pytest.fixture
+def run(finished, small, policy, tmp_path):
+    """A copy of a finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    return Run(tmp_path / "run", small, policy, progress=False)
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """(step, student, teacher) of each call of a step in a run: the weights with which it works."""
+    seen = []
+
+    def spy(module, name):
+        step = getattr(module, name)
+
+        def called(policy, *args, **options):
+            by_name = {n: p.clone() for n, p in policy.model.named_parameters() if "lora_" in n}
+            pick = [
+                [p for n, p in by_name.items() if f".{a}." in n] for a in ("student", "teacher")
+            ]
+            seen.append((name, *pick, options.get("adapter", "student")))
+            return step(policy, *args, **options)
+
+        monkeypatch.setattr(module, name, called)
+
+    for module, name in (
+        (work.rollouts, "rollout"),
+        (work.extraction, "extract"),
+        (work.distillation, "distill"),
+        (work.evaluation, "evaluate"),
+    ):
+        spy(module, name)
+    return seen
+
+
+def log_of(run, k=1):
+    folder = run.folder / f"round_{k}"
+    return Curation.open(folder / "items.jsonl", folder / "curation.jsonl")
+
+
+def tree(folder):
+    """Every file with its bytes' hash and its time."""
+    return {
+        p.relative_to(folder).as_posix(): (files.sha256(p), p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def states(run):
+    return {(s.round, s.stage): s.state for s in run.status()}
+
+
+def adapter(run, k):
+    """The LoRA tensors of a round's adapter, as the policy holds them."""
+    other = load_policy(run.settings.model)
+    other.reset()
+    if k:
+        other.load_adapter(run.folder / f"round_{k}/adapter")
+    return other.trainable()
+
+
+def same(a, b):
+    return len(a) == len(b) > 0 and all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+# -- edits after training
+
+
+def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(run):
+    assert set(states(run).values()) == {"done"}
+    log_of(run).add("Walls cost a turn.")
+    before = tree(run.folder)
+    for ask in (
+        run.run_all,
+        lambda: run.curate(1),
+        lambda: run.experiences(1),
+        lambda: run.distill(1),
+        lambda: run.evaluate(1),
+        lambda: run.extract(2),
+        lambda: run.distill(2),
+        run.ablations,
+    ):
+        with pytest.raises(
+            StaleRunError,
+            match="curate of round 1: round_1/curation.jsonl has changed since; and so distill of ",
+        ) as caught:
+            ask()
+        assert "--redo" in str(caught.value) and "\n" not in str(caught.value)
+    assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # what it does not touch is read
+    assert tree(run.folder) == before
+    stale = [node for node, state in states(run).items() if state == "stale"]
+    assert stale == [
+        (1, "curate"),
+        (1, "distill"),
+        (1, "evaluate"),
+        *((2, s) for s in stages.STAGES),
+        (0, "metrics"),
+    ]
+
+
+def test_redo_does_again_what_is_out_of_date_and_no_more(run):
+    log_of(run).add("Walls cost a turn.")
+    before = tree(run.folder)
+    metrics = run.run_all(redo=True)
+    after = tree(run.folder)
+    changed = {name for name in after if after[name] != before.get(name)}
+    untouched = {f"round_1/{n}.jsonl" for n in ("trajectories", "items", "states", "curation")}
+    untouched |= {"base.json", "run.json", "manifests/base.json"}
+    untouched |= {f"round_1/manifests/{n}.json" for n in ("rollout", "extract", "collect")}
+    assert set(after) - changed == untouched and set(before) <= set(after)
+    assert set(states(run).values()) == {"done"}
+    read = (run.folder / "round_1/adapter/experience.md").read_text()
+    assert "Walls cost a turn." in read
+    assert metrics["rounds"][0]["experience_sha256"] == files.sha256(
+        run.folder / "round_1/experience.md"
+    )
+
+
+def test_an_edit_that_leaves_the_text_as_it_was_trains_nothing_again(run):
+    before = tree(run.folder)
+    curation = log_of(run)
+    curation.undo(), curation.redo()
+    assert states(run)[1, "distill"] == "stale"
+    assert run.redo()[0].stage == "curate"
+    after = tree(run.folder)
+    names = {"round_1/curation.jsonl", "round_1/experience.md", "round_1/manifests/curate.json"}
+    assert {name for name in after if after[name] != before[name]} == names
+    assert set(states(run).values()) == {"done"}
+
+
+def test_what_was_decided_before_any_training_needs_no_redo(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    run.curate(1), run.collect(1)
+    log_of(run).add("Walls cost a turn.")
+    assert all("Walls" in text for text in run.experiences(1))
+    run.distill(1)
+    assert "Walls" in (run.folder / "round_1/adapter/experience.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda r: r.evaluate(1), lambda r: r.extract(2), lambda r: r.distill(2)]
+)
+def test_a_touched_log_never_puts_other_weights_into_a_stage(run, weights, ask):
+    """The three ways in which a log that was touched after training once led a stage to other
+    weights: the untrained student measured as consolidated, items of round 2 written by the base,
+    round 2 trained from round 1's start."""
+    log_of(run).add("Walls cost a turn.")
+    if ask.__code__.co_consts[1] == 2:  # as if round 2 had come no further than its states
+        for name in ("items.jsonl", "experience.md", "adapter", "metrics.json"):
+            files.remove(run.folder / "round_2" / name)
+    with pytest.raises(StaleRunError):
+        ask(run)
+    assert not weights
+    run.run_all(redo=True)
+    one, two, untrained = adapter(run, 1), adapter(run, 2), adapter(run, 0)
+    assert not same(one, untrained) and not same(one, two)
+    starts = {
+        step: [w for w in weights if w[0] == step] for step in ("distill", "extract", "evaluate")
+    }
+    first, second = starts["distill"]
+    assert same(first[1], untrained) and same(second[1], one) and same(second[2], one)
+    assert all(same(w[1], one) and same(w[2], one) for w in starts["extract"])  # of round 2
+    measured = [w for w in starts["evaluate"] if w[3] == "student"]
+    assert [same(w[1], one) for w in measured] == [True, True, False, False]  # held-out, validation
+    assert [same(w[1], two) for w in measured] == [False, False, True, True]
+    in_context = [w for w in starts["evaluate"] if w[3] == "teacher"]
+    assert same(in_context[0][2], untrained) and same(in_context[1][2], one)
+
+
+def test_stages_that_make_what_they_need_work_with_their_own_weights(
+    small, policy, tmp_path, weights
+):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    run.evaluate(2)  # all at once, from two games and two items
+    one = adapter(run, 1)
+    of_round_2 = [w for w in weights if w[0] in ("rollout", "extract", "distill")][-4:]
+    assert [w[0] for w in of_round_2] == ["rollout", "extract", "rollout", "distill"]
+    assert all(same(w[1], one) and same(w[2], one) for w in of_round_2)
+
+
+def test_a_stage_leaves_the_policy_as_it_found_it(small, tmp_path):
+    policy = load_policy(small.model)
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    for n, p in enumerate(policy.model.parameters()):
+        if p.requires_grad:
+            p.data += 0.01 * (n + 1)
+    policy.model.train()
+    policy.base_lm.generation_config.temperature = 0.123
+    before = [p.clone() for p in policy.model.parameters()]
+    run.run_all()
+    assert all(p.equal(q) for p, q in zip(policy.model.parameters(), before, strict=True))
+    assert policy.model.training and policy.base_lm.generation_config.temperature == 0.123
+
+
+def test_the_teacher_of_a_resumed_round_is_its_start(run):
+    run.distill(2)
+    run.load(2)
+    by_name = dict(run.policy.model.named_parameters())
+    teacher = [by_name[n.replace("student", "teacher")] for n in by_name if ".student." in n]
+    assert same(run.policy.trainable(), adapter(run, 2)) and same(teacher, adapter(run, 1))
+    run.load(2, trained=False)
+    assert same(run.policy.trainable(), adapter(run, 1))
+
+
+# -- what a person wrote
+
+
+def test_a_hand_written_experience_stays_whatever_becomes_of_the_log(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    run.curate(1)
+    path = run.folder / "round_1/experience.md"
+    path.write_text("## Draw 0\nmine\n\n## Draw 1\nmine too\n")
+    text = path.read_bytes()
+    assert run.curate(1) == ["mine", "mine too"]
+    log_of(run).add("Walls cost a turn.")
+    assert run.experiences(1) == ["mine", "mine too"]
+    (status,) = (s for s in run.status() if (s.round, s.stage) == (1, "curate"))
+    assert status.state == "done" and "put there by hand and is kept" in status.why
+    assert "round_1/curation.jsonl has changed since" in status.why
+    run.run_all()
+    assert (run.folder / "round_1/adapter/experience.md").read_bytes() == text
+    path.write_text("## Draw 0\nanother\n\n## Draw 1\n\n")
+    with pytest.raises(StaleRunError, match="distill of round 1: round_1/experience.md has chan"):
+        run.run_all()
+    text = path.read_bytes()
+    run.run_all(redo=True)
+    assert path.read_bytes() == (run.folder / "round_1/adapter/experience.md").read_bytes() == text
+    path.unlink()  # that alone brings the decisions of the log back
+    with pytest.raises(StaleRunError, match="round_1/experience.md is gone"):
+        run.run_all()
+    run.run_all(redo=True)
+    assert "Walls" in path.read_text() and "mine" not in path.read_text()
+
+
+def test_texts_that_a_program_hands_in_stay_too(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    derived = run.curate(1)
+    run.write_experience(1, derived)  # the same words, but now somebody's own
+    log_of(run).add("Walls cost a turn.")
+    assert run.curate(1) == derived
+
+
+def test_logs_of_other_items_are_kept_each_under_its_own_name(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    folder, logs = run.folder / "round_1", []
+    for _ in range(3):
+        run.curate(1)
+        log_of(run).add("Walls cost a turn.")
+        logs.append((folder / "curation.jsonl").read_bytes())
+        (folder / "items.jsonl").unlink()
+        run.extract(1)
+        by_hand(run)
+    names = ("curation.old.jsonl", "curation.old-2.jsonl", "curation.old-3.jsonl")
+    assert [(folder / name).read_bytes() for name in names] == logs
+
+
+def test_items_that_come_out_the_same_keep_their_log(run):
+    (run.folder / "round_2/items.jsonl").unlink()
+    log = run.folder / "round_2/curation.jsonl"
+    run.redo()
+    assert not list(log.parent.glob("curation.old*")) and set(states(run).values()) == {"done"}
+
+
+def test_damaged_lines_of_metrics_are_kept_aside(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    lines = run.folder / "metrics.jsonl"
+    lines.write_bytes(b'{"schema": 1, "arm": "mine", "x": 1}\n\xff not a line\n{"schema": 1, "ar')
+    run.distill(1)
+    assert [row["arm"] for row in read_jsonl(lines)] == ["mine", "round 1", "round 1"]
+    aside = lines.with_name("metrics.damaged.jsonl").read_bytes()
+    assert aside == b'\xff not a line\n{"schema": 1, "ar\n'
+
+
+# -- looking at a run
+
+
+def test_looking_at_a_run_writes_nothing(run, small, policy):
+    before = tree(run.folder), sorted(p.stat().st_mtime_ns for p in run.folder.rglob("*"))
+    other = Run(run.folder, replace(small, rounds=1, gate="off"), policy, progress=False)
+    other.status(), Run.open(run.folder, policy).run_all(), stages.status(run.folder)
+    Run(run.folder, replace(small, rounds=3), policy, progress=False).rollout(1)
+    now = tree(run.folder), sorted(p.stat().st_mtime_ns for p in run.folder.rglob("*"))
+    assert now == before
+    Run(run.folder, replace(small, rounds=3), policy, progress=False).rollout(3)
+    assert Run.open(run.folder, policy).settings.rounds == 3
+    Run(run.folder, replace(small, rounds=1), policy, progress=False).collect(3)
+    assert Run.open(run.folder, policy).settings.rounds == 3
+
+
+def test_the_status_of_a_folder_needs_no_torch(run):
+    log_of(run).add("Walls cost a turn.")
+    code = (
+        "import sys\nfrom oelkit.runs.stages import status\n"
+        f"for s in status({str(run.folder)!r}): print(s.round, s.stage, s.state, '-', s.why)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 curate stale - round_1/curation.jsonl has changed since" in done.stdout
+    assert "2 rollout stale - distill of round 1 is stale" in done.stdout
+    assert len(done.stdout.splitlines()) == 14 == len(run.status())
+
+
+def test_another_prompt_file_is_seen(small, policy, tmp_path):
+    source = "\n".join(
+        f"{k} = {json.dumps(v)}" for k, v in vars(load_prompt_set("brief")).items() if k != "name"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text(source)
+    mine = replace(small, prompt_set=str(path), rounds=1)
+    run = by_hand(Run(tmp_path / "run", mine, policy, progress=False))
+    run.run_all()
+    path.write_text(source.replace('act = "', 'act = "Now: ', 1))
+    said = f"rollout of round 1: the prompt set {str(path)!r} has changed (act)"
+    changed = Run(tmp_path / "run", mine, policy, progress=False)
+    with pytest.raises(StaleRunError) as caught:
+        changed.run_all()
+    assert said in str(caught.value)
+    stale = {s.stage: s.why for s in stages.status(tmp_path / "run") if s.state == "stale"}
+    assert said.endswith(stale["rollout"]) and {"collect", "distill", "base"} <= set(stale)
+    assert changed.status() == stages.status(tmp_path / "run")
+    changed.run_all(redo=True)
+    assert {s.state for s in stages.status(tmp_path / "run")} == {"done"}
+
+
+def test_a_run_of_an_older_form_is_told_apart(tmp_path, small, policy):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"settings": {"games": 64}, "prompts": {}}))
+    for ask in (
+        lambda: stages.status(folder),
+        lambda: Run(folder, small, policy),
+        lambda: Run.open(folder, policy),
+    ):
+        with pytest.raises(
+            ValueError, match="older form.*oelkit report --run old.*start a new run"
+        ):
+            ask()
+    with pytest.raises(ValueError, match="not a run's record"):
+        stages.status(tmp_path)
+
+
+# -- seconds, arms, writers
+
+
+def test_the_seconds_of_stages_add_up_to_less_than_the_wall_time(small, policy, tmp_path):
+    run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
+    began, slow = time.perf_counter(), work.rollouts.rollout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work.rollouts, "rollout", lambda *a, **o: time.sleep(0.3) or slow(*a, **o))
+        run.distill(1)  # collects its states, too
+    seconds = work.round_metrics.__globals__["_seconds"](run, 1, ("curate", "collect", "distill"))
+    assert set(seconds) == {"curate", "collect", "distill"} and seconds["collect"] >= 0.3
+    assert sum(seconds.values()) <= time.perf_counter() - began + 0.02  # rounded to 0.01
+
+
+def test_arms_go_on_after_the_last_one_that_is_done(run, monkeypatch):
+    trained, distill = [], work.distillation.distill
+
+    def fails_at_raw(*args, **options):
+        trained.append(args[3].loss)
+        if len(trained) == 3:
+            raise OSError("no space left")
+        return distill(*args, **options)
+
+    monkeypatch.setattr(work.distillation, "distill", fails_at_raw)
+    with pytest.raises(OSError, match="no space"):
+        run.ablations()
+    arms = run.ablations()
+    assert trained == ["forward_kl", "sft", "reverse_kl", "reverse_kl"]
+    assert set(arms) == {"forward_kl", "sft", "raw"} and "in_context" in arms["raw"]
+    assert set(run.run_all()["arms"]) == set(arms) and run.ablations() == arms
+
+
+def test_a_second_writer_is_told_who_the_first_is(run):
+    log_of(run).add("Walls cost a turn.")
+    lock, host = run.folder / "run.lock", socket.gethostname()
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom oelkit.runs.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('mine', flush=True)\n    time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "mine\n"
+            with pytest.raises(ValueError, match=f"written by process {other.pid} on {host}: wait"):
+                run.run_all(redo=True)
+            assert len(run.rollout(1)) == 2 and run.status()  # readers need no lock
+        finally:
+            other.kill()
+    assert lock.exists()  # its owner is dead
+    run.redo()
+    assert not lock.exists()
+    lock.write_text("4711 elsewhere\n")  # a shared disk
+    log_of(run).add("One more.")
+    with pytest.raises(ValueError, match=r"process 4711 on elsewhere: .* or delete .*run.lock"):
+        run.redo()
+
+
+# -- gate
+
+
+def test_validation_maps_are_neither_training_nor_held_out_maps():
+    last = 899 * 1_000_000 + 99 * 10_000 + 10_000
+    assert last <= HELD_OUT < HELD_OUT + 1_000_000 < gate.VALIDATION
+
+
+def row(passes, right=None):
+    return {"validation": {"passes": passes}, "ood": right and {"all": right, "n": 100}}
+
+
+def test_the_gate_says_what_was_lost():
+    found = gate.judge(2, 1, row("1" * 50 + "0" * 14, 0.9), row("1" * 20 + "0" * 44, 0.7))
+    assert found["high"] < 0 and found["maps"] == 64
+    assert "round 2 passes 31.2% of 64 validation maps, round 1 before it 78.1%" in found["lost"]
+    assert "70.0% of 100 OOD questions, round 1 before it 90.0%" in found["lost"]
+    for before, after in (
+        (row("1" * 50 + "0" * 14, 0.9), row("1" * 49 + "0" * 15, 0.88)),
+        (row("0" * 64), row("1" * 64)),
+    ):
+        assert gate.judge(1, 0, before, after)["lost"] == ""
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Round 1 loses."""
+    judge = gate.judge
+    monkeypatch.setattr(
+        gate,
+        "judge",
+        lambda k, *rest: judge(k, *rest) | {"lost": "round 1 lost it" if k == 1 else ""},
+    )
+
+
+@pytest.mark.parametrize("how", gate.GATES)
+def test_a_round_that_lost(small, policy, tmp_path, losing, weights, how):
+    run = by_hand(Run(tmp_path / "run", replace(small, gate=how), policy, progress=False))
+    if how == "stop":
+        with (
+            pytest.warns(UserWarning, match="round 1 lost it"),
+            pytest.raises(
+                ValueError, match=r"round 2 does not start: round 1 lost it.*run.promote\(1\)"
+            ),
+        ):
+            run.run_all()
+        assert not (run.folder / "round_2/trajectories.jsonl").exists()
+        run.promote(1)
+    if how == "rollback":  # the items of round 1 are not carried on either: round 2 has none
+        with (
+            pytest.warns(UserWarning, match="round 1 lost it"),
+            pytest.raises(ValueError, match="round 2"),
+        ):
+            run.run_all()
+        by_hand(run, k=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if how == "warn" else "error", UserWarning)
+        metrics = run.run_all()
+    assert [c["start"] for c in metrics["chain"]] == [0, 0 if how == "rollback" else 1]
+    assert [bool(c["lost"]) for c in metrics["chain"]] == [how != "off", False]
+    assert ("validation" in metrics["rounds"][0]) == (how != "off")
+    trained = [w for w in weights if w[0] == "distill"]
+    assert same(trained[1][1], adapter(run, 0 if how == "rollback" else 1))
+    assert metrics["next_start"] == 2 and set(states(run).values()) == {"done"}
+
+
+def test_a_person_rolls_a_round_back_and_promotes_it_again(run):
+    before = tree(run.folder)
+    run.rollback(1)
+    with pytest.raises(
+        StaleRunError, match="it started from round 1, and is to start from the untrained model"
+    ):
+        run.run_all()
+    assert states(run)[1, "evaluate"] == "done" and states(run)[2, "rollout"] == "stale"
+    run.promote(1)
+    assert set(states(run).values()) == {"done"}
+    assert {k: v for k, v in tree(run.folder).items() if k != "chain.json"} == before
+    with pytest.raises(ValueError, match="round 7 is not trained yet"):
+        run.rollback(7)
+
+
+def test_more_sampling_seeds_do_not_multiply_the_validation_games(small, policy, tmp_path, weights):
+    run = Run(tmp_path / "run", replace(small, samples_per_map=3), policy, progress=False)
+    run.ensure(0, "base")
+    base = json.loads((run.folder / "base.json").read_text())
+    assert (base["pass_rate"]["n"], base["pass_rate"]["maps"]) == (12, 4)
+    assert base["validation"]["n"] == gate.VALIDATION_MAPS == len(base["validation"]["passes"])
+
+
+def test_a_killed_run_is_missing_stages_and_never_half_done(run, monkeypatch):
+    """Killed between any two changes of the folder while a stage's files are put in place."""
+    log_of(run).add("Walls cost a turn.")
+    for stop in range(12):
+        shutil.rmtree(run.folder.with_name("tried"), ignore_errors=True)
+        shutil.copytree(run.folder, run.folder.with_name("tried"))
+        tried = Run(run.folder.with_name("tried"), run.settings, run.policy, progress=False)
+        left = [stop]
+
+        def dies(real, left=left):
+            def called(*args, **options):
+                if left[0] == 0:
+                    raise MemoryError("killed")
+                left[0] -= 1
+                return real(*args, **options)
+
+            return called
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("replace", "rename", "unlink"):
+                patch.setattr(os, name, dies(getattr(os, name)))
+            try:
+                tried.ensure(1, "distill", redo=True)
+            except MemoryError:
+                assert states(tried)[1, "distill"] != "done" or left[0] == 0
+        tried.ensure(1, "distill", redo=True)
+        assert states(tried)[1, "distill"] == "done"
+        assert "Walls" in (tried.folder / "round_1/adapter/experience.md").read_text()
+        assert not list(tried.folder.rglob("*.partial"))
