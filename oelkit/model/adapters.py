@@ -20,18 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 # of more weights, merging costs more than the adapter's own products (measured on a CPU)
 MERGE_MAX_PARAMS = 20_000_000
@@ -41,13 +35,14 @@ MERGE_MAX_PARAMS = 20_000_000
 class Adapters:
     """A base model with the adapters "student" and "teacher"."""
 
-    model: PeftModel
+    model: Any
+    """The PeftModel of both adapters (PEFT declares none of the attributes that are used)."""
     name: str
     """What the caller named: "micro", a hub id or a folder; goes into the records."""
 
     def __post_init__(self) -> None:
-        self.base_lm: PreTrainedModel = self.model.get_base_model()
-        self.lora_layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.base_lm: Any = self.model.get_base_model()
+        self.lora_layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
 
     @property
     def device(self) -> torch.device:
@@ -83,10 +78,10 @@ class Adapters:
         grads = [(p, p.requires_grad) for p in self.model.parameters()]
         active, disabled = tuner.active_adapters[0], self.lora_layers[0].disable_adapters
         merge = merge and name is not None and not torch.is_grad_enabled()
-        untrained = merge and self.is_untrained(name)
+        untrained = merge and self.is_untrained(str(name))
         merge = merge and not untrained and self._mergeable()
         try:
-            with self._merged(name) if merge else nullcontext():
+            with self._merged(str(name)) if merge else nullcontext():
                 if name is None or merge or untrained:
                     tuner.disable_adapter_layers()
                 else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
@@ -30,7 +31,7 @@ class GrowingLayer(DynamicLayer):
         self.values = self._append("_value_room", self.values, value_states)
         return self.keys, self.values
 
-    def _append(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _append(self, name: str, old: Any, new: torch.Tensor) -> torch.Tensor:
         room, used = getattr(self, name, None), old.shape[-2] if old.numel() else 0
         total = used + new.shape[-2]
         # rows dropped or cache cropped by others: old is then no view of the room any more
@@ -54,7 +55,7 @@ class PrefixedLayer(GrowingLayer):
         """As above, of own tokens only."""
         keys, values = super().update(key_states, value_states)
         # attention functions are given the keys, and nothing else of the cache
-        keys.shared = self.shared
+        keys.shared = self.shared  # pyright: ignore[reportAttributeAccessIssue]
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -79,8 +80,9 @@ def prefixed_cache(
     model: PreTrainedModel, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> Iterator[DynamicCache]:
     """An empty cache that stands behind a prefix of these keys and values, one pair per layer."""
-    cache, own = DynamicCache(config=model.config), model.config._attn_implementation
-    cache.layers = [PrefixedLayer(k, v) for k, v in kv]
+    cache = DynamicCache(config=model.config)
+    own: Any = model.config._attn_implementation
+    cache.layers[:] = [PrefixedLayer(k, v) for k, v in kv]
     model.set_attn_implementation("shared_prefix")
     try:
         yield cache
@@ -109,7 +111,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
     query = query.reshape(batch, kv_heads, -1, d)  # a key head serves heads / kv_heads query heads
     # all rows' queries as one long list: the prefix is read once, not once per row
     flat = query.transpose(0, 1).reshape(1, kv_heads, -1, d)
-    both_parts = _with_logsumexp(flat, *key.shared, scale)
+    both_parts = _with_logsumexp(flat, key.shared[0], key.shared[1], scale)
     out, total = (x.reshape(kv_heads, batch, -1, *x.shape[3:]).transpose(0, 1) for x in both_parts)
     if attention_mask is None:
         ones = torch.ones(s, key.shape[2], dtype=torch.bool, device=key.device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from peft.tuners.lora import LoraLayer
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import Cache
 
 from ..text import answer_text
 from .adapters import Adapters
@@ -25,7 +25,8 @@ from .adapters import Adapters
 class Policy(Adapters):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """The Transformers tokenizer, with a chat template."""
     default_prompt_set: str = "paper"
     """Name of a prompt set (the model folder's oelkit.json may say another)."""
     enable_thinking: bool | None = None

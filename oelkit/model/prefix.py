@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,7 +38,8 @@ class SharedPrefix:
     def __init__(self, policy: Policy, ids: Sequence[int], device: str | None = None) -> None:
         cache = DynamicCache(config=policy.base_lm.config)
         policy.hidden(torch.tensor([list(ids)], device=policy.device), cache)
-        self.ids, self.kv = list(ids), [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = cache.layers
+        self.ids, self.kv = list(ids), [(layer.keys, layer.values) for layer in layers]
         if device:
             self.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
 
