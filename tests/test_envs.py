@@ -22,6 +22,7 @@ from oelkit.envs import (
     Room,
     bounds,
     describe,
+    held_out,
     make,
     parse_action,
     parse_board,
@@ -629,6 +630,19 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
     gym.register("test/Endless-v0", entry_point=Own)
     with pytest.raises(ValueError, match="max_episode_steps"):
         make("test/Endless-v0")
+
+
+@pytest.mark.parametrize("name", ["my-village-v0", "my-village/Game-v0", "oelkit/v-v-v12"])
+def test_only_the_version_at_the_end_names_the_held_out_world(name, monkeypatch):
+    stem, version = name.rsplit("-v", 1)
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    for env_id in (name, f"{stem}Unseen-v{version}"):
+        gym.register(env_id, entry_point=Doors, max_episode_steps=5)
+    assert held_out(name) == f"{stem}Unseen-v{version}"
+    assert held_out(f"some.module:{name}") == f"some.module:{stem}Unseen-v{version}"
+    assert held_out(held_out(name)) == held_out(name)  # none of its own
+    assert held_out("oelkit/FrozenLake-v0") == "oelkit/FrozenLake-v0"
 
 
 def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.envs import ACTIONS, Layout
-from oelkit.envs.text_env import label, render_board
+from oelkit.envs.board import label, render_board
 from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.text import MARKER

@@ -1,9 +1,10 @@
-"""Floors and ceiling of a world, computed and not sampled: what a player gets who has learned
-nothing, and the most.
+"""Floors and ceiling of a world, computed and not sampled: the pass rates of players who have
+learned nothing, and of the best.
 
 Value iteration over (where things are, turns left), layout by layout: exact also where the ice is
 slippery. The best fixed plan comes from playing every plan of `max_turns` moves on every layout.
-Nothing here knows of models."""
+Nothing here knows of models.
+"""
 
 from __future__ import annotations
 
@@ -13,94 +14,91 @@ from typing import Any
 import numpy as np
 
 from ..records import Outcome
-from .text_env import ACTIONS, TextEnv
+from .board import ACTIONS
+from .text_env import TextEnv
+from .worlds import make
 
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
-_WON, _LOST = 0, 1
-_MOST_TURNS = 10  # of 4^10 plans
+_WON, _LOST, _START = 0, 1, 2  # numbers of nodes; the others are a position, warned or not
+_MAX_PLAN_TURNS = 10  # 4^10 plans
 
 
 def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
-    """Where each action leads and how probably, both [nodes, 4, ends]; nodes: won, lost, (position,
-    warned) …
-
-    The start is node 2.
-    """
+    """Where each action leads and how probably, both [nodes, actions, ends]."""
     start = (env.position, False)
-    numbers, depth = {"won": _WON, "lost": _LOST, start: 2}, {start: 0}
-    rows, queue = [[[(_WON, 1.0)]] * 4, [[(_LOST, 1.0)]] * 4], [start]
+    numbers: dict[Any, int] = {Outcome.SUCCESS: _WON, Outcome.FAILURE: _LOST, start: _START}
+    depth, queue = {start: 0}, [start]
+    rows = [[[(_WON, 1.0)]] * len(ACTIONS), [[(_LOST, 1.0)]] * len(ACTIONS)]
     for node in queue:  # grows while it is walked
-        row = []
+        row: list[list[tuple[int, float]]] = []
         for action in ACTIONS if depth[node] < env.max_turns else ():
             (env.position, warned), ends = node, []
-            for chance, position, outcome in env._chances(action):
+            for chance, position, outcome in env.chances(action):
                 invalid = outcome is Outcome.INVALID
-                after = (
-                    "won"
-                    if outcome is Outcome.SUCCESS
-                    else "lost"
-                    if outcome is Outcome.FAILURE
-                    else None
-                )
-                after = after or ("lost" if invalid and warned else (position, invalid))
+                after: Any = Outcome.FAILURE if invalid and warned else outcome
+                if outcome is None or (invalid and not warned):
+                    after = (position, invalid)
                 if after not in numbers:
                     numbers[after], depth[after] = len(numbers), depth[node] + 1
                     queue.append(after)
                 ends.append((numbers[after], chance))
             row.append(ends)
-        rows.append(row or [[(_LOST, 1.0)]] * 4)  # out of turns
+        rows.append(row or rows[_LOST])  # out of turns
     most = max(len(ends) for row in rows for ends in row)
     table = np.array([[ends + [(_LOST, 0.0)] * (most - len(ends)) for ends in row] for row in rows])
     return table[..., 0].astype(int), table[..., 1]
 
 
 def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[str, Any]:
-    """Pass rates in [0, 1] on the layouts of `seeds`: random player, best fixed plan, best policy
-    (the ceiling).
+    """Pass rates in [0, 1] of a random player, the best fixed plan and the best policy.
 
-    `env` is an id (made with `env_kwargs`) or a TextEnv. Returns {"random", "fixed_plan",
-    "ceiling", "plan", "n"}; `plan` is the one sequence of moves that passes most layouts. Both are
-    None over 10 turns and where moves lead to places by chance, all are None for a world of which
-    there is no model. Raises ValueError without seeds."""
-    from . import make
+    Args:
+        env: a TextEnv, or an id, made with `env_kwargs`.
+        seeds: of the layouts.
+        **env_kwargs: of `make`.
 
-    env = make(env, **env_kwargs) if isinstance(env, str) else env
+    Returns:
+        random, fixed_plan, ceiling, plan (the one sequence of moves that passes most layouts) and
+        n. fixed_plan and plan are None over 10 turns and where moves lead to places by chance, all
+        rates are None for a world that is no TextEnv.
+
+    Raises:
+        ValueError: there are no seeds.
+    """
+    world = make(env, **env_kwargs) if isinstance(env, str) else env
     seeds = list(seeds)
-    if not (n := len(seeds)):
+    if not seeds:
         raise ValueError("bounds needs at least one seed")
-    found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": n}
-    if not isinstance(env, TextEnv):
+    found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": len(seeds)}
+    if not isinstance(world, TextEnv):
         return found
-    random, ceiling, wins = (
-        0.0,
-        0.0,
-        np.zeros(4**env.max_turns if env.max_turns <= _MOST_TURNS else 0, dtype=int),
-    )
+    plans = len(ACTIONS) ** world.max_turns if world.max_turns <= _MAX_PLAN_TURNS else 0
+    random, ceiling, wins = 0.0, 0.0, np.zeros(plans, dtype=int)
     for seed in seeds:
-        env.reset(seed=seed)
-        to, chance = _transitions(env)
+        world.reset(seed=seed)
+        to, chance = _transitions(world)
         best = mean = (np.arange(len(to)) == _WON).astype(float)
-        for _ in range(env.max_turns):
+        for _ in range(world.max_turns):
             best, mean = (chance * best[to]).sum(2).max(1), (chance * mean[to]).sum(2).mean(1)
-        ceiling, random = ceiling + best[2], random + mean[2]
+        ceiling, random = ceiling + best[_START], random + mean[_START]
         if to.shape[2] > 1:
             wins = wins[:0]
         if wins.size:
-            nodes = np.array([2])
-            for _ in range(env.max_turns):
+            nodes = np.array([_START])
+            for _ in range(world.max_turns):
                 nodes = to[nodes, :, 0].reshape(-1)  # plan number = its actions as digits in base 4
             wins += nodes == _WON
-    env.reset()  # the look-ahead has left it in the middle of nowhere
-    found |= {"random": float(random / n), "ceiling": float(ceiling / n)}
+    world.reset()  # the look-ahead has left it in the middle of nowhere
+    found |= {"random": float(random / len(seeds)), "ceiling": float(ceiling / len(seeds))}
     if wins.size:
         plan = int(wins.argmax())
-        moves = [env.moves[plan // 4**k % 4] for k in reversed(range(env.max_turns))]
-        found |= {"fixed_plan": float(wins[plan] / n), "plan": moves}
+        digits = [plan // 4**k % 4 for k in reversed(range(world.max_turns))]
+        found["fixed_plan"] = float(wins[plan] / len(seeds))
+        found["plan"] = [world.moves[digit] for digit in digits]
     return found
 
 
 def describe(found: dict[str, Any]) -> str:
     """What `bounds` found, in words; those that are None are left out."""
-    return ", ".join(
-        f"{name} {found[key]:.1%}" for key, name in NAMES.items() if found[key] is not None
-    )
+    rates = {name: found[key] for key, name in NAMES.items() if found[key] is not None}
+    return ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())

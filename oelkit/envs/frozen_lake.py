@@ -1,9 +1,10 @@
 """Frozen Lake in text, on the dynamics of gymnasium's own `FrozenLake-v1`.
 
-What is told is a board and what happened; which symbol is a hole and which a goal is for the player
+A player sees a board and what happened; which symbol is a hole and which a goal is for the player
 to find out. The paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards
 that TextArena 0.7.4 draws for a seed. The others draw start, goals and holes at random and are
-split by layout, so that "unseen" means a layout that no training seed can give."""
+split by layout, so that "unseen" means a layout that no training seed can give.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +17,8 @@ from typing import Any
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
 
 from ..records import Outcome
-from .text_env import ACTIONS, STEPS, TextEnv
-
-SYMBOLS = {"hole": "H", "goal": "G", "decoy": "X", "player": "P", "free": "."}
+from .board import ACTIONS, LAKE_SYMBOLS, STEPS
+from .text_env import TextEnv
 
 
 @dataclass(frozen=True)
@@ -33,42 +33,38 @@ class Layout:
 
     @property
     def unseen(self) -> bool:
-        """Whether the layout belongs to the held-out quarter (by a checksum of everything but the
-        decoys).
-        """
+        """Whether it is of the held-out quarter (by a checksum of everything but the decoys)."""
         return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
 
     def neighbours(self, cell: int) -> dict[str, int]:
         """The cells next to a cell, by action; what lies outside the board is left out."""
         row, column = divmod(cell, self.size)
         steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
-        return {
-            a: r * self.size + c
-            for a, (r, c) in steps.items()
-            if 0 <= r < self.size and 0 <= c < self.size
-        }
+        inside = range(self.size)
+        return {a: r * self.size + c for a, (r, c) in steps.items() if r in inside and c in inside}
 
     def shortest_path(
         self, start: int | None = None, avoid: tuple[int, ...] | None = None
     ) -> list[str] | None:
-        """Actions of a shortest path to a goal round the holes (first in ACTIONS order), or None."""
-        start, avoid = (
-            self.start if start is None else start,
-            self.holes if avoid is None else avoid,
-        )
-        queue, paths = deque([start]), {start: []}
+        """Actions of a shortest path to a goal, first in ACTIONS order, or None.
+
+        start, avoid: cells; by default the layout's start and holes.
+        """
+        start = self.start if start is None else start
+        avoid = self.holes if avoid is None else avoid
+        queue, paths = deque([start]), {start: list[str]()}
         while queue:
             cell = queue.popleft()
             if cell in self.goals:
                 return paths[cell]
             for action, to in self.neighbours(cell).items():
                 if to not in paths and to not in avoid:
-                    paths[to] = paths[cell] + [action]
+                    paths[to] = [*paths[cell], action]
                     queue.append(to)
         return None
 
     def cells(
-        self, symbols: dict[str, str] = SYMBOLS, player: int | None = None
+        self, symbols: dict[str, str] = LAKE_SYMBOLS, player: int | None = None
     ) -> list[list[str]]:
         """The board as rows of symbols, the player on top."""
         flat = [symbols["free"]] * self.size**2
@@ -80,9 +76,7 @@ class Layout:
 
 
 def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
-    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed (its draws, from a private
-    generator).
-    """
+    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed."""
     rng, last = random.Random(seed), size * size - 1
     if not 0 <= holes < last - 1:
         raise ValueError(f"{holes} holes do not fit between the corners of a {size}x{size} board")
@@ -90,9 +84,8 @@ def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
         layout = Layout(size, 0, (last,), tuple(rng.sample(range(1, last), holes)))
         if layout.shortest_path() is not None:
             return layout
-    raise ValueError(
-        f"no solvable {size}x{size} layout with {holes} holes found: ask for fewer holes"
-    )
+    what = f"no solvable {size}x{size} layout with {holes} holes found"
+    raise ValueError(f"{what}: ask for fewer holes")
 
 
 class FrozenLakeEnv(TextEnv):
@@ -102,10 +95,12 @@ class FrozenLakeEnv(TextEnv):
     in `min_moves` to `max_turns` moves. `corners="random"` draws which of two opposite corners are
     start and goal. `slippery`: a move goes where gymnasium's slippery ice takes it, a third of the
     time to either side; a wall then only stops the player. Its chance comes from the seed of
-    `reset`, so that the same moves give the same game. Other arguments: see TextEnv."""
+    `reset`, so that the same moves give the same game. Other arguments: see TextEnv.
+    """
 
-    SYMBOLS = SYMBOLS
+    SYMBOLS = LAKE_SYMBOLS
 
+    # why: each is one knob of the world, set by name in the registry
     def __init__(
         self,
         size: int = 4,
@@ -128,27 +123,27 @@ class FrozenLakeEnv(TextEnv):
                 "with corners=True holes is one number, goals 1, decoys 0 and split None"
             )
         if corners == "random" and (goals != 1 or 2 * (size - 1) > self.max_turns):
-            raise ValueError(
-                f"corners='random' needs goals=1 and, with size={size}, max_turns={2 * size - 2} or more"
-            )
+            needs = f"goals=1 and, with size={size}, max_turns={2 * size - 2} or more"
+            raise ValueError(f"corners='random' needs {needs}")
         self.size, self.corners, self.slippery, self.min_moves = size, corners, slippery, min_moves
-        self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in (holes, goals, decoys)]
-        for name, (low, high) in zip(("holes", "goals", "decoys"), self.counts, strict=True):
+        ranges = {"holes": holes, "goals": goals, "decoys": decoys}
+        self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in ranges.values()]
+        for name, (low, high) in zip(ranges, self.counts, strict=True):
             if not (name == "goals") <= low <= high:
                 raise ValueError(
                     f"{name} must be a number or a range (low, high), got {(low, high)}"
                 )
         if 1 + sum(high for _, high in self.counts) > size * size:
             raise ValueError(
-                f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} board"
+                f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} "
+                "board"
             )
 
     def _draw(self, seed: int | None) -> Layout | None:
         rng = self.np_random
-        if self.corners is True:  # TextArena's draw for this seed
-            return paper_layout(
-                int(rng.integers(2**31)) if seed is None else seed, self.size, self.counts[0][0]
-            )
+        if self.corners is True:
+            seed = int(rng.integers(2**31)) if seed is None else seed
+            return paper_layout(seed, self.size, self.counts[0][0])
         holes, goals, decoys = (int(rng.integers(low, high + 1)) for low, high in self.counts)
         cells = [int(x) for x in rng.permutation(self.size**2)]
         if self.corners:
@@ -159,9 +154,8 @@ class FrozenLakeEnv(TextEnv):
         parts = drawn[:goals], drawn[goals : goals + holes], drawn[goals + holes :]
         layout = Layout(self.size, start, *(tuple(sorted(p)) for p in parts))
         path = layout.shortest_path()
-        return (
-            layout if path is not None and self.min_moves <= len(path) <= self.max_turns else None
-        )
+        fits = path is not None and self.min_moves <= len(path) <= self.max_turns
+        return layout if fits else None
 
     def _start(self) -> None:
         names = {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}
@@ -189,19 +183,19 @@ class FrozenLakeEnv(TextEnv):
         cell, reward, ended, _, _ = self._lake.step(ACTIONS.index(action))
         slid = "stayed at" if cell == before else "slid to"
         way = f"moved {word} to" if cell == wanted else f"tried {word} but {slid}"
-        told = f"You {way} {self.place(*divmod(int(cell), self.layout.size))}"
+        feedback = f"You {way} {self.place(*divmod(int(cell), self.layout.size))}"
         if ended and reward > 0:
-            return f"{told} and reached the goal. You won.", Outcome.SUCCESS
+            return f"{feedback} and reached the goal. You won.", Outcome.SUCCESS
         if ended:
-            return f"{told} and fell into a hole. You lost.", Outcome.FAILURE
-        return f"{told}.", None
+            return f"{feedback} and fell into a hole. You lost.", Outcome.FAILURE
+        return f"{feedback}.", None
 
-    def _chances(self, action: str) -> list[tuple[float, int, Outcome | None]]:
+    def chances(self, action: str) -> list[tuple[float, int, Outcome | None]]:
+        """See TextEnv; gymnasium's own table where the ice is slippery."""
         if not self.slippery:
-            return super()._chances(action)
-        ends = self._lake.P[self.position][ACTIONS.index(action)]
-        won = {True: Outcome.SUCCESS, False: Outcome.FAILURE}
+            return super().chances(action)
+        outcomes = {True: Outcome.SUCCESS, False: Outcome.FAILURE}
         return [
-            (chance, cell, won[reward > 0] if ended else None)
-            for chance, cell, reward, ended in ends
+            (chance, cell, outcomes[reward > 0] if ended else None)
+            for chance, cell, reward, ended in self._lake.P[self.position][ACTIONS.index(action)]
         ]

@@ -5,7 +5,8 @@ A room is made by reverse play: it starts solved, the player walks and pulls, an
 just after a pull one is kept in which the boxes are farthest from their targets. So every room is
 solvable, though not always within the turns of a game, as in the paper. Departure: TextArena
 searches depth first and draws other rooms for a seed; these are as hard as its own (random player
-16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares)."""
+16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares).
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..records import Outcome
-from .text_env import ACTIONS, STEPS, TextEnv
+from .board import ACTIONS, SOKOBAN_SYMBOLS, STEPS
+from .text_env import TextEnv
 
-SYMBOLS = {
-    "wall": "#",
-    "free": ".",
-    "target": "O",
-    "box": "X",
-    "done": "√",
-    "player": "P",
-    "player on target": "S",
-}
 # What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger,
 # row and column).
 BRUSHES = (
@@ -42,9 +35,7 @@ Position = tuple[int, tuple[int, ...]]  # the player's cell and the boxes' cells
 
 @dataclass(frozen=True)
 class Room:
-    """Where things are: cell numbers from 0, row by row, on a size x size board whose border is all
-    wall.
-    """
+    """Where things are: cell numbers from 0, row by row, on a size x size board with a border."""
 
     size: int
     walls: frozenset[int]
@@ -55,16 +46,11 @@ class Room:
     @property
     def unseen(self) -> bool:
         """Whether the room belongs to the held-out quarter (by a checksum of all of it)."""
-        return (
-            zlib.crc32(repr((sorted(self.walls), self.targets, self.boxes, self.player)).encode())
-            % 4
-            == 0
-        )
+        parts = (sorted(self.walls), self.targets, self.boxes, self.player)
+        return zlib.crc32(repr(parts).encode()) % 4 == 0
 
     def move(self, position: Position, action: str) -> Position | None:
-        """The position after an action, or None where a wall, or something behind the box, is in
-        the way.
-        """
+        """The position after an action; None where a wall, or what is behind the box, blocks it."""
         player, boxes = position
         step = STEPS[action][0] * self.size + STEPS[action][1]
         to, behind = player + step, player + 2 * step
@@ -73,11 +59,9 @@ class Room:
         return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
 
     def solution(self, limit: int | None = None) -> list[str] | None:
-        """Actions of a shortest solution (breadth first), or None where there is none (within
-        `limit` moves).
-        """
+        """Actions of a shortest solution, or None where there is none within `limit` moves."""
         start = (self.player, self.boxes)
-        queue, paths = deque([start]), {start: []}
+        queue, paths = deque([start]), {start: list[str]()}
         while queue:
             position = queue.popleft()
             if position[1] == self.targets:
@@ -87,12 +71,12 @@ class Room:
             for action in ACTIONS:
                 to = self.move(position, action)
                 if to is not None and to not in paths:
-                    paths[to] = paths[position] + [action]
+                    paths[to] = [*paths[position], action]
                     queue.append(to)
         return None
 
     def cells(
-        self, position: Position | None = None, symbols: dict[str, str] = SYMBOLS
+        self, position: Position | None = None, symbols: dict[str, str] = SOKOBAN_SYMBOLS
     ) -> list[list[str]]:
         """The board as rows of symbols."""
         player, boxes = position or (self.player, self.boxes)
@@ -106,8 +90,8 @@ class Room:
 
 
 def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
-    """Walls of a random room: a digger strolls about a solid block and clears a brush at each step."""
-    at, step, floor = rng.integers(1, size - 1, 2), (0, 1), set()
+    """Walls of a random room: a digger strolls about a solid block and clears a brush each step."""
+    at, step, floor = rng.integers(1, size - 1, 2), (0, 1), set[tuple[int, int]]()
     for _ in range(int(3.4 * size)):
         if rng.random() < 0.35:
             step = STEPS[ACTIONS[rng.integers(4)]]
@@ -119,13 +103,13 @@ def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
 
 
 def play_back(solved: Room, limit: int = 20_000) -> list[Position]:
-    """Positions just after a pull (box i began on target i), found by playing a solved room
-    backwards breadth first.
+    """Positions just after a pull in a solved room that is played backwards, breadth first.
 
-    The player pulls whenever a box is behind it. Looks at `limit` positions, which only many boxes
-    exceed."""
+    Box i began on target i. The player pulls whenever a box is behind it. limit: positions to look
+    at, which only many boxes exceed.
+    """
     start = (solved.player, solved.targets)
-    queue, seen, pulled = deque([start]), {start}, set()
+    queue, seen, pulled = deque([start]), {start}, set[Position]()
     while queue and len(seen) < limit:
         player, boxes = queue.popleft()
         for r, c in STEPS.values():
@@ -149,25 +133,27 @@ def draw_room(rng: np.random.Generator, size: int = 6, boxes: int = 1) -> Room:
         free = sorted(set(range(size * size)) - walls)
         if len(free) <= boxes + 1:
             continue
-        player, *targets = (int(x) for x in rng.permutation(free)[: boxes + 1])
-        solved = Room(size, walls, tuple(sorted(targets)), tuple(sorted(targets)), player)
+        player, *rest = (int(x) for x in rng.permutation(free)[: boxes + 1])
+        targets = tuple(sorted(rest))
+        pulled = play_back(Room(size, walls, targets, targets, player))
+        # neither the player nor a box on a target
+        away = [p for p in pulled if not {p[0], *p[1]} & set(targets)]
+        if away:
+            distances = [_distance(p[1], targets, size) for p in away]
+            farthest = [p for p, d in zip(away, distances) if d == max(distances)]
+            player, boxes_at = farthest[rng.integers(len(farthest))]
+            return Room(size, walls, targets, tuple(sorted(boxes_at)), player)
 
-        def distance(position: Position) -> int:
-            pairs = zip(position[1], solved.targets, strict=True)
-            return sum(abs(b // size - t // size) + abs(b % size - t % size) for b, t in pairs)
 
-        open_ = [p for p in play_back(solved) if not {p[0], *p[1]} & set(solved.targets)]
-        if open_:
-            farthest = max(map(distance, open_))
-            choice = [p for p in open_ if distance(p) == farthest]
-            player, found = choice[rng.integers(len(choice))]
-            return Room(size, walls, solved.targets, tuple(sorted(found)), player)
+def _distance(boxes: tuple[int, ...], targets: tuple[int, ...], size: int) -> int:
+    pairs = zip(boxes, targets, strict=True)
+    return sum(abs(b // size - t // size) + abs(b % size - t % size) for b, t in pairs)
 
 
 class SokobanEnv(TextEnv):
     """Sokoban as text; `boxes` 1 to 3 on a size x size board. Other arguments: see TextEnv."""
 
-    SYMBOLS = SYMBOLS
+    SYMBOLS = SOKOBAN_SYMBOLS
 
     def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
         super().__init__(split, **kwargs)
@@ -193,10 +179,13 @@ class SokobanEnv(TextEnv):
             ahead = room.move((before[0], ()), action)
             return ("You hit a wall." if ahead is None else "The box is blocked."), Outcome.INVALID
         self.position = after
-        told = f"You moved {self.word(action)} to {self.place(*divmod(after[0], room.size))}"
+        feedback = f"You moved {self.word(action)} to {self.place(*divmod(after[0], room.size))}"
         if pushed := set(after[1]) - set(before[1]):
             (box,) = pushed
-            told += f" and pushed a box to {self.place(*divmod(box, room.size))}"
-            told += ", onto a target" if box in room.targets else ""
+            feedback += f" and pushed a box to {self.place(*divmod(box, room.size))}"
+            feedback += ", onto a target" if box in room.targets else ""
         solved = after[1] == room.targets
-        return f"{told}. You won." if solved else f"{told}.", Outcome.SUCCESS if solved else None
+        return (
+            f"{feedback}. You won." if solved else f"{feedback}.",
+            Outcome.SUCCESS if solved else None,
+        )

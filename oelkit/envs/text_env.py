@@ -1,100 +1,42 @@
-"""The paper's reply protocol, shared by every text world: a reply goes in, a board and textual
-feedback come out.
+"""The paper's reply protocol, shared by every text world: a reply goes in, a board and feedback in
+words come out.
 
 An action is the last bracketed legal action in the whole reply. A first invalid reply (no legal
 action, or a step into a wall) is a warning that uses up a turn; a second in a row ends the game. A
 game has at most `max_turns` turns. No reward reaches training: it exists to measure the pass rate
-(arXiv 2603.16856, section 4)."""
+(arXiv 2603.16856, section 4).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
 
 from ..records import Outcome
+from .board import ACTIONS, BOARDS, CHARSET, label, parse_action, render_board
+from .picture import board_image
 
-CHARSET = "".join(map(chr, range(32, 127))) + "\n√"
-ACTIONS = ("left", "down", "right", "up")  # gymnasium's FrozenLake order
-STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
-BOARDS = ("labelled", "grid")
-_ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
+StepResult = tuple[str, float, bool, bool, dict[str, Any]]
 
 
-def parse_action(reply: str, moves: Sequence[str] = ACTIONS) -> str | None:
-    """The last bracketed legal action of a reply ([left] [down] [right] [up], or [a] [s] [d] [w]),
-    or None.
+class TextEnv(gym.Env[str, str]):
+    """A board that is played in text; a subclass says what is on it and what a move does.
 
-    moves: the words for the four where they are renamed, in the order of ACTIONS; the letters then
-    mean nothing."""
-    words = dict(zip(map(str.lower, moves), ACTIONS, strict=True)) | (
-        _ALIASES if tuple(moves) == ACTIONS else {}
-    )
-    found = [
-        words[word.lower()]
-        for word in re.findall(r"\[\s*(\w+)\s*\]", reply)
-        if word.lower() in words
-    ]
-    return found[-1] if found else None
-
-
-def label(row: int, column: int) -> str:
-    """The name of a cell on a labelled board: row letter, column digit ('b3')."""
-    return f"{chr(ord('a') + row)}{column + 1}"
-
-
-def render_board(cells: list[list[str]], board: str) -> str:
-    """A board as text: 'labelled' lists size and occupied cells, a line each ('H a3'), 'grid' draws
-    the paper's boxes.
-
-    A labelled board writes the symbol beside each of its cells, so that a small model finds either
-    from the other. The symbols stand in the order in which they first appear, row by row, so that
-    their order tells nothing of their roles."""
-    if board == "labelled":
-        places: dict[str, list[str]] = {}
-        for r, row in enumerate(cells):
-            for c, symbol in enumerate(row):
-                places.setdefault(symbol, []).append(f"{symbol} {label(r, c)}")
-        lines = [line for symbol, group in places.items() if symbol != "." for line in group]
-        return "\n".join([f"{len(cells)}x{len(cells[0])}", *lines])
-    line = "+" + "+".join(["-----"] * len(cells[0])) + "+"
-    rows = ["|" + "|".join(f" {' ' if x == '.' else x:^3} " for x in row) + "|" for row in cells]
-    return "\n".join([line] + [part for row in rows for part in (row, line)])
-
-
-def parse_board(text: str) -> list[list[str]]:
-    """The cells of the first board in a text, in either rendering ([] where there is none); '.' is
-    a free cell.
-    """
-    rows: list[list[str]] = []
-    listed = False
-    for line in text.split("\n"):
-        if not rows and (size := re.fullmatch(r"([1-9]|1\d|2[0-6])x([1-9]\d?)", line)):
-            rows, listed = [["."] * int(size[2]) for _ in range(int(size[1]))], True
-        elif listed and (cell := re.fullmatch(r"(\S) ([a-z])(\d+)", line)):
-            r, c = ord(cell[2]) - ord("a"), int(cell[3]) - 1
-            if r < len(rows) and c < len(rows[0]):
-                rows[r][c] = cell[1]
-        elif not listed and re.fullmatch(r"\|(.....\|)+", line):
-            rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
-        elif listed or (rows and not line.startswith("+")):
-            break
-    return rows
-
-
-class TextEnv(gym.Env):
-    """A board that is played in text; subclasses give SYMBOLS, `position`, `_draw`, `_start`,
-    `_cells`, `_move`.
-
-    The action is the model's whole reply; `step` returns the board as text, reward 1.0 on success
+    The action is the model's whole reply. `step` returns the board as text, reward 1.0 on success
     and else 0.0, and an `info` with `action` (None where the reply had none), `feedback` and
-    `outcome` (None while the game goes on). `action_space` is what gymnasium's tools sample from;
-    `step` takes any string. `split` is 'train' or 'unseen' (a layout that no training seed can
-    give), or None for all layouts. `symbols` renames what is on the board (keys of SYMBOLS),
-    `moves` the words for the moves (keys of ACTIONS): {"left": "west"}."""
+    `outcome` (None while the game goes on).
+
+    Args:
+        split: 'train', 'unseen' (a layout that no training seed can give), or None for all.
+        board: how it is written, one of BOARDS.
+        max_turns: turns of a game at most.
+        symbols: renames what is on the board (keys of SYMBOLS).
+        moves: renames the moves (keys of ACTIONS): {"left": "west"}.
+        render_mode: 'ansi' (text) or 'rgb_array'.
+    """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
     SYMBOLS: dict[str, str]  # what may be on a board, by kind
@@ -117,33 +59,25 @@ class TextEnv(gym.Env):
         for name, given, known in (("symbols", symbols, self.SYMBOLS), ("moves", moves, ACTIONS)):
             if unknown := set(given or {}) - set(known):
                 raise ValueError(f"unknown {name} {sorted(unknown)}: the names are {sorted(known)}")
-        self.symbols, self.moves = (
-            self.SYMBOLS | (symbols or {}),
-            tuple((moves or {}).get(a, a) for a in ACTIONS),
-        )
-        letters = list(self.symbols.values())
-        if len(set(letters)) < len(letters) or any(
-            len(x) != 1 or x.isspace() or x in "|+" for x in letters
-        ):
-            raise ValueError(
-                f"symbols must differ and be one printable character each, not | or +: got {self.symbols}"
-            )
-        if len({x.lower() for x in self.moves}) < 4 or not all(
-            re.fullmatch(r"\w+", x) for x in self.moves
-        ):
-            raise ValueError(
-                f"moves must be four different words of letters and digits, got {self.moves}"
-            )
-        self.board, self.split, self.max_turns, self.render_mode = (
-            board,
-            split,
-            max_turns,
-            render_mode,
-        )
-        self.observation_space = spaces.Text(
-            10_000, charset=CHARSET + "".join(set(letters) - set(CHARSET))
-        )
+        self.symbols = self.SYMBOLS | (symbols or {})
+        self.moves = tuple((moves or {}).get(action, action) for action in ACTIONS)
+        self._check_names()
+        self.board, self.split, self.max_turns = board, split, max_turns
+        self.render_mode = render_mode
+        extra = "".join(set(self.symbols.values()) - set(CHARSET))
+        self.observation_space = spaces.Text(10_000, charset=CHARSET + extra)
+        # what gymnasium's tools sample from; `step` takes any string
         self.action_space = spaces.Text(10_000, min_length=0, charset=CHARSET)
+
+    def _check_names(self) -> None:
+        letters = {symbol for symbol in self.symbols.values() if re.fullmatch(r"[^\s|+]", symbol)}
+        if len(letters) < len(self.symbols):
+            what = "symbols must differ and be one printable character each, not | or +"
+            raise ValueError(f"{what}: got {self.symbols}")
+        words = {word.lower() for word in self.moves if re.fullmatch(r"\w+", word)}
+        if len(words) < len(ACTIONS):
+            what = "moves must be four different words of letters and digits"
+            raise ValueError(f"{what}, got {self.moves}")
 
     @property
     def board(self) -> str:
@@ -157,7 +91,7 @@ class TextEnv(gym.Env):
         self._board = board
 
     def _draw(self, seed: int | None) -> Any:
-        """A layout (with a property `unseen`) from `self.np_random`, which `seed` has just seeded."""
+        """A layout (with `unseen`) or None, from `self.np_random`, just seeded with `seed`."""
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -168,25 +102,19 @@ class TextEnv(gym.Env):
         raise NotImplementedError
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
-        """Play one action: what happened in words, and the outcome (None: goes on, INVALID: it
-        could not be done).
-        """
+        """Play one action: feedback and outcome (None: goes on, INVALID: it could not be done)."""
         raise NotImplementedError
 
-    def _chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
-        """Where an action may lead from `position`: (probability, position, outcome). By default
-        what `_move` does.
-        """
+    def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
+        """Where an action may lead from `position`: (probability, position, outcome) of each."""
         _, outcome = self._move(action)
         return [(1.0, self.position, outcome)]
 
     def place(self, row: int, column: int) -> str:
         """A cell's name in words that fit the board's rendering."""
-        return (
-            label(row, column)
-            if self.board == "labelled"
-            else f"row {row + 1}, column {column + 1}"
-        )
+        if self.board == "labelled":
+            return label(row, column)
+        return f"row {row + 1}, column {column + 1}"
 
     def word(self, action: str) -> str:
         """What an action is called in this world."""
@@ -195,9 +123,7 @@ class TextEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start the game of a seed, or of a layout given as options={"layout": ...}; returns
-        (observation, info).
-        """
+        """Start the game of a seed, or of options={"layout": ...}; returns (observation, info)."""
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"layout"}:
@@ -205,36 +131,30 @@ class TextEnv(gym.Env):
         self.layout = options.get("layout") or self._draw_split(seed)
         self._start()
         self.turn, self._warned, self._outcome = 0, False, None
-        return render_board(self._cells(), self.board), {
-            "action": None,
-            "feedback": "",
-            "outcome": None,
-        }
+        return self._text(), {"action": None, "feedback": "", "outcome": None}
 
     def _draw_split(self, seed: int | None) -> Any:
         for _ in range(10_000):
             layout = self._draw(seed)
-            if layout is not None and (
-                self.split is None or layout.unseen == (self.split == "unseen")
-            ):
+            fits = layout and (self.split is None or layout.unseen == (self.split == "unseen"))
+            if fits:
                 return layout
         raise ValueError(
-            f"no layout found in 10,000 draws of {type(self).__name__}: ask for fewer holes, another "
-            f"size, a lower min_moves or more max_turns (now {self.max_turns})"
+            f"no layout found in 10,000 draws of {type(self).__name__}: ask for fewer holes, "
+            f"another size, a lower min_moves or more max_turns (now {self.max_turns})"
         )
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> StepResult:
         """Play one reply; see the class for what comes back."""
         if self.layout is None or self._outcome is not None:
             raise RuntimeError("no game is going on (not begun, or over): call reset() first")
         self.turn += 1
         move = parse_action(action, self.moves)
-        told = (
-            "No move found: answer with one of "
-            + " ".join(f"[{word}]" for word in self.moves)
-            + "."
-        )
-        feedback, outcome = self._move(move) if move else (told, Outcome.INVALID)
+        if move:
+            feedback, outcome = self._move(move)
+        else:
+            words = " ".join(f"[{word}]" for word in self.moves)
+            feedback, outcome = f"No move found: answer with one of {words}.", Outcome.INVALID
         invalid = outcome is Outcome.INVALID
         if invalid and self._warned:
             feedback += " Second invalid move in a row: you lost."
@@ -245,54 +165,42 @@ class TextEnv(gym.Env):
             feedback, outcome = f"{feedback} No turns left: you lost.", Outcome.TURN_LIMIT
         self._outcome = outcome
         info = {"action": move and self.word(move), "feedback": feedback, "outcome": outcome}
-        over = outcome is Outcome.TURN_LIMIT
-        observation = render_board(self._cells(), self.board)
-        return (
-            observation,
-            float(outcome is Outcome.SUCCESS),
-            outcome is not None and not over,
-            over,
-            info,
-        )
+        cut = outcome is Outcome.TURN_LIMIT
+        ended = outcome is not None and not cut
+        return self._text(), float(outcome is Outcome.SUCCESS), ended, cut, info
 
-    def render(self):
-        """The board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
-        if self.render_mode == "rgb_array":
-            from .picture import board_image
-
-            return board_image(
-                self._cells(), {symbol: kind for kind, symbol in self.symbols.items()}
-            )
+    def _text(self) -> str:
         return render_board(self._cells(), self.board)
 
+    def render(self) -> Any:
+        """The board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
+        if self.render_mode == "rgb_array":
+            kinds = {symbol: kind for kind, symbol in self.symbols.items()}
+            return board_image(self._cells(), kinds)
+        return self._text()
 
-class TextWorld(gym.Wrapper):
-    """Any other text world as it is played here: `info` gets what a bare gymnasium.Env does not
-    say.
+
+class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
+    """Any other text world as it is played here: `info` gets what a bare gymnasium.Env lacks.
 
     `action`: the last text in brackets in the reply; `feedback`: the new observation, as no later
     turn shows the last one; `outcome`: at the end success where the reward is above 0, else
     failure, and turn_limit where gymnasium cuts the game off. What the world's own `info` says
-    wins. `moves` are the words that the prompt offers, where the world has such an attribute."""
+    wins. `moves` are the words that the prompt offers, where the world has such an attribute.
+    """
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: gym.Env[str, str], max_turns: int):
         super().__init__(env)
-        self.max_turns, self.moves = (
-            env.spec.max_episode_steps,
-            tuple(getattr(env.unwrapped, "moves", ())),
-        )
+        self.max_turns = max_turns
+        self.moves: tuple[str, ...] = tuple(getattr(env.unwrapped, "moves", ()))
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> StepResult:
         """Play one reply; see the class for `info`."""
         observation, reward, ended, cut, info = self.env.step(action)
         bracketed = re.findall(r"\[\s*([^][]*?)\s*\]", action)
-        outcome = (
-            (Outcome.SUCCESS if reward > 0 else Outcome.FAILURE)
-            if ended
-            else Outcome.TURN_LIMIT
-            if cut
-            else None
-        )
+        outcome = Outcome.TURN_LIMIT if cut else None
+        if ended:
+            outcome = Outcome.SUCCESS if float(reward) > 0 else Outcome.FAILURE
         info = {"action": bracketed[-1] if bracketed else None, "feedback": observation, **info}
         info["outcome"] = Outcome(info["outcome"]) if info.get("outcome") else outcome
-        return observation, reward, ended, cut, info
+        return observation, float(reward), ended, cut, info

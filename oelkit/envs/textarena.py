@@ -2,7 +2,8 @@
 
 Departure from the paper: the game's own prompt, which begins the first observation, tells the
 rules. Success is their reward of 1, a part of it is failure. Nothing is fetched: what wants word
-lists that are not on the machine, or a model on the net, is an error."""
+lists that are not on the machine, or a model on the net, is an error.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +16,47 @@ import gymnasium as gym
 import numpy as np
 
 from ..records import Outcome
-from .text_env import CHARSET
+from .board import CHARSET
 
 _ONLINE = ("GuessWho", "TwentyQuestions")
 
 
-def _chance() -> tuple:
+def _random_state() -> tuple[Any, Any]:
     return random.getstate(), np.random.get_state()
 
 
-class TextArenaEnv(gym.Env):
-    """One TextArena game; `from_textarena` registers it. Feedback is what the game says beside its
-    board.
+def _set_random_state(state: tuple[Any, Any]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+
+
+class TextArenaEnv(gym.Env[str, str]):
+    """One TextArena game; `from_textarena` registers it.
+
+    Feedback is what the game says beside its board.
     """
 
     observation_space = gym.spaces.Text(100_000, charset=CHARSET)
     action_space = gym.spaces.Text(10_000, min_length=0, charset=CHARSET)
 
     def __init__(self, game: str, **kwargs: Any):
-        self._game, self._state = game, _chance()
-        with self._alone() as textarena:
+        self._game, self._state = game, _random_state()
+        with self._isolated() as textarena:
             if f"{game}-raw" not in textarena.envs.registration.ENV_REGISTRY:
-                raise ValueError(
-                    f"TextArena has no game {game!r}: see textarena.envs.registration.ENV_REGISTRY"
-                )
+                where = "textarena.envs.registration.ENV_REGISTRY"
+                raise ValueError(f"TextArena has no game {game!r}: see {where}")
             self._env = textarena.make(f"{game}-raw", **kwargs)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[Any]:
-        """TextArena with this game's own state of the global generators, and with no way to fetch
-        word lists.
-        """
+    def _isolated(self) -> Iterator[Any]:
+        """TextArena with this game's own state of the global generators, and without downloads."""
         try:
             import nltk
             import textarena
         except ImportError as error:
             raise ImportError("this world needs TextArena: pip install textarena==0.7.4") from error
-        kept, fetch = _chance(), nltk.download
-        random.setstate(self._state[0]), np.random.set_state(self._state[1])
+        outside, download = _random_state(), nltk.download
+        _set_random_state(self._state)
         nltk.download = lambda *args, **options: False
         try:
             yield textarena
@@ -60,27 +64,22 @@ class TextArenaEnv(gym.Env):
             if type(error) is not LookupError:  # a KeyError of their own
                 raise
             raise ValueError(
-                f"TextArena's {self._game} wants NLTK data that is not on this machine: fetch it first, "
-                "python -m nltk.downloader words averaged_perceptron_tagger_eng"
+                f"TextArena's {self._game} wants NLTK data that is not on this machine: fetch it "
+                "first, python -m nltk.downloader words averaged_perceptron_tagger_eng"
             ) from error
         finally:
-            nltk.download, self._state = fetch, _chance()
-            random.setstate(kept[0]), np.random.set_state(kept[1])
+            nltk.download, self._state = download, _random_state()
+            _set_random_state(outside)
 
-    def _told(self) -> tuple[str, str]:
-        """What the game has said since it was last asked: the board (the last one where there is no
-        new), the rest.
-        """
-        said = self._env.get_observation()[
-            1
-        ]  # some games hand over their arguments in the wrong order: no text
-        said = [(text.strip(), kind.name) for _, text, kind in said if isinstance(text, str)]
-        self._board = next(
-            (text for text, kind in reversed(said) if kind == "GAME_BOARD"), self._board
-        )
-        return self._board, "\n\n".join(
-            text for text, kind in said if kind not in ("GAME_BOARD", "PLAYER_ACTION")
-        )
+    def _read(self) -> tuple[str, str]:
+        """The board (the last one where there is no new) and what else the game has said since."""
+        messages = self._env.get_observation()[1]
+        # some games hand over their arguments in the wrong order: no text
+        texts = [(text.strip(), kind.name) for _, text, kind in messages if isinstance(text, str)]
+        boards = [text for text, kind in texts if kind == "GAME_BOARD"]
+        others = [text for text, kind in texts if kind not in ("GAME_BOARD", "PLAYER_ACTION")]
+        self._board = boards[-1] if boards else self._board
+        return self._board, "\n\n".join(others)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -88,17 +87,18 @@ class TextArenaEnv(gym.Env):
         """Start the game of a seed: their prompt, and the board where there is one."""
         super().reset(seed=seed)
         seed, self._board = int(self.np_random.integers(2**31)) if seed is None else seed, ""
-        with self._alone():
-            random.seed(seed), np.random.seed(seed % 2**32)
+        with self._isolated():
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
             self._env.reset(num_players=1, seed=seed)
-            board, rest = self._told()
+            board, rest = self._read()
         return f"{rest}\n\n{board}".strip(), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one reply."""
-        with self._alone():
+        with self._isolated():
             done, _ = self._env.step(action)
-            board, rest = self._told()
+            board, rest = self._read()
         if not done:
             return board or rest, 0.0, False, False, {"feedback": rest or board}
         rewards, game = self._env.close()
@@ -109,12 +109,16 @@ class TextArenaEnv(gym.Env):
 
 
 def from_textarena(game: str, max_turns: int = 20) -> str:
-    """Register a single-player game of TextArena ("Mastermind-v0") and return its id,
-    "TextArena/Mastermind-v0".
+    """Register a single-player game of TextArena ("Mastermind-v0"); `env_kwargs` are its own.
 
-    Its own arguments go in as `env_kwargs`. ImportError without the extra `textarena`; ValueError
-    for a game that is unknown, has more players, does not begin (some do not in 0.7.4), or wants
-    what is not on this machine."""
+    Returns:
+        Its id, "TextArena/Mastermind-v0".
+
+    Raises:
+        ImportError: the extra `textarena` is not installed.
+        ValueError: the game is unknown, has more players, does not begin (some do not in 0.7.4),
+            or wants what is not on this machine.
+    """
     if game.split("-")[0] in _ONLINE:
         raise ValueError(f"TextArena's {game} asks a model on the net, which is not done here")
     try:
@@ -125,17 +129,12 @@ def from_textarena(game: str, max_turns: int = 20) -> str:
     except (ImportError, ValueError):
         raise
     except Exception as error:  # whatever their code raises
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"TextArena's {game} cannot be played by one player here ({what})"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        what = f"TextArena's {game} cannot be played by one player here ({why})"
+        raise ValueError(what) from error
     if not single:
         raise ValueError(f"TextArena's {game} is no game for one player")
-    gym.registry.pop(f"TextArena/{game}", None)  # the last call counts, without a warning
-    gym.register(
-        f"TextArena/{game}",
-        entry_point=TextArenaEnv,
-        kwargs={"game": game},
-        max_episode_steps=max_turns,
-    )
-    return f"TextArena/{game}"
+    env_id = f"TextArena/{game}"
+    gym.registry.pop(env_id, None)  # the last call counts, without a warning
+    gym.register(env_id, TextArenaEnv, kwargs={"game": game}, max_episode_steps=max_turns)
+    return env_id

@@ -13,7 +13,7 @@ from typing import Any
 import anywidget
 
 from ...envs import parse_board
-from ...envs.picture import _kinds
+from ...envs.board import symbol_kinds
 
 
 def source(*names: str) -> str:
@@ -54,7 +54,7 @@ def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
     """
     cells = parse_board(observation)
     cells = cells if len({len(row) for row in cells}) == 1 else []
-    return {"cells": cells, "kinds": kinds or _kinds(cells)}
+    return {"cells": cells, "kinds": kinds or symbol_kinds(cells)}
 
 
 def pre(text: str) -> str:

@@ -1,0 +1,87 @@
+"""Boards and moves as text: how a board is written and read, and what its symbols mean.
+
+Cells are rows of symbols; "." is a free cell. No world is known here, but for the symbols of the
+two that come with oelkit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ACTIONS = ("left", "down", "right", "up")  # gymnasium's FrozenLake order
+STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}  # row, column
+BOARDS = ("labelled", "grid")
+LAKE_SYMBOLS = {"hole": "H", "goal": "G", "decoy": "X", "player": "P", "free": "."}
+SOKOBAN_SYMBOLS = {
+    "wall": "#",
+    "free": ".",
+    "target": "O",
+    "box": "X",
+    "done": "√",
+    "player": "P",
+    "player on target": "S",
+}
+CHARSET = "".join(map(chr, range(32, 127))) + "\n√"
+_ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
+
+
+def parse_action(reply: str, moves: Sequence[str] = ACTIONS) -> str | None:
+    """The last bracketed legal action of a reply, or None.
+
+    moves: the words for the four moves where they are renamed, in the order of ACTIONS; else also
+    [a] [s] [d] [w] are legal.
+    """
+    aliases = _ALIASES if tuple(moves) == ACTIONS else {}
+    actions = dict(zip(map(str.lower, moves), ACTIONS, strict=True)) | aliases
+    words = [word.lower() for word in re.findall(r"\[\s*(\w+)\s*\]", reply)]
+    return next((actions[word] for word in reversed(words) if word in actions), None)
+
+
+def label(row: int, column: int) -> str:
+    """The name of a cell on a labelled board: row letter, column digit ('b3')."""
+    return f"{chr(ord('a') + row)}{column + 1}"
+
+
+def render_board(cells: list[list[str]], board: str) -> str:
+    """A board as text: 'labelled' or 'grid', the paper's boxes.
+
+    'labelled' gives the size, then each occupied cell on a line with its symbol ('H a3'), so that a
+    small model finds either from the other. Symbols stand in the order in which they first appear,
+    row by row: their order tells nothing of their roles.
+    """
+    if board == "labelled":
+        places: dict[str, list[str]] = {}
+        for r, row in enumerate(cells):
+            for c, symbol in enumerate(row):
+                places.setdefault(symbol, []).append(f"{symbol} {label(r, c)}")
+        lines = [line for symbol, group in places.items() if symbol != "." for line in group]
+        return "\n".join([f"{len(cells)}x{len(cells[0])}", *lines])
+    line = "+" + "+".join(["-----"] * len(cells[0])) + "+"
+    rows = ["|" + "|".join(f" {' ' if x == '.' else x:^3} " for x in row) + "|" for row in cells]
+    return "\n".join([line] + [part for row in rows for part in (row, line)])
+
+
+def parse_board(text: str) -> list[list[str]]:
+    """The cells of the first board in a text, in either rendering ([] where there is none)."""
+    rows: list[list[str]] = []
+    labelled = False
+    for line in text.split("\n"):
+        if not rows and (size := re.fullmatch(r"([1-9]|1\d|2[0-6])x([1-9]\d?)", line)):
+            rows, labelled = [["."] * int(size[2]) for _ in range(int(size[1]))], True
+        elif labelled and (cell := re.fullmatch(r"(\S) ([a-z])(\d+)", line)):
+            r, c = ord(cell[2]) - ord("a"), int(cell[3]) - 1
+            if r < len(rows) and c < len(rows[0]):
+                rows[r][c] = cell[1]
+        elif not labelled and re.fullmatch(r"\|(.....\|)+", line):
+            rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
+        elif labelled or (rows and not line.startswith("+")):
+            break
+    return rows
+
+
+def symbol_kinds(cells: list[list[str]]) -> dict[str, str]:
+    """What symbols mean by default: Sokoban's where the board has a wall, else Frozen Lake's."""
+    walled = any("#" in row for row in cells)
+    symbols = SOKOBAN_SYMBOLS if walled else LAKE_SYMBOLS
+    return {symbol: kind for kind, symbol in symbols.items()}

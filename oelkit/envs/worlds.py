@@ -1,0 +1,69 @@
+"""The worlds by name: which there are, how one is made, which holds another's unseen layouts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gymnasium as gym
+
+from .text_env import TextEnv, TextEnvWrapper
+
+_LAKE, _SOKOBAN = "oelkit.envs.frozen_lake:FrozenLakeEnv", "oelkit.envs.sokoban:SokobanEnv"
+_4X4 = {"size": 4, "holes": (1, 4), "min_moves": 3}
+_ROOM = {"size": 6, "boxes": 1}
+_OTHER_MOVES = {"left": "west", "down": "south", "right": "east", "up": "north"}
+_OTHER_LAKE = {"hole": "W", "goal": "E", "decoy": "T", "player": "A"}
+_OTHER_ROOM = dict(zip(("wall", "target", "box", "done", "player", "player on target"), "=DBKAR"))
+WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "oelkit/FrozenLake-v0": (_LAKE, {"size": 3, "holes": 2, "corners": True})
+}
+for _name, _entry_point, _kwargs in (
+    ("FrozenLake3x3", _LAKE, {"size": 3, "holes": (1, 2)}),
+    ("FrozenLake4x4", _LAKE, _4X4),
+    ("FrozenLake4x4Slippery", _LAKE, _4X4 | {"slippery": True}),
+    ("FrozenLake4x4Other", _LAKE, _4X4 | {"symbols": _OTHER_LAKE, "moves": _OTHER_MOVES}),
+    ("Sokoban", _SOKOBAN, _ROOM),
+    ("SokobanOther", _SOKOBAN, _ROOM | {"symbols": _OTHER_ROOM, "moves": _OTHER_MOVES}),
+):
+    WORLDS[f"oelkit/{_name}-v0"] = (_entry_point, _kwargs | {"split": "train"})
+    WORLDS[f"oelkit/{_name}Unseen-v0"] = (_entry_point, _kwargs | {"split": "unseen"})
+for _id, (_entry_point, _kwargs) in WORLDS.items():
+    if _id not in gym.registry:
+        bare: dict[str, Any] = {"disable_env_checker": True, "order_enforce": False}
+        gym.register(_id, _entry_point, kwargs=_kwargs, **bare)
+
+
+def held_out(env_id: str) -> str:
+    """The world of a world's held-out layouts (`…Unseen-v0`), or the same id where it has none."""
+    unseen = re.sub(r"-v(\d+)$", r"Unseen-v\1", env_id)
+    return unseen if unseen.split(":")[-1] in gym.registry else env_id
+
+
+def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
+    """Make a registered text world; `board` (its rendering) is left out where there is no choice.
+
+    Raises:
+        ValueError: no world, or no text world, has this id; it lists those that are known.
+    """
+    known = ", ".join(sorted(i for i in gym.registry if i.startswith("oelkit/")))
+    board = kwargs.pop("board", None)
+    try:
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
+        raise ValueError(f"unknown environment {env_id!r} ({error}): known are {known}") from error
+    except gym.error.Error as error:
+        if "Malformed" not in str(error):
+            raise
+        raise ValueError(f"unknown environment {env_id!r}: known are {known}") from error
+    if isinstance(env.unwrapped, TextEnv):
+        env.unwrapped.board = board or env.unwrapped.board
+        return env.unwrapped
+    for what, space in (("actions", env.action_space), ("observations", env.observation_space)):
+        if not isinstance(space, gym.spaces.Text):
+            why = f"is not a text world (its {what} are {space}): known are {known}"
+            raise ValueError(f"{env_id!r} {why}")
+    if env.spec is None or env.spec.max_episode_steps is None:
+        why = "has no limit of turns: register it with max_episode_steps=..."
+        raise ValueError(f"{env_id!r} {why}")
+    return TextEnvWrapper(env, env.spec.max_episode_steps)
