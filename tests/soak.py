@@ -1,0 +1,150 @@
+"""Runs that are killed end with the bytes of one that was never stopped.
+
+    python tests/soak.py --kills 30        # prints the figures as JSON
+
+Each run on the embedded model gets SIGKILL: at a random moment, at a random fsync (a file is
+written and not yet renamed), at a random rename, or with the last line of metrics.jsonl cut off.
+Then it is resumed. Each attempt is a process of its own, forked before torch has threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no threads of its parent
+
+
+from oelkit import Policy, Run, Settings, load_policy
+
+SMALL = Settings.of(
+    "tiny",
+    extract_games=12,
+    state_games=6,
+    num_draws=2,
+    steps=12,
+    batch_size=4,
+    eval_maps=8,
+    run_ablations=False,
+    gate="off",
+)
+WAYS = ("moment", "fsync", "rename", "line")
+
+
+def attempt(folder: Path, policy: Policy, way: str = "", at: float = 0) -> bool:
+    """Run, or go on, in a child that is killed `at` a place; whether it ended by itself."""
+    child = os.fork()
+    if not child:
+        try:
+            if way in ("fsync", "rename"):
+                names = ("fsync",) if way == "fsync" else ("replace", "rename")
+                _kill_at(names, int(at))
+            Run(folder, SMALL, policy, progress=False).run_all()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+    if way in ("moment", "line"):
+        time.sleep(at)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError(f"a run that was resumed in {folder} ended with an error (above)")
+    if way == "line":
+        _cut_last_line(folder / "metrics.jsonl", int(1000 * at))
+    return os.WIFEXITED(status)
+
+
+def _kill_at(names: tuple[str, ...], n: int) -> None:
+    """Let the n-th call of one of these functions of `os` be the end of this process."""
+    calls = 0
+    for name in names:
+        real = getattr(os, name)
+
+        def counted(*args, _real=real, **options):
+            nonlocal calls
+            calls += 1
+            if calls == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return _real(*args, **options)
+
+        setattr(os, name, counted)
+
+
+def _cut_last_line(path: Path, seed: int) -> None:
+    data = path.read_bytes() if path.exists() else b""
+    if data.count(b"\n") % SMALL.steps:  # else the training is done, and its lines are on disk
+        line = len(data) - (data.rstrip(b"\n").rfind(b"\n") + 1)
+        with open(path, "rb+") as file:
+            file.truncate(len(data) - random.Random(seed).randint(1, max(1, line - 1)))
+
+
+def outputs(folder: Path) -> dict[str, object]:
+    """What a run has left, by file: bytes, and for JSON its values but for times."""
+    found: dict[str, object] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".json":
+            found[name] = _timeless(json.loads(path.read_text()))
+        elif name in ("metrics.jsonl", "round_1/curation.jsonl", "round_2/curation.jsonl"):
+            found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _timeless(value: object) -> object:
+    """Without times, the run's name, and the hashes of files that hold these."""
+    if isinstance(value, dict):
+        kept = {
+            k: v
+            for k, v in value.items()
+            if k not in ("seconds", "time", "run", "outputs", "inputs")
+        }
+        return {k: _timeless(v) for k, v in kept.items()}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dict[str, object]:
+    """Kill `kills` runs, resume each to its end and compare; returns the figures."""
+    rng, policy = random.Random(seed), load_policy("micro")
+    began = time.monotonic()
+    attempt(root / "whole", policy)
+    length, wanted = time.monotonic() - began, outputs(root / "whole")
+    same, killed, differing = 0, dict.fromkeys(ways, 0), []
+    for i in range(kills):
+        folder, way = root / f"run{i}", ways[i % len(ways)]
+        most = {"fsync": 150, "rename": 60}.get(way, length)
+        at = rng.uniform(0, most) if way in ("moment", "line") else rng.randint(1, most)
+        killed[way] += not attempt(folder, policy, way, at)
+        attempt(folder, policy)
+        ours = outputs(folder)
+        kept = {k: v for k, v in ours.items() if not k.startswith("metrics.damaged")}
+        wrong = [name for name in {**wanted, **kept} if wanted.get(name) != kept.get(name)]
+        same += not wrong
+        differing += [f"run{i} ({way} {at:.2f}): {', '.join(wrong)}"] if wrong else []
+    return {"runs": kills, "killed": killed, "identical": same, "differing": differing, "seed": seed,
+            "seconds": round(time.monotonic() - began)}  # fmt: skip
+
+
+def main() -> int:
+    """Print the figures; 1 where a run came out otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = soak(args.kills, args.seed, Path(folder))
+    print(json.dumps(figures, indent=1))
+    return int(figures["identical"] < args.kills)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
