@@ -3,10 +3,13 @@
 import ast
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from oelkit import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -102,3 +105,17 @@ def test_the_counters_count_and_skip_what_they_should():
     assert list(names_from_oelkit(ast.parse("from oelkit.records import State\nimport os"))) == [
         ("oelkit.records", "State")
     ]
+
+
+def test_the_file_tree_names_every_module_and_no_other():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    tree = text.split("## What is where")[1].split("## A run folder")[0].split("    notebooks/ ")[0]
+    named = set(re.findall(r"\b(\w+\.py)\b", tree))
+    there = {path.name for path in (ROOT / "oelkit").rglob("*.py")}
+    assert there - named <= {"__init__.py"} and named <= there
+
+
+def test_settings_are_fields_of_a_run():
+    names = {field.name for field in fields(Settings)}
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "settings.md").read_text("utf-8"), re.M)
+    assert len(rows) >= 10 and set(rows) <= names
