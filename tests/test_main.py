@@ -7,14 +7,17 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from helpers import make_game
 
 from oelkit import __main__ as cli
+from oelkit import commands
+from oelkit.config import DistillConfig, part
 from oelkit.curation import Curation
+from oelkit.model.sampling import Reply
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 from oelkit.runs.settings import Settings
 
@@ -122,50 +125,106 @@ def test_the_real_command_line():
     assert usage.returncode == 2 and "--rounds: invalid int value: 'many'" in usage.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["notebooks", "loop", "play", "extract", "distill", "evaluate", "report"]
-)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help(call, command):
+    """Each command has an example of its own, which the parser takes, and says its defaults."""
     status, out, _ = call(command, "--help")
-    assert status == 0 and "python -m oelkit loop --run first --resume" in out
+    assert status == 0
+    examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m")]
+    assert examples and all(example[0] == command for example in examples)
+    for example in examples:
+        cli.parser().parse_args(example)
     assert command in call("--help")[1]
 
 
+def test_help_says_the_defaults_by_group(call):
+    out = call("loop", "--help")[1]
+    assert "--lr FLOAT" in out and "(default: 0.001)" in out  # the scale tiny's
+    groups = "The model, and how", "How trajectories", "How a round trains", "How the pass rate"
+    assert sorted(groups, key=out.index) == list(groups)
+    assert "--no-enable-thinking" in out and "{auto,nf4,none}" in out
+
+
+def made(*arguments):
+    """The settings that a command line makes."""
+    return commands.settings_of(cli.parser().parse_args(arguments))
+
+
 def test_the_flags_of_the_loop_are_its_settings():
-    args = cli.parser().parse_args(["loop"])
-    assert {f.name: getattr(args, f.name) for f in fields(Settings)} == {
-        f.name: f.default for f in fields(Settings)
-    } | {"lr": 1e-3}  # the scale tiny
-    args = cli.parser().parse_args(
-        [
-            "loop",
-            "--no-run-ablations",
-            "--no-carry-experience",
-            "--top-k",
-            "256",
-            "--lr",
-            "2e-3",
-            "--prompt-set",
-            "paper",
-            "--rounds",
-            "5",
-        ]
+    assert made("loop") == Settings.of("tiny") and Settings().lr == 1e-4
+    given = Settings.of(
+        "tiny", dtype="float32", quantize="nf4", lora_rank=4, enable_thinking=False, warmup=2
     )
-    assert (args.run_ablations, args.carry_experience, args.top_k, args.lr) == (
-        False,
-        False,
-        256,
-        2e-3,
-    )
-    assert (args.prompt_set, args.rounds) == ("paper", 5)
-    args = cli.parser("paper").parse_args(["loop", "--steps", "5"])
-    paper = asdict(Settings.of("paper", steps=5))
-    assert {name: getattr(args, name) for name in paper} == paper
+    given = replace(given, clip=0.5, tail="bucket", top_k=256, prompt_set="paper", rounds=5)
+    given = replace(given, run_ablations=False, show_previous=False, strict=True, gate="stop")
+    line = []
+    for name, value in asdict(given).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            line += [f"--{flag}" if value else f"--no-{flag}"]
+        else:
+            line += [f"--{flag}", str(value)] if value is not None else []
+    assert made("loop", *line) == given
+    assert made("loop", "--top-k", "none", "--budget-tokens", "none").budget_tokens is None
 
 
 def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
+    paper = made("loop", "--scale", "paper", "--steps", "5")
+    assert paper == Settings.of("paper", steps=5)
     refused(call("loop", "--scale", "paper", "--env", "none/Such-v0"), "none/Such-v0")
-    refused(call("loop", "--scale", "small", "--dtype", "float8"), "float8", "bfloat16")
+    status, _, err = call("loop", "--scale", "small", "--dtype", "float8")
+    assert status == 2 and "float8" in err and "bfloat16" in err
+
+
+def test_steps_take_their_part_of_the_settings(call, place, settings, monkeypatch):
+    """What could not be said on the command line reaches the model and the training."""
+    seen = {}
+
+    def load(name, **options):
+        seen.update(options)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("oelkit.model.loading.load_policy", load)
+    line = ["--no-enable-thinking", "--quantize", "none", "--lora-rank", "4", "--dtype", "float32"]
+    refused(call("evaluate", *line), "far enough")
+    assert seen["lora"]["r"] == 4 and seen["enable_thinking"] is False
+    assert (seen["quantize"], seen["dtype"]) == (None, "float32")
+    config = part(
+        DistillConfig,
+        made(
+            "distill",
+            "--states",
+            "s",
+            "--experience",
+            "e",
+            "--out",
+            "o",
+            "--warmup",
+            "3",
+            "--clip",
+            "2",
+            "--tail",
+            "renormalize",
+        ),
+    )
+    assert config == DistillConfig(lr=1e-3, warmup=3, clip=2.0, tail="renormalize")
+
+
+def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):
+    temperatures = []
+
+    def generate(policy, prompts, *, temperature, **_):
+        temperatures.append(temperature)
+        return [Reply([], "", False)] * len(prompts)
+
+    monkeypatch.setattr("oelkit.steps.extraction.generate", generate)
+    write_jsonl("games.jsonl", [make_game()])
+    line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl", "--force"]
+    assert call(*line, "--out", "x.jsonl")[0] == 0
+    assert call(*line, "--out", "x.jsonl", "--extract-temperature", "0")[0] == 0
+    assert temperatures == [0.7, 0]
+    about = call("extract", "--help")[1].rpartition("--extract-temperature FLOAT")[2]
+    assert about.partition("--")[0].strip().endswith("(default: 0.7)")
 
 
 @pytest.mark.slow
@@ -177,7 +236,7 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     refused(call("report", "--run", "first"), "no metrics.json", "loop --run first --resume")
     items(run / "round_1" / "items.jsonl", ["H is a hole.", "G is the goal."])
-    status, out, err = call("loop", "--run", "first", "--resume", *flags(settings))
+    status, out, err = call("loop", "--run", "first", "--resume")
     assert status == 0, err
     metrics = json.loads((run / "metrics.json").read_text())
     assert [r["round"] for r in metrics["rounds"]] == [1, 2] and set(metrics["arms"]) == {
@@ -193,14 +252,58 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     assert "H is a hole." in (run / "report.html").read_text(encoding="utf-8")
     (run / "report.html").unlink()
     assert call("report", "--run", "first") == (0, out, "") and (run / "report.html").exists()
-    refused(
-        call("loop", "--run", "first", "--resume", *flags(settings), "--seed", "3"),
-        "other settings",
-        "seed was 0",
-    )
+    refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
+    other = call("loop", "--run", "first", "--resume", "--seed", "3")
+    refused(other, "other settings", "--seed was 0, is 3")
+    refused(call("loop", "--run", "first", "--resume", "--rounds", "1"), "--rounds was 2, is 1")
+    refused(call("loop", "--run", "second", "--resume"), "no run to go on with")
     with (run / "round_1" / "trajectories.jsonl").open("a") as f:
         f.write("{")
     refused(call("report", "--run", "first"), "trajectories.jsonl, line 3", "not JSON")
+
+
+@pytest.mark.slow
+def test_status_tells_what_is_stale_and_redo_does_no_more(call, place, settings):
+    run = place / "runs" / "first"
+    line = ["loop", "--run", "first", *flags(settings), "--no-run-ablations"]
+    assert call(*line)[0] == 1  # a random model writes nothing
+    status, out, _ = call("status", "first")
+    assert status == 3 and re.search(r"round 1 +extract +done\n", out)
+    assert re.search(r"round 1 +distill +missing +round_1/adapter\S* is not there\n", out)
+    items(run / "round_1" / "items.jsonl", ["H is a hole.", "G is the goal."])
+    assert call(*line[:3], "--resume")[0] == 0
+    status, out, err = call("status", run)  # a path, too
+    assert (status, err) == (0, "") and "stale" not in out and "missing" not in out
+    code = f"import sys; from oelkit.__main__ import main; main(['status', {str(run)!r}])"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    trained = run / "round_1" / "adapter" / "adapter_model.safetensors"
+    before, games = trained.read_bytes(), (run / "round_1/trajectories.jsonl").stat().st_mtime_ns
+    Curation.open(run / "round_1/items.jsonl", run / "round_1/curation.jsonl").add("Be quick.")
+    status, out, _ = call("status", "first")
+    assert status == 3
+    assert re.search(r"round 1 +curate +stale +round_1/curation.jsonl has changed since\n", out)
+    assert re.search(r"round 1 +rollout +done\n", out)
+    refused(call(*line[:3], "--resume"), "out of date", "round_1/curation.jsonl", "--redo")
+    assert trained.read_bytes() == before
+    assert call(*line[:3], "--redo")[0] == 0 and call("status", "first")[0] == 0
+    assert trained.read_bytes() != before
+    assert (run / "round_1/trajectories.jsonl").stat().st_mtime_ns == games
+    status, out, _ = call("rollback", "first", "1")
+    assert (status, out.splitlines()[0]) == (0, "round 2 starts from the untrained model")
+    status, out, _ = call("status", "first")
+    assert status == 3 and "is to start from the untrained model" in out
+    assert call("promote", "first", "1")[1].startswith("round 2 starts from round 1\n")
+    assert call("status", "first")[0] == 0
+    refused(call("promote", "first", "3"), "round 3 is not trained yet")
+    refused(call("status", "none"), "runs/none")
+
+
+def test_a_run_of_an_older_form_is_told_in_a_sentence(call, place):
+    (place / "runs" / "old").mkdir(parents=True)
+    (place / "runs" / "old" / "run.json").write_text('{"settings": {"draws": 10}}')
+    for command in (["status", "old"], ["loop", "--run", "old", "--resume"]):
+        refused(call(*command), "older form", "start a new run")
 
 
 def test_steps_on_files(call, place, settings):
@@ -278,7 +381,7 @@ def test_steps_on_files(call, place, settings):
         "rate.json",
     )
     assert status == 0 and "on 3 maps of oelkit/FrozenLake3x3Unseen-v0" in out, err
-    assert re.search(r"a difference of 10 points: \d+ episodes an arm", out)
+    assert re.search(r"a difference of 10 points: \d+ episodes per arm", out)
     assert json.loads((place / "rate.json").read_text())["n"] == 3
 
 
@@ -286,16 +389,18 @@ def test_experience_files(place):
     (place / "plain.txt").write_text("H is a hole.\n")
     (place / "experience.md").write_text("## Draw 0\na\nb\n\n## Draw 1\nc\n\n")
     path = str(items(place / "items.jsonl", ["a", "b", "c"]))
-    assert cli._texts(None) == [""] and cli._texts("plain.txt") == ["H is a hole."]
-    assert cli._texts("experience.md") == ["a\nb", "c"]
-    assert cli._texts(path) == [
+    assert commands.experience_texts(None) == [""] and commands.experience_texts("plain.txt") == [
+        "H is a hole."
+    ]
+    assert commands.experience_texts("experience.md") == ["a\nb", "c"]
+    assert commands.experience_texts(path) == [
         "- EXPERIENCE ITEM: a\n- EXPERIENCE ITEM: c",
         "- EXPERIENCE ITEM: b",
     ]
     curation = Curation.open(path, place / "curation.jsonl")
     curation.accept("i1")
     curation.add("mine")
-    assert cli._texts(path) == ["- EXPERIENCE ITEM: b\n- EXPERIENCE ITEM: mine"]
+    assert commands.experience_texts(path) == ["- EXPERIENCE ITEM: b\n- EXPERIENCE ITEM: mine"]
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
@@ -364,6 +469,8 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
 
     monkeypatch.setattr("oelkit.runs.work.rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
+    monkeypatch.setattr("oelkit.runs.run.run_loop", stop)  # or while the model is loaded
+    assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; go on with")
     assert (status, out, err) == (
         130,
         "",

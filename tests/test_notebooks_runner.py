@@ -2,7 +2,6 @@
 fail here.
 """
 
-import argparse
 import json
 import sys
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import nbformat
 import pytest
 
 from oelkit import notebooks
+from oelkit.__main__ import main
 from oelkit.notebooks import NotebookError, Parameter, convert, parameters_of, run_notebooks
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def published(root, run="demo"):
 
 
 def fails(root, match, *args, **kwargs):
-    with pytest.raises(NotebookError, match=match) as caught:
+    with pytest.raises((NotebookError, ValueError), match=match) as caught:
         run_notebooks(*args, root=root, **kwargs)
     assert "\n" not in str(caught.value)
 
@@ -290,9 +290,7 @@ def test_command_line(root, monkeypatch, capsys):
     monkeypatch.chdir(root / "notebooks")  # the root is found from below
 
     def call(*argv):
-        parser = argparse.ArgumentParser()
-        notebooks.add_arguments(parser)
-        return notebooks.main(parser.parse_args(argv))
+        return main(["notebooks", *argv])
 
     assert call("01_a", "-p", "steps=5", "--run", "mine", "--timeout", "60") == 0
     assert published(root, "mine") == ["01_a.html", "01_a.ipynb"]

@@ -104,7 +104,7 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
     """The policy of a ModelConfig (or Settings); options as in `load_policy`."""
     return load_policy(
         config.model,
-        quantize=config.quantize,
+        quantize=None if config.quantize == "none" else config.quantize,
         dtype=config.dtype,
         lora={"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank},
         enable_thinking=config.enable_thinking,

@@ -12,7 +12,6 @@ has absorbed takes them back, and on a quarter of each batch the student reads t
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from platform import python_version
 from typing import Any
 
 from .. import envs
-from ..model.loading import load_policy
+from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl
 from ..steps.evaluation import probe
 from . import files, gate, work
-from .settings import Settings
+from .settings import Settings, run_folder
 from .stages import ARMS, FORM, Stages, StageStatus, StaleRunError, read_run
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
@@ -103,13 +102,7 @@ class Run:
 
     def _load_policy(self, policy: Policy | None) -> None:
         s = self.settings
-        self.policy = policy or load_policy(
-            s.model,
-            dtype=s.dtype,
-            quantize=None if s.quantize == "none" else s.quantize,
-            lora={"r": s.lora_rank, "lora_alpha": 2 * s.lora_rank},
-            enable_thinking=s.enable_thinking,
-        )
+        self.policy = policy or policy_from_config(s)
         prompts = load_prompt_set(s.prompt_set or self.policy.default_prompt_set)
         self.prompts = replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
 
@@ -176,13 +169,8 @@ class Run:
         self._decide(k, self.stages.start(k))
 
     def _decide(self, k: int, start: int) -> None:
-        if not (self.folder / f"round_{k}/adapter").is_dir():
-            raise ValueError(f"round {k} is not trained yet: there is nothing to decide on")
         with self._locked():
-            path = self.folder / "chain.json"
-            chain = files.read_json(path) or {"start": {}}
-            chain["start"][str(k + 1)] = start
-            files.write_json(path, chain)
+            self.stages.decide(k, start)
 
     def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
         """What the model still answers right that has nothing to do with the world; None without a
@@ -398,16 +386,6 @@ class Run:
         path = self.round_folder(k) / "experience.md"
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
         files.write_text(path, work.as_draws(texts))
-
-
-def run_folder(name: str, root: str | Path = "runs") -> Path:
-    """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(
-            f"run name {name!r}: use letters, digits, '_', and behind the first of them also '.' "
-            "and '-'"
-        )
-    return Path(root) / name
 
 
 def run_loop(

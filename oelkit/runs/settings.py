@@ -1,40 +1,36 @@
-"""Settings of a run, and the scales: tiny for the embedded model, small for a real one on one GPU,
-paper for the paper's.
-"""
+"""Settings of a run, and their scales; the name and the place of a run folder."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
+from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
 
 
 @dataclass(frozen=True)
 class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
-    """What a run is made of: the settings of its steps (`config`) and of the loop itself.
+    """The loop.
 
-    Every field is a flag of `python -m oelkit loop` and a line of run.json; the defaults are safe
-    for real models.
-    """
+    Its fields and those of its steps are flags of `python -m oelkit loop` and lines of run.json;
+    the defaults are safe for real models."""
 
-    env: str = "oelkit/FrozenLake4x4-v0"
-    """World to learn; evaluated on its Unseen layouts where it has them."""
-    rounds: int = 2
-    """Rounds of the loop."""
-    seed: int = 0
-    """Of maps, sampling and batches."""
-    extract_games: int = 64
-    """Games per round to extract from."""
-    state_games: int = 48
-    """Games per round whose turns become training states."""
-    carry_experience: bool = True
-    """Start a round's experience with that of the round it starts from."""
-    run_ablations: bool = True
-    """After the last round also run the arms off-policy, SFT and raw games."""
-    gate: str = "warn"
-    """What becomes of a round that lost on validation maps or the OOD probe: off, warn, stop or
-    rollback (the next round starts where it started)."""
+    env: str = option("oelkit/FrozenLake4x4-v0", "world; evaluated on its Unseen layouts, if any")
+    rounds: int = option(2, "rounds of the loop")
+    seed: int = option(0, "of maps, sampling and batches")
+    extract_games: int = option(64, "games per round to extract from")
+    state_games: int = option(48, "games per round whose turns become training states")
+    carry_experience: bool = option(
+        True, "start a round's experience with that of the round it starts from"
+    )
+    run_ablations: bool = option(
+        True, "after the last round also run the arms off-policy, SFT and raw games"
+    )
+    gate: Literal["off", "warn", "stop", "rollback"] = option(
+        "warn", "what follows if a round loses on validation maps or the OOD probe"
+    )
 
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
@@ -44,6 +40,22 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         if scale not in SCALES:
             raise ValueError(f"no scale {scale!r}: say one of {', '.join(SCALES)}")
         return cls(**SCALES[scale] | changes)
+
+    @property
+    def play_sampling(self) -> Sampling:
+        """How replies are drawn in games to learn from."""
+        return Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def extract_sampling(self) -> Sampling:
+        """How experience items are drawn."""
+        return Sampling(self.extract_temperature, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        """How replies are drawn in evaluation."""
+        rest = (self.eval_top_p, self.eval_top_k, self.max_new_tokens)
+        return Sampling(self.eval_temperature, *rest)
 
 
 # What differs from the defaults, the model apart, which is named beside it. `paper` has the
@@ -78,3 +90,24 @@ SCALES: dict[str, dict[str, Any]] = {
         "samples_per_map": 10,
     },
 }
+
+
+def run_folder(name: str, root: str | Path = "runs") -> Path:
+    """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"run name {name!r}: use the letters A to Z, digits, '_', and behind the first of them "
+            "also '.' and '-'"
+        )
+    return Path(root) / name
+
+
+def find_root() -> Path:
+    """The repository root: the first folder with notebooks/ and oelkit/ at or above the working
+    directory, or else the one that this file is in.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir() and (folder / "oelkit").is_dir():
+            return folder
+    raise ValueError(f"no folder with notebooks/ and oelkit/ at or above {here}: run in a clone")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from ..prompts import load_prompt_set
-from .files import read_json, sha256
+from .files import read_json, sha256, write_json
 
 FORM = 2  # of the run folder; 1 had no manifests
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -137,6 +137,14 @@ class Stages:
     def decided(self, k: int) -> bool:
         """Whether a person said what round k starts from."""
         return str(k) in (read_json(self.folder / "chain.json") or {}).get("start", {})
+
+    def decide(self, k: int, start: int) -> None:
+        """Note that round k+1 starts from the round `start`; only the writer of the run may."""
+        if not (self.folder / f"round_{k}/adapter").is_dir():
+            raise ValueError(f"round {k} is not trained yet: there is nothing to decide on")
+        chain = read_json(self.folder / "chain.json") or {"start": {}}
+        chain["start"][str(k + 1)] = start
+        write_json(self.folder / "chain.json", chain)
 
     def lost(self, k: int) -> str:
         """What the gate found against round k, in a sentence; "" where it found nothing."""
@@ -296,7 +304,12 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def status(folder: str | Path) -> list[StageStatus]:
-    """How each stage of each round stands: done, missing, or stale and why; needs no model.
+    """How each stage of each round stands: done, missing, or stale and why; see `stages_of`."""
+    return stages_of(folder).statuses()
+
+
+def stages_of(folder: str | Path) -> Stages:
+    """The stages of a run folder as they stand now; needs no model.
 
     Raises:
         ValueError: there is no run, or one of an older form.
@@ -311,4 +324,4 @@ def status(folder: str | Path) -> list[StageStatus]:
         }
     except ValueError:
         pass  # another machine, or a prompt set that is gone: what the run has recorded
-    return Stages(folder, record["settings"], prompts).statuses()
+    return Stages(folder, record["settings"], prompts)

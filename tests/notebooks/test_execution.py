@@ -11,11 +11,11 @@ import nbformat
 import pytest
 
 from oelkit import Curation, Run, Settings
-from oelkit.notebooks import NotebookError, find_root, run_notebooks
+from oelkit.notebooks import NotebookError, run_notebooks
 
 pytestmark = pytest.mark.slow
 
-ROOT = find_root(Path(__file__))
+ROOT = Path(__file__).parents[2]
 HANGS = 1500  # seconds: against hangs only, over ten times what the slowest needs
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
