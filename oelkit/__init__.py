@@ -4,7 +4,8 @@ A model plays (`rollout`), writes down what it learned (`extract`), a person may
 (`Curation`), the model absorbs it into its weights (`distill`), and one sees what it gained and
 lost (`evaluate`). `run_loop` does all of it in rounds.
 
-The public names load their module on first use, so that importing the package costs nothing.
+These names are the contract. Each loads its module on first use: importing the package costs
+nothing.
 """
 
 import os

@@ -1,9 +1,8 @@
 """Execute the notebooks in a batch, strictly: what papermill lets pass in silence is an error here.
 
-Every name, parameter and folder is checked before the first kernel starts. Stricter than papermill
-2.7, which only warns of a misspelt parameter, passes a string for a number, calls the cell of a
-time-out or of a dead kernel "completed", times out by the cell, and takes a `sys.exit()` in the
-middle for a success."""
+Every name, parameter and folder is checked before the first kernel starts. Papermill 2.7 only warns
+of a misspelt parameter, passes a string for a number, calls the cell of a time-out or of a dead
+kernel "completed", times out by the cell, and takes a `sys.exit()` in the middle for a success."""
 
 from __future__ import annotations
 
@@ -29,6 +28,18 @@ class NotebookError(RuntimeError):
     """A batch of notebooks could not start or did not finish; one sentence says where and why."""
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep log lines and warnings of papermill and its kind off the terminal: errors are ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
 class Parameter(NamedTuple):
     """A name that a `parameters` cell assigns: the kinds of value that it takes and its default."""
 
@@ -43,7 +54,7 @@ def run_notebooks(
     timeout: float = 3600,
     root: Path | None = None,
 ) -> list[Path]:
-    """Execute notebooks one after another on one run; the first error stops.
+    """Execute notebooks one after another on one run, and return the copies; an error stops.
 
     Args:
         names: `01_rollout`, also with folder or .ipynb; none: all, in order.
@@ -51,9 +62,6 @@ def run_notebooks(
         run: name of the run, which the notebooks get as their parameter `run`.
         timeout: seconds that one notebook may take; a guard against hangs.
         root: folder with notebooks/ and runs/; it is the notebooks' working directory.
-
-    Returns:
-        The executed copies; beside each lies its HTML.
 
     Raises:
         NotebookError: the failed notebook is kept as `NAME.failed.ipynb`, an earlier good copy too.
@@ -75,14 +83,12 @@ def run_notebooks(
     for path, own in zip(paths, values, strict=True):
         began = time.monotonic()
         copies.append(_execute(path, own, folder, timeout, root))
-        html = copies[-1].with_suffix(".html").relative_to(root)
-        print(f"{path.stem:<20} {time.monotonic() - began:6.1f} s   {html}", flush=True)
+        html, seconds = copies[-1].with_suffix(".html"), time.monotonic() - began
+        print(f"{path.stem:<20} {seconds:6.1f} s   {html.relative_to(root)}", flush=True)
     return copies
 
 
-# -- what is checked before anything runs
-
-
+@_quiet()
 def parameters_of(path: Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares: literal assignments in its cell tagged `parameters`.
 
@@ -91,15 +97,11 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
     import nbformat
 
     try:
-        with _quiet():
-            cells = nbformat.read(path, as_version=4).cells
+        cells = nbformat.read(path, as_version=4).cells
+        source = next((c.source for c in cells if "parameters" in _tags(c)), "")
+        statements = ast.parse(source).body
     except Exception as error:  # nbformat raises many kinds for a damaged file
         raise NotebookError(f"{path} is not a readable notebook ({_first_line(error)})") from error
-    source = next((c.source for c in cells if "parameters" in _tags(c)), "")  # papermill's, too
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError as error:
-        raise NotebookError(f"{path}: the parameters cell is not Python ({error})") from error
     found: dict[str, Parameter] = {}
     for node in statements:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
@@ -130,10 +132,8 @@ def convert(name: str, value: Any, declared: Parameter) -> Any:
         fits = {_kind(v) for v in value} <= {_kind(v) for v in default}
     if fits:
         return value
-    wanted = " or ".join(sorted(kinds))
-    raise NotebookError(
-        f"parameter {name}={value!r} is not of the kind {wanted} (its default: {default!r})"
-    )
+    kind = " or ".join(sorted(kinds))
+    raise NotebookError(f"parameter {name}={value!r} is not of the kind {kind}, as {default!r} is")
 
 
 def _kind(value: Any) -> str:
@@ -154,16 +154,14 @@ def _output_folder(root: Path, run: str) -> Path:
     folder = run_folder(run, root / "runs") / "notebooks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ".writable", "", folder / ".writable")
-        (folder / ".writable").unlink()
+        (folder / ".try").write_text("")
+        (folder / ".try").unlink()
     except OSError as error:
         raise NotebookError(f"cannot write to the run folder {folder}: {error.strerror}") from error
     return folder
 
 
-# -- one notebook
-
-
+@_quiet()
 def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Path) -> Path:
     """Execute one notebook and publish `folder/NAME.ipynb` and `.html`; returns the former."""
     import nbformat
@@ -172,27 +170,22 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
     final, failed = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     partial = folder / f".{path.stem}.partial.ipynb"
     try:
-        with _quiet():
-            at, reason = _run_cells(path, partial, parameters, timeout, cwd)
-            if not partial.exists():
-                raise NotebookError(f"{path.stem} could not be executed: {reason}")
-            notebook = nbformat.read(partial, as_version=4)
-            cells = _clean(notebook)
-            if not reason and (
-                cut := [i for i, c in enumerate(cells) if _has_error(c) or _unrun(c)]
-            ):
-                at, reason = cut[0], "the notebook exits here, before its end"
-            if reason:
-                _mark_failure(cells, at, reason)
-                _write(failed, nbformat.writes(notebook), partial)
-                # cells are counted as in the source
-                number = at + 1 - any("injected-parameters" in _tags(c) for c in cells[:at])
-                where = f"cell {number} ({_first_line(cells[at].source)[:60]!r})"
-                state = f"its state is in {failed}"
-                raise NotebookError(f"{path.stem} failed in {where}: {reason}; {state}")
-            html, _ = HTMLExporter().from_notebook_node(notebook)
-            _write(final.with_suffix(".html"), html, partial)
-            _write(final, nbformat.writes(notebook), partial)
+        at, reason = _run_cells(path, partial, parameters, timeout, cwd)
+        if not partial.exists():
+            raise NotebookError(f"{path.stem} could not be executed: {reason}")
+        notebook = nbformat.read(partial, as_version=4)
+        cells = _clean(notebook)
+        if not reason and (unrun := [i for i, c in enumerate(cells) if _unrun(c)]):
+            at, reason = unrun[0], "the notebook exits here, before its end"
+        if reason:
+            _mark_failure(cells, at, reason)
+            _write(failed, nbformat.writes(notebook), partial)
+            number = at + 1 - any("injected-parameters" in _tags(c) for c in cells[:at])
+            where = f"{path.stem} failed in cell {number} ({_first_line(cells[at].source)[:60]!r})"
+            raise NotebookError(f"{where}: {reason}; its state is in {failed}")
+        html, _ = HTMLExporter().from_notebook_node(notebook)
+        _write(final.with_suffix(".html"), html, partial)
+        _write(final, nbformat.writes(notebook), partial)
         failed.unlink(missing_ok=True)
     finally:
         partial.unlink(missing_ok=True)
@@ -216,16 +209,15 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
         nonlocal at, deadline
         at, deadline = cell_index, deadline or time.monotonic() + timeout
 
+    fixed: Any = {"kernel_name": "python3", "language": "python", "start_timeout": 600}
     bar = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
             nbformat.read(path, as_version=4),
             to,
             parameters,
-            kernel_name="python3",
-            language="python",
+            **fixed,
             cwd=cwd,
-            start_timeout=600,
             progress_bar=bar,
             # the rest goes to nbclient: the time that is left for this cell, and our interpreter
             timeout_func=lambda cell: max(1, round(deadline - time.monotonic())),
@@ -244,16 +236,16 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
 
 
 def _clean(notebook: Any) -> list[Any]:
-    """Leave in place what can be published, and return the cells: of a text bar its last state, of
-    a widget bar (frozen at 0 %) nothing, no dead widget views, no cell of papermill's own.
+    """Leave the cells that can be published: of a text bar its last state, of a widget bar (frozen
+    at 0 %) nothing, no dead widget views, no cell of papermill's own.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     notebook.metadata.pop("widgets", None)
     notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in _tags(c)]
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        for output in list(cell.outputs):
+    for cell in notebook.cells:
+        for output in list(cell.get("outputs", [])):
             data = output.get("data", {})
             widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)
             if widget and "%|" in data.get("text/plain", ""):
@@ -262,11 +254,12 @@ def _clean(notebook: Any) -> list[Any]:
 
 
 def _unrun(cell: Any) -> bool:
-    return cell.cell_type == "code" and bool(cell.source.strip()) and not cell.execution_count
+    code = cell.cell_type == "code" and cell.source.strip()
+    return bool(code) and (not cell.execution_count or _has_error(cell))
 
 
 def _has_error(cell: Any) -> bool:
-    return any(output.output_type == "error" for output in cell.get("outputs", []))
+    return any(output.output_type == "error" for output in cell.outputs)
 
 
 def _mark_failure(cells: list[Any], at: int, reason: str) -> None:
@@ -287,10 +280,9 @@ def kernel_manager() -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    env = {  # over that of this process, which has OMP_WAIT_POLICY since oelkit was imported
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # also where scripts have Agg
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no debugger banner
-    }
+    # over that of this process: figures inline also where scripts have Agg; no debugger banner
+    env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     command = get_kernel_dict(extra_arguments=["--log-level=50"])  # no log on the terminal
 
     class ThisInterpreter(AsyncKernelManager):
@@ -299,22 +291,9 @@ def kernel_manager() -> type:
     return ThisInterpreter
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep log lines and warnings of papermill and its kind off the terminal: errors are ours."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _tags(cell: Any) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
 def _first_line(message: object) -> str:
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    return lines[0] if lines else type(message).__name__
+    return (str(message).strip() or type(message).__name__).splitlines()[0].strip()

@@ -99,8 +99,13 @@ def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_p
     )
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # what the user or importing oelkit has set
     write(root, "01_a", "1 / 0")
-    write(root, "02_b", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    write(
+        root,
+        "02_b",
+        "import os; assert os.environ['OMP_WAIT_POLICY'] == 'ACTIVE'\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+    )
     (copy,) = run_notebooks(["notebooks/02_b.ipynb"], root=root)
     assert "image/png" in copy.read_text()
     assert published(root) == ["02_b.html", "02_b.ipynb"]
