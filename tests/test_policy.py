@@ -243,6 +243,15 @@ def test_token_logprobs_equal_the_definition(tiny):
             torch.testing.assert_close(s, want, rtol=1e-4, atol=1e-5)
 
 
+def test_token_logprobs_where_head_and_hidden_states_differ_in_dtype(tiny_model):
+    policy = load_policy(tiny_model, dtype="bfloat16")
+    shake(policy)
+    same = token_logprobs(policy, PROMPTS, REPLIES)
+    policy.head_weight = policy.head_weight.float()
+    for a, b in zip(same, token_logprobs(policy, PROMPTS, REPLIES), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.1)
+
+
 def test_reply_hidden_times_head_is_the_logits_and_padding_does_not_matter(tiny):
     together = reply_hidden(tiny, PROMPTS, REPLIES)
     alone = torch.cat([reply_hidden(tiny, [p], [r]) for p, r in zip(PROMPTS, REPLIES)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
@@ -44,13 +44,13 @@ class Policy(Adapters):
     def eos_ids(self) -> list[int]:
         """Token ids that end a reply: the tokenizer's and those of the generation_config."""
         ids = self.base_lm.generation_config.eos_token_id
-        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+        ids = [ids] if isinstance(ids, int) else ids or []
+        return sorted({*ids, cast(Any, self.tokenizer).eos_token_id} - {None})
 
     @property
     def pad_id(self) -> int:
         """Token id of padding."""
-        pad = self.tokenizer.pad_token_id
+        pad = cast(Any, self.tokenizer).pad_token_id
         return pad if pad is not None else (self.eos_ids or [0])[0]
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
@@ -63,11 +63,11 @@ class Policy(Adapters):
         return self.tokenizer(self._prompt(messages), add_special_tokens=False)["input_ids"]
 
     def _prompt(self, messages: Sequence[dict[str, Any]]) -> str:
-        thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+        if self.enable_thinking is not None:
+            options["enable_thinking"] = self.enable_thinking
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False, **thinking
-            )
+            return cast(str, self.tokenizer.apply_chat_template(list(messages), **options))
         except TemplateError as error:  # e.g. of a template that knows no system role
             raise ValueError(
                 f"{self.name}: its chat template does not take these messages ({error}); give it "
@@ -76,7 +76,7 @@ class Policy(Adapters):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def answer_text(self, reply: str) -> str:
         """The answer in a reply to a prompt of this policy: what follows `</think>`.

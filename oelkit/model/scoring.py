@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .losses import chunk_rows, logits
 from .policy import Policy
 from .prefix import SharedPrefix
 
@@ -68,13 +69,12 @@ def token_logprobs(
             ids = [replies[i] for i in batch]
             hidden = reply_hidden(policy, [prompts[i] for i in batch], ids)
             flat = torch.tensor([t for y in ids for t in y], dtype=torch.long, device=hidden.device)
-            rows = max(1, 2**24 // len(head))  # never all [N, V] logits at once
-            parts = [
-                (h @ head.T).float().div_(temperature).log_softmax(-1).gather(-1, t[:, None])[:, 0]
-                for h, t in zip(hidden.split(rows), flat.split(rows), strict=True)
-            ]
-            logprobs = torch.cat(parts).cpu().split([len(y) for y in ids])
-            out |= zip(batch, logprobs, strict=True)
+            rows, parts = chunk_rows(head), []  # never all [N, V] logits at once
+            for h, t in zip(hidden.split(rows), flat.split(rows), strict=True):
+                logprobs = logits(h, head, temperature).log_softmax(-1)
+                parts.append(logprobs.gather(-1, t[:, None])[:, 0])
+            per_reply = torch.cat(parts).cpu().split([len(y) for y in ids])
+            out |= zip(batch, per_reply, strict=True)
     return [out[i] for i in range(len(prompts))]
 
 
