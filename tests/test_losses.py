@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oelkit.model.losses import (
@@ -105,6 +105,11 @@ def draw(seed, n, d, v, kind, dtype):
     return student, target, head / d**0.5, torch.rand(n, generator=g).to(dtype) + 0.1
 
 
+SMALL_REST = dict(v=8, temperature=0.5, tail="bucket", beta=0.1, clip=None, chunk=None)
+
+
+@example(kind="forward", n=2, d=2, top_k=5, seed=244, **SMALL_REST)
+@example(kind="reverse", n=1, d=4, top_k=1, seed=4, **SMALL_REST)
 @settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

@@ -152,7 +152,7 @@ def _load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     with _clear_errors(name):
-        base, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
@@ -161,6 +161,7 @@ def _load_base(
             output_loading_info=True,
             **options,
         )
+    base, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
@@ -241,8 +242,9 @@ def _keep_gradients(model: torch.nn.Module) -> None:
     Its packed product has no autograd, so that after one generate in eval mode every gradient
     through the layer is silently lost (bitsandbytes 0.50).
     """
-    import bitsandbytes  # only where something is quantised: it prints and takes a second
+    # only where something is quantised: it prints and takes a second
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False

@@ -134,15 +134,7 @@ def _divergence(
 ) -> tuple[Tensor, Tensor]:
     s = z.log_softmax(1)
     if top_k and top_k < z.shape[1]:
-        ids = z.topk(top_k, 1).indices
-        with torch.enable_grad():  # through [n, k] tensors only
-            s_k = s.gather(1, ids).requires_grad_()
-            loss = _divergence_terms(
-                _with_tail(s_k, tail), _with_tail(t.gather(1, ids), tail), beta
-            ).sum(1)
-            (inner,) = torch.autograd.grad(loss.sum(), s_k)
-        grad = s.exp_().mul_(-inner.sum(1, keepdim=True)).scatter_add_(1, ids, inner)
-        return loss.detach(), grad
+        return _top_k_divergence(s, t, z.topk(top_k, 1).indices, beta, tail)
     if beta == 0:
         p_t = t.exp()
         return (p_t * t.sub_(s)).sum(1), s.exp_().sub_(p_t)
@@ -155,6 +147,30 @@ def _divergence(
     return loss, gap.sub_(loss[:, None]).mul_(p)
 
 
+def _top_k_divergence(
+    s: Tensor, t: Tensor, ids: Tensor, beta: float, tail: str
+) -> tuple[Tensor, Tensor]:
+    s_k, t_k = s.gather(1, ids), t.gather(1, ids)
+    if tail == "bucket":
+        # not log(1 - sum p_k), which loses all digits of a small rest
+        rest, t_rest = (x.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True) for x in (s, t))
+        s_k, t_k = torch.cat([s_k, rest], 1), torch.cat([t_k, t_rest], 1)
+    with torch.enable_grad():  # through [n, k] tensors only
+        s_k.requires_grad_()
+        pair = s_k, t_k
+        if tail == "renormalize":
+            pair = [x - x.logsumexp(1, keepdim=True) for x in pair]
+        loss = _divergence_terms(*pair, beta).sum(1)
+        (inner,) = torch.autograd.grad(loss.sum(), s_k)
+    total = -inner.sum(1, keepdim=True)
+    if tail == "bucket":  # the others have their shares of its gradient
+        shares = (s - s_k[:, -1:]).exp_().mul_(inner[:, -1:]).scatter_(1, ids, 0)
+        grad = s.exp_().mul_(total).add_(shares)
+    else:
+        grad = s.exp_().mul_(total)
+    return loss.detach(), grad.scatter_add_(1, ids, inner[:, : ids.shape[1]])
+
+
 def _divergence_terms(s: Tensor, t: Tensor, beta: float) -> Tensor:
     """A divergence's terms, entry by entry of the log-probabilities s and t."""
     if beta in (0, 1):
@@ -165,16 +181,6 @@ def _divergence_terms(s: Tensor, t: Tensor, beta: float) -> Tensor:
 
 def _mixture(s: Tensor, t: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
-
-
-def _with_tail(logprobs: Tensor, tail: str) -> Tensor:
-    """Top-k log-probabilities [n, k] with the mass of all other ids as `tail` says."""
-    if tail == "drop":
-        return logprobs
-    total = logprobs.logsumexp(1, keepdim=True)
-    if tail == "renormalize":
-        return logprobs - total
-    return torch.cat([logprobs, (-torch.expm1(total.clamp(max=-1e-7))).log()], 1)
 
 
 def _sampled(z: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 
 from ..config import Sampling
 from ..prompts import load_prompt_set
@@ -152,6 +152,7 @@ def _sample(
         [[1] * len(begin) + [0] * n + [1] * len(p) for n, p in zip(pads, own, strict=True)],
         device=device,
     )
+    cache: Any  # Transformers' stub of reorder_cache wants a LongTensor
     with prefix.as_cache(policy) if prefix else nullcontext(growing_cache(policy.base_lm)) as cache:
         _read_once(policy, own, ids, mask, cache)
         rows, replies = list(range(len(prompts))), [[] for _ in prompts]
@@ -178,7 +179,7 @@ def _sample(
 
 
 def _read_once(
-    policy: Policy, own: list[list[int]], ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache
+    policy: Policy, own: list[list[int]], ids: torch.Tensor, mask: torch.Tensor, cache: Any
 ) -> None:
     """Fill the cache with all but the last token of each row, equal rows computed once."""
     number: dict[tuple[int, ...], int] = {}  # of each different prompt
