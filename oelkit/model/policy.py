@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from jinja2 import TemplateError
 from peft.tuners.lora import LoraLayer
-from transformers import Cache
+from transformers import Cache, PreTrainedTokenizerBase
 
 from ..text import answer_text
 from .adapters import Adapters
@@ -25,8 +25,8 @@ from .adapters import Adapters
 class Policy(Adapters):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
-    tokenizer: Any
-    """The Transformers tokenizer, with a chat template."""
+    tokenizer: PreTrainedTokenizerBase
+    """With a chat template."""
     default_prompt_set: str = "paper"
     """Name of a prompt set (the model folder's oelkit.json may say another)."""
     enable_thinking: bool | None = None
