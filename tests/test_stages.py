@@ -16,7 +16,7 @@ from helpers import by_hand
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
-from oelkit.records import read_jsonl
+from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
 from oelkit.runs import files, gate, stages, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.stages import StaleRunError
@@ -560,3 +560,39 @@ def test_a_killed_run_is_missing_stages_and_never_half_done(run, monkeypatch):
         assert states(tried)[1, "distill"] == "done"
         assert "Walls" in (tried.folder / "round_1/adapter/experience.md").read_text()
         assert not list(tried.folder.rglob("*.partial"))
+
+
+def test_a_kill_amid_the_automatic_decisions_changes_none_of_them(small, policy, tmp_path):
+    """Half of them would lead to others: what most draws agree on is known only as a whole."""
+    items = [
+        ExperienceItem(f"{d}{n}", text, (), "m", 1, d)
+        for d in range(4)
+        for n, text in enumerate(("H is a hole.", "G is the goal.", f"Only {d}."))
+    ]
+    kept, n, append = None, 0, work.append_jsonl
+    while True:
+        run = Run(tmp_path / f"run{n}", replace(small, num_draws=4), policy, progress=False)
+        write_jsonl(run.round_folder(1) / "items.jsonl", items)
+
+        def dies(path, operation, left=[n], **options):  # noqa: B006
+            if not left[0]:
+                with open(path, "ab") as f:
+                    f.write(b'{"n": 1, "op": "mer')  # the line that was being written
+                raise MemoryError("killed")
+            left[0] -= 1
+            return append(path, operation, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(work, "append_jsonl", dies)
+            try:
+                run.curate(1)
+                break
+            except MemoryError:
+                pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the line that was cut off
+            texts = run.curate(1)
+            assert kept in (None, texts) and len(log_of(run).log) == 8
+        kept, n = texts, n + 1
+    wanted = "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
+    assert n == 8 and texts == [wanted] * 4

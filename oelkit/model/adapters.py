@@ -170,9 +170,12 @@ class Adapters:
         tensors = {k: v.contiguous().cpu() for k, v in self._state().items()}
         save_file(tensors, folder / "adapter_model.safetensors")
         config = self.model.peft_config["student"]
-        was, config.inference_mode = config.inference_mode, True
+        was = config.inference_mode, config.target_modules
+        config.inference_mode = True
+        if isinstance(config.target_modules, set):  # whose order differs from process to process
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
-        config.inference_mode = was
+        config.inference_mode, config.target_modules = was
         base = {"base": self.name, "base_embedding": self._fingerprint()}
         (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
 

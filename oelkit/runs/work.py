@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import envs
 from ..auto_curation import auto_curate
 from ..config import DistillConfig
-from ..curation import Curation, items_for_draw
+from ..curation import Curation, items_for_draw, replay
 from ..records import (
     ExperienceItem,
     RecordError,
@@ -23,6 +23,7 @@ from ..records import (
     Trajectory,
     append_jsonl,
     read_jsonl,
+    to_dict,
     write_jsonl,
 )
 from ..steps import distillation, evaluation, extraction, rollouts
@@ -97,16 +98,34 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
 def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     """Decide what no person has decided on, and write what the teacher reads."""
     s, log = run.settings, f"round_{k}/curation.jsonl"
-    curation = Curation.open(run.folder / f"round_{k}/items.jsonl", run.folder / log)
-    before = _known(run, k)
-    auto_curate(curation, s.num_draws if any(before) else None)
+    paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), _known(run, k)
+    _decide(*paths, s.num_draws if any(before) else None, folder.with_name(".curate.decided"))
     inputs = {log: sha256(run.folder / log)}
-    curation.reload()  # a person's line in between is not in the hash: stale, and done again
-    kept = curation.kept()
+    # a person's line in between is not in the hash: stale, and done again
+    kept = Curation.open(*paths).kept()
     texts = [join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)]
     cut = [truncate_to_budget(text, s.budget_tokens, run.policy.tokenizer) for text in texts]
     write_text(folder / "experience.md", as_draws(cut))
     return {"inputs": inputs}
+
+
+def _decide(items: Path, log: Path, draws: int | None, decided: Path) -> None:
+    """Let `auto_curate` decide what no person has; also killed on the way, the log gets all of it.
+
+    What it decides follows from what is undecided, so that half of it must not be left behind:
+    all of it is written down in `decided` first."""
+    left, size = read_json(decided), log.stat().st_size if log.exists() else 0
+    curation, of = Curation.open(items, log), sha256(items)
+    if left is None or left["items"] != of:
+        plan = auto_curate(replay(read_jsonl(items, ExperienceItem), curation.log), draws)
+        n = len(curation.log)
+        left = {"items": of, "n": n, "operations": [to_dict(op) for op in plan.log[n:]]}
+        write_json(decided, left)
+    done = [to_dict(operation) for operation in curation.log[left["n"] :]]
+    if done == left["operations"][: len(done)]:  # else a person has gone on from there
+        for operation in left["operations"][len(done) :]:
+            size = append_jsonl(log, operation, expected_size=size)
+    decided.unlink()
 
 
 def distill(run: Run, k: int, folder: Path, checkpoint: Path) -> dict[str, Any]:
