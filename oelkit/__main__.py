@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         end = f"example:\n  python -m oelkit {example}"
         end += f"\n\n{FILES}" if name in STEPS[:-1] else ""
         one = choices.add_parser(name, help=text, description=f"{name}: {text}.", epilog=end, **how)
+        one.usage = "python -m oelkit loop [options]" if name == "loop" else None  # so many
         _add_own(one, name)
         if settings:
             scale = "defaults for the embedded model (tiny), for one of 0.5-2 B parameters (small),"
@@ -183,8 +184,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("OELKIT_DEBUG"):
             raise
-        named = isinstance(error, OSError) and error.filename
-        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror}"
         print("error:", " ".join(message.split()), file=sys.stderr)
         return 1
 

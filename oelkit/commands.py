@@ -101,9 +101,12 @@ def report(args: Namespace) -> None:
 
 
 def _folder(args: Namespace) -> Path:
-    """The folder of RUN: a path with a run in it, or a name in runs/."""
+    """The folder of RUN: a name in runs/, or a path (with a slash)."""
     path = Path(args.run)
-    return path if (path / "run.json").exists() else run_folder(args.run, find_root() / "runs")
+    folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
+    if not (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds no run")
+    return folder
 
 
 def status(args: Namespace) -> int:

@@ -125,7 +125,7 @@ def convert(name: str, value: Any, declared: Parameter) -> Any:
             value = ast.literal_eval(text)
     if isinstance(value, tuple) and "list" in kinds:
         value = list(value)  # -p seeds=1,2,3
-    if _kind(value) == "int" and "int" not in kinds and "float" in kinds:
+    if type(value) is int and "int" not in kinds and "float" in kinds:
         value = float(value)
     fits = _kind(value) in kinds or kinds == {"None"}  # `x = None` says nothing of the kind
     if fits and isinstance(value, list | tuple) and isinstance(default, list | tuple) and default:
@@ -210,7 +210,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
         at, deadline = cell_index, deadline or time.monotonic() + timeout
 
     fixed: Any = {"kernel_name": "python3", "language": "python", "start_timeout": 600}
-    bar = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
+    bar: Any = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
     try:
         papermill.execute_notebook(
             nbformat.read(path, as_version=4),
@@ -286,7 +286,7 @@ def kernel_manager() -> type:
     command = get_kernel_dict(extra_arguments=["--log-level=50"])  # no log on the terminal
 
     class ThisInterpreter(AsyncKernelManager):
-        kernel_spec = KernelSpec(**command, env=env)
+        kernel_spec: Any = KernelSpec(**command, env=env)
 
     return ThisInterpreter
 

@@ -296,7 +296,8 @@ def test_status_tells_what_is_stale_and_redo_does_no_more(call, place, settings)
     assert call("promote", "first", "1")[1].startswith("round 2 starts from round 1\n")
     assert call("status", "first")[0] == 0
     refused(call("promote", "first", "3"), "round 3 is not trained yet")
-    refused(call("status", "none"), "runs/none")
+    refused(call("status", "none"), "runs/none holds no run")
+    refused(call("status", "./first"), "first holds no run")
 
 
 def test_a_run_of_an_older_form_is_told_in_a_sentence(call, place):
