@@ -5,7 +5,6 @@ shortcuts.
 import importlib.util
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,10 +140,10 @@ SWAPPED = NOTES.replace("H is a hole", "H is the goal").replace("G is the goal",
 
 @pytest.fixture(scope="module")
 def learned(micro, tmp_path_factory):
-    """One round of the loop with the default settings."""
+    """One round of the loop as it is on this model, with a seed that no record has."""
     run = Run(
         tmp_path_factory.mktemp("runs") / "learned",
-        Settings.of("tiny", rounds=1, run_ablations=False),
+        Settings.of("tiny", rounds=1, run_ablations=False, seed=77),
         micro,
         progress=False,
     )
@@ -171,17 +170,14 @@ def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
     assert decoys.low > base.high
 
 
-def test_another_seed_of_the_loop_agrees_with_the_record(micro, tmp_path):
+def test_another_seed_of_the_loop_agrees_with_the_record(learned):
     """The recorded spread over seeds (data/results, made by examples/micro/rounds.py) holds for a
     seed that is not in it.
     """
     rows = read_jsonl(MICRO.parent / "results" / "rounds_study.jsonl")
     known = [row for row in rows if row["variant"] == "default" and row["round"] == 1]
-    assert len({row["seed"] for row in known}) >= 5
-    settings = replace(Settings.of("tiny", rounds=1, run_ablations=False), seed=77)
-    first = Run(tmp_path / "again", settings, micro, progress=False).run_all()["rounds"][0][
-        "pass_rate"
-    ]
+    assert len({row["seed"] for row in known} - {77}) >= 5
+    first = learned[1]["rounds"][0]["pass_rate"]
     for arm in ("base", "in_context", "consolidated"):
         rates = [row[arm]["pass_rate"] for row in known]
         assert min(rates) - 0.15 <= first[arm]["pass_rate"] <= max(rates) + 0.15, (arm, rates)

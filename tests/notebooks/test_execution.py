@@ -53,7 +53,7 @@ def check(copy, folder):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
 def test_runs_alone(name, run):
     (copy,) = run_notebooks([name], run=run, timeout=HANGS)
     check(copy, ROOT / "runs" / run)
@@ -62,6 +62,7 @@ def test_runs_alone(name, run):
 def test_the_first_notebooks_share_one_run(run):
     names = [n for n in NAMES if n[:2] in ("01", "02", "03", "04")]
     folder = ROOT / "runs" / run
+    assert names[0] == NAMES[1]
     for copy in run_notebooks(names, {"seed": 5}, run=run, timeout=HANGS):
         check(copy, folder)
     metrics = {
