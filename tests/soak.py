@@ -130,13 +130,13 @@ def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dic
         wrong = [name for name in {**wanted, **kept} if wanted.get(name) != kept.get(name)]
         same += not wrong
         differing += [f"run{i} ({way} {at:.2f}): {', '.join(wrong)}"] if wrong else []
-    return {"runs": kills, "killed": killed, "identical": same, "differing": differing, "seed": seed,
-            "seconds": round(time.monotonic() - began)}  # fmt: skip
+    figures = {"runs": kills, "killed": killed, "identical": same, "differing": differing}
+    return figures | {"seed": seed, "seconds": round(time.monotonic() - began)}
 
 
 def main() -> int:
     """Print the figures; 1 where a run came out otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="kill runs, resume them, compare")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
