@@ -200,7 +200,8 @@ def _group_by_prefix(
     for i, (text, ids) in enumerate(zip(texts, teacher_ids, strict=True)):
         if text not in t.prefixes:
             t.prefixes[text] = _prefix(t, text)
-        begin = t.prefixes[text].ids if t.prefixes[text] else None
+        prefix = t.prefixes[text]
+        begin = prefix.ids if prefix else None
         fits = begin and len(ids) > len(begin) and ids[: len(begin)] == begin
         groups.setdefault(text if fits else None, []).append(i)
     return [(t.prefixes[text] if text else None, rows) for text, rows in groups.items()]
