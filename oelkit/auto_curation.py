@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
-from .curation import CuratedItem, Curation, _words
+from .curation import Curation, for_every_draw
+from .operations import CuratedItem
+from .text import wording
 
 
 def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
-    """The headless default for what no person has decided on (author "auto"); a second call does
-    nothing. Returns it.
+    """Decide on what is pending (author "auto"), by the agreement of the draws; returns it.
 
-    Of three draws or more, what at least half of them wrote in the same words (case and punctuation
-    aside) is merged and accepted, and the rest is rejected: a misreading seldom happens twice
-    (self-consistency, arXiv 2203.11171). Where they agree on nothing, as with free wording, every
-    item is accepted but those with the words of an earlier one of its draw. draws: how many there
-    were, where one that wrote nothing has found nothing new (default: those that wrote); if half of
-    them found nothing new, then what the others wrote is rejected too."""
-    settled = {(i.draw, *_words(i.text)): i.id for i in curation.items if i.status != "pending"}
+    What was accepted or rejected before, as by a person, holds for its words in every draw; where
+    copies were rejected and one accepted, it is accepted. Of three draws or more, what at least
+    half of them wrote in the same words (see `text.wording`) is merged and accepted, and the rest
+    is rejected: a misreading seldom happens twice (self-consistency, arXiv 2203.11171). Where they
+    agree on nothing, as with free wording, every item is accepted but those with the words of an
+    earlier one of its draw.
+
+    Args:
+        curation: is changed; a second call does nothing.
+        draws: how many there were, where one that wrote nothing has found nothing new (default:
+            those that wrote). If half of them found nothing new, what the others wrote is rejected.
+    """
     writers = len({i.draw for i in curation.items if i.model})
     draws = draws or writers
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
-    for item in [i for i in curation.items if i.status == "pending"]:
-        if twin := settled.get((item.draw, *_words(item.text))):
-            curation.reject(item.id, f"duplicates {twin}", author="auto")
-        else:
-            groups.setdefault(_words(item.text), []).append(item)
-    wrote = {words: len({i.draw for i in group}) for words, group in groups.items()}
+    for item in curation.items:
+        groups.setdefault(wording(item.text), []).append(item)
+    wrote = {words: _draws(group) for words, group in groups.items()}
     agreed = {words for words, n in wrote.items() if draws >= 3 and n >= draws / 2}
     for words, group in groups.items():
-        ids, reason = [i.id for i in group], f"written by {wrote[words]} of {draws} draws"
-        if words in agreed:
-            curation.accept(
-                curation.merge(ids, group[0].text, reason, author="auto"), author="auto"
-            )
-        elif agreed or 2 * writers <= draws > 2:
-            curation.reject(ids, reason, author="auto")
+        accepted, pending = _with(group, "accepted"), _with(group, "pending")
+        rejected, ids = _with(group, "rejected"), [i.id for i in pending]
+        reason = f"written by {wrote[words]} of {draws} draws"
+        if not pending:
+            continue
+        if rejected and not accepted:
+            curation.reject(ids, f"same words as {rejected[0].id}", author="auto")
+        elif words in agreed and not any(map(for_every_draw, accepted)):
+            text = (accepted or pending)[0].text
+            same = [i.id for i in group if i in accepted or i in pending]
+            curation.accept(curation.merge(same, text, reason, author="auto"), author="auto")
+        elif accepted or not (agreed or 2 * writers <= draws > 2):
+            _accept_once(curation, accepted, pending)
         else:
-            first = {i.draw: i.id for i in reversed(group)}
-            curation.accept([id for id in ids if id in first.values()], author="auto")
-            for item in group:
-                if item.id != first[item.draw]:
-                    curation.reject(item.id, f"duplicates {first[item.draw]}", author="auto")
+            curation.reject(ids, reason, author="auto")
     return curation
+
+
+def _with(group: list[CuratedItem], status: str) -> list[CuratedItem]:
+    return [item for item in group if item.status == status]
+
+
+def _draws(group: list[CuratedItem]) -> int:
+    """How many draws wrote it; none where it was rejected."""
+    accepted, pending = _with(group, "accepted"), _with(group, "pending")
+    if _with(group, "rejected") and not accepted:
+        return 0
+    return len({item.draw for item in accepted + pending})
+
+
+def _accept_once(
+    curation: Curation, accepted: list[CuratedItem], pending: list[CuratedItem]
+) -> None:
+    """Accept pending items of the same words, but for second ones in a draw's text."""
+    everywhere = next((i.id for i in accepted if for_every_draw(i)), None)
+    first = {i.draw: i.id for i in accepted}
+    new: list[str] = []
+    twins: list[tuple[str, str]] = []
+    for item in pending:
+        twin = everywhere or first.setdefault(item.draw, item.id)
+        if twin == item.id:
+            new.append(twin)
+        else:
+            twins.append((item.id, twin))
+    if new:
+        curation.accept(new, author="auto")
+    for id, twin in twins:
+        curation.reject(id, f"duplicates {twin}", author="auto")

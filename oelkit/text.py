@@ -1,33 +1,37 @@
 """What a model wrote, as text: the answer in a reply, the items in it, and items as the teacher
-reads them.
+reads them; which texts say the same, and where two differ.
 
 No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so that no
-reply takes long."""
+reply takes long.
+"""
 
 from __future__ import annotations
 
-import bisect
+import difflib
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .records import ExperienceItem
 
 MARKER = "- EXPERIENCE ITEM:"
-# every repetition is bounded, so that a reply of nothing but blanks or stars takes no time either
 _MARK = re.compile(
-    r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
+    r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}"
+    r"[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def answer_text(text: str) -> str:
-    """The answer in a thinking model's reply: what follows `</think>`; "" where the thinking never
-    ended.
-    """
-    thought, end, answer = text.rpartition("</think>")
-    return answer.strip() if end else "" if text.lstrip().startswith("<think>") else text
+    """The answer in a thinking model's reply: what follows `</think>`, "" where that never came."""
+    _, end, answer = text.rpartition("</think>")
+    if end:
+        return answer.strip()
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:
@@ -35,42 +39,39 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
 
     strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE
     ITEM:`, `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a
-    list of them) below the marker."""
-    lines, found = text.split("\n"), []
+    list of them) below the marker.
+    """
+    lines, found = text.split("\n"), list[str]()
     if strict:
         found = [line[len(MARKER) :] for line in lines if line.startswith(MARKER)]
     else:
         for i, line in enumerate(lines):
             marks = list(_MARK.finditer(line))
-            for mark, after in zip(
-                marks, marks[1:]
-            ):  # what leads in the next marker on the line is no text
-                found.append(_plain(line[mark.end() : after.start()].rstrip(" \t-+*•>#_`")))
+            for k, mark in enumerate(marks[:-1]):  # what leads in the next marker is no text
+                part = line[mark.end() : marks[k + 1].start()]
+                found.append(_without_emphasis(part.rstrip(" \t-+*•>#_`")))
             if marks:
-                found += (
-                    [_plain(line[marks[-1].end() :])]
-                    if line[marks[-1].end() :].strip()
-                    else _below(lines, i + 1)
-                )
+                last = line[marks[-1].end() :]
+                found += [_without_emphasis(last)] if last.strip() else _below(lines, i + 1)
     return [item for item in map(one_line, found) if item]
 
 
 def _below(lines: list[str], start: int) -> list[str]:
     """The text under a marker that stands alone on its line: one line, or all lines of a list."""
-    found = []
-    for i in range(start, len(lines)):
-        bullet = _BULLET.match(lines[i])
-        if _MARK.search(lines[i]) or (found and not bullet):
+    found: list[str] = []
+    for line in lines[start:]:
+        bullet = _BULLET.match(line)
+        if _MARK.search(line) or (found and not bullet):
             break
-        if lines[i].strip():
-            found.append(_plain(lines[i][bullet.end() :] if bullet else lines[i]))
+        if line.strip():
+            found.append(_without_emphasis(line[bullet.end() :] if bullet else line))
             if not bullet:
                 break
     return found
 
 
-def _plain(text: str) -> str:
-    """Without emphasis around all of it, or an end of emphasis that began before the marker."""
+def _without_emphasis(text: str) -> str:
+    """Without emphasis around all of it, or the end of one that began before the marker."""
     text = text.strip()
     for sign in ("**", "__", "*", "`"):
         if text.endswith(sign) and text.count(sign) % 2:
@@ -80,26 +81,14 @@ def _plain(text: str) -> str:
     return text
 
 
+def one_line(text: str) -> str:
+    """The text without line breaks of any kind: model text must not start a line of its own."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
 def experience_text(items: Iterable[ExperienceItem]) -> str:
     """The items as the teacher reads them, one line each."""
-    return "\n".join(f"{MARKER} {one_line(item.text)}" for item in items)
-
-
-def count_tokens(text: str, tokenizer: Any) -> int:
-    """By a Transformers or tokenizers tokenizer, or by a function from a text to its number of
-    tokens.
-    """
-    if not hasattr(tokenizer, "encode"):
-        return tokenizer(text)
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return len(getattr(ids, "ids", ids))
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks of any kind: what a model wrote must not be able to start a line
-    of its own.
-    """
-    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return well_formed("\n".join(f"{MARKER} {one_line(item.text)}" for item in items))
 
 
 def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
@@ -107,15 +96,81 @@ def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
     return "\n".join(filter(None, (previous, experience_text(items))))
 
 
-def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> str:
-    """The last lines of an experience text that fit the budget: the oldest go first (None: all of
-    it).
-    """
-    if budget_tokens is None or count_tokens(text, tokenizer) <= budget_tokens:
-        return text
-    lines = text.split("\n")
+def well_formed(text: str) -> str:
+    """U+FFFD in place of half an emoji, as broken model output has it: no tokenizer reads one."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def count_tokens(text: str, tokenizer: Any) -> int:
+    """Tokens of a text by a Transformers or tokenizers tokenizer, or by a function that counts."""
+    if not hasattr(tokenizer, "encode"):
+        return tokenizer(text)
+    ids = tokenizer.encode(well_formed(text), add_special_tokens=False)
+    return len(getattr(ids, "ids", ids))
+
+
+def over_budget(lines: Sequence[str], budget_tokens: int, tokenizer: Any) -> int:
+    """How many of the first, oldest lines must go, so that the others fit the budget."""
 
     def fits(first: int) -> bool:
         return count_tokens("\n".join(lines[first:]), tokenizer) <= budget_tokens
 
-    return "\n".join(lines[bisect.bisect_left(range(len(lines)), True, key=fits) :])
+    return 0 if fits(0) else bisect_left(range(len(lines)), True, key=fits)
+
+
+def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> str:
+    """The last lines of an experience text that fit the budget (None: all): the oldest go first."""
+    if budget_tokens is None:
+        return text
+    lines = text.split("\n")
+    return "\n".join(lines[over_budget(lines, budget_tokens, tokenizer) :])
+
+
+def wording(text: str) -> tuple[str, ...]:
+    """The words of a text by which two say the same; case, quotes and emphasis are nothing.
+
+    Punctuation that hangs on a word is nothing either. Numbers, signs and operators count: "-1" is
+    not "1", "row < 2" not "row > 2", and a sign that stands alone is a word.
+    """
+    return tuple(_bare(word) or word for word in text.casefold().split())
+
+
+def _bare(word: str) -> str:
+    if len(word) > 99:  # of no language
+        return word
+    before = None
+    while word != before:
+        before = word
+        word = word.rstrip(".,;:!?…").strip("\"'`*_“”„«»‘’")
+        first, last = word[:1], word[-1:]
+        if first in _BRACKETS and word.find(_BRACKETS[first]) in (-1, len(word) - 1):
+            word = word[1:]
+        elif any(last == close and start not in word for start, close in _BRACKETS.items()):
+            word = word[:-1]
+    return word
+
+
+def similar(texts: Sequence[str], threshold: float) -> list[list[int]]:
+    """Groups of texts that share words: Jaccard overlap of at least `threshold`, also by a chain.
+
+    Returns:
+        Places in `texts`, in order; texts that are like no other are left out.
+    """
+    words, groups = [set(wording(text)) for text in texts], list[list[int]]()
+
+    def alike(a: int, b: int) -> bool:
+        return len(words[a] & words[b]) >= threshold * len(words[a] | words[b])
+
+    for i in range(len(texts)):
+        near = [group for group in groups if any(alike(i, k) for k in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append([i, *(k for group in near for k in group)])
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def word_diff(old: str, new: str) -> list[tuple[str, str]]:
+    """Runs of words from old to new: ("=", kept), ("-", removed) or ("+", added)."""
+    a, b, runs = old.split(), new.split(), list[tuple[str, list[str]]]()
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
+    return [(sign, " ".join(words)) for sign, words in runs if words]

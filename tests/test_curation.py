@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit.auto_curation import auto_curate
-from oelkit.curation import Curation, items_for_draw, replay
+from oelkit.curation import Curation, replay
 from oelkit.records import (
     ConflictError,
     Evidence,
@@ -201,96 +200,6 @@ def test_to_frame():
     frame = c.to_frame()
     assert list(frame["id"]) == [i.id for i in c.items] and frame.loc[1, "status"] == "accepted"
     assert len(Curation([]).to_frame()) == 0
-
-
-def test_auto_curate_keeps_all_but_the_same_words():
-    c = auto_curate(
-        Curation(
-            [
-                *items(),
-                ExperienceItem("g", "G is a hole.", (), "m", 1, 0),
-                ExperienceItem("s", "→", (), "m", 1, 0),
-                ExperienceItem("s2", "←", (), "m", 1, 0),
-            ]
-        )
-    )
-    assert {i.id: i.status for i in c.items} == {
-        "i0": "accepted",
-        "i1": "accepted",
-        "i2": "accepted",
-        "i3": "rejected",
-        "i4": "accepted",
-        "g": "accepted",
-        "s": "accepted",
-        "s2": "accepted",
-    }
-    assert [op.reason for op in c.log if op.op == "reject"] == ["duplicates i0"] and {
-        op.author for op in c.log
-    } == {"auto"}
-    n = len(c.log)
-    assert len(auto_curate(c).log) == n
-
-
-def test_auto_curate_leaves_what_a_person_decided():
-    c = Curation(items())
-    c.reject("i1")
-    c.accept("i3")
-    c.skip("i4")
-    auto_curate(c)
-    assert [i.status for i in c.items] == [
-        "rejected",
-        "rejected",
-        "accepted",
-        "accepted",
-        "skipped",
-    ]
-    assert [(op.ids, op.reason) for op in c.log if op.author == "auto"] == [
-        (("i0",), "duplicates i3"),
-        (("i2",), ""),
-    ]
-
-
-def test_auto_curate_keeps_what_most_draws_agree_on():
-    said = [
-        (0, "H is a hole."),
-        (0, "G is a hole."),
-        (1, "H is a hole"),
-        (1, "G is the goal."),
-        (2, "G is the goal."),
-        (2, "h is a hole."),
-    ]
-    items = [
-        ExperienceItem(f"n{n}", text, (Evidence(f"t{n}", 0),), "m", 1, d)
-        for n, (d, text) in enumerate(said)
-    ]
-    c = auto_curate(Curation(items))
-    assert [i.text for i in c.kept()] == ["H is a hole.", "G is the goal."]
-    assert [e.trajectory_id for i in c.kept() for e in i.evidence] == ["t0", "t2", "t5", "t3", "t4"]
-    assert c.item("n1").status == "rejected" and c.log[-1].author == "auto"
-    assert all(items_for_draw(c.kept(), d) == c.kept() for d in range(3))  # merged: for every draw
-    n = len(c.log)
-    assert len(auto_curate(c).log) == n
-    free = [
-        ExperienceItem(str(d), f"words {d}", (), "m", 1, d) for d in range(4)
-    ]  # no two alike: nothing to agree on
-    assert [i.text for i in items_for_draw(auto_curate(Curation(free)).kept(), 2)] == ["words 2"]
-
-
-def test_auto_curate_counts_draws_that_found_nothing_new():
-    def kept(writers, draws, text="G is a hole."):
-        items = [ExperienceItem(str(d), text.format(d), (), "m", 2, d) for d in range(writers)]
-        return len(auto_curate(Curation(items), draws).kept())
-
-    assert kept(3, None) == 1 and kept(1, 2) == 1
-    assert [kept(n, 10) for n in (4, 5, 10)] == [
-        0,
-        1,
-        1,
-    ]  # four of ten are outvoted by those who found nothing
-    assert [kept(n, 10, "words {}") for n in (5, 6)] == [
-        0,
-        6,
-    ]  # no agreement, but most have something to say
 
 
 # -- the log

@@ -1,158 +1,20 @@
-"""The parsers of items on replies of real models, and the accumulation of draws."""
+"""The accumulation of draws."""
 
 import importlib
-import time
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from oelkit import load_policy
 from oelkit.config import Sampling
 from oelkit.model.sampling import Reply
 from oelkit.records import Outcome, Trajectory, Turn
 from oelkit.steps.extraction import extract
-from oelkit.text import MARKER, experience_text, join_experience, parse_items, truncate_to_budget
+from oelkit.text import MARKER, experience_text, join_experience, truncate_to_budget
 
 module = importlib.import_module("oelkit.steps.extraction")  # `oelkit.extract` is the function
 A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
-
-BOTH = [  # replies that both parsers read alike
-    (f"{MARKER} {A}", [A]),
-    (f"{MARKER} {B}\n{MARKER} {A}", [B, A]),
-    (f"Here you are:\n\n{MARKER} {A}\r\n{MARKER} {B}\r\n", [A, B]),
-    (f"{MARKER}{A}", [A]),
-    (f"{MARKER}", []),
-    (f"{MARKER}   \n\n", []),
-    (f"{MARKER} {A}\n{MARKER}", [A]),
-    ("Nothing new.", []),
-    ("", []),
-    (
-        f"{MARKER} a move written [left] costs 1.\n{MARKER} 2 * 3 * 4",
-        ["a move written [left] costs 1.", "2 * 3 * 4"],
-    ),
-]
-TOLERANT = [  # what real models write instead
-    (f"### EXPERIENCE ITEM: {A}", [A]),
-    (f"- Experience Item: {B}\n- Experience Item: {A}", [B, A]),
-    (f"EXPERIENCE ITEM: {A}", [A]),
-    (f"experience item: {A}", [A]),
-    (f"  - EXPERIENCE ITEM: {A}", [A]),
-    (f"- EXPERIENCE ITEM : {A}", [A]),
-    (f"- EXPERIENCE_ITEM: {A}", [A]),
-    (f"* EXPERIENCE-ITEM: {A}", [A]),
-    (f"EXPERIENCE ITEM: {B} EXPERIENCE ITEM: {A}", [B, A]),
-    (f"- EXPERIENCE ITEM: {B} - EXPERIENCE ITEM: {A}", [B, A]),
-    (f"**EXPERIENCE ITEM:** {A}", [A]),
-    (f"- **EXPERIENCE ITEM**: {A}", [A]),
-    (f"**EXPERIENCE ITEM: {A}**", [A]),
-    (f"- EXPERIENCE ITEM: **{A}**", [A]),
-    (f"- `EXPERIENCE ITEM:` {A}", [A]),
-    (f"`- EXPERIENCE ITEM: {A}`", [A]),
-    (f"1. EXPERIENCE ITEM: {B}\n2. EXPERIENCE ITEM: {A}", [B, A]),
-    (f"EXPERIENCE ITEM 1: {B}\nEXPERIENCE ITEM #2: {A}\nExperience Item (3): C", [B, A, "C"]),
-    (f"- EXPERIENCE ITEM:\n{A}\nSome chatter.", [A]),
-    (f"- EXPERIENCE ITEM:\n\n  {A}\n- EXPERIENCE ITEM:\n- {B}", [A, B]),
-    (f"### EXPERIENCE ITEMS:\n- {A}\n- {B}\n\nI hope that this helps.", [A, B]),
-    (f"**Experience items:**\n1. {A}\n2. {B}", [A, B]),
-    ("- EXPERIENCE ITEM: `H` is a hole, `G` the goal", ["`H` is a hole, `G` the goal"]),
-    ("- EXPERIENCE ITEM: **H** kills. **G** wins.", ["**H** kills. **G** wins."]),
-    (
-        "- EXPERIENCE ITEM: never step on *",
-        ["never step on"],
-    ),  # an unbalanced star is taken for emphasis
-    (f"- EXPERIENCE ITEM\uff1a{A}", [A]),
-    ("My experience items are few", []),
-]
-
-
-@pytest.mark.parametrize("reply, items", BOTH)
-@pytest.mark.parametrize("strict", [True, False])
-def test_both_parsers(reply, items, strict):
-    assert parse_items(reply, strict) == items
-
-
-@pytest.mark.parametrize("reply, items", TOLERANT)
-def test_tolerant_parser(reply, items):
-    assert parse_items(reply) == items
-
-
-def test_strict_parser_takes_the_papers_marker_alone():
-    assert [parse_items(reply, strict=True) for reply, _ in TOLERANT[:5]] == [[]] * 5
-
-
-@given(
-    st.text()
-    | st.lists(
-        st.sampled_from(
-            [
-                "EXPERIENCE ITEM",
-                "- ",
-                "*",
-                "**",
-                "`",
-                ":",
-                " ",
-                "\n",
-                "\r",
-                "\u2028",
-                "1. ",
-                "word",
-                "s",
-                "#",
-            ]
-        )
-    ).map("".join)
-)
-def test_items_are_single_lines_with_text(reply):
-    for strict in (True, False):
-        for item in parse_items(reply, strict):
-            assert item and item == item.strip() and item.splitlines() == [item]
-
-
-@given(
-    st.lists(
-        st.from_regex(r"[A-Za-z0-9'\[\](][ -)+-_a-~]{0,40}[A-Za-z0-9.!)\]]", fullmatch=True).filter(
-            lambda line: "item" not in line.lower()
-        )
-    )
-)
-def test_well_formed_replies_give_their_lines(lines):
-    reply = "\n".join(f"{MARKER} {line}" for line in lines)
-    assert parse_items(reply, strict=True) == lines
-    assert parse_items(reply) == lines
-
-
-@pytest.mark.parametrize(
-    "piece",
-    [
-        " ",
-        "*",
-        "\n",
-        "- ",
-        "\t",
-        "1. ",
-        "experience ",
-        "EXPERIENCE ITEM",
-        "EXPERIENCE ITEM:",
-        "EXPERIENCE ITEM:\n",
-        "experience item" + " " * 1000,
-        "EXPERIENCE ITEM:" + "\n" * 1000,
-        "** `",
-        "EXPERIENCE ITEM: x - ",
-    ],
-)
-def test_100_kb_take_no_time(piece):
-    reply = (piece * (100_000 // len(piece) + 1))[:100_000]
-    began = time.process_time()
-    parse_items(reply + "!")
-    parse_items(f"- EXPERIENCE ITEM: {reply}")
-    assert time.process_time() - began < 2  # of the CPU, however busy it is
-
-
-# -- accumulation: real prompts and parsing around a scripted generator, for a random model writes
-# no items
+# real prompts and parsing around a scripted generator, for a random model writes no items
 
 
 def games(n):
