@@ -4,7 +4,7 @@ that cannot be.
 
 import pytest
 import torch
-from helpers import greedy_by_hand, make_model, shake, some_prompts
+from helpers import greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 import oelkit.model.attention as attention
 from oelkit.model.loading import load_policy
@@ -109,3 +109,31 @@ def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
     )
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)
+
+
+def test_a_model_whose_vocabulary_size_stands_in_its_text_config(tmp_path):
+    """Gemma 3 from 4 B on loads as a model of text and pictures."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = make_tokenizer()
+    layer = dict(hidden_size=32, intermediate_size=32, num_attention_heads=2)
+    text = dict(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=2,
+        layer_types=["full_attention"] * 2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+    )
+    vision = dict(num_hidden_layers=1, image_size=28, patch_size=14)
+    config = Gemma3Config(
+        text_config=layer | text, vision_config=layer | vision, mm_tokens_per_image=4
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
+    assert not hasattr(policy.base_lm.config, "vocab_size") and can_share(policy)
+    replies = generate(policy, PROMPTS[:3], max_new_tokens=6, temperature=0)
+    assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 6) for p in PROMPTS[:3]]

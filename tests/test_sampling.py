@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import greedy_by_hand, make_model, shake, some_prompts
+from helpers import greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
+from oelkit.model.memory import memory_plan
 from oelkit.model.sampling import generate
 
 LENGTH = {"brief": SimpleNamespace(max_new_tokens=3)}
@@ -164,6 +165,44 @@ def test_sliding_window_and_other_cache_layers(tmp_path):
     prompts = some_prompts(9)
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
+
+
+def test_recurrent_layers_beside_attention(tmp_path):
+    """Their cache has no keys; rows that end, and rows that are there twice, leave it right."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    tokenizer = make_tokenizer()
+    config = Qwen3_5TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        Qwen3_5ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
+    a, b, c = some_prompts(3, seed=4)
+    long = generate(policy, [a, b, c], max_new_tokens=20, temperature=0)
+    policy.base_lm.generation_config.eos_token_id = [2, long[1].ids[3]]
+    prompts = [a, b, a, c]
+    replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
+    assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
+    assert len({len(r.ids) for r in replies}) > 1
+    assert memory_plan(policy, 100, state_tokens=50, reply_tokens=8).fits
 
 
 def test_settings_as_an_object_or_as_keywords(tiny, monkeypatch):
