@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from oelkit.curation import replay
-from oelkit.notebooks import parameters_of, tags
+from oelkit.notebooks import parameters_of
 from oelkit.records import ExperienceItem, Trajectory, read_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,10 @@ def code(path):
 def test_there_are_notebooks_and_each_has_its_own_number():
     assert len({path.stem[:3] for path in PATHS}) == len(PATHS) >= 10
     assert all(re.match(r"\d\d_[a-z]", path.stem) for path in PATHS)
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
 
 
 @each
