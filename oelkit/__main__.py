@@ -177,7 +177,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     try:
-        return getattr(commands, args.command)(args) or 0
+        status = getattr(commands, args.command)(args) or 0
+        if getattr(args, "out", None):
+            print(f"written: {args.out}")
+        return status
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130

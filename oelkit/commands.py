@@ -155,7 +155,6 @@ def play(args: Namespace) -> None:
     policy, options = _load(args, s)
     games = rollout(policy, s.env, args.seeds, texts, s.play_sampling, **options)
     write_jsonl(args.out, games)
-    print(f"written: {args.out}")
 
 
 def extract(args: Namespace) -> None:
@@ -170,7 +169,6 @@ def extract(args: Namespace) -> None:
     options |= {"num_draws": s.num_draws, "budget_tokens": s.budget_tokens, "strict": s.strict}
     options |= {"show_previous": s.show_previous}
     write_jsonl(args.out, extract(policy, games, texts, s.extract_sampling, **options))
-    print(f"written: {args.out}")
 
 
 def distill(args: Namespace) -> None:
@@ -190,7 +188,6 @@ def distill(args: Namespace) -> None:
     policy.save_adapter(args.out)
     for row in rows[:1] + rows[-1:]:
         print(f"loss {row['loss']:.4f} at step {row['step']}")
-    print(f"written: {args.out}")
 
 
 def evaluate(args: Namespace) -> None:
@@ -270,7 +267,6 @@ def _write(args: Namespace, row: dict[str, Any]) -> None:
     if args.out:
         row = {"model": args.model, "adapter": args.adapter, **row}
         Path(args.out).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {args.out}")
 
 
 def experience_texts(path: str | None) -> list[str]:

@@ -104,7 +104,8 @@ def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_p
     write(
         root,
         "02_b",
-        "import os; assert os.environ['OMP_WAIT_POLICY'] == 'ACTIVE'\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "import os; assert os.environ['OMP_WAIT_POLICY'] == 'ACTIVE'",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
     )
     (copy,) = run_notebooks(["notebooks/02_b.ipynb"], root=root)
     assert "image/png" in copy.read_text()
