@@ -69,8 +69,8 @@ def load_prompt_set(name: str | Path) -> PromptSet:
                 value.format(**dict.fromkeys(_FIELDS[key].split(), ""))
         except (ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
-                f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in braces; write any other "
-                "brace twice"
+                f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in "
+                "braces; write any other brace twice"
             ) from error
     return PromptSet(name=str(name), **raw)
 
