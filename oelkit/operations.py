@@ -151,8 +151,8 @@ def apply(state: State, op: Operation) -> State:
         case Op.MOVE:
             return _moved(state, items[0], op.to)
         case Op.ADD:
-            about = {"model": "", "round": 0, "draw": 0, "status": "accepted"}
-            item = CuratedItem(op.new[0], texts[0], op.evidence, original=op.texts[0], **about)
+            new = CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, original=op.texts[0])
+            item = replace(new, status="accepted")
             return state | {item.id: item}
         case Op.MERGE | Op.SPLIT:
             first = next(i for i in state if i in op.ids)

@@ -11,7 +11,7 @@ import difflib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .records import ExperienceItem
 
@@ -174,3 +174,24 @@ def word_diff(old: str, new: str) -> list[tuple[str, str]]:
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
     return [(sign, " ".join(words)) for sign, words in runs if words]
+
+
+def content_text(content: object) -> str:
+    """The text of a message's content: a string, parts of text joined, or none.
+
+    Raises:
+        ValueError: it is something else, a picture say.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ValueError(f"a message's content is a {type(content).__name__}, not text")
+    texts: list[str] = []
+    for part in cast("list[object]", content):
+        fields = cast("dict[str, object]", part) if isinstance(part, dict) else {"text": part}
+        text = fields.get("text")
+        if fields.get("type", "text") != "text" or not isinstance(text, str):
+            kind = fields.get("type", type(part).__name__)
+            raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
+        texts.append(text)
+    return "".join(texts)

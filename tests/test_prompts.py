@@ -104,7 +104,7 @@ def test_experience_of_a_set_without_intro_comes_first_and_an_empty_one_changes_
     assert with_experience(prompts, plain, "") == plain
 
 
-def test_experience_goes_into_the_last_user_message_of_a_log_and_leaves_the_log_alone():
+def test_experience_goes_into_the_first_user_message_of_a_log_and_leaves_the_log_alone():
     log = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "A"},
@@ -113,10 +113,33 @@ def test_experience_goes_into_the_last_user_message_of_a_log_and_leaves_the_log_
     ]
     state = State("s", "t", 0, log)
     told = with_experience(load_prompt_set("paper"), state.prompt, "E")
-    assert [m["content"] for m in told[:3]] == ["S", "A", "B"] and told[3]["content"].endswith("C")
-    assert "E" in told[3]["content"] and state.prompt[3]["content"] == "C"
+    assert [m["content"] for i, m in enumerate(told) if i != 1] == ["S", "B", "C"]
+    assert "E" in told[1]["content"] and told[1]["content"].endswith("A")
+    assert state.prompt[1]["content"] == "A"
     with pytest.raises(ValueError, match="no place for the experience"):
         with_experience(load_prompt_set("paper"), log[:1], "E")
+
+
+@pytest.mark.parametrize(
+    "content, plain",
+    [
+        ([{"type": "text", "text": "Which "}, {"type": "text", "text": "way?"}], "Which way?"),
+        (None, ""),
+    ],
+)
+def test_content_may_be_parts_or_null_as_in_agents_logs(tiny, content, plain):
+    log, same = ([{"role": "user", "content": c}] for c in (content, plain))
+    assert tiny.encode(log) == tiny.encode(same)
+    brief = load_prompt_set("brief")
+    assert with_experience(brief, log, "E") == with_experience(brief, same, "E")
+
+
+def test_content_that_is_no_text_is_one_sentence(tiny):
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+    with pytest.raises(ValueError, match="a part of the kind 'image_url'"):
+        tiny.encode(picture)
+    with pytest.raises(ValueError, match="is a int"):
+        with_experience(load_prompt_set("brief"), [{"role": "user", "content": 3}], "E")
 
 
 def test_braces_and_template_syntax_in_text_are_not_interpreted():

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from peft.tuners.lora import LoraLayer
 from transformers import Cache, PreTrainedTokenizerBase
 
-from ..text import answer_text
+from ..text import answer_text, content_text
 from .adapters import Adapters
 
 
@@ -64,10 +64,11 @@ class Policy(Adapters):
 
     def _prompt(self, messages: Sequence[dict[str, Any]]) -> str:
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+        messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
         if self.enable_thinking is not None:
             options["enable_thinking"] = self.enable_thinking
         try:
-            return cast(str, self.tokenizer.apply_chat_template(list(messages), **options))
+            return cast(str, self.tokenizer.apply_chat_template(messages, **options))
         except TemplateError as error:  # e.g. of a template that knows no system role
             raise ValueError(
                 f"{self.name}: its chat template does not take these messages ({error}); give it "

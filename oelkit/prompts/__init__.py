@@ -11,8 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..records import Trajectory, Turn
+from ..text import content_text
 
 _FOLDER = Path(__file__).parent
 _FIELDS = {  # what a template may use
@@ -66,7 +68,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
             raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
         try:  # now, and not in the middle of a run
             if key in _FIELDS:
-                value.format(**dict.fromkeys(_FIELDS[key].split(), ""))
+                str(value).format(**dict.fromkeys(_FIELDS[key].split(), ""))
         except (ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in "
@@ -107,23 +109,29 @@ def act_messages(
     return [{"role": "user", "content": (prompt_set.intro + text).strip("\n")}]
 
 
-def with_experience(prompt_set: PromptSet, messages: list[dict], experience: str) -> list[dict]:
-    """The same messages with the experience block in the last user message, behind the set's intro
-    where it begins so.
+def with_experience(
+    prompt_set: PromptSet, messages: list[dict[str, Any]], experience: str
+) -> list[dict[str, Any]]:
+    """The same messages with the experience block in the first user message, behind the set's
+    intro where it begins so.
 
     It comes before all that differs from state to state, so that the teacher's prompts share their
-    beginning; it works on any stored prompt, also of logs from elsewhere. An empty experience
-    changes nothing."""
+    beginning, those of one conversation and of many under one system prompt too. It works on any
+    stored prompt, also of logs from elsewhere. An empty experience changes nothing.
+
+    Raises:
+        ValueError: there is no user message, or its content is not text.
+    """
     if not experience:
         return messages
-    last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
-    if last is None:
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+    if first is None:
         raise ValueError("a prompt without a user message has no place for the experience")
-    content, intro = messages[last]["content"], prompt_set.intro.lstrip("\n")
+    content, intro = content_text(messages[first]["content"]), prompt_set.intro.lstrip("\n")
     cut = len(intro) if intro and content.startswith(intro) else 0
     block = prompt_set.experience.format(items=experience)
-    new = {**messages[last], "content": content[:cut] + block + content[cut:]}
-    return [*messages[:last], new, *messages[last + 1 :]]
+    new = {**messages[first], "content": content[:cut] + block + content[cut:]}
+    return [*messages[:first], new, *messages[first + 1 :]]
 
 
 def extract_messages(

@@ -166,11 +166,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _flock(descriptor: int) -> bool | None:
     """Whether the file is ours now; None where the file system knows no locks."""
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (OSError, AttributeError):
+    except OSError:
         return None
     return True
 

@@ -245,7 +245,7 @@ class Stages:
             if stage == "curate" and then != sha256(self.folder / log):
                 why += f"; {log} has changed since, which counts only once {name} is deleted"
             return StageStatus(k, stage, "done", why)
-        if changed := self._changed(k, stage, manifest):
+        if manifest and (changed := self._changed(k, stage, manifest)):
             return replace(stale, why=changed)
         for node in self.before(k, stage):
             other = self.status(*node, known)

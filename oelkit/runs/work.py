@@ -150,6 +150,10 @@ def train(
     if len(others) < len(rows):  # steps of a try that was cut off
         write_jsonl(lines, others)
     config = DistillConfig(**{f.name: getattr(s, f.name) for f in fields(DistillConfig)})
+
+    def log(row: dict[str, Any]) -> None:
+        append_jsonl(lines, about | row)
+
     history = distillation.distill(
         run.policy,
         states,
@@ -159,7 +163,7 @@ def train(
         seed=seed,
         checkpoint=checkpoint,
         progress=run.progress,
-        on_step=lambda row: append_jsonl(lines, about | row),
+        on_step=log,
     )
     write_jsonl(lines, [*others, *(about | row for row in history)])  # whole, also after a resume
     return seed

@@ -113,7 +113,10 @@ def _lengths(
     """
 
     def tokens(state: State, text: str) -> int:
-        n = len(policy.encode(with_experience(prompt_set, state.prompt, text)))
+        try:
+            n = len(policy.encode(with_experience(prompt_set, state.prompt, text)))
+        except ValueError as error:
+            raise ValueError(f"state {state.id!r}: {error}") from error
         if n + max_new_tokens > policy.context_length:
             what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
             todo = "lower budget_tokens or reject items" if text else "leave such states out"
