@@ -191,7 +191,7 @@ def content_text(content: object) -> str:
         fields = cast("dict[str, object]", part) if isinstance(part, dict) else {"text": part}
         text = fields.get("text")
         if fields.get("type", "text") != "text" or not isinstance(text, str):
-            kind = fields.get("type", type(part).__name__)
+            kind = fields.get("type", "none")
             raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
         texts.append(text)
     return "".join(texts)
