@@ -239,10 +239,10 @@ def test_a_crash_amid_training_leaves_nothing_half_done(
 ):
     run = by_hand(start(tmp_path / "run", settings))
 
-    def fail(path, row):
-        if row["step"] == 1:
+    def fail(path, row, **options):
+        if path.name == "metrics.jsonl" and row["step"] == 1:
             raise crash("power cut")
-        append_jsonl(path, row)
+        return append_jsonl(path, row, **options)
 
     monkeypatch.setattr(work, "append_jsonl", fail)
     with pytest.raises(crash):
