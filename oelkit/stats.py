@@ -1,20 +1,25 @@
 """Intervals and sample sizes of pass rates, on plain numbers.
 
 Wilson's interval (1927) for one rate, a paired bootstrap over map seeds and sampling seeds for a
-difference, and what a design can show. It knows no model and no world."""
+difference, and what a design can show. It knows no model and no world.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a rate (default: 95 %)."""
+    """Wilson's score interval of a rate (default: 95 %).
+
+    Raises:
+        ValueError: successes do not lie between 0 and n, or n is 0.
+    """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} of {n} is not a rate")
     rate, scale = successes / n, 1 + z * z / n
@@ -25,42 +30,56 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0
+    a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of b - a over paired episodes with its 95 % percentile interval: (difference, low,
-    high).
+    """Mean of b - a over paired episodes with its 95 % percentile interval.
 
     Map seeds and sampling seeds are drawn again, both, independently (the pigeonhole bootstrap:
-    Owen, Annals of Applied Statistics 1, 2007). a, b: evaluation reports on the same maps, or
-    passes [maps] or [sampling seeds, maps]."""
+    Owen, Annals of Applied Statistics 1, 2007).
+
+    Args:
+        a: an evaluation report, or outcomes [maps] or [sampling seeds, maps].
+        b: the same, on the same maps.
+        resamples: how many.
+        seed: of the resamples.
+
+    Returns:
+        (difference, low, high).
+
+    Raises:
+        ValueError: the episodes are not the same.
+    """
     maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:
         raise ValueError("reports on different maps cannot be paired")
-    a, b = (np.atleast_2d(np.asarray(x, float)) for x in (a, b))
-    if a.shape != b.shape or not a.size:
-        raise ValueError(
-            f"{a.shape} and {b.shape} episodes (sampling seeds, maps) cannot be paired"
-        )
-    difference, rng = b - a, np.random.default_rng(seed)
-    rows, columns = (
-        rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in difference.shape
-    )  # shares drawn
+    x, y = (np.atleast_2d(np.asarray(value, float)) for value in (a, b))
+    if x.shape != y.shape or not x.size:
+        shapes = f"{x.shape} and {y.shape} episodes (sampling seeds, maps)"
+        raise ValueError(f"{shapes} cannot be paired")
+    difference, rng = y - x, np.random.default_rng(seed)
+    # how often each sampling seed and each map is drawn, as a share
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in difference.shape)
     low, high = np.quantile(((rows @ difference) * columns).sum(1), (0.025, 0.975))
     return float(difference.mean()), float(low), float(high)
 
 
 def draw_spread(rates: Sequence[float], games: float) -> float:
-    """How much the pass rates of the K draws differ beyond sampling noise: a standard deviation, in
-    pass rate.
+    """How much the pass rates of the K draws differ beyond sampling noise: a standard deviation.
 
     sqrt(max(0, s^2 - mean_d p_d (1 - p_d) / (m - 1))): s^2 is the sample variance of the K rates
-    p_d, and what is taken off is the binomial noise of m `games` a draw, estimated without bias
-    (variance components by moments); each draw plays other maps, so that noise is of maps and
-    sampling. ValueError for fewer than two draws, or games a draw."""
+    p_d, and what is taken off is the binomial noise of m games, estimated without bias (variance
+    components by moments). Each draw plays other maps, so that noise is of maps and sampling.
+
+    Args:
+        rates: pass rate of each draw, 0 to 1.
+        games: games per draw.
+
+    Raises:
+        ValueError: fewer than two draws, or than two games per draw.
+    """
     if len(rates) < 2 or games < 2:
-        raise ValueError(
-            f"{len(rates)} draws of {games} games have no spread: two of each are needed"
-        )
+        what = f"{len(rates)} draws of {games} games have no spread"
+        raise ValueError(f"{what}: two of each are needed")
     p = np.asarray(rates, float)
     return math.sqrt(max(0.0, float(p.var(ddof=1) - (p * (1 - p)).mean() / (games - 1))))
 
@@ -68,19 +87,27 @@ def draw_spread(rates: Sequence[float], games: float) -> float:
 def episodes_needed(
     rate: float, difference: float = 0.1, power: float = 0.8, alpha: float = 0.05
 ) -> int:
-    """Episodes an arm that show a difference from a pass rate with probability `power` (two-sided,
-    two proportions).
+    """Episodes per arm that show a difference from a pass rate (two-sided, two proportions).
 
     n = (z_(1-alpha/2) sqrt(2 m (1 - m)) + z_power sqrt(p (1 - p) + q (1 - q)))^2 / (p - q)^2, m =
     (p + q) / 2, for the harder of q = p + difference and q = p - difference (Fleiss, Levin and Paik
     2003, without continuity correction). For arms on maps of their own; arms on the same maps,
-    compared map by map, usually need fewer."""
+    compared map by map, usually need fewer.
+
+    Args:
+        rate: p, 0 to 1.
+        difference: between two pass rates.
+        power: probability that the difference is shown.
+        alpha: probability that one is shown where there is none.
+
+    Raises:
+        ValueError: no rate differs by this.
+    """
     others = [q for q in (rate - difference, rate + difference) if 0 <= round(q, 9) <= 1]
     if not 0 <= rate <= 1 or difference <= 0 or not others:
         raise ValueError(f"no pass rate differs from {rate} by {difference}")
     z, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     q = min(others, key=lambda q: abs(q - 0.5))  # the noisier of the two
     m, noise = (rate + q) / 2, rate * (1 - rate) + max(0.0, q * (1 - q))
-    return math.ceil(
-        ((z * math.sqrt(2 * m * (1 - m)) + z_power * math.sqrt(noise)) / difference) ** 2
-    )
+    n = (z * math.sqrt(2 * m * (1 - m)) + z_power * math.sqrt(noise)) ** 2 / difference**2
+    return math.ceil(n)

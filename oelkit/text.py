@@ -101,6 +101,26 @@ def well_formed(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def content_text(content: Any) -> str:
+    """The text of a message's content: a string, parts of text joined, or None.
+
+    Raises:
+        ValueError: it is something else, a picture say.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ValueError(f"a message's content is a {type(content).__name__}, not text")
+    texts: list[str] = []
+    for part in cast(list[Any], content):
+        text = part.get("text") if hasattr(part, "get") else part
+        if not isinstance(text, str):
+            kind = part.get("type", "none") if hasattr(part, "get") else type(part).__name__
+            raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
+        texts.append(text)
+    return "".join(texts)
+
+
 def count_tokens(text: str, tokenizer: Any) -> int:
     """Tokens of a text by a Transformers or tokenizers tokenizer, or by a function that counts."""
     if not hasattr(tokenizer, "encode"):
@@ -174,24 +194,3 @@ def word_diff(old: str, new: str) -> list[tuple[str, str]]:
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
     return [(sign, " ".join(words)) for sign, words in runs if words]
-
-
-def content_text(content: object) -> str:
-    """The text of a message's content: a string, parts of text joined, or none.
-
-    Raises:
-        ValueError: it is something else, a picture say.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        raise ValueError(f"a message's content is a {type(content).__name__}, not text")
-    texts: list[str] = []
-    for part in cast("list[object]", content):
-        fields = cast("dict[str, object]", part) if isinstance(part, dict) else {"text": part}
-        text = fields.get("text")
-        if fields.get("type", "text") != "text" or not isinstance(text, str):
-            kind = fields.get("type", "none")
-            raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
-        texts.append(text)
-    return "".join(texts)

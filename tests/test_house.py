@@ -90,7 +90,6 @@ def test_a_circle_and_an_upward_import_would_be_found(monkeypatch):
             check()
 
 
-@pytest.mark.xfail(reason="not yet", strict=False)
 def test_private_names_stay_at_home():
     taken = [
         f"{name}:{line} takes {target}.{what}"

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import fields
+from os.path import commonprefix
 
 import pytest
 
+from oelkit import distill
 from oelkit.prompts import (
     PromptSet,
     act_messages,
@@ -113,33 +115,55 @@ def test_experience_goes_into_the_first_user_message_of_a_log_and_leaves_the_log
     ]
     state = State("s", "t", 0, log)
     told = with_experience(load_prompt_set("paper"), state.prompt, "E")
-    assert [m["content"] for i, m in enumerate(told) if i != 1] == ["S", "B", "C"]
-    assert "E" in told[1]["content"] and told[1]["content"].endswith("A")
+    assert [m["content"] for m in (told[0], *told[2:])] == ["S", "B", "C"]
+    assert told[1]["content"].endswith("A") and "E" in told[1]["content"]
     assert state.prompt[1]["content"] == "A"
     with pytest.raises(ValueError, match="no place for the experience"):
         with_experience(load_prompt_set("paper"), log[:1], "E")
 
 
+def test_the_turns_of_a_conversation_share_their_beginning_with_the_experience(tiny):
+    """What the teacher's cache holds for one turn serves the next: the block is in both."""
+    prompt_set, experience = load_prompt_set("paper"), "- EXPERIENCE ITEM: E"
+    first = act_messages(prompt_set, BOARD)
+    second = [*first, {"role": "assistant", "content": "[up]"}, {"role": "user", "content": "?"}]
+    ids = [tiny.encode(with_experience(prompt_set, m, experience)) for m in (first, second)]
+    shared = tiny.decode(commonprefix(ids))
+    assert shared.count(experience) == 1 and BOARD.strip() in shared
+
+
 @pytest.mark.parametrize(
-    "content, plain",
+    "content, text",
     [
-        ([{"type": "text", "text": "Which "}, {"type": "text", "text": "way?"}], "Which way?"),
+        ([{"type": "text", "text": "Which way?"}], "Which way?"),
+        ([{"type": "input_text", "text": "A\n"}, {"type": "text", "text": "B"}, "C"], "A\nBC"),
         (None, ""),
+        ([], ""),
     ],
 )
-def test_content_may_be_parts_or_null_as_in_agents_logs(tiny, content, plain):
-    log, same = ([{"role": "user", "content": c}] for c in (content, plain))
-    assert tiny.encode(log) == tiny.encode(same)
-    brief = load_prompt_set("brief")
-    assert with_experience(brief, log, "E") == with_experience(brief, same, "E")
+def test_content_in_parts_or_none_is_read_as_its_text(tiny, content, text):
+    parts, plain = ([{"role": "user", "content": c}] for c in (content, text))
+    assert tiny.encode(parts) == tiny.encode(plain)
+    for name in ("paper", "brief"):
+        prompt_set = load_prompt_set(name)
+        assert with_experience(prompt_set, parts, "E") == with_experience(prompt_set, plain, "E")
+        assert with_experience(prompt_set, parts, "") == parts
+    empty = [{"role": "user", "content": ""}]
+    assert tiny.encode([{"role": "user", "tool_calls": []}]) == tiny.encode(empty)
 
 
-def test_content_that_is_no_text_is_one_sentence(tiny):
-    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
-    with pytest.raises(ValueError, match="a part of the kind 'image_url'"):
-        tiny.encode(picture)
-    with pytest.raises(ValueError, match="is a int"):
-        with_experience(load_prompt_set("brief"), [{"role": "user", "content": 3}], "E")
+@pytest.mark.parametrize("content", [[{"type": "image_url", "image_url": "x"}], [None], 3, {}])
+def test_content_that_is_no_text_is_one_sentence(tiny, content):
+    messages = [{"role": "user", "content": content}]
+    with pytest.raises(ValueError, match="a message's content "):
+        with_experience(load_prompt_set("brief"), messages, "E")
+    with pytest.raises(ValueError, match=r"state 'log-7': a message's content "):
+        distill(tiny, [State("log-7", "log", 0, messages)], ["E"], steps=1, batch_size=1)
+
+
+def test_half_an_emoji_in_a_log_reaches_no_tokenizer(tiny):
+    half, whole = ([{"role": "user", "content": f"Move {x}?"}] for x in ("\ud83d", "\ufffd"))
+    assert tiny.encode(half) == tiny.encode(whole)
 
 
 def test_braces_and_template_syntax_in_text_are_not_interpreted():

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from peft.tuners.lora import LoraLayer
 from transformers import Cache, PreTrainedTokenizerBase
 
-from ..text import answer_text, content_text
+from ..text import answer_text, content_text, well_formed
 from .adapters import Adapters
 
 
@@ -64,7 +64,7 @@ class Policy(Adapters):
 
     def _prompt(self, messages: Sequence[dict[str, Any]]) -> str:
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
-        messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        messages = [{**m, "content": well_formed(content_text(m.get("content")))} for m in messages]
         if self.enable_thinking is not None:
             options["enable_thinking"] = self.enable_thinking
         try:

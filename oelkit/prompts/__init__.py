@@ -1,9 +1,9 @@
-"""Prompt sets: the texts a model is asked with, as data (TOML files in `oelkit/prompts/`, or your
-own by path).
+"""Prompt sets: the texts a model is asked with, as data.
 
-A set has the templates `intro`, `experience`, `act`, `history`, `extract`, `turn` and `previous`,
-the board rendering that goes with it, and the most new tokens of a reply. What fills a template is
-never itself read as a template."""
+A set is a TOML file in `oelkit/prompts/`, or your own by path: the templates `intro`, `experience`,
+`act`, `history`, `extract`, `turn` and `previous`, the board rendering that goes with it, and the
+most new tokens of a reply. What fills a template is never itself read as a template.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from ..records import Trajectory, Turn
+from ..records import Message, Trajectory, Turn
 from ..text import content_text
 
 _FOLDER = Path(__file__).parent
@@ -44,36 +43,35 @@ class PromptSet:
 
 
 def load_prompt_set(name: str | Path) -> PromptSet:
-    """Load a set by name ('paper', 'brief') or by the path of a .toml file; ValueError names what
-    is wrong.
+    """Load a set by name ('paper', 'brief') or by the path of a .toml file.
+
+    Raises:
+        ValueError: there is no such set, or it is wrong; says what is.
     """
     path = Path(name) if str(name).endswith(".toml") else _FOLDER / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.toml")))
-        raise ValueError(
-            f"no prompt set {str(name)!r}: known are {known}, or give the path of a .toml file"
-        )
+        what = f"no prompt set {str(name)!r}: known are {known}"
+        raise ValueError(f"{what}, or give the path of a .toml file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(PromptSet)} - {"name"}
-    if set(raw) != wanted:
-        raise ValueError(
-            f"{path}: missing {sorted(wanted - set(raw))}, unknown {sorted(set(raw) - wanted)}"
-        )
+    missing, unknown = sorted(wanted - set(raw)), sorted(set(raw) - wanted)
+    if missing or unknown:
+        raise ValueError(f"{path}: missing {missing}, unknown {unknown}")
     for key, value in raw.items():
         kind = int if key == "max_new_tokens" else str
         if type(value) is not kind:
             raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
+        names = _FIELDS.get(key, "")
         try:  # now, and not in the middle of a run
-            if key in _FIELDS:
-                str(value).format(**dict.fromkeys(_FIELDS[key].split(), ""))
+            if names:
+                str(value).format(**dict.fromkeys(names.split(), ""))
         except (ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: {key} cannot be filled in ({error!r}): it may use {_FIELDS[key]} in "
-                "braces; write any other brace twice"
-            ) from error
+            what = f"{path}: {key} cannot be filled in ({error!r}): it may use {names} in braces"
+            raise ValueError(f"{what}; write any other brace twice") from error
     return PromptSet(name=str(name), **raw)
 
 
@@ -83,9 +81,8 @@ def act_messages(
     turns: Sequence[Turn] = (),
     max_turns: int = 5,
     moves: Sequence[str] = ("left", "down", "right", "up"),
-) -> list[dict[str, str]]:
-    """The one user message of a turn: the game so far without the model's reasoning, the board, the
-    question.
+) -> list[Message]:
+    """The one user message of a turn: the game so far without reasoning, the board, the question.
 
     moves: the words that may be answered; none: the world says so itself.
     """
@@ -110,24 +107,24 @@ def act_messages(
 
 
 def with_experience(
-    prompt_set: PromptSet, messages: list[dict[str, Any]], experience: str
-) -> list[dict[str, Any]]:
-    """The same messages with the experience block in the first user message, behind the set's
-    intro where it begins so.
+    prompt_set: PromptSet, messages: Sequence[Message], experience: str
+) -> list[Message]:
+    """The same messages with the experience block in the first user message.
 
-    It comes before all that differs from state to state, so that the teacher's prompts share their
-    beginning, those of one conversation and of many under one system prompt too. It works on any
-    stored prompt, also of logs from elsewhere. An empty experience changes nothing.
+    The block stands behind the set's intro where the message begins so, and before all that differs
+    from state to state: the teacher's prompts share their beginning, also those of one
+    conversation. It works on any stored prompt, also of logs from elsewhere. An empty experience
+    changes nothing.
 
     Raises:
-        ValueError: there is no user message, or its content is not text.
+        ValueError: there is no user message, or it holds parts that are no text.
     """
     if not experience:
-        return messages
-    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+        return list(messages)
+    first = next((i for i, m in enumerate(messages) if m.get("role") == "user"), None)
     if first is None:
         raise ValueError("a prompt without a user message has no place for the experience")
-    content, intro = content_text(messages[first]["content"]), prompt_set.intro.lstrip("\n")
+    content, intro = content_text(messages[first].get("content")), prompt_set.intro.lstrip("\n")
     cut = len(intro) if intro and content.startswith(intro) else 0
     block = prompt_set.experience.format(items=experience)
     new = {**messages[first], "content": content[:cut] + block + content[cut:]}
@@ -136,10 +133,8 @@ def with_experience(
 
 def extract_messages(
     prompt_set: PromptSet, trajectory: Trajectory, previous: str = ""
-) -> list[dict[str, str]]:
-    """The user message that asks what a trajectory teaches, given the experience so far (may be
-    empty).
-    """
+) -> list[Message]:
+    """The user message that asks what a trajectory teaches beyond `previous` (may be empty)."""
     known = prompt_set.previous.format(items=previous) if previous else ""
     text = prompt_set.extract.format(game=game_text(prompt_set, trajectory), previous=known)
     return [{"role": "user", "content": text.strip("\n")}]
