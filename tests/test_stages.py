@@ -331,6 +331,14 @@ def test_looking_at_a_run_writes_nothing(run, small, policy):
     assert Run.open(run.folder, policy).settings.rounds == 3
 
 
+def test_a_run_opened_for_fewer_rounds_keeps_those_that_it_has(run, small, policy):
+    before = (run.folder / "metrics.json").read_bytes()
+    other = Run(run.folder, replace(small, rounds=1), policy, progress=False)
+    assert other.settings.rounds == 2 and {s.state for s in other.status()} == {"done"}
+    other.redo(), other.run_all()
+    assert (run.folder / "metrics.json").read_bytes() == before
+
+
 def test_the_status_of_a_folder_needs_no_torch(run):
     log_of(run).add("Walls cost a turn.")
     code = (

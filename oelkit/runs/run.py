@@ -71,7 +71,9 @@ class Run:
             raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
-            self._compare_settings()
+            theirs = self._compare_settings()
+            # a notebook that needs round 1 alone does not make the run forget the others
+            self.settings = replace(settings, rounds=max(settings.rounds, theirs["rounds"]))
             self._load_policy(policy)
             return
         there = self.folder.exists()
@@ -109,7 +111,7 @@ class Run:
     def _record(self) -> dict[str, Any]:
         return {"form": FORM, "settings": asdict(self.settings), "prompts": asdict(self.prompts)}
 
-    def _compare_settings(self) -> None:
+    def _compare_settings(self) -> dict[str, Any]:
         theirs = asdict(Settings()) | read_run(self.folder)["settings"]
         ours = {k: v for k, v in asdict(self.settings).items() if k not in _LATER}
         differ = ", ".join(
@@ -120,6 +122,7 @@ class Run:
                 f"{self.folder} holds a run with other settings ({differ}): take another name or "
                 "delete it"
             )
+        return theirs
 
     # -- folders, seeds, weights
 
