@@ -214,7 +214,7 @@ def evaluate(args: Namespace) -> None:
 def ifeval(args: Namespace) -> None:
     """Ask IF-Eval's prompts."""
     from .records import write_jsonl
-    from .runs.run import versions
+    from .runs.driver import versions
     from .steps.ifeval import ifeval
 
     s, _ = _start(args)

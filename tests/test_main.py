@@ -19,6 +19,7 @@ from oelkit.config import DistillConfig, part
 from oelkit.curation import Curation
 from oelkit.model.sampling import Reply
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
+from oelkit.runs.driver import WORK
 from oelkit.runs.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -468,7 +469,7 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oelkit.runs.work.rollout", stop)  # Ctrl-C while it plays
+    monkeypatch.setitem(WORK, "rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
     monkeypatch.setattr("oelkit.runs.run.run_loop", stop)  # or while the model is loaded
     assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; go on with")

@@ -12,9 +12,9 @@ from helpers import by_hand, make_model
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.records import ExperienceItem, append_jsonl, read_jsonl, write_jsonl
-from oelkit.runs import work
-from oelkit.runs.run import Run, run_folder, run_loop
-from oelkit.runs.settings import Settings
+from oelkit.runs import measures, work
+from oelkit.runs.run import Run, run_loop
+from oelkit.runs.settings import Settings, run_folder
 from oelkit.views.summary import summary
 
 STAGES = ("rollout", "extract", "curate", "collect", "distill", "evaluate")
@@ -152,17 +152,17 @@ def test_scales():
 
 
 def test_a_map_is_played_with_several_sampling_seeds(settings, tmp_path, monkeypatch):
-    seen, evaluate = [], work.evaluation.evaluate
+    seen, evaluate = [], measures.evaluation.evaluate
 
     def spy(*args, **options):
         seen.append(evaluate(*args, **options))
         return seen[-1]
 
-    monkeypatch.setattr(work.evaluation, "evaluate", spy)
+    monkeypatch.setattr(measures.evaluation, "evaluate", spy)
     drawn = set()
     for seed in (0, 1):
         run = start(tmp_path / f"run{seed}", replace(settings, samples_per_map=2, seed=seed))
-        row = work.measure(run, adapter=None)
+        row = measures.measure(run, adapter=None)
         assert (row["n"], row["maps"], row["samples_per_map"]) == (8, 4, 2)
         assert [t.seed for t in seen[-1].trajectories] == 2 * list(run.eval_seeds)
         drawn |= {t.id.split("-s")[-1].split("-")[0] for t in seen[-1].trajectories}

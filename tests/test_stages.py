@@ -17,7 +17,7 @@ from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
 from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
-from oelkit.runs import files, gate, stages, work
+from oelkit.runs import files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.stages import StaleRunError
 
@@ -70,7 +70,7 @@ def weights(monkeypatch):
         (work.rollouts, "rollout"),
         (work.extraction, "extract"),
         (work.distillation, "distill"),
-        (work.evaluation, "evaluate"),
+        (measures.evaluation, "evaluate"),
     ):
         spy(module, name)
     return seen
@@ -137,7 +137,7 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
         (1, "curate"),
         (1, "distill"),
         (1, "evaluate"),
-        *((2, s) for s in stages.STAGES),
+        *((2, s) for s in table.STAGES),
         (0, "metrics"),
     ]
 
@@ -168,6 +168,7 @@ def test_an_edit_that_leaves_the_text_as_it_was_trains_nothing_again(run):
     assert run.redo()[0].stage == "curate"
     after = tree(run.folder)
     names = {"round_1/curation.jsonl", "round_1/experience.md", "round_1/manifests/curate.json"}
+    names |= {"metrics.json", "manifests/metrics.json"}  # it counts what was kept, and the seconds
     assert {name for name in after if after[name] != before[name]} == names
     assert set(states(run).values()) == {"done"}
 
@@ -401,8 +402,11 @@ def test_the_seconds_of_stages_add_up_to_less_than_the_wall_time(small, policy, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work.rollouts, "rollout", lambda *a, **o: time.sleep(0.3) or slow(*a, **o))
         run.distill(1)  # collects its states, too
-    seconds = work.round_metrics.__globals__["_seconds"](run, 1, ("curate", "collect", "distill"))
-    assert set(seconds) == {"curate", "collect", "distill"} and seconds["collect"] >= 0.3
+    seconds = {
+        stage: run.stages.manifest(1, stage)["seconds"]
+        for stage in ("curate", "collect", "distill")
+    }
+    assert seconds["collect"] >= 0.3
     assert sum(seconds.values()) <= time.perf_counter() - began + 0.02  # rounded to 0.01
 
 

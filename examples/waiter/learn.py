@@ -39,7 +39,8 @@ from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
 from oelkit.model.loading import LORA
 from oelkit.records import read_jsonl, write_jsonl
-from oelkit.runs.run import HELD_OUT, versions
+from oelkit.runs.driver import versions
+from oelkit.runs.run import HELD_OUT
 from oelkit.steps.rollouts import raw_games_text
 from oelkit.views import plots
 

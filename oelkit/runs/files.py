@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..records import sync_folder, write_text
+
 try:
     import fcntl
 except ImportError:  # Windows: the owner in the file alone decides
@@ -46,15 +48,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: damaged ({error}); restore or delete it") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; it is on disk when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -64,28 +57,20 @@ def append_bytes(path: Path, data: bytes) -> None:
     """Append to a file; it is on disk when this returns."""
     with open(path, "ab") as f:
         f.write(data)
-    _sync(path)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def sync_tree(folder: Path) -> None:
     """Put a folder and all that is in it on disk."""
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    with suppress(PermissionError):  # Windows cannot open a folder
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path)
 
 
 def move(source: Path, target: Path) -> None:
     """Rename within a disk, and put the new name on disk; the target must not be there."""
     os.rename(source, target)
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
 def keep_aside(path: Path) -> None:

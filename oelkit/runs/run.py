@@ -12,24 +12,22 @@ has absorbed takes them back, and on a quarter of each batch the student reads t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 from .. import envs
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import load_prompt_set
-from ..records import ExperienceItem, State, Trajectory, read_jsonl
+from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..steps.evaluation import probe
-from . import files, gate, work
+from . import files, gate, measures, work
+from .driver import Driver, versions
 from .settings import Settings, run_folder
-from .stages import ARMS, FORM, Stages, StageStatus, StaleRunError, read_run
+from .stages import read_run
+from .table import ARMS
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
 _LATER = ("rounds", "run_ablations", "gate")  # settings that may change in a run
@@ -44,7 +42,7 @@ _RANGES = {  # wider ones would let map seeds of rounds and runs meet
 }
 
 
-class Run:
+class Run(Driver):
     """A run folder, its settings and its policy; the methods are the stages of a round."""
 
     def __init__(
@@ -63,7 +61,6 @@ class Run:
         """
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
-        self._writing = False
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(settings, name) <= high:
                 raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
@@ -79,7 +76,7 @@ class Run:
         there = self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(self.folder / ".try", "")
+            write_text(self.folder / ".try", "")
             (self.folder / ".try").unlink()
         except OSError as error:  # before the model is loaded
             raise ValueError(
@@ -91,7 +88,7 @@ class Run:
             if not there:  # a misspelt model leaves no run behind
                 self.folder.rmdir()
             raise
-        files.write_json(self.folder / "run.json", self._record() | {"versions": versions()})
+        files.write_json(self.folder / "run.json", self.record() | {"versions": versions()})
 
     @classmethod
     def open(
@@ -107,9 +104,6 @@ class Run:
         self.policy = policy or policy_from_config(s)
         prompts = load_prompt_set(s.prompt_set or self.policy.default_prompt_set)
         self.prompts = replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
-
-    def _record(self) -> dict[str, Any]:
-        return {"form": FORM, "settings": asdict(self.settings), "prompts": asdict(self.prompts)}
 
     def _compare_settings(self) -> dict[str, Any]:
         theirs = asdict(Settings()) | read_run(self.folder)["settings"]
@@ -142,27 +136,6 @@ class Run:
         """Map seeds of evaluation, the same for every arm, round and run."""
         return range(HELD_OUT, HELD_OUT + self.settings.eval_maps)
 
-    @property
-    def stages(self) -> Stages:
-        """The stages as they stand now."""
-        return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
-
-    def load(self, k: int, trained: bool = True) -> None:
-        """Put the weights of round k into the policy.
-
-        Args:
-            k: the round.
-            trained: the student as it is after the round's training; else as the round starts.
-                The teacher is the start of the round in both cases.
-        """
-        if start := self.stages.start(k):
-            self.policy.load_adapter(self.folder / f"round_{start}/adapter")
-            self.policy.sync_teacher()
-        else:
-            self.policy.reset()
-        if trained:
-            self.policy.load_adapter(self.folder / f"round_{k}/adapter")
-
     def promote(self, k: int) -> None:
         """Let round k+1 start from round k, whatever the gate found."""
         self._decide(k, k)
@@ -181,153 +154,6 @@ class Run:
         """
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
-
-    # -- what is done, and doing it
-
-    def status(self) -> list[StageStatus]:
-        """How each stage of each round stands: done, missing, or stale and why."""
-        return self.stages.statuses()
-
-    def ensure(self, k: int, stage: str, redo: bool = False) -> None:
-        """Do a stage, and before it what it needs, unless that is done.
-
-        Raises:
-            StaleRunError: one of them is out of date and redo is False; nothing was done then.
-        """
-        if self.stages.status(k, stage).state == "done":
-            return
-        self._refuse(self._needs(k, stage), redo)
-        with self._locked():
-            self._ensure(k, stage, redo)
-
-    def run_all(self, redo: bool = False) -> dict[str, Any]:
-        """All rounds, done or yet to do, then metrics.json of the whole run; returns it.
-
-        Args:
-            redo: do again what is out of date, and no more.
-
-        Raises:
-            StaleRunError: something is out of date and redo is False.
-        """
-        self._refuse(statuses := self.status(), redo)
-        if any(status.state != "done" for status in statuses):
-            with self._locked():
-                for k, stage in list(self.stages.nodes()):
-                    self.ensure(k, stage, redo)
-                    if stage == "curate":  # nothing to distill is an error before any more is done
-                        work.known_texts(self, k)
-        return files.read_json(self.folder / "metrics.json")
-
-    def redo(self) -> list[StageStatus]:
-        """Do again what is out of date, and no more; returns how those stages stood before."""
-        stale = [status for status in self.status() if status.state == "stale"]
-        for status in stale:
-            if status.stage != "metrics" or all(s.state == "done" for s in self.status()[:-1]):
-                self.ensure(status.round, status.stage, redo=True)
-        return stale
-
-    def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
-        if not redo and (stale := self.stages.blocking(statuses)):
-            raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
-
-    def _needs(self, k: int, stage: str) -> list[StageStatus]:
-        """The stages that are not done among a stage and those before it."""
-        stages, seen = self.stages, {}
-
-        def visit(node: tuple[int, str]) -> None:
-            status = stages.status(*node)
-            if node not in seen and status.state != "done":
-                for other in [*stages.before(*node), *self._judged(node)]:
-                    visit(other)
-                seen[node] = status
-
-        visit((k, stage))
-        return list(seen.values())
-
-    def _judged(self, node: tuple[int, str]) -> list[tuple[int, str]]:
-        """The evaluation on which it depends what a stage starts from."""
-        waits = node[0] > 1 and self.settings.gate in ("stop", "rollback")
-        return [(node[0] - 1, "evaluate")] if waits else []
-
-    def _ensure(self, k: int, stage: str, redo: bool) -> None:
-        if self.stages.status(k, stage).state == "done":
-            return
-        for node in self._judged((k, stage)):  # first: what it starts from depends on it
-            self._ensure(*node, redo)
-        stages, stops = self.stages, k > 1 and self.settings.gate == "stop"
-        if stops and (lost := stages.lost(k - 1)) and not stages.decided(k):
-            raise ValueError(
-                f"round {k} does not start: {lost}; let it start from round {k - 1} all the same "
-                f"with run.promote({k - 1}), or from the one before with run.rollback({k - 1})"
-            )
-        for node in stages.before(k, stage):
-            self._ensure(*node, redo)
-        if stages.status(k, stage).state != "done":
-            self._do(k, stage)
-
-    def _do(self, k: int, stage: str) -> None:
-        """One stage: its work in a folder of its own, then all of it into place."""
-        stages, began = self.stages, time.perf_counter()
-        manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
-        home = stages.manifest_path(k, stage).parent
-        home.mkdir(parents=True, exist_ok=True)
-        partial, checkpoint = home / f".{stage}.partial", home / f".{stage}.checkpoint"
-        files.remove(partial)
-        partial.mkdir()
-        self._note_settings()
-        try:
-            with self.policy.as_found():
-                self.start_stage(k, stage)
-                if stage in ARMS:
-                    notes = work.run_arm(self, stage, partial, checkpoint)
-                elif stage == "distill":
-                    notes = work.distill(self, k, partial, checkpoint)
-                else:
-                    notes = getattr(work, stage)(self, k, partial)
-        except KeyboardInterrupt as stop:
-            where = f" ({stop})" if str(stop) else ""
-            raise KeyboardInterrupt(
-                f"stopped in {stage} of round {k}{where}; go on with `python -m oelkit loop --run "
-                f"{self.folder.name} --resume`"
-            ) from None
-        else:
-            manifest["inputs"] |= notes.pop("inputs", {})
-            manifest |= {"stage": stage, "round": k, **notes, "versions": versions()}
-            manifest["seconds"] = round(time.perf_counter() - began, 2)
-            ours = (stages.manifest(k, stage) or {"outputs": {}})["outputs"]
-            place = f"round_{k}/" if k else "ablations/" * (stage in ARMS)
-            at = stages.manifest_path(k, stage)
-            files.commit(partial, self.folder, place, ours, manifest, at)
-            files.remove(checkpoint)
-        finally:
-            files.remove(partial)
-
-    def start_stage(self, k: int, stage: str) -> None:
-        """Put the weights that a stage starts from into the policy."""
-        if stage not in ("base", "curate", "metrics"):
-            self.load(max(k, 1), trained=stage == "evaluate")
-
-    def _note_settings(self) -> None:
-        """Keep in run.json what may change in a run, once a stage runs with it."""
-        path = self.folder / "run.json"
-        old = read_run(self.folder)
-        new = old | self._record()
-        new["settings"]["rounds"] = max(old["settings"]["rounds"], self.settings.rounds)
-        new["settings"]["run_ablations"] |= old["settings"]["run_ablations"]
-        if new != old:
-            files.write_json(path, new)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._writing:
-            yield
-            return
-        with files.locked(self.folder):
-            self._writing = True
-            try:
-                yield
-            finally:
-                self._writing = False
 
     # -- the stages of round k; earlier ones that are missing are done first
 
@@ -374,13 +200,13 @@ class Run:
         the round.
         """
         self.ensure(k, "evaluate")
-        return work.round_metrics(self, k)
+        return measures.round_metrics(self, k)
 
     def ablations(self) -> dict[str, Any]:
         """The other arms from round 1's states, one after the other; see `ablations`."""
         for arm in ARMS:
             self.ensure(0, arm)
-        return work.arm_metrics(self)
+        return measures.arm_metrics(self)
 
     def write_experience(self, k: int, texts: Sequence[str]) -> None:
         """Let the teacher of round k read these texts, one per draw, in place of what `curate`
@@ -388,7 +214,7 @@ class Run:
         """
         path = self.round_folder(k) / "experience.md"
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
-        files.write_text(path, work.as_draws(texts))
+        write_text(path, work.as_draws(texts))
 
 
 def run_loop(
@@ -401,9 +227,3 @@ def run_loop(
 ) -> dict[str, Any]:
     """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
     return Run(folder, settings, policy, progress=progress).run_all(redo)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on, for the record."""
-    packages = ("torch", "transformers", "peft", "gymnasium")
-    return {"python": python_version(), **{p: version(p) for p in packages}}

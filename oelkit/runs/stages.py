@@ -1,4 +1,4 @@
-"""The stages of a run: what each reads, depends on and writes, and whether what is there fits.
+"""Whether what is there of each stage still fits: done, missing, or stale and why.
 
 A stage is done when its file is there and its manifest, `manifests/STAGE.json` beside it, names the
 same inputs (by hash), the same settings and the same output. A file that the stage did not write
@@ -8,77 +8,15 @@ No torch, no policy: `status` looks at a run folder wherever it lies."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from ..prompts import load_prompt_set
 from .files import read_json, sha256, write_json
+from .table import ARMS, BY_HAND, KNOWN, READ, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # of the run folder; 1 had no manifests
-WEIGHTS = "adapter/adapter_model.safetensors"
-_MODEL, _EXTRACT, _TRAIN, _EVAL = (
-    tuple(f.name for f in fields(config))
-    for config in (ModelConfig, ExtractConfig, DistillConfig, EvalConfig)
-)
-_PLAY = (*_MODEL, "env", "seed", "temperature")
-_MEASURE = (*_MODEL, *_EVAL, "env", "seed")
-_STARTED, _KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
-_TRAINED, _READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage reads ({k}: its round, {s}: the round it starts from), which settings it depends
-    on, and the file that shows that it is done."""
-
-    writes: str
-    reads: tuple[str, ...]
-    settings: tuple[str, ...]
-    prompts: bool = True
-
-
-TABLE = {
-    "rollout": Stage("round_{k}/trajectories.jsonl", (_STARTED,), (*_PLAY, "extract_games")),
-    "extract": Stage(
-        "round_{k}/items.jsonl",
-        (_STARTED, "round_{k}/trajectories.jsonl", _KNOWN),
-        (*_MODEL, *_EXTRACT, "seed"),
-    ),
-    "curate": Stage(
-        "round_{k}/experience.md",
-        ("round_{k}/items.jsonl", "round_{k}/curation.jsonl", _KNOWN),
-        ("model", "num_draws", "budget_tokens"),
-        False,
-    ),
-    "collect": Stage("round_{k}/states.jsonl", (_STARTED,), (*_PLAY, "state_games")),
-    "distill": Stage(
-        _TRAINED,
-        (_STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"),
-        (*_MODEL, *_TRAIN, "seed"),
-    ),
-    "evaluate": Stage(
-        "round_{k}/metrics.json",
-        (_STARTED, _TRAINED, _READ, "base.json", "round_{s}/metrics.json"),
-        _MEASURE,
-    ),
-}
-STAGES = tuple(TABLE)  # of a round, in their order
-TABLE |= {  # of the whole run; their round is 0
-    "base": Stage("base.json", (), _MEASURE),
-    "raw": Stage(
-        "ablations/raw.json",
-        ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
-        (*_MEASURE, *_TRAIN),
-    ),
-    "metrics": Stage("metrics.json", (), ("rounds", "env"), False),
-}
-for _arm in ("forward_kl", "sft"):
-    _reads = ("round_1/experience.md", "round_1/states.jsonl")
-    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, (*_MEASURE, *_TRAIN))
-ARMS = ("forward_kl", "sft", "raw")
-_HANDS = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
 
 
 @dataclass(frozen=True)
@@ -120,6 +58,10 @@ class Stages:
     def __init__(self, folder: Path, settings: dict[str, Any], prompts: dict[str, Any]):
         self.folder, self.settings, self.prompts = folder, settings, prompts
 
+    @property
+    def _rounds(self) -> range:
+        return range(1, self.settings["rounds"] + 1)
+
     # -- the graph
 
     def start(self, k: int) -> int:
@@ -151,9 +93,9 @@ class Stages:
         metrics = read_json(self.folder / f"round_{k}/metrics.json") or {}
         return (metrics.get("gate") or {}).get("lost", "")
 
-    def nodes(self) -> Iterator[tuple[int, str]]:
+    def nodes(self) -> Iterator[Node]:
         """Every stage of the run in the order in which they are done."""
-        for k in range(1, self.settings["rounds"] + 1):
+        for k in self._rounds:
             for stage in STAGES:
                 if (k, stage) == (1, "evaluate"):
                     yield 0, "base"
@@ -167,10 +109,11 @@ class Stages:
         """The input files of a stage, by name within the run folder."""
         if stage == "metrics":
             done = [node for node in self.nodes() if node[1] in ("base", "evaluate", *ARMS)]
-            return [self.writes(*node) for node in done]
+            logs = [f"round_{j}/curation.jsonl" for j in self._rounds]  # the kept are counted
+            return [self.writes(*node) for node in done] + logs
         s, judged = self.start(k), "round_{s}/metrics.json"
-        skip = {_STARTED, _KNOWN, judged} if s == 0 else set()
-        skip |= set() if self.settings.get("carry_experience") else {_KNOWN}
+        skip = {STARTED, KNOWN, judged} if s == 0 else set()
+        skip |= set() if self.settings.get("carry_experience") else {KNOWN}
         skip |= set() if self.settings.get("gate") != "off" else {judged}
         names = [name.format(k=k, s=s) for name in TABLE[stage].reads if name not in skip]
         if k and stage == "evaluate" and self.by_hand(k, "distill"):  # with no text beside it
@@ -181,18 +124,23 @@ class Stages:
         """The file that shows that a stage is done, by name within the run folder."""
         return TABLE[stage].writes.format(k=k)
 
-    def before(self, k: int, stage: str) -> list[tuple[int, str]]:
+    def before(self, k: int, stage: str) -> list[Node]:
         """The stages whose files a stage reads."""
         made = {self.writes(j, name): (j, name) for j in range(1, k + 1) for name in STAGES}
-        made |= {_READ.format(k=j): (j, "distill") for j in range(1, k + 1)}
+        made |= {READ.format(k=j): (j, "distill") for j in range(1, k + 1)}
         made |= {self.writes(*node): node for node in self.nodes() if node != (0, "metrics")}
-        return list(dict.fromkeys(made[name] for name in self.reads(k, stage) if name in made))
+        nodes = [made[name] for name in self.reads(k, stage) if name in made]
+        if k > 1 and self.settings.get("gate") in ("stop", "rollback"):  # the start is judged
+            nodes = [(k - 1, "evaluate"), *nodes]
+        return list(dict.fromkeys(nodes))
 
     def slice(self, k: int, stage: str) -> dict[str, Any]:
         """The settings that a stage depends on, the prompt set's texts and the start among them."""
         mine = {name: self.settings.get(name) for name in TABLE[stage].settings}
         mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
         mine |= {"start": self.start(k)} if k else {}
+        if stage == "metrics":
+            mine["chain"] = [self.start(j) for j in (*self._rounds, self._rounds[-1] + 1)]
         if stage in ("base", "evaluate"):
             mine["validation"] = self.settings.get("gate") != "off"
         return mine
@@ -219,11 +167,11 @@ class Stages:
 
     def statuses(self) -> list[StageStatus]:
         """Every stage of the run, in order."""
-        known: dict[tuple[int, str], StageStatus] = {}
+        known: dict[Node, StageStatus] = {}
         return [self.status(*node, known) for node in self.nodes()]
 
     def status(
-        self, k: int, stage: str, known: dict[tuple[int, str], StageStatus] | None = None
+        self, k: int, stage: str, known: dict[Node, StageStatus] | None = None
     ) -> StageStatus:
         """How one stage stands; `known` keeps what was looked up on the way."""
         known = {} if known is None else known
@@ -237,7 +185,7 @@ class Stages:
             return StageStatus(k, stage, "missing", f"{name} is not there")
         stale = StageStatus(k, stage, "stale")
         if self.by_hand(k, stage):
-            if stage not in _HANDS:
+            if stage not in BY_HAND:
                 return replace(stale, why=f"{name} is not what the stage wrote")
             why = f"{name} was put there by hand and is kept"
             log = f"round_{k}/curation.jsonl"

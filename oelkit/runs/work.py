@@ -5,16 +5,14 @@ loaded, writes into a folder of its own, and returns what goes into its manifest
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import envs
 from ..auto_curation import auto_curate
-from ..config import DistillConfig
+from ..config import DistillConfig, part
 from ..curation import Curation, items_for_draw, replay
 from ..records import (
     ExperienceItem,
@@ -25,12 +23,11 @@ from ..records import (
     read_jsonl,
     to_dict,
     write_jsonl,
+    write_text,
 )
-from ..steps import distillation, evaluation, extraction, rollouts
+from ..steps import distillation, extraction, rollouts
 from ..text import join_experience, truncate_to_budget
-from . import gate
-from .files import append_bytes, keep_aside, read_json, sha256, write_json, write_text
-from .stages import ARMS, STAGES
+from .files import append_bytes, keep_aside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from .run import Run
@@ -61,7 +58,7 @@ def _play(run: Run, k: int, first: int, n: int, seed: int) -> tuple[list[Traject
         range(start, start + n),
         seed=seed,
         round=k,
-        temperature=s.temperature,
+        sampling=s.play_sampling,
         prompt_set=run.prompts,
         progress=run.progress,
     )
@@ -78,7 +75,7 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
         _known(run, k),
         num_draws=s.num_draws,
         budget_tokens=s.budget_tokens,
-        temperature=s.extract_temperature,
+        sampling=s.extract_sampling,
         show_previous=s.show_previous,
         strict=s.strict,
         prompt_set=run.prompts,
@@ -128,17 +125,23 @@ def _decide(items: Path, log: Path, draws: int | None, decided: Path) -> None:
     decided.unlink()
 
 
-def distill(run: Run, k: int, folder: Path, checkpoint: Path) -> dict[str, Any]:
+def distill(run: Run, k: int, folder: Path) -> dict[str, Any]:
     """Train the adapter; beside it stands the experience that it has read."""
     source = run.folder / f"round_{k}"
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
-    seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint)
+    seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
     run.policy.save_adapter(folder / "adapter")
     text = (source / "experience.md").read_text(encoding="utf-8")
     write_text(folder / "adapter/experience.md", text)
     return {"seeds": {"training": seed}}
 
 
+def checkpoint(folder: Path) -> Path:
+    """Where the training of a stage that works in `folder` keeps its checkpoint."""
+    return folder.with_suffix(".checkpoint")
+
+
+# why: seven, for an arm differs from a round in its name, its texts, its loss and its place
 def train(
     run: Run, k: int, arm: str, states: list[State], texts: list[str], loss: str, checkpoint: Path
 ) -> int:
@@ -149,7 +152,6 @@ def train(
     others = [row for row in rows if row["arm"] != arm]
     if len(others) < len(rows):  # steps of a try that was cut off
         write_jsonl(lines, others)
-    config = DistillConfig(**{f.name: getattr(s, f.name) for f in fields(DistillConfig)})
 
     def log(row: dict[str, Any]) -> None:
         append_jsonl(lines, about | row)
@@ -158,7 +160,7 @@ def train(
         run.policy,
         states,
         texts,
-        replace(config, loss=loss),
+        replace(part(DistillConfig, s), loss=loss),
         prompt_set=run.prompts,
         seed=seed,
         checkpoint=checkpoint,
@@ -178,138 +180,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         bad = b"".join(lines[number - 1] + b"\n" for number, *_ in error.bad)
         append_bytes(path.with_name("metrics.damaged.jsonl"), bad)
         return error.records
-
-
-def run_arm(run: Run, arm: str, folder: Path, checkpoint: Path) -> dict[str, Any]:
-    """Train and measure another arm from round 1's states: off-policy KL, SFT, or raw games in
-    place of items.
-    """
-    row: dict[str, Any] = {}
-    texts, loss = [], arm
-    if arm == "raw":
-        games = read_jsonl(run.folder / "round_1/trajectories.jsonl", Trajectory)
-        games = games[: run.settings.num_draws]
-        texts, loss = [rollouts.raw_games_text([game], run.prompts) for game in games], "reverse_kl"
-        row["in_context"] = measure(run, texts)
-    states = read_jsonl(run.folder / "round_1/states.jsonl", State)
-    seed = train(run, 1, arm, states, texts or known_texts(run, 1), loss, checkpoint)
-    row |= {"consolidated": measure(run), "ood": run.probe()}
-    write_json(folder / f"{arm}.json", row)
-    return {"seeds": {"training": seed}}
-
-
-def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
-    """Measure the untrained model, once for the whole run."""
-    write_json(folder / "base.json", {"pass_rate": measure(run, adapter=None)} | _judged(run, None))
-    return {}
-
-
-def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
-    """Measure round k on held-out maps, and let the gate judge it."""
-    start = run.stages.start(k)
-    read = next(n for n in run.stages.reads(k, "evaluate") if n.endswith("experience.md"))
-    texts = [text for text in read_texts(run, run.folder / read) if text]
-    untrained = read_json(run.folder / "base.json")
-    rows = {"base": untrained["pass_rate"]}
-    rows["in_context"] = measure(run, texts, adapter="teacher")
-    rows["consolidated"] = measure(run)
-    passes = [int(c) for c in rows["in_context"]["passes"]]
-    draws = [passes[d :: len(texts)] for d in range(len(texts))]
-    rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in draws if p]
-    now = _judged(run, "student")
-    metrics = {"round": k, "start": start, "experience_sha256": sha256(run.folder / read)}
-    metrics |= {"pass_rate": rows, "ood": {"base": untrained["ood"], "consolidated": now["ood"]}}
-    if "validation" in now:
-        before = untrained
-        if start:
-            before = read_json(run.folder / f"round_{start}/metrics.json")
-            before |= {"ood": before["ood"]["consolidated"]}
-        metrics |= {"validation": now["validation"], "gate": gate.judge(k, start, before, now)}
-        if metrics["gate"]["lost"]:
-            warnings.warn(metrics["gate"]["lost"], stacklevel=2)
-    write_json(folder / "metrics.json", metrics)
-    return {}
-
-
-def _judged(run: Run, adapter: str | None) -> dict[str, Any]:
-    """What the gate compares: passes on validation maps, and the OOD probe."""
-    row: dict[str, Any] = {"ood": run.probe(adapter)}
-    if run.settings.gate != "off":
-        seeds = range(gate.VALIDATION, gate.VALIDATION + gate.VALIDATION_MAPS)
-        row["validation"] = measure(run, "", adapter, run.settings.env, seeds, samples=1)
-    return row
-
-
-def measure(
-    run: Run,
-    texts: Sequence[str] | str = "",
-    adapter: str | None = "student",
-    env: str | None = None,
-    seeds: Sequence[int] | None = None,
-    samples: int | None = None,
-) -> dict[str, Any]:
-    """A row of figures: the pass rate on held-out maps (or others) with its interval."""
-    s, seeds = run.settings, seeds or run.eval_seeds
-    samples = samples or s.samples_per_map
-    report = evaluation.evaluate(
-        run.policy,
-        env or run.eval_env,
-        seeds,
-        texts,
-        adapter=adapter,
-        temperature=s.eval_temperature,
-        top_p=s.eval_top_p,
-        top_k=s.eval_top_k,
-        prompt_set=run.prompts,
-        sampling_seeds=[s.seed * samples + i for i in range(samples)],
-        progress=run.progress,
-    )
-    return report.summary() | {"passes": report.passes_string}
-
-
-def metrics(run: Run, _: int, folder: Path) -> dict[str, Any]:
-    """Put together what the rounds and arms have written."""
-    stages, rounds = run.stages, range(1, run.settings.rounds + 1)
-    whole = {
-        "run": run.folder.name,
-        "env": run.settings.env,
-        "eval_env": run.eval_env,
-        "model": run.policy.name,
-        "seed": run.settings.seed,
-        "bounds": envs.bounds(run.eval_env, run.eval_seeds),
-        "rounds": [round_metrics(run, k) for k in rounds],
-        "chain": [{"round": k, "start": stages.start(k), "lost": stages.lost(k)} for k in rounds],
-        "next_start": stages.start(rounds[-1] + 1),
-        "seconds": _seconds(run, 0, ("base", *ARMS)),
-    }
-    arms = arm_metrics(run)
-    write_json(folder / "metrics.json", whole | ({"arms": arms} if arms else {}))
-    return {}
-
-
-def arm_metrics(run: Run) -> dict[str, Any]:
-    """The rows of the arms that are done."""
-    rows = {arm: read_json(run.folder / f"ablations/{arm}.json") for arm in ARMS}
-    return {arm: row for arm, row in rows.items() if row}
-
-
-def round_metrics(run: Run, k: int) -> dict[str, Any]:
-    """The metrics of a round with its counts and seconds."""
-    folder = run.folder / f"round_{k}"
-    row = read_json(folder / "metrics.json")
-    if (folder / "items.jsonl").exists():
-        curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl")
-        items = len(read_jsonl(folder / "items.jsonl"))
-        row |= {"items": items, "kept": len(curation.kept())}
-    row["extraction"] = (run.stages.manifest(k, "extract") or {}).get("counts")
-    for kind in ("reply_tokens", "truncated"):
-        row[kind] = {name: rate[kind] for name, rate in row["pass_rate"].items()}
-    return {**row, "seconds": _seconds(run, k, STAGES)}
-
-
-def _seconds(run: Run, k: int, names: Sequence[str]) -> dict[str, float]:
-    manifests = {name: run.stages.manifest(k, name) for name in names}
-    return {name: manifest["seconds"] for name, manifest in manifests.items() if manifest}
 
 
 def known_texts(run: Run, k: int) -> list[str]:

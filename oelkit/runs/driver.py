@@ -1,0 +1,198 @@
+"""What drives a run: which stages are to be done, in which order, and doing them.
+
+A stage collects its inputs from files alone, loads the weights that it starts from, works in a
+folder of its own, leaves the policy as it found it, and puts outputs and manifest into place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from ..model.policy import Policy
+from ..prompts import PromptSet
+from . import files, measures, work
+from .settings import Settings
+from .stages import FORM, Stages, StageStatus, StaleRunError, read_run
+from .table import ARMS, Node
+
+WORK = {
+    "rollout": work.rollout,
+    "extract": work.extract,
+    "curate": work.curate,
+    "collect": work.collect,
+    "distill": work.distill,
+    "evaluate": measures.evaluate,
+    "base": measures.base,
+    "metrics": measures.metrics,
+} | {arm: partial(measures.run_arm, arm) for arm in ARMS}
+
+
+class Driver:
+    """A run folder, its settings and its policy."""
+
+    folder: Path
+    settings: Settings
+    policy: Policy
+    prompts: PromptSet
+    _writing = False
+
+    @property
+    def stages(self) -> Stages:
+        """The stages as they stand now."""
+        return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
+
+    def load(self, k: int, trained: bool = True) -> None:
+        """Put the weights of round k into the policy.
+
+        Args:
+            k: the round.
+            trained: the student as it is after the round's training; else as the round starts.
+                The teacher is the start of the round in both cases.
+        """
+        if start := self.stages.start(k):
+            self.policy.load_adapter(self.folder / f"round_{start}/adapter")
+            self.policy.sync_teacher()
+        else:
+            self.policy.reset()
+        if trained:
+            self.policy.load_adapter(self.folder / f"round_{k}/adapter")
+
+    def start_stage(self, k: int, stage: str) -> None:
+        """Put the weights that a stage starts from into the policy."""
+        if stage not in ("base", "curate", "metrics"):
+            self.load(max(k, 1), trained=stage == "evaluate")
+
+    def status(self) -> list[StageStatus]:
+        """How each stage of each round stands: done, missing, or stale and why."""
+        return self.stages.statuses()
+
+    def ensure(self, k: int, stage: str, redo: bool = False) -> None:
+        """Do a stage, and before it what it needs, unless that is done.
+
+        Raises:
+            StaleRunError: one of them is out of date and redo is False; nothing was done then.
+        """
+        if self.stages.status(k, stage).state != "done":
+            self._refuse(self._needs((k, stage)), redo)
+            with self._locked():
+                self._ensure((k, stage))
+
+    def run_all(self, redo: bool = False) -> dict[str, Any]:
+        """All rounds, done or yet to do, then metrics.json of the whole run; returns it.
+
+        Args:
+            redo: do again what is out of date, and no more.
+
+        Raises:
+            StaleRunError: something is out of date and redo is False.
+        """
+        self._refuse(statuses := self.status(), redo)
+        if any(status.state != "done" for status in statuses):
+            with self._locked():
+                for k, stage in list(self.stages.nodes()):
+                    self.ensure(k, stage, redo)
+                    if stage == "curate":  # nothing to distill is an error before any more is done
+                        work.known_texts(self, k)
+        return files.read_json(self.folder / "metrics.json")
+
+    def redo(self) -> list[StageStatus]:
+        """Do again what is out of date, and no more; returns how those stages stood before."""
+        stale = [status for status in self.status() if status.state == "stale"]
+        for status in stale:
+            if status.stage != "metrics" or all(s.state == "done" for s in self.status()[:-1]):
+                self.ensure(status.round, status.stage, redo=True)
+        return stale
+
+    def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
+        if not redo and (stale := self.stages.blocking(statuses)):
+            raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
+
+    def _needs(self, node: Node) -> list[StageStatus]:
+        """A stage and those before it, as far as they are not done."""
+        status, stages = self.stages.status(*node), self.stages
+        if status.state == "done":
+            return []
+        return [status, *(s for other in stages.before(*node) for s in self._needs(other))]
+
+    def _ensure(self, node: Node) -> None:
+        if self.stages.status(*node).state == "done":
+            return
+        k = node[0]
+        if k > 1 and self.settings.gate in ("stop", "rollback"):  # what it starts from is judged
+            self._ensure((k - 1, "evaluate"))
+        lost = self.stages.lost(k - 1) if self.settings.gate == "stop" else ""
+        if lost and not self.stages.decided(k):
+            raise ValueError(
+                f"round {k} does not start: {lost}; let it start from round {k - 1} all the same "
+                f"with run.promote({k - 1}), or from the one before with run.rollback({k - 1})"
+            )
+        for other in self.stages.before(*node):
+            self._ensure(other)
+        if self.stages.status(*node).state != "done":  # it may fit what was done again
+            self._do(*node)
+
+    def _do(self, k: int, stage: str) -> None:
+        stages, began = self.stages, time.perf_counter()
+        manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
+        at = stages.manifest_path(k, stage)
+        folder = at.with_name(f".{stage}.partial")
+        files.remove(folder)
+        folder.mkdir(parents=True)
+        self._note_settings()
+        try:
+            with self.policy.as_found():
+                self.start_stage(k, stage)
+                notes = WORK[stage](self, k, folder)
+            manifest["inputs"] |= notes.pop("inputs", {})
+            manifest |= {"stage": stage, "round": k, **notes, "versions": versions()}
+            manifest["seconds"] = round(time.perf_counter() - began, 2)
+            ours = (stages.manifest(k, stage) or {"outputs": {}})["outputs"]
+            place = f"round_{k}/" if k else "ablations/" * (stage in ARMS)
+            files.commit(folder, self.folder, place, ours, manifest, at)
+            files.remove(work.checkpoint(folder))
+        except KeyboardInterrupt as stop:
+            where = f" ({stop})" if str(stop) else ""
+            raise KeyboardInterrupt(
+                f"stopped in {stage} of round {k}{where}; go on with `python -m oelkit loop --run "
+                f"{self.folder.name} --resume`"
+            ) from None
+        finally:
+            files.remove(folder)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the run, versions apart."""
+        return {"form": FORM, "settings": asdict(self.settings), "prompts": asdict(self.prompts)}
+
+    def _note_settings(self) -> None:
+        """Keep in run.json what may change in a run, once a stage runs with it."""
+        old = read_run(self.folder)
+        new = old | self.record()
+        new["settings"]["rounds"] = max(old["settings"]["rounds"], self.settings.rounds)
+        new["settings"]["run_ablations"] |= old["settings"]["run_ablations"]
+        if new != old:
+            files.write_json(self.folder / "run.json", new)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._writing:
+            yield
+            return
+        with files.locked(self.folder):
+            self._writing = True
+            try:
+                yield
+            finally:
+                self._writing = False
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on, for the record."""
+    packages = ("torch", "transformers", "peft", "gymnasium")
+    return {"python": python_version(), **{p: version(p) for p in packages}}

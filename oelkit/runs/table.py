@@ -1,0 +1,71 @@
+"""The stages of a run: what each reads, which settings it depends on, and what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+_MODEL, _EXTRACT, _TRAIN, _EVAL = (
+    tuple(f.name for f in fields(config))
+    for config in (ModelConfig, ExtractConfig, DistillConfig, EvalConfig)
+)
+_PLAY = (*_MODEL, "env", "seed", "temperature")
+_MEASURE = (*_MODEL, *_EVAL, "env", "seed")
+STARTED, KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
+_TRAINED, READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage reads ({k}: its round, {s}: the round it starts from), which settings it depends
+    on, and the file that shows that it is done."""
+
+    writes: str
+    reads: tuple[str, ...]
+    settings: tuple[str, ...]
+    prompts: bool = True
+
+
+TABLE = {
+    "rollout": Stage("round_{k}/trajectories.jsonl", (STARTED,), (*_PLAY, "extract_games")),
+    "extract": Stage(
+        "round_{k}/items.jsonl",
+        (STARTED, "round_{k}/trajectories.jsonl", KNOWN),
+        (*_MODEL, *_EXTRACT, "seed"),
+    ),
+    "curate": Stage(
+        "round_{k}/experience.md",
+        ("round_{k}/items.jsonl", "round_{k}/curation.jsonl", KNOWN),
+        ("model", "num_draws", "budget_tokens"),
+        False,
+    ),
+    "collect": Stage("round_{k}/states.jsonl", (STARTED,), (*_PLAY, "state_games")),
+    "distill": Stage(
+        _TRAINED,
+        (STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"),
+        (*_MODEL, *_TRAIN, "seed"),
+    ),
+    "evaluate": Stage(
+        "round_{k}/metrics.json",
+        (STARTED, _TRAINED, READ, "base.json", "round_{s}/metrics.json"),
+        _MEASURE,
+    ),
+}
+STAGES = tuple(TABLE)  # of a round, in their order
+TABLE |= {  # of the whole run; their round is 0
+    "base": Stage("base.json", (), _MEASURE),
+    "raw": Stage(
+        "ablations/raw.json",
+        ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
+        (*_MEASURE, *_TRAIN),
+    ),
+    "metrics": Stage("metrics.json", (), ("rounds", "env"), False),
+}
+for _arm in ("forward_kl", "sft"):
+    _reads = ("round_1/experience.md", "round_1/states.jsonl")
+    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, (*_MEASURE, *_TRAIN))
+Node = tuple[int, str]  # round and stage
+ARMS = ("forward_kl", "sft", "raw")
+BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
