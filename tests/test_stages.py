@@ -608,3 +608,17 @@ def test_a_kill_amid_the_automatic_decisions_changes_none_of_them(small, policy,
         kept, n = texts, n + 1
     wanted = "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
     assert n == 8 and texts == [wanted] * 4
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(run):
+    home = run.folder / "round_1/manifests"
+    left = [run.folder / ".run.json.999999999.tmp", home / ".distill.checkpoint"]
+    kept = [run.folder / f".report.html.{os.getppid()}.tmp", home / ".evaluate.checkpoint"]
+    for path in left + kept:
+        path.write_text("")
+    old, now = (home / "distill.json").stat().st_mtime, time.time()
+    os.utime(left[1], (old - 1, old - 1))  # of the training that is done
+    os.utime(kept[1], (now, now))  # of one that is being done again
+    log_of(run).add("Walls cost a turn.")
+    run.ensure(1, "curate", redo=True)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..model.policy import Policy
 from ..prompts import PromptSet
@@ -21,6 +21,9 @@ from . import files, measures, work
 from .settings import Settings
 from .stages import FORM, Stages, StageStatus, StaleRunError, read_run
 from .table import ARMS, Node
+
+if TYPE_CHECKING:
+    from .run import Run
 
 WORK = {
     "rollout": work.rollout,
@@ -64,6 +67,10 @@ class Driver:
         if trained:
             self.policy.load_adapter(self.folder / f"round_{k}/adapter")
 
+    @property
+    def _run(self) -> Run:
+        return cast("Run", self)  # what works takes the whole run
+
     def start_stage(self, k: int, stage: str) -> None:
         """Put the weights that a stage starts from into the policy."""
         if stage not in ("base", "curate", "metrics"):
@@ -99,7 +106,7 @@ class Driver:
                 for k, stage in list(self.stages.nodes()):
                     self.ensure(k, stage, redo)
                     if stage == "curate":  # nothing to distill is an error before any more is done
-                        work.known_texts(self, k)
+                        work.known_texts(self._run, k)
         return files.read_json(self.folder / "metrics.json")
 
     def redo(self) -> list[StageStatus]:
@@ -149,7 +156,7 @@ class Driver:
         try:
             with self.policy.as_found():
                 self.start_stage(k, stage)
-                notes = WORK[stage](self, k, folder)
+                notes = WORK[stage](self._run, k, folder)
             manifest["inputs"] |= notes.pop("inputs", {})
             manifest |= {"stage": stage, "round": k, **notes, "versions": versions()}
             manifest["seconds"] = round(time.perf_counter() - began, 2)

@@ -117,6 +117,18 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left: temporary files, checkpoints of stages that are done."""
+    for path in folder.rglob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if not (pid.isdigit() and _alive(int(pid))):
+            remove(path)
+    for path in folder.rglob("manifests/.*.checkpoint"):
+        manifest = path.with_name(path.stem[1:] + ".json")
+        if manifest.exists() and manifest.stat().st_mtime_ns > path.stat().st_mtime_ns:
+            remove(path)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only writer of a run folder; ValueError names the one who is.
@@ -141,6 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()} {host}\n".encode(), 0)
     try:
+        sweep(folder)
         yield
     finally:
         try:
