@@ -61,8 +61,10 @@ def loop(args: Namespace) -> None:
         raise ValueError(f"{folder} holds no run to go on with: leave out --resume and --redo")
     settings = _resumed(folder, args) if there else settings_of(args)
     try:
-        _be_quiet()
+        from .model.loading import hide_progress_bars
         from .runs.run import run_loop
+
+        hide_progress_bars(but_on=sys.stderr)
 
         run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
     except KeyboardInterrupt as stop:
@@ -255,9 +257,9 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
 
 def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
     """The policy, and the options that all steps take; last, as it takes long."""
-    _be_quiet()
-    from .model.loading import policy_from_config
+    from .model.loading import hide_progress_bars, policy_from_config
 
+    hide_progress_bars(but_on=sys.stderr)
     options = {"prompt_set": settings.prompt_set, "seed": settings.seed}
     options["progress"] = sys.stderr.isatty()
     return policy_from_config(settings, adapter=args.adapter), options
@@ -288,11 +290,3 @@ def experience_texts(path: str | None) -> list[str]:
         parts = re.split(r"^## Draw \d+$", text, flags=re.M)
         texts = [part.strip() for part in parts if part.strip()]
     return texts or [""]
-
-
-def _be_quiet() -> None:
-    """No progress bars of Transformers in a log."""
-    if not sys.stderr.isatty():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()

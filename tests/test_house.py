@@ -116,7 +116,6 @@ def test_private_names_stay_at_home():
     assert not taken, "\n".join(taken)
 
 
-@pytest.mark.xfail(reason="not yet", strict=False)
 def test_only_the_room_of_the_model_knows_its_libraries():
     taken = [
         f"{name}:{line} imports {target}"

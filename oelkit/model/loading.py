@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from huggingface_hub import errors as hub
@@ -26,6 +26,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from ..config import ModelConfig
 from .adapters import adapter_config
@@ -110,6 +111,12 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
         enable_thinking=config.enable_thinking,
         **options,
     )
+
+
+def hide_progress_bars(but_on: TextIO) -> None:
+    """No progress bars of Transformers, for instance in a log, unless the stream is a terminal."""
+    if not but_on.isatty():
+        logging.disable_progress_bar()
 
 
 def _pick_device(device: str | torch.device) -> torch.device:
