@@ -65,7 +65,6 @@ def loop(args: Namespace) -> None:
         from .runs.run import run_loop
 
         hide_progress_bars(but_on=sys.stderr)
-
         run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
     except KeyboardInterrupt as stop:
         resume = f"go on with `python -m oelkit loop --run {args.run} --resume`"
