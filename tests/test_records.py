@@ -66,6 +66,7 @@ items = st.builds(
 GOOD = ExperienceItem("i1", "H is a hole.", (Evidence("t1", 0),), "micro", 1, 0)
 
 
+@pytest.mark.slow
 @given(st.lists(trajectories, max_size=3), st.lists(items, max_size=3))
 @settings(deadline=None)
 def test_what_is_written_is_read_again(tmp_path_factory, games, learned):

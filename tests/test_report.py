@@ -94,6 +94,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert not list(run.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_report_can_be_written_again(tmp_path):
     run = make_run(tmp_path / "demo", make_metrics((90,)))
     first = write_report(run).read_text(encoding="utf-8")
@@ -102,6 +103,7 @@ def test_report_can_be_written_again(tmp_path):
     assert "another" in second and "another" not in first
 
 
+@pytest.mark.slow
 def test_unfinished_run_and_damaged_records(tmp_path):
     run = make_run(tmp_path / "demo", make_metrics())
     write_report(run)
@@ -214,6 +216,7 @@ def test_nothing_passes_in_context():
     )
 
 
+@pytest.mark.slow
 def test_the_report_shows_what_training_read(tmp_path):
     """And says so where experience.md was changed after it."""
     run = make_run(tmp_path / "demo", make_metrics((90,)))

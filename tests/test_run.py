@@ -212,6 +212,7 @@ def test_what_is_carried_is_not_said_twice(settings, tmp_path):
     assert other == ["- EXPERIENCE ITEM: K is a hole.", "- EXPERIENCE ITEM: h is a hole"] + new
 
 
+@pytest.mark.slow
 def test_a_new_process_for_every_stage_gives_the_same_run(done, settings, tmp_path):
     by_hand(start(tmp_path / "run", settings))
     for k in (1, 2):
@@ -233,6 +234,7 @@ def test_finishing_again_changes_nothing(done, settings):
     assert all(a.equal(b) for a, b in zip(last.trainable(), run.policy.trainable(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, OSError])
 def test_a_crash_amid_training_leaves_nothing_half_done(
     done, settings, tmp_path, monkeypatch, crash
