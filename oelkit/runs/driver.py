@@ -122,11 +122,13 @@ class Driver:
             raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
 
     def _needs(self, node: Node) -> list[StageStatus]:
-        """A stage and those before it, as far as they are not done."""
-        status, stages = self.stages.status(*node), self.stages
-        if status.state == "done":
-            return []
-        return [status, *(s for other in stages.before(*node) for s in self._needs(other))]
+        """A stage and those before it, as far as they are not done, each once."""
+        stages, needs, nodes = self.stages, {}, [node]
+        for node in nodes:  # grows while it is walked
+            if node not in needs and (status := stages.status(*node)).state != "done":
+                needs[node] = status
+                nodes += stages.before(*node)
+        return list(needs.values())
 
     def _ensure(self, node: Node) -> None:
         if self.stages.status(*node).state == "done":
