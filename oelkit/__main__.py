@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_setting(group: Any, field: Field) -> None:
     """The flag of a field of Settings; the parsed arguments have it only where it is given."""
     kinds = [kind for kind in get_args(KINDS[field.name]) if kind is not type(None)]
+    kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
     literal = kinds and not isinstance(kinds[0], type)
     kind = str if literal else kinds[0] if kinds else KINDS[field.name]
     how: dict[str, Any] = {"metavar": kind.__name__.upper()}

@@ -622,3 +622,26 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(run):
     log_of(run).add("Walls cost a turn.")
     run.ensure(1, "curate", redo=True)
     assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+
+
+def test_opening_a_run_without_a_word_on_the_gate_keeps_its_own(small, policy, tmp_path):
+    def gate_of(settings):
+        run = by_hand(Run(tmp_path / "run", settings, policy, progress=False))
+        run.collect(1)
+        return json.loads((run.folder / "run.json").read_text())["settings"]["gate"]
+
+    assert gate_of(replace(small, gate="stop")) == "stop"
+    (tmp_path / "run/round_1/states.jsonl").unlink()
+    assert gate_of(replace(small, gate=None)) == "stop"
+    (tmp_path / "run/round_1/states.jsonl").unlink()
+    assert gate_of(replace(small, gate="warn")) == "warn"  # said is said
+
+
+def test_each_stage_of_many_rounds_is_asked_once(small, policy, tmp_path, monkeypatch):
+    run, asked = Run(tmp_path / "run", replace(small, rounds=9), policy, progress=False), []
+    real = stages.Stages.before
+    monkeypatch.setattr(
+        stages.Stages, "before", lambda self, *node: asked.append(node) or real(self, *node)
+    )
+    assert len(run._needs((9, "evaluate"))) == 55  # six a round and the base
+    assert len(asked) < 200

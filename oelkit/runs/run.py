@@ -64,15 +64,18 @@ class Run(Driver):
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(settings, name) <= high:
                 raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
-        if settings.gate not in gate.GATES:
+        if settings.gate not in (*gate.GATES, None):
             raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
             theirs = self._compare_settings()
-            # a notebook that needs round 1 alone does not make the run forget the others
-            self.settings = replace(settings, rounds=max(settings.rounds, theirs["rounds"]))
+            # a notebook that needs round 1 alone does not make the run forget the others, nor one
+            # that says nothing of the gate what it was
+            rounds, judge = max(settings.rounds, theirs["rounds"]), settings.gate or theirs["gate"]
+            self.settings = replace(settings, rounds=rounds, gate=judge)
             self._load_policy(policy)
             return
+        self.settings = replace(settings, gate=settings.gate or "warn")
         there = self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,10 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     run_ablations: bool = option(
         True, "after the last round also run the arms off-policy, SFT and raw games"
     )
-    gate: Literal["off", "warn", "stop", "rollback"] = option(
-        "warn", "what follows if a round loses on validation maps or the OOD probe"
+    gate: Literal["off", "warn", "stop", "rollback"] | None = option(
+        None,
+        "what follows if a round loses on validation maps or the OOD probe; none: what the run "
+        "has, warn for a new one",
     )
 
     @classmethod
