@@ -27,11 +27,12 @@ from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix
 from ..prompts import PromptSet, load_prompt_set, with_experience
-from ..records import State, to_dict
+from ..records import State, sync_folder, to_dict
 
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
 OFF_POLICY = ("forward_kl", "sft")  # learn from the teacher's
 LOSSES = ON_POLICY + OFF_POLICY
+MEET = 16  # tokens by which a text in a prompt may differ from the two apart
 
 
 @dataclass
@@ -108,8 +109,8 @@ def _lengths(
 ) -> tuple[int, int]:
     """Tokens of the longest state, alone and with the longest experience.
 
-    Every state is asked, alone and with the longest text, and every text with the longest state:
-    what does not fit is said before the first step, not when chance draws the pair.
+    What does not fit is said before the first step, not when chance draws the pair. A pair has the
+    tokens of its parts but for a few where they meet: only pairs near the limit are counted.
     """
 
     def tokens(state: State, text: str) -> int:
@@ -126,11 +127,15 @@ def _lengths(
             )
         return n
 
-    plain = {i: tokens(state, "") for i, state in enumerate(states)}
-    longest = states[max(plain, key=lambda i: plain[i])]
-    read = {text: tokens(longest, text) for text in experiences}
+    plain = [tokens(state, "") for state in states]
+    longest = plain.index(max(plain))
+    read = {text: tokens(states[longest], text) for text in experiences}
     text = max(read, key=lambda text: read[text])
-    return max(plain.values()), max(tokens(state, text) for state in states)
+    room = policy.context_length - max_new_tokens - MEET - (read[text] - plain[longest])
+    for state, alone in zip(states, plain, strict=True):
+        if alone > room or not any(m["role"] == "user" for m in state.prompt):
+            tokens(state, text)
+    return plain[longest], read[text]
 
 
 def _adamw(policy: Policy, lr: float) -> torch.optim.Optimizer:
@@ -170,9 +175,9 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
         save_file(tensors, partial, metadata=header)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        sync_folder(partial)  # the file, as well
         os.replace(partial, self.path)
+        sync_folder(self.path.parent)
 
     def restore(self) -> None:
         """Go on from the file; one that is not there, damaged or of another training is ignored."""
