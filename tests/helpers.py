@@ -246,3 +246,17 @@ def by_hand(run, *texts, k=1):
         ],
     )
     return run
+
+
+def spy_on_generate(monkeypatch, module):
+    """Let `module` call the real generator, and keep its calls: (prompts, options, replies)."""
+    from oelkit.model.sampling import generate
+
+    calls = []
+
+    def spy(policy, prompts, **options):
+        calls.append((prompts, options, generate(policy, prompts, **options)))
+        return calls[-1][2]
+
+    monkeypatch.setattr(module, "generate", spy)
+    return calls

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from helpers import shake
+from helpers import shake, spy_on_generate
 
 from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
@@ -52,15 +52,7 @@ def same(a, b):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The real generator, with its calls kept: (prompts, options, replies)."""
-    kept = []
-
-    def spy(policy, prompts, **options):
-        kept.append((prompts, options, generate(policy, prompts, **options)))
-        return kept[-1][2]
-
-    monkeypatch.setattr(module, "generate", spy)
-    return kept
+    return spy_on_generate(monkeypatch, module)
 
 
 def reference(policy, students, teachers, replies, loss, top_k, temperature):

@@ -4,10 +4,11 @@ import importlib
 from dataclasses import replace
 
 import pytest
+from helpers import spy_on_generate
 
 from oelkit import envs, load_policy
 from oelkit.config import Sampling
-from oelkit.model.sampling import Reply, generate
+from oelkit.model.sampling import Reply
 from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
 from oelkit.steps.rollouts import raw_games_text, rollout, states
@@ -18,15 +19,7 @@ LAKE = "oelkit/FrozenLake3x3-v0"
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The real generator, with its calls kept."""
-    kept = []
-
-    def spy(policy, prompts, **options):
-        kept.append((prompts, options, generate(policy, prompts, **options)))
-        return kept[-1][2]
-
-    monkeypatch.setattr(module, "generate", spy)
-    return kept
+    return spy_on_generate(monkeypatch, module)
 
 
 def play(policy, seeds=(3, 4, 5), *args, **options):
