@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from .auto_curation import auto_curate as auto_curate
     from .curation import Curation as Curation
+    from .logs import read_chats as read_chats
     from .model.loading import load_policy as load_policy
     from .model.memory import memory_plan as memory_plan
     from .model.policy import Policy as Policy
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "auto_curation": "auto_curate",
     "curation": "Curation",
+    "logs": "read_chats",
     "model.loading": "load_policy",
     "model.memory": "memory_plan",
     "model.policy": "Policy",

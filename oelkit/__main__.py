@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from . import commands
 from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
+from .logs import FORMATS
 from .runs.settings import SCALES, Settings
 
 EPILOG = """\
@@ -42,6 +43,11 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "promote": ("let the round after K start from round K", "promote two 1", ()),
     "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
     "report": ("write report.html of a run again and print its table", "report --run two", ()),
+    "import": (
+        "read chat logs of an agent into round 1 of a run, as trajectories and states",
+        "import chats.jsonl --run mine --bad skip",
+        (),
+    ),
     "play": (
         "play games and write their trajectories",
         "play --seeds 0:32 --out games.jsonl",
@@ -131,7 +137,15 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=int, metavar="K", help="a round that is trained")
-    if name in ("notebooks", "loop", "report"):
+    if name == "import":
+        add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
+        add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
+        bad = "what becomes of lines that cannot be read (default: raise, and nothing is written)"
+        add("--bad", choices=("raise", "skip"), default="raise", help=bad)
+        text = "keep e-mail addresses, phone numbers and keys as they are"
+        add("--no-redact", action="store_true", help=text)
+        add("--force", action="store_true", help="write over the logs that are there")
+    if name in ("notebooks", "loop", "report", "import"):
         add("--run", default="demo", metavar="NAME", help="run folder runs/NAME (default: demo)")
     if name == "notebooks":
         add("names", nargs="*", metavar="NAME", help="notebooks (default: all, in order)")
@@ -178,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     try:
-        status = getattr(commands, args.command)(args) or 0
+        # `import` is a word of Python
+        command = args.command if args.command != "import" else "import_chats"
+        status = getattr(commands, command)(args) or 0
         if getattr(args, "out", None):
             print(f"written: {args.out}")
         return status

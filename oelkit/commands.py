@@ -143,6 +143,25 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     print(f"what that makes stale: python -m oelkit status {args.run}")
 
 
+def import_chats(args: Namespace) -> None:
+    """Read chat logs into round 1 of a run."""
+    from .logs import read_chats
+    from .records import write_jsonl
+    from .redaction import redact
+    from .steps.rollouts import states
+
+    folder = run_folder(args.run, find_root() / "runs") / "round_1"
+    paths = [folder / f"{name}.jsonl" for name in ("trajectories", "states")]
+    if paths[0].exists() and not args.force:
+        raise ValueError(f"{paths[0]} is there already: choose another --run, or give --force")
+    how = {"format": args.format, "on_bad": args.bad}
+    chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
+    for path, records in zip(paths, (chats, states(chats))):
+        write_jsonl(path, records)
+    print(chats, *(f"written: {path}" for path in paths), sep="\n")
+    print(f"go on with: python -m oelkit extract --trajectories {paths[0]} --prompt-set rules")
+
+
 # -- steps on files
 
 

@@ -21,6 +21,10 @@ _MARK = re.compile(
     r"[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
     re.IGNORECASE,
 )
+_NOTHING_NEW = re.compile(
+    r"\W{0,9}(?:there is |i learned |it teaches )?(?:nothing new|none|n/a|no new \w{1,20})\W{0,9}",
+    re.IGNORECASE,
+)
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -39,7 +43,7 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
 
     strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE
     ITEM:`, `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a
-    list of them) below the marker.
+    list of them) below the marker. What says that there is nothing new is no item.
     """
     lines, found = text.split("\n"), list[str]()
     if strict:
@@ -53,7 +57,12 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
             if marks:
                 last = line[marks[-1].end() :]
                 found += [_without_emphasis(last)] if last.strip() else _below(lines, i + 1)
-    return [item for item in map(one_line, found) if item]
+    return [item for item in map(one_line, found) if item and not says_nothing_new(item)]
+
+
+def says_nothing_new(text: str) -> bool:
+    """Whether an answer, or an item, says that there is nothing new and nothing else."""
+    return bool(_NOTHING_NEW.fullmatch(text.replace(MARKER, "").strip()))
 
 
 def _below(lines: list[str], start: int) -> list[str]:

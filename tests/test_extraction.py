@@ -1,11 +1,12 @@
 """The accumulation of draws."""
 
 import importlib
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 
 import pytest
 
-from oelkit import load_policy
+from oelkit import load_policy, load_prompt_set, parse_items
 from oelkit.config import Sampling
 from oelkit.model.sampling import Reply
 from oelkit.records import Outcome, Trajectory, Turn
@@ -23,6 +24,13 @@ def games(n):
         Trajectory(f"g{i}", "e", i, "m", 1, (t, t), Outcome.FAILURE, "f")
         for i, t in enumerate(turns)
     ]
+
+
+@pytest.fixture
+def tiny(tiny):
+    """With room for many items in a prompt."""
+    tiny.base_lm.config.max_position_embeddings = 16_384
+    return tiny
 
 
 @pytest.fixture
@@ -133,6 +141,7 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
 
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):
     thinking = load_policy(tiny_model, enable_thinking=True)
+    thinking.base_lm.config.max_position_embeddings = 16_384
     script(lambda text: item(text))  # the thought never ended
     assert extract(thinking, games(2), prompt_set="paper") == []
     script(lambda text: f"{item(text)} not</think>{item(text)}")
@@ -145,6 +154,74 @@ def test_sampling_as_settings_or_as_keywords(tiny, script):
     extract(tiny, games(1), "", given, prompt_set="paper", seed=1)
     extract(tiny, games(1), **asdict(given), prompt_set="paper", seed=1)
     assert script.options == [{**asdict(given), "seed": 1009}] * 2
+
+
+def test_nothing_new_is_an_answer(tiny, script):
+    said = {"0": "NOTHING NEW", "1": f"{MARKER} Nothing new.", "2": f"{MARKER} None", "3": "Hm."}
+    script(lambda text: said[board(text)])
+    rows = []
+    assert extract(tiny, games(4), prompt_set="rules", on_step=rows.append) == []
+    assert [sum(row[key] for row in rows) for key in ("empty", "nothing_new")] == [4, 3]
+    assert parse_items(f"{MARKER} There is nothing new in column 2.") != []
+    assert "NOTHING NEW" in load_prompt_set("rules").extract
+
+
+def long_game(turns, words=60):
+    return replace(
+        games(1)[0],
+        turns=tuple(
+            Turn(f"BOARD{i}", [], "word " * words, "down", f"FEEDBACK{i}", 1, 1, False)
+            for i in range(turns)
+        ),
+    )
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_long_session_is_read_in_windows_of_whole_turns(tiny, script, shown):
+    calls = script(lambda text: f"{MARKER} seen {board(text)}")
+    game, asked = long_game(12), {"prompt_set": "rules", "max_new_tokens": 100}
+    tiny.base_lm.config.max_position_embeddings = 2_200
+    items = extract(tiny, [game, games(2)[1]], num_draws=2, show_previous=shown, **asked)
+    texts = [text for call in calls for text in call]
+    assert all(len(tiny.encode([{"role": "user", "content": t}])) < 2_200 for t in texts)
+    told = Counter(i for t in texts for i in range(2, 12) if f"FEEDBACK{i}\n" in t)
+    assert set(told.values()) == {2} and len(told) == 10  # each turn once in each draw
+    assert len(items) > 4 and len({item.id for item in items}) == len(items)
+    later = [i for i in items if i.draw == 0 and i.evidence[0].trajectory_id == "g0"]
+    first = later[0]
+    assert [i.evidence[0].turn for i in later] == sorted(i.evidence[0].turn for i in later)
+    assert later[-1].evidence[0].turn == 11
+    second = next(t for t in texts if f"BOARD{first.evidence[0].turn + 1}" in t)
+    assert f"{MARKER} {first.text}" in second  # what the window before has taught
+
+
+def test_a_session_that_fits_is_read_once(tiny, script):
+    calls = script(item)
+    extract(tiny, [long_game(12)], prompt_set="rules")
+    assert len(calls) == 1
+
+
+def test_what_is_known_gives_way_to_a_turn_and_a_turn_that_never_fits_is_named(tiny, script):
+    calls = script(lambda text: "NOTHING NEW")
+    tiny.base_lm.config.max_position_embeddings = 1_600
+    known = "\n".join(f"{MARKER} rule {i} of many" for i in range(60))
+    extract(tiny, [long_game(1)], known, prompt_set="rules", max_new_tokens=100)
+    assert "rule 59" in calls[0][0] and "rule 0 " not in calls[0][0]
+    with pytest.raises(ValueError, match=r"turn 1 of 'g0' alone makes .* leave this game out"):
+        extract(tiny, [games(1)[0], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
+    assert len(calls) == 1
+
+
+def test_another_writer_answers_in_place_of_the_policy(tiny, script):
+    calls, asked = script(item), []
+
+    def writer(messages):
+        asked.append(messages)
+        return f"<think>so</think>{MARKER} Do: go on."
+
+    items = extract(tiny, games(2), writer=writer, prompt_set="rules")
+    assert [i.text for i in items] == ["Do: go on."] * 2 and calls == []
+    assert "BOARD" in asked[0][0]["content"] and f"{MARKER} Do: go on." in asked[1][0]["content"]
 
 
 def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):

@@ -221,6 +221,7 @@ def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):
     monkeypatch.setattr("oelkit.steps.extraction.generate", generate)
     write_jsonl("games.jsonl", [make_game()])
     line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl", "--force"]
+    line += ["--prompt-set", "brief", "--max-new-tokens", "8"]
     assert call(*line, "--out", "x.jsonl")[0] == 0
     assert call(*line, "--out", "x.jsonl", "--extract-temperature", "0")[0] == 0
     assert temperatures == [0.7, 0]

@@ -17,12 +17,14 @@ import torch
 from helpers import make_model, make_tokenizer, shake
 from transformers import AutoModelForCausalLM
 
+from oelkit import load_prompt_set, read_chats, states
 from oelkit.config import ModelConfig
 from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.losses import cross_entropy
 from oelkit.model.memory import checkpointed
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden, token_batches, token_logprobs
+from oelkit.prompts import with_experience
 from oelkit.text import answer_text
 
 ROOT = str(Path(__file__).parents[1])
@@ -589,3 +591,62 @@ def test_real_model(real_model, tmp_path):
         token_logprobs(again, prompts, [r.ids for r in replies]),
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+TOOLS = (
+    "{% if tools %}{% for t in tools %}<tool>{{ t.function.name }}</tool>{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = read_chats([
+    {
+        "messages": [
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "tool_calls": [{"name": "find", "arguments": '{"order": 7}'}]},
+            {"role": "tool", "content": "lost"},
+            {"role": "assistant", "content": "Lost."},
+        ],
+        "tools": [{"name": "find", "parameters": {}}],
+    }
+])  # fmt: skip
+
+
+def test_tools_calls_and_results_of_a_log_reach_the_prompt(tmp_path):
+    policy = load_policy(make_model(tmp_path, chat_template=TOOLS))
+    first, second = (policy.tokenizer.decode(policy.encode(s.prompt)) for s in states(TALK))
+    assert first.startswith("<tool>find</tool><|im_start|>user")
+    assert '<call>{"order": 7}</call>' in second and "<|im_start|>tool\nlost" in second
+    read = with_experience(load_prompt_set("rules"), states(TALK)[1].prompt, "- EXPERIENCE ITEM: x")
+    told = policy.tokenizer.decode(policy.encode(read))
+    assert "<tool>find</tool>" in told and "ITEM: x" in told
+
+
+@pytest.mark.parametrize(
+    ("template", "missing", "turn"),
+    [
+        (TOOLS.replace("{% if tools %}", "{% if false %}"), "tools", 0),
+        (TOOLS.replace("{{ c.function.arguments | tojson }}", ""), "", 1),
+        (TOOLS.replace("m.tool_calls or []", "[]"), "tool calls", 1),
+        (TOOLS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}"),
+         "tool results", 1),
+    ],
+)  # fmt: skip
+def test_a_template_that_leaves_tools_out_is_an_error(tmp_path, template, missing, turn):
+    policy = load_policy(make_model(tmp_path, chat_template=template))
+    state = states(TALK)[turn]
+    if not missing:
+        policy.encode(state.prompt)
+        return
+    with pytest.raises(ValueError, match=f"its chat template shows no {missing}; take a model"):
+        policy.encode(state.prompt)
+
+
+def test_the_chat_template_of_a_real_model_renders_tools(real_model):
+    policy = load_policy(real_model)
+    try:
+        prompt = policy.tokenizer.decode(policy.encode(states(TALK)[1].prompt))
+    except ValueError as error:
+        assert "its chat template shows no tools" in str(error)
+    else:
+        assert "find" in prompt and "order" in prompt and "lost" in prompt

@@ -3,10 +3,12 @@
 import re
 from dataclasses import fields
 from os.path import commonprefix
+from pathlib import Path
 
 import pytest
 
-from oelkit import distill
+import oelkit.prompts as prompts_of
+from oelkit import distill, evaluate, rollout
 from oelkit.prompts import (
     PromptSet,
     act_messages,
@@ -191,6 +193,25 @@ def write(path, **changes):
         "".join(f"{k} = {v}\n" for k, v in (GOOD | changes).items() if v and k != "name")
     )
     return path
+
+
+def test_a_system_prompt_is_part_of_the_state(tmp_path, tiny):
+    text = (Path(prompts_of.__file__).parent / "rules.toml").read_text("utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("system = ''", "system = 'Be polite.'"))
+    system, user = act_messages(load_prompt_set(path), "Hi", moves=())
+    assert system == {"role": "system", "content": "Be polite."} and user["content"] == "Hi"
+    tiny.base_lm.config.max_position_embeddings = 4096
+    options = {"max_new_tokens": 4}
+    for given, own in (("Play well.", "brief"), (None, path)):
+        options |= {"prompt_set": own, "system": given}
+        (game,) = rollout(tiny, "oelkit/FrozenLake3x3-v0", [1], "- an item", **options)
+        roles = [[m["role"] for m in turn.prompt] for turn in game.turns]
+        assert roles == [["system", "user"]] * len(game.turns)
+        assert game.turns[0].prompt[0]["content"] == (given or "Be polite.")
+        assert "- an item" in game.turns[0].prompt[1]["content"]
+    report = evaluate(tiny, "oelkit/FrozenLake3x3-v0", [1], **options)
+    assert report.trajectories[0].turns[0].prompt[0]["content"] == "Be polite."
 
 
 def test_a_set_of_ones_own(tmp_path):

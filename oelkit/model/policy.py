@@ -63,13 +63,33 @@ class Policy(Adapters):
         return self.tokenizer(self._prompt(messages), add_special_tokens=False)["input_ids"]
 
     def _prompt(self, messages: Sequence[dict[str, Any]]) -> str:
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
         messages = [{**m, "content": well_formed(content_text(m.get("content")))} for m in messages]
+        tools = next((m["tools"] for m in messages if m.get("tools")), None)
+        prompt = self._render(messages, tools)
+        without = {  # templates leave out in silence what they do not know
+            "tools": (messages, None),
+            "tool calls": ([{**m, "tool_calls": None} for m in messages], tools),
+            "tool results": ([m for m in messages if m["role"] != "tool"], tools),
+        }
+        there = bool(tools), any(m.get("tool_calls") for m in messages), len(messages)
+        there = *there[:2], there[2] > len(without["tool results"][0])
+        for (what, parts), is_there in zip(without.items(), there):
+            if is_there and self._render(*parts) == prompt:
+                raise ValueError(
+                    f"{self.name}: its chat template shows no {what}; take a model whose template "
+                    "does, or write them into the messages as text"
+                )
+        return prompt
+
+    def _render(self, messages: Sequence[dict[str, Any]], tools: list[dict] | None) -> str:
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
         if self.enable_thinking is not None:
             options["enable_thinking"] = self.enable_thinking
+        if tools:
+            options["tools"] = tools
         try:
-            return cast(str, self.tokenizer.apply_chat_template(messages, **options))
-        except TemplateError as error:  # e.g. of a template that knows no system role
+            return cast(str, self.tokenizer.apply_chat_template(list(messages), **options))
+        except (TemplateError, TypeError) as error:  # say, of a template that knows no system role
             raise ValueError(
                 f"{self.name}: its chat template does not take these messages ({error}); give it "
                 f"roles that it knows, not {[m['role'] for m in messages]}"

@@ -1,8 +1,9 @@
 """Prompt sets: the texts a model is asked with, as data.
 
 A set is a TOML file in `oelkit/prompts/`, or your own by path: the templates `intro`, `experience`,
-`act`, `history`, `extract`, `turn` and `previous`, the board rendering that goes with it, and the
-most new tokens of a reply. What fills a template is never itself read as a template.
+`act`, `history`, `extract`, `turn` and `previous`, the board rendering that goes with it, the most
+new tokens of a reply and, where there is one, the agent's `system` prompt. What fills a template is
+never itself read as a template.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class PromptSet:
     extract: str
     turn: str
     previous: str
+    system: str = ""
 
 
 def load_prompt_set(name: str | Path) -> PromptSet:
@@ -58,7 +60,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(PromptSet)} - {"name"}
-    missing, unknown = sorted(wanted - set(raw)), sorted(set(raw) - wanted)
+    missing, unknown = sorted(wanted - {"system"} - set(raw)), sorted(set(raw) - wanted)
     if missing or unknown:
         raise ValueError(f"{path}: missing {missing}, unknown {unknown}")
     for key, value in raw.items():
@@ -82,7 +84,8 @@ def act_messages(
     max_turns: int = 5,
     moves: Sequence[str] = ("left", "down", "right", "up"),
 ) -> list[Message]:
-    """The one user message of a turn: the game so far without reasoning, the board, the question.
+    """A turn: the system prompt if any, and one user message with the game so far without
+    reasoning, the board, the question.
 
     moves: the words that may be answered; none: the world says so itself.
     """
@@ -103,7 +106,8 @@ def act_messages(
         max_turns=max_turns,
         moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "",
     )
-    return [{"role": "user", "content": (prompt_set.intro + text).strip("\n")}]
+    system = [{"role": "system", "content": prompt_set.system}] if prompt_set.system else []
+    return [*system, {"role": "user", "content": (prompt_set.intro + text).strip("\n")}]
 
 
 def with_experience(

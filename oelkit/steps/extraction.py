@@ -2,8 +2,10 @@
 
 One game per step, with the experience so far shown (or not); items are appended, over the budget
 the oldest go first (arXiv 2603.16856, section 3). Draws are independent passes over the games, each
-in its own order; all draws of a step are one generation call. The strict parser is the paper's; the
-default also takes what real models write instead (see `parse_items`).
+in its own order; all draws of a step are one generation call. A game that is longer than the
+context is read in windows of whole turns, the later ones with the items of the earlier ones. The
+strict parser is the paper's; the default also takes what real models write instead (see
+`parse_items`).
 
 Departure from the paper: what one reply says twice is one item, and the last item of a reply that
 was cut off is dropped."""
@@ -11,9 +13,10 @@ was cut off is dropped."""
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -22,11 +25,19 @@ from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..prompts import PromptSet, extract_messages, load_prompt_set
-from ..records import Evidence, ExperienceItem, Trajectory
-from ..text import join_experience, parse_items, truncate_to_budget
+from ..records import Evidence, ExperienceItem, Message, Trajectory
+from ..text import (
+    experience_text,
+    join_experience,
+    parse_items,
+    says_nothing_new,
+    truncate_to_budget,
+)
+
+MEET = 16  # tokens by which a prompt may differ from the sum of its parts
 
 
-# why: fourteen, for the first eight say what is read and written, the rest how a run drives it;
+# why: fifteen, for the first eight say what is read and written, the rest how a run drives it;
 # half of the lines are the docstring
 def extract(
     policy: Policy,
@@ -41,6 +52,7 @@ def extract(
     prompt_set: str | PromptSet | None = None,
     seed: int = 0,
     round: int = 0,
+    writer: Callable[[list[Message]], str] | None = None,
     on_step: Callable[[dict], None] | None = None,
     progress: bool = False,
     **changes: Any,
@@ -59,8 +71,10 @@ def extract(
         prompt_set: asks for the items (None: the policy's own).
         seed: fixes orders and replies.
         round: goes into the records.
-        on_step: gets {"replies", "empty", "items"} of each step; `empty` are the replies in which
-            the parser sees no item (nothing new, or another form).
+        writer: answers messages in place of the policy, a larger model behind an API say. The
+            paper finds that a model learns best from items of its own (section 4.4).
+        on_step: gets {"replies", "empty", "nothing_new", "items"} of each step; `empty` are the
+            replies in which the parser sees no item, `nothing_new` those of them that say so.
         progress: shows a bar.
         **changes: fields of the sampling, as keywords (temperature=0).
 
@@ -78,30 +92,38 @@ def extract(
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
+    room = policy.context_length - options["max_new_tokens"]
+    room = None if writer else room  # another model has a context of its own
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
-    n, orders = len(trajectories), {}
-    for d in range(num_draws):
-        orders[d] = random.Random(f"{seed}/{d}").sample(trajectories, n)
-    steps = [[(draw, orders[draw.index][i]) for draw in seen] for i in range(n)]
+    _check(policy, prompt_set, trajectories, room)
+    n, lanes = len(trajectories), list[_Lane]()
+    for draw in seen:
+        games = random.Random(f"{seed}/{draw.index}").sample(trajectories, n)
+        lanes.append(_Lane(draw, games, show_previous))
     if not show_previous:  # nothing depends on what came before: one call
-        steps = [[pair for step in steps for pair in step]]
+        lanes = [_Lane(lane.draw, [lane.games[i]], False) for i in range(n) for lane in lanes]
     counts: Counter[str] = Counter()
-    bar = tqdm(steps, desc="extract", unit="game", disable=not progress, mininterval=1)
-    for step, pairs in enumerate(bar):
-        prompts = []
-        for draw, game in pairs:
-            messages = extract_messages(prompt_set, game, draw.known if show_previous else "")
-            prompts.append(policy.encode(messages))
-        replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
-        new = [_items_of(policy, reply, strict) for reply in replies]
-        for (draw, game), texts in zip(pairs, new, strict=True):
-            draw.add(texts, game, round)
-        empty = sum(not texts for texts in new)
-        row = {"replies": len(new), "empty": empty, "items": sum(map(len, new))}
-        counts.update(row)
-        bar.set_postfix(counts, refresh=False)
-        if on_step:
-            on_step(row)
+    step, bar = 0, tqdm(total=n * num_draws, desc="extract", disable=not progress, mininterval=1)
+    with bar:
+        while lanes:
+            messages = [lane.messages(prompt_set, room) for lane in lanes]
+            if writer:
+                replies = [Reply([], writer(asked), False) for asked in messages]
+            else:
+                prompts = [policy.encode(asked) for asked in messages]
+                replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
+            answers = [policy.answer_text(reply.text) for reply in replies]
+            new = [_items_of(a, r.truncated, strict) for a, r in zip(answers, replies, strict=True)]
+            done = [lane.add(texts, round) for lane, texts in zip(lanes, new, strict=True)]
+            row = {"replies": len(new), "empty": sum(not texts for texts in new)}
+            row |= {"nothing_new": sum(map(says_nothing_new, answers))}
+            row |= {"items": sum(map(len, new))}
+            counts.update(row)
+            bar.update(sum(done))
+            bar.set_postfix(counts, refresh=False)
+            if on_step:
+                on_step(row)
+            lanes, step = [lane for lane in lanes if lane.games], step + 1
     return [item for draw in seen for item in draw.items]
 
 
@@ -114,12 +136,12 @@ class _Draw:
         self.known = truncate_to_budget(before, budget_tokens, policy.tokenizer)
         self.items: list[ExperienceItem] = []
 
-    def add(self, texts: list[str], game: Trajectory, round: int) -> None:
-        """Append the items of a game; over the budget the oldest go."""
-        evidence = (Evidence(game.id, max(0, len(game.turns) - 1)),)
-        about = evidence, self.policy.name, round, self.index
+    def add(self, texts: list[str], evidence: Evidence, round: int, first: int) -> None:
+        """Append the items of a window that begins with turn `first`; the oldest go if too many."""
+        about = (evidence,), self.policy.name, round, self.index
+        place = f"-{first}" if first else ""
         for i, text in enumerate(texts):
-            name = f"r{round}-d{self.index}-{game.id}-{i}"
+            name = f"r{round}-d{self.index}-{evidence.trajectory_id}{place}-{i}"
             self.items.append(ExperienceItem(name, text, *about))
         known = join_experience(self.before, self.items)
         self.known = truncate_to_budget(known, self.budget_tokens, self.policy.tokenizer)
@@ -127,7 +149,77 @@ class _Draw:
         self.items = self.items[max(0, len(self.items) - lines) :]
 
 
-def _items_of(policy: Policy, reply: Reply, strict: bool) -> list[str]:
-    """The items of a reply, each once; the last one of a reply that was cut off is cut off too."""
-    texts = parse_items(policy.answer_text(reply.text), strict)
-    return list(dict.fromkeys(texts[:-1] if reply.truncated else texts))
+@dataclass
+class _Lane:
+    """Games that a draw reads one after the other, a long one in windows of whole turns."""
+
+    draw: _Draw
+    games: list[Trajectory]
+    show_previous: bool
+    first: int = 0  # turn with which the window of the first game begins
+    end: int = 0
+
+    def messages(self, prompt_set: PromptSet, room: int | None) -> list[Message]:
+        """The question about the largest window that fits `room` tokens (None: the whole game).
+
+        Later windows of a game show the items of the earlier ones, whatever else is shown.
+        """
+        game, policy = self.games[0], self.draw.policy
+        known = self.draw.known if self.show_previous else self._earlier()
+        self.end = n = len(game.turns)
+        messages = _asked(prompt_set, game, self.first, n, known)
+        if room is None or len(policy.encode(messages)) <= room:
+            return messages
+
+        def too_long(end: int) -> bool:
+            return len(policy.encode(_asked(prompt_set, game, self.first, end, known))) > room
+
+        fits = bisect_left(range(self.first + 1, n), True, key=too_long)
+        self.end = max(self.first + 1, self.first + fits)
+        if not fits:  # not even one turn: what is known gives way, the oldest first
+            alone = policy.encode(_asked(prompt_set, game, self.first, self.end, "-"))
+            left = max(0, room - len(alone) - MEET)
+            known = truncate_to_budget(known, left, policy.tokenizer) if left else ""
+        return _asked(prompt_set, game, self.first, self.end, known)
+
+    def _earlier(self) -> str:
+        """What the windows before have taught of the same game."""
+        own = [i for i in self.draw.items if i.evidence[0].trajectory_id == self.games[0].id]
+        return experience_text(own) if self.first else ""
+
+    def add(self, texts: list[str], round: int) -> bool:
+        """Hand on the items of the window; whether its game is done."""
+        game = self.games[0]
+        evidence = Evidence(game.id, max(0, self.end - 1))
+        self.draw.add(texts, evidence, round, self.first)
+        self.first = 0 if (done := self.end >= len(game.turns)) else self.end
+        self.games = self.games[done:]
+        return done
+
+
+def _asked(prompt_set: PromptSet, game: Trajectory, first: int, end: int, known: str) -> Any:
+    return extract_messages(prompt_set, replace(game, turns=game.turns[first:end]), known)
+
+
+def _check(
+    policy: Policy, prompt_set: PromptSet, games: Sequence[Trajectory], room: int | None
+) -> None:
+    """Refuse a turn that no window takes, before anything is asked."""
+    if room is None:
+        return
+    for game in games:
+        if len(policy.encode(_asked(prompt_set, game, 0, len(game.turns), ""))) > room:
+            for i in range(len(game.turns)):
+                n = len(policy.encode(_asked(prompt_set, game, i, i + 1, "")))
+                if n > room:
+                    raise ValueError(
+                        f"turn {i + 1} of {game.id!r} alone makes {n} tokens to read, of the "
+                        f"{room} that the context of {policy.context_length} leaves beside a "
+                        "reply; leave this game out, or lower max_new_tokens"
+                    )
+
+
+def _items_of(answer: str, truncated: bool, strict: bool) -> list[str]:
+    """The items of an answer, each once; without the last one where the reply was cut off."""
+    texts = parse_items(answer, strict)
+    return list(dict.fromkeys(texts[:-1] if truncated else texts))

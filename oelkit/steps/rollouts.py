@@ -20,7 +20,7 @@ from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_
 from ..records import Outcome, State, Trajectory, Turn
 
 
-# why: twelve, for the first five say what is played, the rest how a run drives and records it
+# why: thirteen, for the first five say what is played, the rest how a run drives and records it
 def rollout(
     policy: Policy,
     env_id: str,
@@ -29,6 +29,7 @@ def rollout(
     sampling: Sampling | None = None,
     *,
     prompt_set: str | PromptSet | None = None,
+    system: str | None = None,
     seed: int = 0,
     round: int = 0,
     adapter: str | None = "student",
@@ -46,6 +47,7 @@ def rollout(
         sampling: how replies are drawn.
         prompt_set: also chooses the board's rendering and the default of max_new_tokens (None: the
             policy's own).
+        system: the agent's system prompt, in front of each state (None: the prompt set's).
         seed: fixes the replies.
         round: goes into the records.
         adapter: "student", "teacher", or None for the base model.
@@ -66,6 +68,8 @@ def rollout(
         raise ValueError(f"{len(texts)} experience texts for {len(seeds)} games: one, or one each")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    if system is not None:
+        prompt_set = replace(prompt_set, system=system)
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
     games = [_Game(envs.make(env_id, **kwargs), int(s), t) for s, t in zip(seeds, texts)]

@@ -1,0 +1,231 @@
+"""Chat logs of a deployed agent as trajectories: each reply of the assistant is a turn, everything
+before it is the prompt, and what came back after it is its feedback.
+
+Read are OpenAI chat messages, ShareGPT and oelkit's own trajectories, from JSON Lines, a JSON list,
+Parquet or rows such as a Hugging Face dataset. Texts go through a `redact` hook before anything
+else sees them. Tool definitions stand in the first message of a prompt, under `tools`. Nothing is
+written here, and no outcome is invented: a log has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from .messages import message, reply_text, tools
+from .records import AnyPath, BadLine, Fields, Message, Outcome, RecordError, Trajectory, Turn
+from .records import from_dict as record_of
+from .redaction import Hook, redacted
+from .redaction import redact as without_secrets
+
+FORMATS = ("messages", "sharegpt", "records")
+Row = tuple[int, Any, str]  # line, its value, and what is wrong with it ("": nothing)
+
+
+class Chats(list[Trajectory]):
+    """The conversations of a log, and what became of the rest of it; printed, it says both."""
+
+    format: str = ""
+    """Which of FORMATS it was."""
+    bad: list[BadLine]
+    """(line, field, what is wrong) of each line that is left out."""
+    replaced: dict[str, int]
+    """How many e-mail addresses, phone numbers and keys were replaced, by kind."""
+
+    def __str__(self) -> str:
+        turns = sum(len(t.turns) for t in self)
+        said = [f"{len(self):,} conversations ({self.format}) with {turns:,} replies"]
+        said += [f"replaced: {', '.join(f'{n:,} {k}' for k, n in self.replaced.items()) or 'none'}"]
+        said += [f"left out: {len(self.bad)} lines"] if self.bad else []
+        return "\n".join([*said, *(f"  line {n}: {message}" for n, _, message in self.bad)])
+
+
+def read_chats(
+    source: AnyPath | Iterable[Fields],
+    *,
+    format: Literal["messages", "sharegpt", "records"] | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    redact: Hook | None = without_secrets,
+) -> Chats:
+    """Read the conversations of a log.
+
+    Args:
+        source: a .jsonl, .json or .parquet file, the folder of a saved data set, or rows (dicts), a
+            Hugging Face dataset say.
+        format: "messages" (OpenAI), "sharegpt" or "records" (oelkit's); None: that of the first
+            line that has one. Lines of another format are bad lines.
+        on_bad: "raise", or "skip" what cannot be read, with a warning.
+        redact: text to text, runs on every text first; None: nothing is replaced.
+
+    Returns:
+        Trajectories in order, with what was left out and replaced. Tokens are not counted: they
+        are 0.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: a line is bad; it names the line and carries the good ones (on_bad="raise").
+        ValueError: nothing is left, or an argument is wrong.
+        ImportError: Parquet without pyarrow, a saved data set without datasets.
+    """
+    if format not in (*FORMATS, None) or on_bad not in ("raise", "skip"):
+        raise ValueError(
+            f"format={format!r}, on_bad={on_bad!r}: a format is one of {', '.join(FORMATS)}, "
+            "on_bad is raise or skip"
+        )
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    where, stem = (str(path), path.stem) if path else ("the rows", "chat")
+    chats, bad, counts, ids = Chats(), list[BadLine](), Counter[str](), set[str]()
+    kind: str | None = format
+    for line, row, wrong in _rows(source):
+        try:
+            if wrong:
+                raise ValueError(wrong)
+            found, counted = _format(row), Counter[str]()
+            kind = kind or found
+            if found != kind:
+                raise ValueError(f"is in the format {found}, the others are {kind}")
+            game = _trajectory(redacted(row, redact, counted), kind, f"{stem}-{line}", ids)
+        except (ValueError, RecursionError) as error:
+            bad.append((line, getattr(error, "name", None), without_secrets(str(error))))
+            continue
+        ids.add(game.id)
+        counts += counted
+        chats.append(game)
+    chats.format, chats.bad, chats.replaced = kind or "", bad, dict(counts)
+    _complain(where, chats, on_bad)
+    return chats
+
+
+def _complain(where: str, chats: Chats, on_bad: str) -> None:
+    """Say what is left out, by line: as an error or as a warning."""
+    bad = chats.bad
+    if bad:
+        others = ", ".join(str(line) for line, *_ in bad[1:9]) + ", …" * (len(bad) > 9)
+        more = f" ({len(bad) - 1} more bad lines: {others})" if len(bad) > 1 else ""
+        said = f"{where}, line {bad[0][0]}: {bad[0][2]}{more}"
+        if on_bad == "raise":
+            raise RecordError(
+                f"{said}. Mend the lines, or leave them out with on_bad='skip'; the {len(chats)} "
+                "good conversations are in this error's .records",
+                chats,
+                bad,
+            )
+        warnings.warn(f"{said}: left out", stacklevel=3)
+    if not chats:
+        raise ValueError(f"{where}: no conversation in it")
+
+
+def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
+    """The lines or rows of a log, from 1; blank lines are none."""
+    if not isinstance(source, str | os.PathLike):
+        if hasattr(source, "keys"):  # a DatasetDict
+            raise ValueError(f"choose a split of the data set: {', '.join(cast(Any, source))}")
+        yield from ((i, row, "") for i, row in enumerate(source, 1))
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from _rows(_library("datasets", path).load_from_disk(str(path)))
+    elif path.suffix == ".parquet":
+        batches = _library("pyarrow.parquet", path).ParquetFile(path).iter_batches(1000)
+        yield from _rows(row for batch in batches for row in batch.to_pylist())
+    else:
+        with open(path, "rb") as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+            file.seek(0)
+            if start[:1] == b"[":
+                yield from _rows(cast(list[Fields], json.loads(file.read().decode("utf-8-sig"))))
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _row(number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b""))
+
+
+def _library(name: str, path: Path) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{path}: to read it, pip install 'oelkit[logs]'") from error
+
+
+def _row(number: int, line: bytes) -> Row:
+    try:
+        return number, json.loads(line.decode()), ""
+    except UnicodeDecodeError as error:
+        return number, None, f"not UTF-8: byte {error.start} is 0x{line[error.start]:02x}"
+    except (ValueError, RecursionError) as error:
+        return number, None, f"not JSON: {error}"
+
+
+def _format(row: Any) -> str:
+    """Which of FORMATS a row has, by its fields."""
+    if not isinstance(row, dict):
+        raise ValueError(f"is a {type(row).__name__}, not an object")
+    if "turns" in row and "schema" in row:
+        return "records"
+    if "messages" in row:
+        return "messages"
+    talk: Any = cast(Fields, row).get("conversations")
+    if talk is None:
+        names = ", ".join(map(str, list(cast(Fields, row))[:8])) or "no fields"
+        raise ValueError(f"has neither messages, conversations nor turns: {names}")
+    return "messages" if isinstance(talk, list) and talk and "role" in talk[0] else "sharegpt"
+
+
+def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
+    """One conversation."""
+    if kind == "records":
+        record = cast(Trajectory, record_of(Trajectory, row))
+        if record.id in ids:
+            raise ValueError(f"the id {record.id!r} is there already")
+        return record
+    own = next(
+        (row[k] for k in ("id", "conversation_id") if isinstance(row.get(k), str) and row[k]), name
+    )
+    talk = row.get("messages", row.get("conversations"))
+    if not isinstance(talk, list) or not talk:
+        raise ValueError("the conversation is empty" if talk == [] else "messages is no list")
+    messages = [message(m, i) for i, m in enumerate(cast(list[Any], talk))]
+    if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    first = next((m["role"] for m in messages if m["role"] != "system"), "")
+    if first != "user":
+        raise ValueError(f"begins with {first or 'no message'}, not with the user")
+    if row.get("tools"):
+        messages[0]["tools"] = tools(row["tools"])
+    turns = _turns(messages)
+    if not turns:
+        raise ValueError("holds no reply of the assistant")
+    if isinstance(row.get("feedback"), str) and row["feedback"]:  # a rating in words, say
+        last = turns[-1]
+        text = "\n".join(filter(None, (last.feedback, row["feedback"])))
+        turns[-1] = replace(last, feedback=text)
+    known = ("messages", "conversations", "tools", "system", "feedback", "id", "model")
+    rest = {k: v for k, v in row.items() if k not in known and v is not None}
+    model = row["model"] if isinstance(row.get("model"), str) else ""
+    own = own if own not in ids else f"{own}-{name}"
+    extra = {"log": rest} if rest else {}
+    end = Outcome.UNKNOWN, turns[-1].feedback
+    return Trajectory(own, "log", None, model, 0, tuple(turns), *end, extra)
+
+
+def _turns(messages: list[Message]) -> list[Turn]:
+    """A turn for each reply of the assistant."""
+    at = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    between = [
+        "\n".join(m["content"] for m in messages[a + 1 : b] if m["role"] in ("user", "tool"))
+        for a, b in zip([-1, *at], [*at, len(messages)])
+    ]
+    turns: list[Turn] = []
+    for i, (before, after) in zip(at, pairwise(between)):
+        reply, calls = reply_text(messages[i]), messages[i].get("tool_calls", ())
+        action = " ".join(json.dumps(c["function"], ensure_ascii=False) for c in calls) or None
+        turns.append(Turn(before, messages[:i], reply, action, after, 0, 0, False))
+    return turns

@@ -1,0 +1,91 @@
+"""One message of a chat log in the form that chat templates take: a role that they know, text as
+content, tool calls with their arguments as objects.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from .records import Fields, Message
+from .text import content_text
+
+MAX_TEXT = 2_000_000  # characters of one message; no model reads as much
+_ROLES = {
+    **{role: role for role in ("system", "user", "assistant", "tool")},
+    **{"developer": "system", "function": "tool", "human": "user", "gpt": "assistant"},
+    **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
+}
+_KEPT = ("name", "tool_call_id", "tool_calls", "reasoning_content")  # of a message
+
+
+def message(raw: Any, place: int) -> Message:
+    """A message in the form of chat templates; ValueError says what is wrong with it."""
+    where = f"message {place + 1}"
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is a {type(raw).__name__}, not an object")
+    given = {k: v for k, v in cast(Fields, raw).items() if v is not None}  # Parquet fills up so
+    said = given.get("role", given.get("from"))
+    role = _ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise ValueError(f"{where} has the unknown role {said!r}: known are {', '.join(_ROLES)}")
+    content = given.get("content", given.get("value"))
+    try:
+        text = content_text(content)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{where} has {len(text):,} characters; more than {MAX_TEXT:,} are no log")
+    if said == "function_call":
+        text, given = "", {"tool_calls": [_json(text, where)]}
+    given = {"reasoning_content": given.get("reasoning")} | given
+    found: Message = {"role": role, "content": text}
+    found |= {k: given[k] for k in _KEPT if given.get(k)}
+    if "tool_calls" in found:
+        if role != "assistant" or not isinstance(found["tool_calls"], list):
+            raise ValueError(f"{where}: tool_calls must be a list, of the assistant")
+        found["tool_calls"] = [_call(call, where) for call in found["tool_calls"]]
+    if role == "assistant" and not text and "tool_calls" not in found:
+        raise ValueError(f"{where} is of the assistant and says nothing")
+    if not isinstance(found.get("reasoning_content", ""), str):
+        raise ValueError(f"{where}: reasoning_content is no text")
+    return found
+
+
+def _call(call: Any, where: str) -> Fields:
+    """A tool call with its arguments as an object, which is what chat templates write."""
+    function: Any = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{where}: a tool call has no name")
+    given: Any = cast(Fields, function).get("arguments") or {}
+    arguments = _json(given, where) if isinstance(given, str) else given
+    about = {k: call[k] for k in ("id",) if isinstance(call.get(k), str)}
+    call = {"name": function["name"], "arguments": arguments}
+    return {**about, "type": "function", "function": call}
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{where}: the arguments of a tool call are not JSON") from None
+
+
+def tools(given: Any) -> list[Fields]:
+    """Tool definitions as templates take them; ShareGPT keeps them as a text."""
+    found: Any = _json(given, "tools") if isinstance(given, str) else given
+    if not isinstance(found, list) or not all(isinstance(t, dict) for t in cast(list[Any], found)):
+        raise ValueError("tools is no list of objects")
+    plain = cast(list[Fields], found)
+    return [t if "function" in t else {"type": "function", "function": t} for t in plain]
+
+
+def reply_text(message: Message) -> str:
+    """An assistant message as the text that a model writes: thought, answer, tool calls."""
+    thought = message.get("reasoning_content")
+    parts = [f"<think>\n{thought}\n</think>\n"] if thought else []
+    parts += [message["content"]] if message["content"] else []
+    for call in message.get("tool_calls", ()):
+        said = json.dumps(call["function"], ensure_ascii=False)
+        parts.append(f"<tool_call>\n{said}\n</tool_call>")
+    return "\n".join(parts)

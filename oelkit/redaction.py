@@ -1,0 +1,69 @@
+"""What must not be kept of a log: e-mail addresses, phone numbers, keys that look like secrets.
+
+Patterns find what looks so, not all there is: names and addresses stay. A hook of your own is any
+function from text to text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+from .text import well_formed
+
+Hook = Callable[[str], str]
+# Every repetition is bounded and begins where a word begins: a long text takes no long time.
+_PATTERNS = {
+    "key": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+    r"(?:[^-]|-(?!----)){0,10000}-----END [A-Z ]{0,30}KEY-----"
+    r"|(?<![\w-])(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|hf|xox[abprs]|npm|pypi)[-_]"
+    r"[\w-]{12,300}"
+    r"|(?<!\w)(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|(?<!\w)AIza[\w-]{30,50}"
+    r"|(?<!\w)eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000}"
+    r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
+    r"|(?i:(?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]"
+    r"\s{0,3}[\"']?)[^\s\"',;&]{6,300}"
+    r"|(?<![\w/+-])(?=[\w+-]{0,40}[0-9])(?=[\w+-]{0,40}[a-z])(?=[\w+-]{0,40}[A-Z])[\w+-]{32,300}",
+    "e-mail": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
+    "phone": r"(?<![\w+])\+\d[\d ()./-]{5,18}\d(?![\w-])"
+    r"|(?<![\w./-])(?!\d\d[-/. ]\d\d[-/. ]\d)"
+    r"(?:\(0\d{1,5}\)|0\d{1,5}[ /-])[ ]?\d[\d -]{3,12}\d(?![\w-])"
+    r"|(?<![\w./-])\(?[2-9]\d\d\)?[ .-][2-9]\d\d[ .-]\d{4}(?![\w-])",
+}
+_KINDS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
+_NO_TEXT = {"role", "from", "type", "schema"}  # fields that are names of a format
+
+
+def redact(text: str) -> str:
+    """The text with `[key]`, `[e-mail]` and `[phone]` in place of what looks like one."""
+    for kind, pattern in _KINDS.items():
+        text = pattern.sub(f"[{kind}]", text)
+    return text
+
+
+def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = "") -> Any:
+    """A JSON value with the hook run on every text in it; what it replaced is added to `counts`.
+
+    Raises:
+        ValueError: the hook gave something that is no text.
+    """
+    if isinstance(value, dict):
+        fields = cast(dict[str, Any], value)
+        return {k: redacted(v, hook, counts, k) for k, v in fields.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(v, hook, counts, name) for v in cast(list[Any], value)]
+    if not isinstance(value, str) or name in _NO_TEXT:
+        return value
+    text = well_formed(value)
+    if hook is None:
+        return text
+    new = hook(text)
+    if not isinstance(new, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"the redact hook gave a {type(new).__name__}, not text")
+    if new != text:
+        gained = {k: new.count(f"[{k}]") - text.count(f"[{k}]") for k in _KINDS}
+        # a hook with signs of its own: the texts that it changed
+        counts.update({k: n for k, n in gained.items() if n > 0} or {"text": 1})
+    return new

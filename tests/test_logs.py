@@ -1,0 +1,283 @@
+"""Chat logs: what becomes of each format, of bad lines and of secrets."""
+
+import json
+
+import pytest
+
+from oelkit import read_chats, states
+from oelkit.__main__ import main
+from oelkit.messages import MAX_TEXT
+from oelkit.records import Outcome, RecordError, State, Trajectory, read_jsonl, write_jsonl
+from oelkit.redaction import redact
+
+TOOL = {"type": "function", "function": {"name": "find_order", "parameters": {"type": "object"}}}
+CHAT = {
+    "id": "c1",
+    "model": "agent-3",
+    "rating": 2,
+    "messages": [
+        {"role": "system", "content": "You help."},
+        {"role": "user", "content": [{"type": "text", "text": "Where is"}, {"text": " order 7?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "I look it up.",
+            "tool_calls": [
+                {
+                    "id": "t1",
+                    "type": "function",
+                    "function": {"name": "find_order", "arguments": '{"order": 7}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "t1", "content": "lost"},
+        {"role": "assistant", "content": "It is lost."},
+        {"role": "user", "content": "Then send it again."},
+    ],
+    "tools": [TOOL],
+}
+SHAREGPT = {
+    "system": "You help.",
+    "tools": json.dumps([TOOL["function"]]),
+    "conversations": [
+        {"from": "human", "value": "Where is order 7?"},
+        {"from": "function_call", "value": '{"name": "find_order", "arguments": {"order": 7}}'},
+        {"from": "observation", "value": "lost"},
+        {"from": "gpt", "value": "It is lost."},
+        {"from": "human", "value": "Then send it again."},
+    ],
+}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def answer(text):
+    return {"role": "assistant", "content": text}
+
+
+def chat(*texts):
+    return {"messages": [(user, answer)[i % 2](text) for i, text in enumerate(texts)]}
+
+
+def lines(folder, *rows, name="log.jsonl"):
+    path = folder / name
+    path.write_bytes(
+        b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    )
+    return path
+
+
+@pytest.mark.parametrize("row", [CHAT, SHAREGPT], ids=["messages", "sharegpt"])
+def test_each_reply_is_a_turn_and_what_came_back_is_its_feedback(tmp_path, row):
+    (game,) = read_chats(lines(tmp_path, row))
+    call, said = game.turns
+    assert call.observation == "Where is order 7?" and call.feedback == "lost"
+    assert json.loads(call.action) == {"name": "find_order", "arguments": {"order": 7}}
+    assert call.action in call.reply
+    assert said.observation == "lost" and said.reply == "It is lost." and said.action is None
+    assert said.feedback == game.feedback == "Then send it again."
+    assert game.outcome is Outcome.UNKNOWN
+    first, second = states([game])
+    assert [m["role"] for m in first.prompt] == ["system", "user"]
+    assert [m["role"] for m in second.prompt] == ["system", "user", "assistant", "tool"]
+    for state in (first, second):
+        assert state.prompt[0]["tools"] == [TOOL]
+    assert second.prompt[2]["tool_calls"][0]["function"]["arguments"] == {"order": 7}
+
+
+def test_reasoning_ids_models_and_other_fields_are_kept(tmp_path):
+    (game,) = read_chats(lines(tmp_path, CHAT))
+    assert game.turns[0].reply.startswith("<think>\nI look it up.\n</think>\n")
+    assert game.turns[1].prompt[2]["reasoning_content"] == "I look it up."
+    assert (game.id, game.model, game.extra) == ("c1", "agent-3", {"log": {"rating": 2}})
+    path = tmp_path / "records.jsonl"
+    write_jsonl(path, [game])
+    assert read_jsonl(path, Trajectory) == [game]
+    again = read_chats(path)
+    assert again == [game] and again.format == "records"
+
+
+def test_feedback_of_the_line_belongs_to_the_last_reply(tmp_path):
+    row = {**chat("Hi", "Hello", "?", "!"), "feedback": "thumbs down: too short"}
+    (game,) = read_chats(lines(tmp_path, row))
+    assert [t.feedback for t in game.turns] == ["?", "thumbs down: too short"]
+
+
+def test_ids_are_unique(tmp_path):
+    games = read_chats(
+        lines(tmp_path, {**chat("a", "b"), "id": "x"}, {**chat("c", "d"), "id": "x"})
+    )
+    assert len({game.id for game in games}) == 2
+
+
+def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
+    pytest.importorskip("datasets")
+    from datasets import Dataset, DatasetDict
+
+    rows = [{**chat("a", "b"), "tools": json.dumps([TOOL])}, chat("c", "d", "e", "f")]
+    rows[0]["messages"][1]["tool_calls"] = None
+    data = Dataset.from_list(rows)
+    data.to_parquet(tmp_path / "log.parquet")
+    data.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "log.json").write_text(json.dumps(rows))
+    want = [
+        [(t.prompt, t.reply, t.feedback) for t in game.turns]
+        for game in read_chats(lines(tmp_path, *rows))
+    ]
+    assert want[0][0][0][0]["tools"] == [TOOL]
+    for source in (tmp_path / "log.parquet", tmp_path / "saved", tmp_path / "log.json", data, rows):
+        found = read_chats(source)
+        assert [[(t.prompt, t.reply, t.feedback) for t in game.turns] for game in found] == want
+    with pytest.raises(ValueError, match="split of the data set: train"):
+        read_chats(DatasetDict({"train": data}))
+
+
+BAD = {
+    "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
+    "empty": ({"messages": []}, "conversation is empty"),
+    "assistant first": ({"messages": [answer("Hello"), user("Hi")]}, "begins with assistant"),
+    "system only": ({"messages": [{"role": "system", "content": "x"}]}, "begins with no message"),
+    "no reply": (chat("Hi"), "no reply of the assistant"),
+    "huge": (chat("x" * 5_000_000, "y"), "5,000,000 characters"),
+    "number": ({"messages": [{"role": "user", "content": 7}]}, "message 1.* int"),
+    "no list": ({"messages": "Hi"}, "messages is no list"),
+    "no object": ({"messages": ["Hi"]}, "message 1 is a str"),
+    "picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "of the kind 'image_url'",
+    ),
+    "silent": ({"messages": [user("Hi"), answer("")]}, "says nothing"),
+    "call": (
+        {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        "call has no name",
+    ),
+    "arguments": (
+        {
+            "messages": [
+                user("Hi"),
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]},
+            ]
+        },
+        "not JSON",
+    ),
+    "mixed": (SHAREGPT, "in the format sharegpt, the others are messages"),
+    "no fields": ({"prompt": "x"}, "neither messages, conversations nor turns: prompt"),
+    "list": ([1], "is a list, not an object"),
+    "UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte 14 is 0xff"),
+    "JSON": (b'{"messages": [', "not JSON"),
+    "tools": ({**chat("a", "b"), "tools": "7"}, "tools is no list"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
+    row, message = BAD[bad]
+    path = lines(tmp_path, chat("a", "b"), b"", row, chat("c", "d"))
+    with pytest.raises(RecordError, match=rf"log.jsonl, line 3: .*{message}") as error:
+        read_chats(path)
+    assert len(error.value.records) == 2 and [line for line, *_ in error.value.bad] == [3]
+    assert len(str(error.value)) < 500
+    with pytest.warns(UserWarning, match=rf"line 3: .*{message}"):
+        chats = read_chats(path, on_bad="skip")
+    assert len(chats) == 2 and [line for line, *_ in chats.bad] == [3]
+    assert "left out: 1 lines\n  line 3: " in str(chats)
+
+
+def test_many_bad_lines_are_all_named(tmp_path):
+    path = lines(tmp_path, *[{"messages": []}] * 3, chat("a", "b"))
+    with pytest.raises(RecordError, match=r"line 1: .* \(2 more bad lines: 2, 3\)"):
+        read_chats(path)
+
+
+def test_nothing_left_and_wrong_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no conversation in it"):
+        read_chats(lines(tmp_path, b"", b" "))
+    with pytest.raises(FileNotFoundError):
+        read_chats(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="on_bad is raise or skip"):
+        read_chats([], on_bad="ignore")
+    named = read_chats([SHAREGPT], format="sharegpt")
+    assert named.format == "sharegpt"
+    with pytest.raises(RecordError, match="the rows, line 1: is in the format sharegpt"):
+        read_chats([SHAREGPT], format="messages")
+
+
+def test_a_message_may_be_as_long_as_the_limit():
+    assert len(read_chats([chat("x" * MAX_TEXT, "y")])) == 1
+
+
+SECRETS = {
+    "e-mail": ["bob.x+y@mail.example.co.uk", "ü@bücher.example"],
+    "phone": ["+49 30 1234567", "(555) 234-5678", "030 1234567", "+1-202-555-0143"],
+    "key": [
+        "sk-proj-abcdEFGH12345678",
+        "ghp_abcdefghijklmnopqrst1234",
+        "AKIAIOSFODNN7EXAMPLE",
+        "password: hunter2222",
+        "api_key='0123456789ab",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0.SflKxwRJSMeKKF2QT4",
+        "-----BEGIN PRIVATE KEY-----\nMIIEvQ+/=\n-----END PRIVATE KEY-----",
+        "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f",
+    ],
+}
+NO_SECRETS = "On 2026-11-27 at 12:30 (01-02-2026), order 12345678: 1.234.567,00 EUR, version 1.2.3."
+
+
+def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
+    for kind, texts in SECRETS.items():
+        for text in texts:
+            assert redact(f"It is {text} here.") == f"It is [{kind}] here.", text
+    assert redact(NO_SECRETS) == NO_SECRETS
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["a", "1 ", "a-", "+1", "a.b@", "-----BEGIN PRIVATE KEY-----", "0 "]
+)
+def test_redaction_takes_no_time_that_grows_faster_than_the_text(text):
+    redact(text * (5_000_000 // len(text)))
+
+
+def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_path):
+    mail, seen = "bob@example.com", []
+    row = json.loads(json.dumps(CHAT).replace("lost", mail).replace("order 7", mail))
+    row["customer"] = {"mail": [mail]}
+    row["messages"][2]["tool_calls"][0]["function"]["arguments"] = json.dumps({"mail": mail})
+    row["messages"][2]["reasoning_content"] = mail
+    row["tools"][0]["function"]["description"] = mail
+    chats = read_chats(lines(tmp_path, row))
+    assert mail not in json.dumps(chats[0].extra) + str(chats[0])
+    assert chats.replaced == {"e-mail": 7} and "replaced: 7 e-mail" in str(chats)
+    assert mail in str(read_chats([row], redact=None)[0])
+    own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
+    assert mail not in str(own[0]) and own.replaced == {"text": 7} and mail in seen
+    assert "assistant" not in seen  # names of the format are no texts
+    with pytest.raises(RecordError, match="hook gave a NoneType"):
+        read_chats([row], redact=lambda text: None)
+
+
+def test_what_is_shown_of_a_bad_line_is_redacted(tmp_path):
+    with pytest.raises(RecordError) as error:
+        read_chats([{"messages": [{"role": "bob@example.com", "content": "x"}]}])
+    assert "bob@example.com" not in str(error.value)
+
+
+def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, capsys):
+    import oelkit.commands as commands
+
+    monkeypatch.setattr(commands, "find_root", lambda: tmp_path)
+    path = lines(tmp_path, CHAT, {"messages": []})
+    assert main(["import", str(path), "--run", "mine"]) == 1
+    assert "line 2: the conversation is empty" in capsys.readouterr().err
+    folder = tmp_path / "runs/mine/round_1"
+    assert not folder.exists()
+    with pytest.warns(UserWarning, match="line 2"):
+        assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "1 conversations (messages) with 2 replies" in said and "line 2" in said
+    assert len(read_jsonl(folder / "trajectories.jsonl", Trajectory)) == 1
+    assert len(read_jsonl(folder / "states.jsonl", State)) == 2
+    assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1
+    assert "there already" in capsys.readouterr().err
