@@ -19,13 +19,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+from .lora import add_adapter, fingerprint, fitting_weights, lora_state
 
 # of more weights, merging costs more than the adapter's own products (measured on a CPU)
 MERGE_MAX_PARAMS = 20_000_000
@@ -55,7 +58,12 @@ class Adapters:
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The student's LoRA weights."""
-        return [p for n, p in self.model.named_parameters() if ".student." in n]
+        return list(self._weights("student").values())
+
+    def _weights(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        """The weights of one adapter by what they are named in every adapter."""
+        named = ((n.split("."), p) for n, p in self.model.named_parameters())
+        return {".".join(x for x in n if x != adapter): p for n, p in named if adapter in n}
 
     @contextmanager
     def adapter(self, name: str | None, merge: bool = False) -> Iterator[None]:
@@ -79,7 +87,7 @@ class Adapters:
         active, disabled = tuner.active_adapters[0], self.lora_layers[0].disable_adapters
         merge = merge and name is not None and not torch.is_grad_enabled()
         untrained = merge and self.is_untrained(str(name))
-        merge = merge and not untrained and self._mergeable()
+        merge = merge and not untrained and self._mergeable
         try:
             with self._merged(str(name)) if merge else nullcontext():
                 if name is None or merge or untrained:
@@ -110,12 +118,25 @@ class Adapters:
             for weight, data in weights:
                 weight.data = data
 
+    @cached_property
     def _mergeable(self) -> bool:
         """A small model whose LoRA layers are plain ones over dense float32 matrices."""
         bases = [layer.get_base_layer() for layer in self.lora_layers]
         dense = all(type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 for m in bases)
-        plain = not any(layer.lora_variant for layer in self.lora_layers)  # e.g. DoRA
-        return dense and plain and sum(m.weight.numel() for m in bases) < MERGE_MAX_PARAMS
+        plain = not any(x.lora_variant or any(x.lora_bias.values()) for x in self.lora_layers)
+        if not (dense and plain) or sum(m.weight.numel() for m in bases) >= MERGE_MAX_PARAMS:
+            return False
+        return self._all_called()
+
+    @torch.no_grad()
+    def _all_called(self) -> bool:
+        """Whether text passes all LoRA layers; some models read a layer's weight and not it."""
+        called: set[Any] = set()
+        hooks = [x.register_forward_hook(lambda m, *_: called.add(m)) for x in self.lora_layers]
+        self.base_lm.base_model(torch.arange(8, device=self.device)[None] % len(self._embedding))
+        for hook in hooks:
+            hook.remove()
+        return len(called) == len(self.lora_layers)
 
     def is_untrained(self, name: str = "student") -> bool:
         """Whether the adapter adds nothing yet."""
@@ -128,27 +149,25 @@ class Adapters:
 
     def reset(self) -> None:
         """Make the student, and the teacher with it, the untrained model again."""
-        init = self.model.peft_config["student"].init_lora_weights
-        with torch.random.fork_rng():  # LoRA's A is random: the same at each call
-            torch.manual_seed(0)
-            for layer in self.lora_layers:
-                layer.reset_lora_parameters("student", init)
+        add_adapter(self.model, "untrained", self.model.peft_config["student"])
+        self._copy("untrained", "student")
+        self.model.delete_adapter("untrained")
         self.sync_teacher()
 
-    @torch.no_grad()
     def sync_teacher(self) -> None:
         """Make the teacher the student of this moment (at the start of a round)."""
-        parameters = dict(self.model.named_parameters())
-        for name, p in parameters.items():
-            if ".teacher." in name:
-                p.copy_(parameters[name.replace(".teacher.", ".student.")])
+        self._copy("student", "teacher")
+
+    @torch.no_grad()
+    def _copy(self, source: str, target: str) -> None:
+        weights = self._weights(source)
+        for name, p in self._weights(target).items():
+            p.copy_(weights[name])
 
     @contextmanager
     def as_found(self) -> Iterator[None]:
         """Adapters, train mode and generation config are afterwards as they are now."""
-        adapters = (
-            p for n, p in self.model.named_parameters() if ".student." in n or ".teacher." in n
-        )
+        adapters = [*self.trainable(), *self._weights("teacher").values()]
         kept = [(p, p.detach().clone()) for p in adapters]
         training, config = self.model.training, copy.deepcopy(self.base_lm.generation_config)
         try:
@@ -167,7 +186,7 @@ class Adapters:
         """Write the student as a PEFT folder, with an oelkit.json that tells its base model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.contiguous().cpu() for k, v in self._state().items()}
+        tensors = {k: v.contiguous().cpu() for k, v in lora_state(self.model).items()}
         save_file(tensors, folder / "adapter_model.safetensors")
         config = self.model.peft_config["student"]
         was = config.inference_mode, config.target_modules
@@ -176,7 +195,7 @@ class Adapters:
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
         config.inference_mode, config.target_modules = was
-        base = {"base": self.name, "base_embedding": self._fingerprint()}
+        base = {"base": self.name, "base_embedding": fingerprint(self.model)}
         (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
 
     def load_adapter(self, folder: str | Path) -> None:
@@ -186,63 +205,5 @@ class Adapters:
             FileNotFoundError: no adapter there.
             ValueError: an adapter of another kind, base model or shape.
         """
-        folder, ours = Path(folder), self.model.peft_config["student"]
-        theirs = adapter_config(folder)
-        base = f"({theirs.base_model_name_or_path})"
-        about = folder / "oelkit.json"
-        mark = json.loads(about.read_text()).get("base_embedding") if about.is_file() else None
-        if mark and not _alike(mark, self._fingerprint()):
-            raise ValueError(
-                f"{folder}: this adapter was trained on another base model {base}, not on "
-                f"{self.name}; load it with that one"
-            )
-        for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-            if getattr(theirs, key) != getattr(ours, key):
-                raise ValueError(
-                    f"{folder}: its LoRA has {key}={getattr(theirs, key)}, the policy "
-                    f"{getattr(ours, key)}; give the folder to load_policy(adapter=...), "
-                    "which takes the adapter's own settings"
-                )
-        state = load_file(folder / "adapter_model.safetensors")
-        shapes, want = ({k: v.shape for k, v in x.items()} for x in (state, self._state()))
-        if shapes != want:
-            wrong = sorted(k for k in {**shapes, **want} if shapes.get(k) != want.get(k))
-            raise ValueError(
-                f"{folder}: an adapter of another base model than {self.name} {base}: "
-                f"{len(wrong)} tensors do not fit, first {wrong[0]}"
-            )
+        state = fitting_weights(Path(folder), self.model, self.name)
         set_peft_model_state_dict(self.model, state, adapter_name="student")
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return get_peft_model_state_dict(
-            self.model, adapter_name="student", save_embedding_layers=False
-        )
-
-    def _fingerprint(self) -> list[float]:
-        """A few embedding values: they tell one base from another, whatever its path and dtype."""
-        weight = self._embedding
-        return weight[:: max(1, len(weight) // 16), 0].float().tolist()
-
-
-def _alike(a: list[float], b: list[float]) -> bool:
-    """The same base in bfloat16 is within 2 %, another one is not."""
-    return len(a) == len(b) and all(
-        abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True)
-    )
-
-
-def adapter_config(folder: Path) -> LoraConfig:
-    """The settings of a LoRA folder.
-
-    Raises:
-        FileNotFoundError: no adapter there.
-        ValueError: another kind of adapter.
-    """
-    files = "adapter_config.json", "adapter_model.safetensors"
-    if not all((folder / name).is_file() for name in files):
-        raise FileNotFoundError(f"{folder}: no adapter there ({' and '.join(files)})")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        kind = f"a {config.peft_type} adapter"
-        raise ValueError(f"{folder}: {kind}; oelkit trains LoRA adapters only")
-    return config

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +16,19 @@ from typing import Any, TextIO
 
 import torch
 from huggingface_hub import errors as hub
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
 from ..config import ModelConfig
-from .adapters import adapter_config
+from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
 from .policy import Policy
 
 # data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
@@ -55,6 +54,7 @@ def load_policy(
     Args:
         name_or_path: "micro", a local model folder or a hub id.
         quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
+            A folder that is quantised already stays as it is.
         dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact;
             fastest on most) and for dense models below 0.3 B; else bfloat16, or float16 on CUDA
             cards below compute capability 8. The adapters are float32 always.
@@ -73,11 +73,14 @@ def load_policy(
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
     device = _pick_device(device)
-    options = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
-    lora_config = LoraConfig(**options) if adapter is None else adapter_config(Path(adapter))
+    if adapter is None:
+        options = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
+        lora_settings = lora_config(options, "lora=")
+    else:
+        lora_settings = plain_lora(adapter_config(Path(adapter)))
     name, source = str(name_or_path), model_folder(name_or_path)
     with _clear_errors(name):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = _settled(AutoConfig.from_pretrained(source, revision=revision))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with torch.device("meta"):
             params = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -90,10 +93,14 @@ def load_policy(
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
     dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
-    base = _load_base(name, source, revision, device, dtype, quantize)
+    base = _load_base(name, source, revision, config, device, dtype, quantize)
     notes = Path(source) / "oelkit.json"
     prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
-    model = _attach_adapters(base, lora_config, name)
+    if adapter is None and lora_settings.exclude_modules is None:
+        lora_settings.exclude_modules = no_adapter(base)
+    model = attach(base, lora_settings, name)
+    if (method := _quantised_with(config)) not in ("", "bitsandbytes"):
+        _check_gradients(model, name, method)
     policy = Policy(model, name, tokenizer, prompts, enable_thinking, source)
     if adapter is not None:
         policy.load_adapter(adapter)
@@ -141,17 +148,34 @@ def _pick_dtype(dtype: str | torch.dtype, device: torch.device, exact: bool) -> 
     return torch.float16 if old else torch.bfloat16
 
 
+def _settled(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Without dropout and noise, so that student and teacher are measured alike.
+
+    A padding id beyond the embedding, which Transformers cannot build, goes as well.
+    """
+    for part in (config, config.get_text_config()):
+        for key, value in vars(part).items():
+            if ("drop" in key or "jitter" in key) and type(value) in (int, float):
+                setattr(part, key, 0.0)
+        pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and size and not 0 <= pad < size:
+            part.pad_token_id = None
+    return config
+
+
 def _load_base(
     name: str,
     source: str,
     revision: str | None,
+    config: PreTrainedConfig,
     device: torch.device,
     dtype: torch.dtype,
     quantize: str | None,
 ) -> PreTrainedModel:
     """The frozen base model, complete, on its device."""
     options: dict[str, Any] = {}
-    if quantize == "nf4":
+    method = _quantised_with(config)
+    if quantize == "nf4" and not method:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -161,6 +185,7 @@ def _load_base(
     with _clear_errors(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             revision=revision,
             dtype=dtype,
             device_map={"": device},
@@ -172,8 +197,11 @@ def _load_base(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
-    if quantize == "nf4":
+    if quantize == "nf4" or "bitsandbytes" in method:
         _keep_gradients(base)
+        for module in base.modules():  # a folder may name another dtype, for another card
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = dtype
     # generate hands on a slice, [B, 1, D] of [B, T, D], for which torch would copy the whole head
     # B times
     head = base.get_output_embeddings()
@@ -181,19 +209,31 @@ def _load_base(
     return base.requires_grad_(False)
 
 
-def _attach_adapters(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
-    """The base with "student" (active) and "teacher"; the same A in each process."""
-    config.inference_mode = False
-    config.base_model_name_or_path = None  # PEFT warns of a name that is not the folder
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(0)  # LoRA's A is random
-        # PEFT asks Transformers by names that are about to go
-        warnings.simplefilter("ignore", FutureWarning)
-        model = get_peft_model(base, config, adapter_name="student")
-        config.base_model_name_or_path = name
-        model.add_adapter("teacher", config)
-    model.set_adapter("student")
-    return model.eval()
+def _quantised_with(config: PreTrainedConfig) -> str:
+    """The method by which the folder's weights are quantised already; "" for dense ones."""
+    own = getattr(config, "quantization_config", None) or {}
+    own = own if isinstance(own, dict) else own.to_dict()
+    return str(own.get("quant_method") or ("bitsandbytes" if own.get("load_in_4bit") else ""))
+
+
+@torch.enable_grad()
+def _check_gradients(model: PeftModel, name: str, method: str) -> None:
+    """Refuse quantised layers through which no gradient passes; an evaluation goes before."""
+    base: Any = model.get_base_model()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    ids = torch.arange(8, device=base.device)[None]
+    with torch.no_grad():
+        base.base_model(ids)
+    try:
+        out = base.base_model(ids).last_hidden_state.float().square().sum()
+        passed = all(g is not None for g in torch.autograd.grad(out, weights, allow_unused=True))
+    except RuntimeError:
+        passed = False
+    if not passed:
+        raise ValueError(
+            f"{name}: no gradient passes through its layers of {method}; load the dense model, "
+            "or one in 4 bits of bitsandbytes"
+        )
 
 
 def model_folder(name_or_path: str | Path) -> str:
@@ -221,7 +261,9 @@ def _clear_errors(name: str) -> Iterator[None]:
     """Turn Transformers' many errors about a model that cannot be loaded into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a config, a weight file or a missing package leads to
         chain: list[BaseException] = []
         e: BaseException | None = error
         while e is not None and e not in chain:

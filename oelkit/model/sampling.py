@@ -24,6 +24,7 @@ from transformers import GenerationConfig
 from ..config import Sampling
 from ..prompts import load_prompt_set
 from .attention import growing_cache
+from .lora import seeded
 from .policy import Policy
 from .prefix import SharedPrefix, can_share, group_by_shared_prefix, min_shared_prefix
 from .scoring import token_batches
@@ -80,11 +81,9 @@ def generate(
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)
     replies: dict[int, Reply] = {}
-    eos, cpu = policy.eos_ids, policy.device.type == "cpu"
-    rng = torch.random.fork_rng([] if cpu else [policy.device])
+    eos, rng = policy.eos_ids, seeded(seed, policy.device)
     bar = tqdm(desc="generate", total=len(prompts), unit="reply", disable=not progress)
     with _generating(policy, sampling), rng, torch.no_grad(), policy.adapter(adapter, True), bar:
-        torch.manual_seed(seed)
         groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
         if any(shared for shared, _ in groups) and not can_share(policy):
             groups = [(0, list(range(len(prompts))))]

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ..config import DistillConfig
 from ..model import losses
+from ..model.lora import seeded
 from ..model.memory import checkpointed
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
@@ -133,7 +134,8 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
             groups = _group_by_prefix(t, texts, teacher_ids)
             teacher_hidden = _score(policy, teacher_ids, replies, groups, t.plan.scored_tokens)
-        with checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext():
+        checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
+        with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
             loss, entropy = _backward(
                 policy, student_ids, replies, teacher_hidden, c, t.plan.batch_tokens
             )
@@ -266,7 +268,7 @@ def _backward(
         sampled = torch.tensor([token for y in ids for token in y], device=head.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
         with policy.adapter("student"):
-            policy.model.train()  # LoRA dropout and gradient checkpointing
+            policy.model.train()  # LoRA's dropout and gradient checkpointing; the base has none
             try:
                 hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
                 value = _loss(hidden, teacher, sampled, head, weights, config)

@@ -1,0 +1,269 @@
+"""LoRA as oelkit takes it: which settings, on which layers, and what lies in a folder of PEFT.
+
+What it does: attaches student and teacher to a base model, and makes sure that an adapter from a
+folder is what PEFT says it is, or refuses it by the name of the setting. What it does not: switch,
+train or save adapters (see `adapters`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.warning import PeftWarning
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+# settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
+WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
+SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
+# these say nothing of what the adapter computes; fan_in_fan_out follows from the base
+SILENT = (
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision lora_dropout "
+    "inference_mode megatron_core runtime_config qalora_group_size init_lora_weights "
+    "fan_in_fan_out"
+).split()
+STARTS = True, "gaussian"  # B = 0: the untrained student is the base
+OFF_BASE = "pissa", "olora"  # take the start of A and B off the base's weights
+
+
+def no_adapter(base: PreTrainedModel) -> str | None:
+    """A pattern of linear layers that get no adapter; None where all may have one.
+
+    Text passes no tower of pictures or sounds. Mamba's kernels read some matrices without calling
+    their layer, so that an adapter there would be passed by.
+    """
+    modules, decoder = dict(base.named_modules()), base.get_decoder()
+    path = next((name for name, m in modules.items() if m is decoder), "")
+    head = base.get_output_embeddings()
+    linear = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head]
+    out = [n for n in linear if path and not n.startswith(path + ".")]
+    mamba = [n for n, m in modules.items() if "mamba" in type(m).__name__.lower()]
+    read = [f"{n}.{x}" for n in mamba for x in ("out_proj", "dt_proj") if f"{n}.{x}" in modules]
+    patterns = {re.sub(r"\.\d+\.", ".[0-9]+.", name).replace(".", r"\.") for name in out + read}
+    return "|".join(sorted(patterns)) or None
+
+
+def attach(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
+    """The base with "student" (active) and "teacher"; the same A in each process."""
+    config.inference_mode = False
+    config.base_model_name_or_path = None  # PEFT warns of a name that is not the folder
+    with seeded(0, base.device), _no_noise():  # LoRA's A is random
+        model = get_peft_model(base, config, adapter_name="student")
+    config.base_model_name_or_path = name
+    add_adapter(model, "teacher", config)
+    model.set_adapter("student")
+    return model.eval()
+
+
+def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
+    """One more adapter, not active; the same A at each call."""
+    with seeded(0, next(model.parameters()).device), _no_noise():
+        model.add_adapter(name, config)
+
+
+@contextmanager
+def _no_noise() -> Iterator[None]:
+    """PEFT asks Transformers by names that are about to go, and warns of what is meant here."""
+    with warnings.catch_warnings():
+        for kind in (FutureWarning, PeftWarning, UserWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
+def adapter_config(folder: Path) -> LoraConfig:
+    """The settings of a LoRA folder.
+
+    Raises:
+        FileNotFoundError: no adapter there.
+        ValueError: another kind of adapter, or a setting that oelkit does not take.
+    """
+    files = "adapter_config.json", "adapter_model.safetensors"
+    if not all((folder / name).is_file() for name in files):
+        raise FileNotFoundError(f"{folder}: no adapter there ({' and '.join(files)})")
+    try:
+        given = json.loads((folder / files[0]).read_text("utf-8"))
+        kind = given.get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}: its {files[0]} is not JSON of an adapter") from error
+    if kind != "LORA":
+        raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
+    return lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
+
+
+def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STARTS) -> LoraConfig:
+    """A LoraConfig of settings that oelkit takes.
+
+    Args:
+        given: settings by name.
+        what: whose they are, for the error.
+        starts: values of init_lora_weights that are taken.
+
+    Raises:
+        ValueError: any other setting, named.
+    """
+    default = LoraConfig()
+    for key, value in given.items():
+        known = key in (*SHAPE, *WHERE, *SILENT)
+        if not known and value and value != getattr(default, key, None):
+            raise ValueError(
+                f"{what} has {key}={value!r}; oelkit trains the matrices A and B of LoRA (and "
+                "DoRA's magnitudes) and nothing else"
+            )
+    start = given.get("init_lora_weights", True)
+    if start not in starts:
+        raise ValueError(
+            f"{what} has init_lora_weights={start!r}, which begins elsewhere than at the base "
+            f"model; oelkit takes {' or '.join(map(repr, starts))}"
+        )
+    if start in OFF_BASE and given.get("use_dora"):
+        raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
+    return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
+
+
+def plain_lora(config: LoraConfig) -> LoraConfig:
+    """The settings under which oelkit holds an adapter from a folder: untrained, it is the base.
+
+    PiSSA and OLoRA become LoRA of twice the rank (see `_with_start`).
+    """
+    config = copy.deepcopy(config)
+    if config.init_lora_weights in OFF_BASE:
+        grown = 2**0.5 if config.use_rslora else 2  # what multiplies B A stays
+        config.r *= 2
+        config.lora_alpha *= grown  # pyright: ignore[reportAttributeAccessIssue]
+        config.rank_pattern = {k: 2 * r for k, r in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {k: grown * a for k, a in (config.alpha_pattern or {}).items()}
+    config.init_lora_weights, config.lora_dropout = True, 0.0
+    return config
+
+
+def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a folder, if they are an adapter for the student of this model.
+
+    Args:
+        folder: of PEFT.
+        model: with the student.
+        name: of the base, for the errors.
+
+    Raises:
+        FileNotFoundError: no adapter there.
+        ValueError: it does not fit; what differs is named.
+    """
+    theirs, ours = adapter_config(folder), model.peft_config["student"]
+    base = f"another base model ({theirs.base_model_name_or_path})"
+    about = folder / "oelkit.json"
+    mark = json.loads(about.read_text()).get("base_embedding") if about.is_file() else None
+    if mark and not _alike(mark, fingerprint(model)):
+        raise ValueError(
+            f"{folder}: this adapter was trained on {base}, not on {name}; load it with that one"
+        )
+    take = "give the folder to load_policy(adapter=...), which takes the adapter's own settings"
+    plain = plain_lora(theirs)
+    for key in SHAPE:
+        if getattr(plain, key) != getattr(ours, key):
+            raise ValueError(
+                f"{folder}: its LoRA has {key}={getattr(plain, key)}, the policy "
+                f"{getattr(ours, key)}; {take}"
+            )
+    state, want = _adapter_weights(folder, model), lora_state(model)
+    layers, places = ({k.split(".lora_")[0] for k in x} for x in (state, want))
+    nowhere = layers - {f"base_model.model.{n}" for n, _ in model.get_base_model().named_modules()}
+    if layers != places and not nowhere:
+        said = [", ".join(sorted({n.split(".")[-1] for n in x})) for x in (layers, places)]
+        raise ValueError(
+            f"{folder}: its LoRA is on {len(layers)} layers (target_modules: {said[0]}), the "
+            f"policy's on {len(places)} ({said[1]}); {take}"
+        )
+    if theirs.init_lora_weights in OFF_BASE and not nowhere:
+        state = _with_start(model, theirs, state)
+    unlike = {k for k in state.keys() & want.keys() if state[k].shape != want[k].shape}
+    if wrong := sorted(unlike or nowhere or state.keys() ^ want.keys()):
+        raise ValueError(
+            f"{folder}: an adapter of {base}: {len(wrong)} of its tensors do not fit {name}, "
+            f"first {wrong[0]}"
+        )
+    return state
+
+
+def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of LoRA; weights of the base that lie beside them must be the base's own."""
+    try:
+        state = load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its adapter_model.safetensors is damaged ({error})") from error
+    own = {n.replace(".base_layer", ""): p for n, p in model.get_base_model().named_parameters()}
+    for key in [key for key in state if ".lora_" not in key]:
+        mine, x = (
+            own.get(key.removeprefix("base_model.model.").replace(".base_layer", "")),
+            state.pop(key),
+        )
+        if mine is None or mine.shape != x.shape or not torch.equal(mine.cpu(), x.to(mine.dtype)):
+            raise ValueError(
+                f"{folder}: it brings its own {key}, which is not the base model's; oelkit takes "
+                "the matrices of LoRA alone"
+            )
+    return state
+
+
+def _with_start(
+    model: Any, config: LoraConfig, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What PEFT took off the base's weights at the start, as further rows of A and of -B."""
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    bases = [layer.get_base_layer() for layer in layers]
+    if not all(m.weight.is_floating_point() for m in bases):
+        raise ValueError(
+            f"an adapter with init_lora_weights={config.init_lora_weights!r} needs the dense base; "
+            "load it with quantize=None"
+        )
+    kept = [m.weight.data.clone() for m in bases]
+    add_adapter(model, "start", config)
+    start = lora_state(model, "start")
+    model.delete_adapter("start")
+    for m, weight in zip(bases, kept, strict=True):
+        m.weight.data.copy_(weight)
+    for name, x in state.items():
+        if x.ndim == 2 and start[name].shape == x.shape:
+            first, dim = (start[name], 0) if ".lora_A." in name else (-start[name], 1)
+            state[name] = torch.cat([x, first.detach().to(x)], dim)
+    return state
+
+
+def lora_state(model: Any, adapter: str = "student") -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, named as in a folder of PEFT."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PeftWarning)  # takes biases of LoRA for broken matrices
+        state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {key: x for key, x in state.items() if ".lora_" in key}
+
+
+def fingerprint(model: Any) -> list[float]:
+    """A few embedding values: they tell one base from another, whatever its path and dtype."""
+    weight: Any = model.get_base_model().get_input_embeddings().weight
+    return weight[:: max(1, len(weight) // 16), 0].float().tolist()
+
+
+def _alike(a: list[float], b: list[float]) -> bool:
+    """The same base in bfloat16 is within 2 %, another one is not."""
+    return len(a) == len(b) and all(
+        abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True)
+    )
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from a seed; afterwards the generators of CPU and cards go on as before."""
+    cards = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with torch.random.fork_rng(cards):
+        torch.manual_seed(seed)
+        yield

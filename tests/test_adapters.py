@@ -1,0 +1,307 @@
+"""Adapters are what PEFT says they are, or refused by the name of the setting; folders that are
+quantised already; no dropout between student and teacher.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import make_model, make_tokenizer, shake, some_prompts
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from oelkit import distill
+from oelkit.model.loading import load_policy
+from oelkit.model.sampling import generate
+from oelkit.records import State
+
+IDS = torch.tensor([[5, 6, 7, 20, 30, 40, 50, 3, 9]])
+QV = ["q_proj", "v_proj"]
+STATES = [State(str(i), "t", i, [{"role": "user", "content": f"go {i}"}]) for i in range(4)]
+
+
+def plain(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def said(model):
+    with torch.no_grad():
+        return model(IDS).logits[0].log_softmax(-1)
+
+
+def trained_with_peft(base, folder, **settings):
+    """A PEFT folder as another program leaves it, all of its weights moved; its model."""
+    options = {"r": 4, "lora_alpha": 8, "target_modules": QV, "task_type": "CAUSAL_LM", **settings}
+    model = get_peft_model(plain(base), LoraConfig(**options))
+    g = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and "magnitude" not in name:
+                p.add_(torch.randn(p.shape, generator=g) * 0.05)
+            elif p.requires_grad:
+                p.mul_(1.1)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True, "init_lora_weights": "gaussian"},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}},
+        {"layers_to_transform": [1], "lora_dropout": 0.3},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q_proj": 2}},
+        {"init_lora_weights": "olora", "alpha_pattern": {"v_proj": 3}},
+        {"init_lora_weights": False, "target_modules": r".*\.1\..*proj"},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+)
+def test_an_adapter_of_peft_is_the_same_model_here(tiny_model, tmp_path, settings):
+    trained = trained_with_peft(tiny_model, tmp_path / "a", **settings)
+    torch.testing.assert_close(
+        said(PeftModel.from_pretrained(plain(tiny_model), tmp_path / "a").eval()),
+        said(trained),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    policy = load_policy(tiny_model, adapter=tmp_path / "a")
+    for adapter, want in (("student", trained), ("teacher", trained), (None, plain(tiny_model))):
+        for merge in (True, False):
+            with torch.no_grad(), policy.adapter(adapter, merge=merge):
+                torch.testing.assert_close(said(policy.model), said(want), rtol=1e-4, atol=1e-4)
+    policy.save_adapter(tmp_path / "b")
+    again = PeftModel.from_pretrained(plain(tiny_model), tmp_path / "b").eval()
+    torch.testing.assert_close(said(again), said(trained), rtol=1e-4, atol=1e-4)
+    policy.load_adapter(tmp_path / "b")
+    policy.reset()
+    for adapter in ("student", "teacher"):
+        with policy.adapter(adapter):
+            torch.testing.assert_close(said(policy.model), said(plain(tiny_model)))
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"lora_bias": True}])
+def test_reset_is_the_untrained_model_whatever_was_trained(tiny_model, lora):
+    policy = load_policy(tiny_model, lora=lora)
+    before = {n: p.clone() for n, p in policy.model.named_parameters()}
+    flags = {n: p.requires_grad for n, p in policy.model.named_parameters()}
+    trained = policy.trainable()
+    with torch.no_grad():
+        for p in trained:
+            p.mul_(1.2).add_(0.01)
+    policy.sync_teacher()
+    policy.reset()
+    now = dict(policy.model.named_parameters())
+    assert now.keys() == before.keys() and all(torch.equal(p, before[n]) for n, p in now.items())
+    assert {n: p.requires_grad for n, p in now.items()} == flags
+    assert all(a is b for a, b in zip(trained, policy.trainable(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"bias": "all"}, "bias='all'"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save="),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices="),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication="),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
+        ({"init_lora_weights": "pissa", "use_dora": True}, "both use_dora and init_lora_weights"),
+        ({"some_new_setting": 3}, "some_new_setting=3"),
+        ({"peft_type": "IA3"}, "a IA3 adapter"),
+    ],
+)
+def test_what_is_more_than_a_and_b_is_refused_by_name(tiny_model, tmp_path, settings, message):
+    trained_with_peft(tiny_model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    for load in (
+        lambda: load_policy(tiny_model, adapter=tmp_path),
+        lambda: load_policy(tiny_model).load_adapter(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            load()
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "eva", False])
+def test_a_new_student_begins_at_the_base(tiny_model, start):
+    with pytest.raises(ValueError, match=f"lora= has init_lora_weights={start!r}"):
+        load_policy(tiny_model, lora={"init_lora_weights": start})
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"r": 16, "lora_alpha": 32}, r"on 4 layers \(target_modules: q_proj, v_proj\), the pol"),
+        ({"alpha_pattern": {"q_proj": 5}}, "alpha_pattern={'q_proj': 5}, the policy {}"),
+        ({"rank_pattern": {"q_proj": 5}}, "rank_pattern={'q_proj': 5}, the policy {}"),
+        ({"use_dora": True}, "use_dora=True, the policy False"),
+        ({"lora_bias": True}, "lora_bias=True, the policy False"),
+        ({"use_rslora": True}, "use_rslora=True, the policy False"),
+        ({"init_lora_weights": "pissa", "r": 16, "lora_alpha": 32}, "r=32, the policy 16"),
+    ],
+)
+def test_what_a_policy_cannot_take_is_said_with_the_real_reason(
+    tiny_model, tmp_path, settings, message
+):
+    trained_with_peft(tiny_model, tmp_path, **{"r": 16, "lora_alpha": 32, **settings})
+    with pytest.raises(ValueError, match=message) as error:
+        load_policy(tiny_model).load_adapter(tmp_path)
+    assert "another base model" not in str(error.value)
+    assert "load_policy(adapter=" in str(error.value)
+
+
+def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
+    trained_with_peft(make_model(tmp_path / "deep", num_hidden_layers=3), tmp_path / "a")
+    with pytest.raises(ValueError, match="another base model"):
+        load_policy(tiny_model, adapter=tmp_path / "a")
+    trained_with_peft(tiny_model, tmp_path / "b")
+    (tmp_path / "b/adapter_model.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+        load_policy(tiny_model, adapter=tmp_path / "b")
+    (tmp_path / "b/adapter_config.json").write_text("[")
+    with pytest.raises(ValueError, match="adapter_config.json is not JSON"):
+        load_policy(tiny_model, adapter=tmp_path / "b")
+
+
+def test_an_adapter_of_pissa_wants_the_dense_base(tiny_model, tmp_path):
+    trained_with_peft(tiny_model, tmp_path, init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="quantize=None"):
+        load_policy(tiny_model, adapter=tmp_path, quantize="nf4", device="cpu")
+
+
+# -- dropout
+
+
+FAMILIES_WITH_DROPOUT = {
+    "GPT2": dict(n_embd=32, n_layer=2, n_head=2, n_positions=512),
+    "OPT": dict(hidden_size=32, ffn_dim=32, word_embed_proj_dim=32, num_hidden_layers=2),
+    "Qwen3": dict(attention_dropout=0.3),
+    "Mixtral": dict(router_jitter_noise=0.5, num_local_experts=2),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES_WITH_DROPOUT)
+def test_a_student_that_is_its_teacher_has_no_loss(tmp_path, family):
+    import transformers
+
+    tokenizer = make_tokenizer()
+    size = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_key_value_heads=1)
+    extra = {} if family in ("GPT2", "OPT") else {**size, "head_dim": 16}
+    config = getattr(transformers, family + "Config")(
+        vocab_size=len(tokenizer),
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+        **extra,
+        **FAMILIES_WITH_DROPOUT[family],
+    )
+    name = "GPT2LMHeadModel" if family == "GPT2" else family + "ForCausalLM"
+    getattr(transformers, name)(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
+    rows = distill(
+        policy, STATES, "H is bad.", steps=2, batch_size=4, retention=1.0, max_new_tokens=8
+    )
+    assert all(abs(row["loss"]) < 1e-5 for row in rows)
+
+
+def test_an_adapters_own_dropout(tiny_model, tmp_path):
+    """Of a folder it is left out; where it is asked for, the seed fixes the run."""
+    trained_with_peft(tiny_model, tmp_path, lora_dropout=0.5)
+    same = dict(steps=2, batch_size=4, retention=1.0, max_new_tokens=8)
+    rows = distill(load_policy(tiny_model, adapter=tmp_path), STATES, "H is bad.", **same)
+    assert abs(rows[0]["loss"]) < 1e-6
+    runs = []
+    for _ in range(2):
+        policy = load_policy(tiny_model, lora={"lora_dropout": 0.5})
+        shake(policy)
+        torch.rand(3)  # another state of the global generator
+        runs.append([row["loss"] for row in distill(policy, STATES, "H is bad.", **same)])
+    assert runs[0] == runs[1] and runs[0][0] > 1e-3
+
+
+# -- folders that are quantised already
+
+
+def quantised_folder(model, folder, **options):
+    bits = BitsAndBytesConfig(**options)
+    base = AutoModelForCausalLM.from_pretrained(
+        model, quantization_config=bits, dtype=torch.float32
+    )
+    base.save_pretrained(folder)
+    for path in model.iterdir():
+        if path.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(path, folder)
+    return folder
+
+
+def gradients(policy):
+    shake(policy)
+    generate(policy, some_prompts(2), max_new_tokens=4)  # as before each step
+    with policy.adapter("student"):
+        policy.hidden(IDS).float().square().sum().backward()
+    return [p.grad for p in policy.trainable()]
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_folder_in_4_bits_learns_as_with_quantize_nf4(tiny_model, tmp_path, compute):
+    quantised_folder(
+        tiny_model,
+        tmp_path,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    want = gradients(load_policy(tiny_model, quantize="nf4", device="cpu"))
+    for quantize in ("auto", "nf4", None):
+        policy = load_policy(tmp_path, quantize=quantize)
+        assert policy.lora_layers[0].get_base_layer().weight.dtype == torch.uint8
+        for a, b in zip(gradients(policy), want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_quantised_by_a_method_that_is_not_installed(tmp_path):
+    folder = make_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for method in ("gptq", "awq", "hqq"):
+        own = {"quant_method": method, "bits": 4, "group_size": 128}
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": own}))
+        with pytest.raises(ValueError, match="not a usable causal language model") as error:
+            load_policy(folder)
+        assert "\n" not in str(error.value)
+
+
+# -- layers that text does not pass
+
+
+def test_towers_of_pictures_get_no_adapter(tmp_path):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = make_tokenizer()
+    layer = dict(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1)
+    text = dict(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=16, eos_token_id=2)
+    text |= dict(pad_token_id=0, bos_token_id=None)
+    config = Gemma3Config(
+        text_config=layer | text,
+        vision_config=layer | dict(image_size=28, patch_size=14),
+        mm_tokens_per_image=4,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    policy = load_policy(tmp_path / "m")
+    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert names and not [n for n in names if "vision" in n or "projector" in n]
+    shake(policy)
+    policy.save_adapter(tmp_path / "a")
+    model = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "m")
+    again = PeftModel.from_pretrained(model, tmp_path / "a").eval()
+    torch.testing.assert_close(said(again), said(policy.model))
