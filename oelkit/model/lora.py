@@ -28,21 +28,9 @@ from transformers import PreTrainedModel
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
 SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
 # these say nothing of what the adapter computes; fan_in_fan_out follows from the base
-SILENT = [
-    "task_type",
-    "peft_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "lora_dropout",
-    "inference_mode",
-    "megatron_core",
-    "runtime_config",
-    "qalora_group_size",
-    "init_lora_weights",
-    "fan_in_fan_out",
-]
+SILENT = ["task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"]
+SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qalora_group_size"]
+SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights"]
 STARTS = True, "gaussian"  # B = 0: the untrained student is the base
 OFF_BASE = "pissa", "olora"  # take the start of A and B off the base's weights
 
