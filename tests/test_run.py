@@ -87,7 +87,8 @@ def test_the_folder_and_the_metrics_are_as_the_design_says(done, settings):
             "metrics.json",
         }
     assert all(
-        row["extraction"] == {"replies": 4, "empty": 4, "items": 0} for row in metrics["rounds"]
+        row["extraction"] == {"replies": 4, "empty": 4, "nothing_new": 0, "items": 0}
+        for row in metrics["rounds"]
     )
     assert [row["items"] for row in metrics["rounds"]] == [2, 0] and metrics["rounds"][0][
         "kept"

@@ -3,7 +3,8 @@
 `oelkit/FrozenLake-v0` is the paper's 3x3 with 2 holes: it has only 19 solvable layouts, so held-out
 seeds are not unseen layouts there. The other worlds come in pairs: the plain name draws training
 layouts, `…Unseen-v0` held-out ones. `…Other-v0` is an unseen world: the same rules, but no symbol
-and no word for a move in common with the plain one.
+and no word for a move in common with the plain one. `oelkit/Sql-v0` asks questions over a database;
+`SqlUnseen-v0` combines conditions in new ways, `SqlOther-v0` is an unseen database.
 
 Your own: a gymnasium.Env whose observations and actions (the model's whole replies) are text,
 registered with `gymnasium.register(id, entry_point=YourWorld, max_episode_steps=turns)`; see
@@ -15,6 +16,7 @@ from .board import ACTIONS, BOARDS, parse_action, parse_board, render_board
 from .bounds import bounds, describe
 from .frozen_lake import FrozenLakeEnv, Layout
 from .sokoban import Room, SokobanEnv
+from .sql import SqlEnv
 from .text_env import TextEnv, TextEnvWrapper
 from .textarena import from_textarena
 from .worlds import WORLDS, held_out, make
@@ -27,6 +29,7 @@ __all__ = [
     "Layout",
     "Room",
     "SokobanEnv",
+    "SqlEnv",
     "TextEnv",
     "TextEnvWrapper",
     "bounds",

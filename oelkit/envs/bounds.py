@@ -71,7 +71,8 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
         raise ValueError("bounds needs at least one seed")
     found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": len(seeds)}
     if not isinstance(world, TextEnv):
-        return found
+        own = getattr(world.unwrapped, "bounds", None)  # a world's own scripted players
+        return found | (own(seeds) if own else {})
     plans = len(ACTIONS) ** world.max_turns if world.max_turns <= _MAX_PLAN_TURNS else 0
     random, ceiling, wins = 0.0, 0.0, np.zeros(plans, dtype=int)
     for seed in seeds:

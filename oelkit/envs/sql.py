@@ -1,0 +1,256 @@
+"""Questions over a real SQLite database whose schema is not told: a turn is one query, feedback is
+SQLite's message or the first rows, and then one fact in words that the query got wrong.
+
+Won where the rows are those of the gold query, in any order unless the question asks for one. A
+query is untrusted: it runs on a query-only connection under an authorizer that lets it read and
+nothing else, one statement, with limits of work, rows and lengths. Held-out questions combine two
+conditions that no training question combines.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+from ..records import Outcome
+from .sql_databases import Database, Thing, clinic, shop
+
+_CALLBACK_EVERY, _MAX_CALLBACKS = 1_000, 2_000  # virtual-machine steps of a query: two million
+_MAX_ROWS = 1_000
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 5_000,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 100,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+}
+_FUNCTIONS = set(
+    [
+        "abs",
+        "avg",
+        "ceil",
+        "coalesce",
+        "count",
+        "date",
+        "floor",
+        "group_concat",
+        "ifnull",
+        "iif",
+        "instr",
+        "length",
+        "like",
+        "lower",
+        "max",
+        "min",
+        "nullif",
+        "round",
+        "strftime",
+        "substr",
+        "substring",
+        "sum",
+        "total",
+        "trim",
+        "upper",
+    ]
+)
+_DATABASES = {"shop": shop, "clinic": clinic}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its gold query, and the facts that the query must get right."""
+
+    text: str
+    gold: str
+    facts: tuple[str, ...]
+    ordered: bool
+    unseen: bool
+
+
+def questions(database: Database) -> list[Question]:
+    """All questions over a database, by templates.
+
+    Of each thing the last pair of conditions is unseen, and every second one before it.
+    """
+    found: list[Question] = []
+    for thing in database.things:
+        pairs = list(combinations(thing.filters, 2))
+        unseen = set(pairs[::-2])
+        for chosen in [(), *((f,) for f in thing.filters), *pairs]:
+            for values in product(*(f.values for f in chosen)):
+                found += _of(thing, chosen, values, chosen in unseen)
+    return found
+
+
+def _of(thing: Thing, chosen: Any, values: Any, unseen: bool) -> list[Question]:
+    said = " and ".join(f.words.format(v[0]) for f, v in zip(chosen, values))
+    conditions = [f.sql.format(v[1]) for f, v in zip(chosen, values)]
+    where = " AND ".join(c for c in (thing.where, *conditions) if c != "1") or "1"
+    facts = tuple(dict.fromkeys((*thing.facts, *(name for f in chosen for name in f.facts))))
+    source = f"FROM {thing.table} WHERE {where}"
+    what = f"{thing.noun} that {said}" if said else thing.noun
+    how_many = f"How many {thing.noun} {said or 'are there'}?"
+    counted = Question(how_many, f"SELECT count(*) {source}", facts, False, unseen)
+    gold = f"SELECT {thing.name} {source} ORDER BY {thing.name} LIMIT 5"
+    names = "numbers" if thing.name in _NUMBERS else "names"
+    named = f"Which are the first 5 {what}, in the order of their {names}?"
+    return [counted, Question(named, gold, facts, True, unseen)]
+
+
+_NUMBERS = ("auf_nr", "vnr")  # what rows without a name are called by
+
+
+def connect(database: Database) -> sqlite3.Connection:
+    """The database in memory, on a connection that can read and nothing else."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    for table, rows in database.tables:
+        connection.execute(f"CREATE TABLE {table}")
+        marks = ", ".join("?" * len(rows[0]))
+        connection.executemany(f"INSERT INTO {table.split()[0]} VALUES ({marks})", rows)
+    connection.commit()
+    connection.execute("PRAGMA query_only = ON")
+    for limit, value in _LIMITS.items():
+        connection.setlimit(limit, value)
+    connection.set_authorizer(_allow)
+    return connection
+
+
+def _allow(action: int, first: str | None, second: str | None, *_: Any) -> int:
+    may = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+    may |= action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS
+    return sqlite3.SQLITE_OK if may else sqlite3.SQLITE_DENY
+
+
+def run_query(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    """The rows of one query.
+
+    Raises:
+        ValueError: SQLite refuses it, it does too much work or gives too many rows; says so.
+    """
+    calls = 0
+
+    def work() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > _MAX_CALLBACKS
+
+    connection.set_progress_handler(work, _CALLBACK_EVERY)
+    try:
+        rows = connection.execute(query).fetchmany(_MAX_ROWS + 1)
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        message = "the query takes too long" if calls > _MAX_CALLBACKS else str(error)
+        raise ValueError(message) from None
+    if len(rows) > _MAX_ROWS:
+        raise ValueError(f"the query gives more than {_MAX_ROWS} rows")
+    return rows
+
+
+def query_of(reply: str) -> str | None:
+    """The query in the last fenced block of a reply."""
+    blocks = reply.split("```")[1:-1:2]
+    text = re.sub(r"\A(?:sqlite|sql)\b", "", blocks[-1].strip(), flags=re.I) if blocks else ""
+    return text.strip() or None
+
+
+class SqlEnv(gym.Env[str, str]):
+    """One question per game.
+
+    Args:
+        database: "shop" or "clinic".
+        split: "train", "unseen" (combinations that no training question has), None for all.
+        hints_only: leave out what the colleague says.
+    """
+
+    observation_space = action_space = spaces.Text(100_000)
+
+    def __init__(self, database: str = "shop", split: str | None = None, hints_only: bool = False):
+        if database not in _DATABASES or split not in (None, "train", "unseen"):
+            raise ValueError(
+                f"database={database!r}, split={split!r}: a database is one of "
+                f"{', '.join(_DATABASES)}, split is train, unseen or None"
+            )
+        self.database, self.hints_only = _DATABASES[database](), hints_only
+        self.connection = connect(self.database)
+        asked = questions(self.database)
+        self.questions = [
+            q
+            for q in asked
+            if (split is None or q.unseen == (split == "unseen"))
+            and run_query(self.connection, q.gold) not in ([], [(0,)])  # else any guess would do
+        ]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        """Ask the question of a seed."""
+        super().reset(seed=seed)
+        self.question = self.questions[int(self.np_random.integers(len(self.questions)))]
+        return self._text(), {}
+
+    def _text(self) -> str:
+        ask = "Answer the question with one SQLite query in a ```sql block."
+        return f"{ask}\nQuestion: {self.question.text}"
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Run the query of a reply; see the module for what comes back."""
+        query, rows, seen = query_of(action), None, ""
+        if query is None:
+            seen = "No query found: write one in a ```sql block."
+        else:
+            try:
+                rows = run_query(self.connection, query)
+                seen = f"{len(rows)} rows: {', '.join(map(str, rows[:3]))[:300]}"
+            except ValueError as error:
+                seen = f"SQLite says: {str(error)[:300]}"
+        won = rows is not None and self._right(rows)
+        told = "" if won or query is None or self.hints_only else self.colleague(query)
+        feedback = f"{seen} That is right." if won else f"{seen} That is wrong. {told}".strip()
+        info = {"action": query, "feedback": feedback}
+        info["outcome"] = Outcome.SUCCESS if won else None
+        return self._text(), float(won), won, False, info
+
+    def _right(self, rows: list[tuple[Any, ...]]) -> bool:
+        gold = run_query(self.connection, self.question.gold)
+        return rows == gold if self.question.ordered else Counter(rows) == Counter(gold)
+
+    def colleague(self, query: str) -> str:
+        """The first fact that a query got wrong, in words."""
+        words = set(re.findall(r"\w+", query.lower()))
+        facts = [self.database.facts[name] for name in self.question.facts]
+        missing = next((f for f in facts if not words.issuperset(f.needs)), None)
+        return f"A colleague says: {missing.says}" if missing else "The names are right."
+
+    def bounds(self, seeds: Iterable[int]) -> dict[str, float]:
+        """Pass rates of scripted players: one who knows every fact, one who says plain names."""
+        won = {"random": 0, "ceiling": 0}
+        games = list(seeds)
+        for seed in games:
+            for name in won:
+                self.reset(seed=seed)
+                q = self.question
+                noun = q.text.split()[2] if q.text.startswith("How") else q.text.split()[5]
+                plain = f"SELECT count(*) FROM {noun.strip(',?')}"
+                query = q.gold if name == "ceiling" else plain
+                won[name] += int(self.step(f"```sql\n{query}\n```")[2])
+        return {name: n / len(games) for name, n in won.items()}
+
+
+for _name, _kwargs in (
+    ("Sql", {"split": "train"}),
+    ("SqlUnseen", {"split": "unseen"}),
+    ("SqlOther", {"database": "clinic"}),
+):
+    if f"oelkit/{_name}-v0" not in gym.registry:
+        gym.register(
+            f"oelkit/{_name}-v0",
+            entry_point="oelkit.envs.sql:SqlEnv",
+            kwargs=_kwargs,
+            max_episode_steps=3,
+            disable_env_checker=True,
+        )

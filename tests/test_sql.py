@@ -1,0 +1,137 @@
+"""The SQL world: its questions, its colleague, and queries that must do no harm."""
+
+import pytest
+
+from oelkit import envs
+from oelkit.envs.sql import connect, query_of, questions, run_query
+from oelkit.envs.sql_databases import clinic, shop
+from oelkit.prompts import act_messages, load_prompt_set
+from oelkit.records import Outcome
+
+DATABASES = (shop, clinic)
+
+
+def asked(query):
+    return f"I think so.\n```sql\n{query}\n```"
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_there_are_questions_enough_and_unseen_ones_combine_known_facts_anew(database):
+    found = questions(database())
+    assert len({q.text for q in found}) == len(found) >= 60
+    train, unseen = ([q for q in found if q.unseen == flag] for flag in (False, True))
+    assert {f for q in unseen for f in q.facts} <= {f for q in train for f in q.facts}
+    assert not {q.facts for q in unseen} & {q.facts for q in train} and len(unseen) > 20
+
+
+def test_databases_share_no_name_and_are_the_same_each_time():
+    facts = [{need for f in d().facts.values() for need in f.needs} for d in DATABASES]
+    assert not facts[0] & facts[1]
+    for database in DATABASES:
+        assert database().tables == database().tables
+
+
+@pytest.mark.parametrize("world", ["Sql", "SqlUnseen", "SqlOther"])
+def test_who_knows_the_facts_wins_and_who_guesses_plain_names_does_not(world):
+    found = envs.bounds(f"oelkit/{world}-v0", range(80))
+    assert (found["random"], found["ceiling"]) == (0.0, 1.0)
+
+
+def test_held_out_questions_are_the_unseen_ones():
+    assert envs.held_out("oelkit/Sql-v0") == "oelkit/SqlUnseen-v0"
+    texts = [
+        {envs.make(f"oelkit/{name}-v0").reset(seed=s)[0] for s in range(300)}
+        for name in ("Sql", "SqlUnseen")
+    ]
+    assert not texts[0] & texts[1] and min(map(len, texts)) > 20
+
+
+def test_a_game_of_a_wrong_a_better_and_the_right_query():
+    env = envs.make("oelkit/Sql-v0")
+    while "How many products cost more than 20 euros?" not in env.reset()[0]:
+        pass
+    _, reward, over, cut, info = env.step(asked("SELECT count(*) FROM products WHERE price > 20"))
+    assert (reward, over, cut, info["outcome"]) == (0.0, False, False, None)
+    assert "no such table: products" in info["feedback"]
+    assert "A colleague says: Products are in table ware" in info["feedback"]
+    *_, info = env.step(asked("SELECT count(*) FROM ware WHERE weg = 0"))
+    assert "1 rows: (" in info["feedback"] and "Prices are in cents" in info["feedback"]
+    _, reward, over, _, info = env.step(
+        asked("SELECT count(*) FROM ware WHERE weg = 0 AND preis_ct > 2000")
+    )
+    assert (reward, over, info["outcome"]) == (1.0, True, Outcome.SUCCESS)
+    assert info["action"].startswith("SELECT") and "right" in info["feedback"]
+
+
+def test_three_tries_and_hints_alone_where_asked():
+    env = envs.make("oelkit/Sql-v0", hints_only=True)
+    env.reset(seed=1)
+    for last in (False, False, True):
+        *_, cut, info = env.step("no query")
+        assert cut == last and "No query found" in info["feedback"]
+    assert info["outcome"] is Outcome.TURN_LIMIT
+    env.reset(seed=1)
+    assert "colleague" not in env.step(asked("SELECT 1"))[-1]["feedback"]
+
+
+def test_order_counts_only_where_it_is_asked_for():
+    env = envs.make("oelkit/Sql-v0").unwrapped
+    for ordered, right in ((True, False), (False, True)):
+        env.question = next(q for q in env.questions if q.ordered)
+        rows = run_query(env.connection, env.question.gold)
+        env.question = type(env.question)(*{**vars(env.question), "ordered": ordered}.values())
+        assert len(rows) > 1 and env._right(rows[::-1]) == right and not env._right(rows * 2)
+
+
+HARM = {
+    "DROP TABLE ware": "not authorized",
+    "DELETE FROM ware": "not authorized",
+    "INSERT INTO ware VALUES (1)": "values were supplied|not authorized",
+    "ATTACH 'x.db' AS x": "not authorized|too many attached",
+    "PRAGMA query_only = OFF": "not authorized",
+    "SELECT load_extension('x')": "not authorized",
+    "SELECT readfile('/etc/passwd')": "no such function|not authorized",
+    "SELECT zeroblob(1000000000)": "not authorized",
+    "SELECT 1; SELECT 2": "one statement",
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c) SELECT max(x) FROM c": "auth",
+    "SELECT count(*) FROM auftrag a, auftrag b, auftrag c, auftrag d": "takes too long",
+    "SELECT a.auf_nr FROM auftrag a, auftrag b": "more than 1000 rows",
+    "SELECT " + "(" * 500 + "1" + ")" * 500: "too large|too deep|overflow|parser",
+    "SELECT '" + "x" * 10_000 + "'": "too big|too large|too long",
+    "SELECT \x00": "null character|unrecognized token|syntax|incomplete",
+    "SELECT '\ud800'": "surrogates",
+}
+
+
+@pytest.mark.parametrize("query", HARM)
+def test_a_query_can_read_and_nothing_else(query):
+    connection = connect(shop())
+    with pytest.raises(ValueError, match=HARM[query]):
+        run_query(connection, query)
+    assert run_query(connection, "SELECT count(*) FROM ware") == [(60,)]
+
+
+def test_the_query_is_the_last_fenced_block():
+    assert query_of("```sql\nSELECT 1\n``` or\n```SELECT 2```") == "SELECT 2"
+    assert query_of("SELECT 1") is None and query_of("```sql\nSELECT 1") is None
+    assert query_of("```sql```") is None and query_of("``" * 500_000) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"database": "bank"}, {"split": "test"}], ids=["database", "split"]
+)
+def test_wrong_arguments_are_refused(wrong):
+    with pytest.raises(ValueError, match="a database is one of shop, clinic"):
+        envs.make("oelkit/Sql-v0", **wrong)
+
+
+def test_the_prompt_shows_queries_and_feedback_of_the_turns_before(tiny):
+    from oelkit import rollout
+
+    tiny.base_lm.config.max_position_embeddings = 4096
+    games = rollout(tiny, "oelkit/Sql-v0", [1, 2], prompt_set="rules", max_new_tokens=8)
+    assert all(len(game.turns) == 3 for game in games)
+    text = games[0].turns[1].prompt[0]["content"]
+    assert "You answered:\nno move" in text and "No query found" in text
+    (message,) = act_messages(load_prompt_set("rules"), "Q", moves=())
+    assert message["content"] == "Q"
