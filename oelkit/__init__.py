@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .runs.settings import Settings as Settings
     from .stats import paired_bootstrap as paired_bootstrap
     from .stats import wilson_interval as wilson_interval
+    from .steps.agreement import agreement as agreement
     from .steps.distillation import distill as distill
     from .steps.evaluation import evaluate as evaluate
     from .steps.evaluation import probe as probe
@@ -51,6 +52,7 @@ _HOMES = {
     "prompts": "load_prompt_set",
     "runs.run": "Run run_loop",
     "runs.settings": "Settings",
+    "steps.agreement": "agreement",
     "steps.distillation": "distill",
     "stats": "paired_bootstrap wilson_interval",
     "steps.evaluation": "evaluate probe",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -60,7 +59,10 @@ def main() -> None:
     args = parser.parse_args()
     policy = load_policy(args.model, dtype=args.dtype)
     how = {"prompt_set": "rules", "max_new_tokens": 80, "seed": args.seed}
-    command = shlex.join(["python", *sys.argv]).replace(args.model, Path(args.model).name)
+    given = {"model": Path(args.model).name, "dtype": args.dtype, "questions": args.questions}
+    given |= {"games": args.games, "seed": args.seed}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    command = shlex.join(["python", "examples/sql/trial.py", *words])
 
     def arm(name: str, text: str, env: str = "oelkit/SqlUnseen-v0") -> None:
         began = time.time()

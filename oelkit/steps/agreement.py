@@ -1,0 +1,71 @@
+"""How near a model without the experience is to itself with it, on states not trained on: what can be measured where there are logs and no world.
+
+The KL is estimated on replies that the model samples: the mean over their tokens of the difference
+of log-probabilities, unbiased, and near to what the training lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..model.policy import Policy
+from ..model.sampling import generate
+from ..model.scoring import token_logprobs
+from ..prompts import PromptSet, load_prompt_set, with_experience
+from ..records import State
+from ..stats import wilson_interval
+
+
+def agreement(
+    policy: Policy,
+    states: Sequence[State],
+    experience: str,
+    *,
+    adapter: str | None = "student",
+    teacher: str | None = "teacher",
+    prompt_set: str | PromptSet | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare the answers of `adapter` without the experience with those of `teacher` with it.
+
+    Args:
+        policy: the model; after `distill` its teacher is the student as it was before.
+        states: states that nothing was trained on.
+        experience: what the teacher reads.
+        adapter: "student" (after training), "teacher" (before it), or None for the base model.
+        teacher: who reads the experience, in the same words.
+        prompt_set: places the experience (None: the policy's own).
+        max_new_tokens: of a reply (None: the prompt set's).
+        seed: of the replies on which the KL is estimated.
+
+    Returns:
+        kl (nats per token), agreement (share of equal greedy answers) with its 95 % interval low
+        and high, and n.
+
+    Raises:
+        ValueError: no states, no experience, or a prompt over the context.
+    """
+    if not states or not experience.strip():
+        raise ValueError("nothing to compare: there are no states, or no experience")
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    plain = [policy.encode(s.prompt) for s in states]
+    read = [policy.encode(with_experience(prompt_set, s.prompt, experience)) for s in states]
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens or prompt_set.max_new_tokens}
+    ids = [r.ids for r in generate(policy, plain, adapter=adapter, temperature=1, seed=seed, **how)]
+    own = token_logprobs(policy, plain, ids, adapter=adapter)
+    theirs = token_logprobs(policy, read, ids, adapter=teacher)
+    kl = [float((a - b).mean()) for a, b in zip(own, theirs, strict=True)]
+    answers = [
+        [policy.answer_text(r.text).strip() for r in generate(policy, prompts, **how)]
+        for prompts, how in (
+            (plain, {**how, "temperature": 0, "adapter": adapter}),
+            (read, {**how, "temperature": 0, "adapter": teacher}),
+        )
+    ]
+    same, n = sum(a == b for a, b in zip(*answers, strict=True)), len(states)
+    low, high = wilson_interval(same, n)
+    return {"kl": float(np.mean(kl)), "agreement": same / n, "low": low, "high": high, "n": n}
