@@ -75,13 +75,13 @@ def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
     return folder
 
 
-def shake(policy, adapter="student", seed=1):
+def shake(policy, adapter="student", seed=1, size=0.1):
     """Random LoRA B weights, so that the adapter says something."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
             if f".{adapter}." in name and "lora_B" in name:
-                p.copy_(torch.randn(p.shape, generator=g) * 0.1)
+                p.copy_(torch.randn(p.shape, generator=g) * size)
 
 
 def some_prompts(n, seed=0, low=3, high=40):

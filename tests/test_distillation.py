@@ -3,20 +3,23 @@ while it trains.
 """
 
 import signal
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import shake, spy_on_generate
+from helpers import make_model, shake, spy_on_generate
+from safetensors import safe_open
 
 from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
-from oelkit.model.sampling import generate
+from oelkit.model.sampling import Reply, generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
 from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import State
 from oelkit.steps import distillation as module
 from oelkit.steps.distillation import distill
-from oelkit.steps.training import LOSSES
+from oelkit.steps.training import LOSSES, prepare
 
 PROMPTS = load_prompt_set("brief")
 STATES = [
@@ -148,6 +151,15 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
         assert torch.allclose(new, old - 1e-3 * g / (g.abs() + 1e-8), atol=1e-6)
 
 
+def prepared(policy, batch_tokens=100_000, **changes):
+    """A training whose micro-batches have so many tokens."""
+    options = {"batch_size": 6, "max_new_tokens": 5, **changes}
+    training = prepare(policy, STATES, [TEXT], None, PROMPTS, 0, options)
+    sizes = {"batch_tokens": batch_tokens, "scored_tokens": batch_tokens}
+    training.plan = replace(training.plan, **sizes)
+    return training
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_micro_batches_give_the_same_gradient(tiny, loss):
     shake(tiny)
@@ -157,15 +169,9 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
     teachers = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
     replies, found = generate(tiny, students, max_new_tokens=5), []
     for batch_tokens in (1, 200, 100_000):
-        told = module._score(tiny, teachers, replies, [(None, range(6))], batch_tokens)
-        value = module._backward(
-            tiny,
-            students,
-            replies,
-            None if loss == "sft" else told,
-            DistillConfig(loss=loss),
-            batch_tokens,
-        )
+        training = prepared(tiny, batch_tokens, loss=loss)
+        told = module._score(training, teachers, replies, [(None, list(range(6)))])
+        value = module._backward(training, students, replies, None if loss == "sft" else told)
         found.append((value, [p.grad.clone() for p in tiny.trainable()]))
         for p in tiny.trainable():
             p.grad = None
@@ -232,6 +238,7 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
         "replies",
         "reply_tokens",
         "truncated",
+        "skipped",
         "grad_norm",
         "seconds",
     }
@@ -377,15 +384,120 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
     assert same(before, weights(tiny))
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_ruins_the_weights(tiny):
-    before = weights(tiny)
-    hook = tiny.trainable()[-1].register_hook(
-        lambda grad: grad * float("inf")
-    )  # as float16 overflows
-    with pytest.raises(RuntimeError, match="step 0: the gradient is (inf|nan)"):
+@pytest.mark.parametrize("fault", ["gradient", "loss"])
+def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch, fault):
+    before, bad = weights(tiny), float("inf" if fault == "gradient" else "nan")
+    if fault == "gradient":
+        hook = tiny.trainable()[-1].register_hook(lambda grad: grad * bad)
+    else:  # the gradient may be as good as it likes
+        loss = module._loss
+        monkeypatch.setattr(module, "_loss", lambda *args: loss(*args) + bad)
+    with pytest.raises(
+        RuntimeError, match=rf"step 0: the {fault} is (inf|nan); lower lr \(now 0.0"
+    ):
         train(tiny)
-    hook.remove()
+    if fault == "gradient":
+        hook.remove()
     assert same(before, weights(tiny))
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("long"), max_position_embeddings=2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replies", [32, 64])
+def test_float16_learns_the_gradient_of_float32(long_model, monkeypatch, replies):
+    """Four of the 64 replies of 1,024 tokens that the paper has, with the weight they have."""
+    grads, g, told, loss = [], torch.Generator().manual_seed(0), None, module._loss
+    answers = [Reply(y, "", True) for y in torch.randint(3, 250, (4, 1024), generator=g).tolist()]
+    monkeypatch.setattr(module, "_loss", lambda *a: loss(*a[:4], a[4] * 4 / replies, a[5]))
+    for dtype in ("float32", "float16"):
+        policy = load_policy(long_model, dtype=dtype)
+        shake(policy, "teacher", size=0.005)  # a small loss: unscaled, most of its gradient is 0
+        training = prepared(policy, 4096, batch_size=replies, max_new_tokens=1024)
+        students = [policy.encode(s.prompt) for s in STATES[:4]]
+        told = told or module._score(training, students, answers, [(None, [0, 1, 2, 3])])
+        module._backward(training, students, answers, [x.to(policy.head_weight) for x in told])
+        training.scaler.unscale_(training.optimizer)
+        grads.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))
+    want, got = grads
+    assert torch.cosine_similarity(want, got, dim=0) > 0.999
+    assert float(got.norm()) == pytest.approx(float(want.norm()), rel=0.01)
+
+
+def test_an_overflow_in_float16_skips_the_step_and_goes_on(tiny_model, tmp_path):
+    policy, rows = load_policy(tiny_model, dtype="float16"), []
+    before = weights(policy)
+
+    def watch(row):
+        rows.append((row["skipped"], same(before, weights(policy))))
+
+    hook = policy.trainable()[-1].register_hook(
+        lambda grad: grad * (float("inf") if len(rows) < 2 else 1)
+    )
+    with pytest.warns(UserWarning) as said:
+        history = train(policy, steps=4, on_step=watch, checkpoint=tmp_path / "t.safetensors")
+    hook.remove()
+    assert rows == [(True, True), (True, True), (False, False), (False, False)]
+    assert [row["skipped"] for row in history] == [True, True, False, False]
+    texts = [str(w.message) for w in said if "overflowed" in str(w.message)]
+    assert "step 0" in texts[0] and "(1 of 1 so far)" in texts[0] and "scale is 16 " in texts[0]
+    assert "step 1" in texts[1] and "(2 of 2 so far)" in texts[1] and "scale is 8 " in texts[1]
+    # and what was stopped goes on with that scale
+    training = prepared(policy)
+    saved = module.Checkpoint(training, tmp_path / "t.safetensors")
+    saved.identity = safe_open(saved.path, "pt").metadata()["identity"]
+    saved.restore()
+    assert training.scaler.get_scale() == 8
+
+
+def test_a_gradient_that_overflows_at_every_scale_ends_the_training(tiny_model):
+    policy = load_policy(tiny_model, dtype="float16")
+    policy.trainable()[-1].register_hook(lambda grad: grad * float("inf"))
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="step 5: the gradient is"):
+        train(policy, steps=9)  # 6 states of 5 tokens: the scale begins at 32
+
+
+def test_a_loss_that_jumps_is_said_at_once(tiny, monkeypatch):
+    values, said = iter([0.2, 0.3, 0.8, 1.0, 0.2, 3.1]), []
+    monkeypatch.setattr(
+        module,
+        "_backward",
+        lambda *args, real=module._backward: (real(*args), (next(values), 0))[1],
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(tiny, steps=6, warmup=2, on_step=lambda row: said.append(len(caught)))
+    assert said == [0, 0, 0, 0, 0, 1]  # a ninefold rise over what was low once is none
+    assert (
+        "step 5: the loss jumped from 1 to 3.1 nats per token; lower lr (now 0.001) or raise w"
+        in (str(caught[0].message))
+    )
+
+
+def test_the_texts_whose_keys_and_values_find_no_room_are_read_again(tiny, monkeypatch):
+    long = [
+        f"- EXPERIENCE ITEM: the {word} one is a hole. " * 7 for word in ("left", "right", "up")
+    ]
+
+    def once(kept):
+        tiny.reset()
+        shake(tiny)
+        training = prepare(tiny, STATES, long, None, PROMPTS, 0, {"max_new_tokens": 5, "steps": 3})
+        training.plan = replace(training.plan, kept_texts=kept)
+        most = 0
+        rows = []
+        for step in range(3):
+            rows.append(module.distill_step(training, step)["loss"])
+            most = max(most, len(training.prefixes))
+        return rows, weights(tiny), most
+
+    rows, end, kept = once(3)
+    assert kept == 3
+    again, other, kept = once(1)
+    assert kept == 1 and again == rows and same(end, other)
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,14 @@ def test_the_table_names_every_part(tiny):
     assert plan.held["weights"] == sum(
         p.nbytes for n, p in tiny.model.named_parameters() if ".lora_" not in n
     )
+
+
+def test_the_keys_and_values_of_all_texts_are_counted_or_left_out(tiny, monkeypatch):
+    """Ten texts of 8,000 tokens on a 1.7B once held 19 GB where 1.9 were planned."""
+    module = importlib.import_module("oelkit.model.memory")
+    one, ten = (memory_plan(tiny, 300, reply_tokens=8, texts=n) for n in (1, 10))
+    kv = "keys and values of experience"
+    assert ten.held[kv] == 10 * one.held[kv] and (one.kept_texts, ten.kept_texts) == (1, 10)
+    monkeypatch.setattr(module, "_free", lambda device: 7 * one.held[kv])
+    few = memory_plan(tiny, 300, reply_tokens=8, texts=10)
+    assert few.kept_texts == 3 and few.held[kv] == 3 * one.held[kv]

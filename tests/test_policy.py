@@ -329,6 +329,17 @@ def test_the_dtype_of_a_large_model_on_a_device(tiny_model, monkeypatch, device,
     assert ("quantization_config" in asked) == (device == "cuda")
 
 
+def test_hidden_states_that_overflow_in_float16_are_said_at_load(tmp_path):
+    """As Gemma 3's do: replies of padding, and a crash in sampling."""
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight *= 1e5
+    model.save_pretrained(tmp_path)
+    assert load_policy(tmp_path).hidden(torch.tensor([[5, 6]])).isfinite().all()
+    with pytest.raises(ValueError, match='overflow in float16; load it with dtype="float32", or'):
+        load_policy(tmp_path, dtype="float16")
+
+
 # -- NF4 on a CPU
 
 

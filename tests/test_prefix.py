@@ -137,3 +137,30 @@ def test_a_model_whose_vocabulary_size_stands_in_its_text_config(tmp_path):
     assert not hasattr(policy.base_lm.config, "vocab_size") and can_share(policy)
     replies = generate(policy, PROMPTS[:3], max_new_tokens=6, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 6) for p in PROMPTS[:3]]
+
+
+def test_grouped_queries_on_an_old_card_take_no_quadratic_kernel(tiny, monkeypatch):
+    """There, torch has only that one where fewer key heads than query heads come in."""
+    real, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(query, key, value, **options):
+        seen.append((query.shape[1], key.shape[1], options.get("enable_gqa", False)))
+        return real(query, key, value, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    ids, prompts = torch.tensor([START]), [PROMPTS[0][200:], PROMPTS[1][150:250]]
+    with torch.no_grad():
+        want, greedy = tiny.hidden(ids), generate(tiny, prompts, max_new_tokens=9, temperature=0)
+        assert (4, 2, True) in seen
+        seen.clear()
+        with monkeypatch.context() as patch:  # as on a T4
+            patch.setattr(type(tiny.base_lm), "device", torch.device("cuda"))
+            patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+            attention.repeat_key_heads(tiny.base_lm)
+        got = tiny.hidden(ids)
+        assert generate(tiny, prompts, max_new_tokens=9, temperature=0) == greedy
+    assert seen and {(q, k, gqa) for q, k, gqa in seen} == {(4, 4, False)}
+    assert (got - want).norm() < 1e-5 * want.norm()
+    assert can_share(tiny)  # and goes back to it behind a shared beginning
+    assert generate(tiny, PROMPTS[:3], max_new_tokens=3)
+    assert tiny.base_lm.config._attn_implementation == "repeated_keys"

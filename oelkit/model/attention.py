@@ -75,6 +75,18 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def repeat_key_heads(model: PreTrainedModel) -> None:
+    """Keep grouped queries without a mask from the kernel that holds all [T, T] scores.
+
+    On cards below compute capability 8, where torch has no other one for them (`enable_gqa`).
+    """
+    device = model.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8:
+        return
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        model.set_attn_implementation("repeated_keys")
+
+
 @contextmanager
 def prefixed_cache(
     model: PreTrainedModel, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -119,8 +131,9 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
     mask = attention_mask.expand(batch, 1, s, -1)
     rows_at_once = max(1, MAX_SCORES // (heads * s * key.shape[2]))
     parts = []
-    for rows in torch.arange(batch, device=key.device).split(rows_at_once):
-        scores = (query[rows] @ key[rows].transpose(2, 3)).float() * scale
+    for first in range(0, batch, rows_at_once):
+        rows = slice(first, first + rows_at_once)  # a view: an index would copy keys and values
+        scores = (query[rows] @ key[rows].transpose(2, 3)).float().mul_(scale)
         seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)
         if seen.dtype == torch.bool:
             scores.masked_fill_(~seen, -torch.inf)
@@ -130,6 +143,22 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
         own = scores.sub_(both[..., None]).exp_().to(value.dtype) @ value[rows]
         parts.append(out[rows] * (total[rows] - both).exp()[..., None].to(value.dtype) + own)
     return torch.cat(parts).reshape(batch, heads, s, -1).transpose(1, 2).contiguous(), None
+
+
+def _repeated_keys(module, query, key, value, attention_mask, **kwargs):
+    """Transformers' own, given as many key heads as query heads."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    return sdpa_attention_forward(_NoGroups(module), query, key, value, attention_mask, **kwargs)
+
+
+class _NoGroups:
+    """What Transformers asks an attention layer for."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.is_causal = getattr(module, "is_causal", True)
 
 
 def _with_logsumexp(query, key, value, scale):
@@ -145,5 +174,6 @@ def _with_logsumexp(query, key, value, scale):
     return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
 
 
-AttentionInterface.register("shared_prefix", _attention)
-AttentionMaskInterface.register("shared_prefix", sdpa_mask)
+for _name, _function in (("shared_prefix", _attention), ("repeated_keys", _repeated_keys)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..config import ModelConfig
+from .attention import repeat_key_heads
 from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
 from .policy import Policy
 
@@ -105,6 +106,7 @@ def load_policy(
     if adapter is not None:
         policy.load_adapter(adapter)
     policy.sync_teacher()
+    policy.check_finite()
     return policy
 
 
@@ -130,8 +132,7 @@ def _pick_device(device: str | torch.device) -> torch.device:
     cuda = torch.cuda.is_available()
     device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
     if device.type == "cuda" and not cuda:
-        no = 'device="cuda", but this machine has no usable CUDA device'
-        raise RuntimeError(f'{no}; pass device="cpu" or "auto"')
+        raise RuntimeError('no usable CUDA device on this machine; pass device="cpu" or "auto"')
     return device
 
 
@@ -202,8 +203,8 @@ def _load_base(
         for module in base.modules():  # a folder may name another dtype, for another card
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = dtype
-    # generate hands on a slice, [B, 1, D] of [B, T, D], for which torch would copy the whole head
-    # B times
+    repeat_key_heads(base)
+    # generate hands on a slice of [B, T, D], for which torch would copy the whole head B times
     head = base.get_output_embeddings()
     head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return base.requires_grad_(False)

@@ -29,6 +29,7 @@ from .sampling import BATCH_TOKENS
 
 MAX_BATCH_TOKENS = 16_384  # of a micro-batch; more keeps no card busier
 CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
+TEXTS_SHARE = 0.5  # of free main memory, for the keys and values of all experience texts
 CUDA_SHARE = 0.8  # of what is free on the device; the rest is for gaps
 PROBE_TOKENS = 32, 96  # of the trial runs
 
@@ -49,6 +50,8 @@ class MemoryPlan:
     """The same of the teacher's, which keeps nothing for a backward pass."""
     gradient_checkpointing: bool
     """Whether the longest sequence needs it."""
+    kept_texts: int = 1
+    """Experience texts whose keys and values stay in main memory; others are read again."""
 
     @property
     def peak(self) -> int:
@@ -98,6 +101,7 @@ def memory_plan(
     batch_size: int = 32,
     retain: bool = False,
     batch_tokens: int | None = None,
+    texts: int = 1,
 ) -> MemoryPlan:
     """What `distill` will need with such an experience, and the micro-batches that fit.
 
@@ -111,6 +115,7 @@ def memory_plan(
         batch_size: states per step.
         retain: whether the student, too, reads the experience: its sequences are that much longer.
         batch_tokens: of a micro-batch; None chooses.
+        texts: different experience texts, of which each sample draws one.
     """
     reply = reply_tokens or load_prompt_set(policy.default_prompt_set).max_new_tokens
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
@@ -119,14 +124,17 @@ def memory_plan(
     head, cuda = policy.head_weight, policy.device.type == "cuda"
     kl_rows = min(losses.chunk_rows(head), batch_size * reply)
     lora = {p for n, p in policy.model.named_parameters() if ".lora_" in n}
+    kv, free = _cache_bytes(policy) * experience_tokens * shared, _free(policy.device)
+    spare = TEXTS_SHARE * (psutil.virtual_memory().available if cuda else free)
+    kept = max(1, min(texts, int(spare / max(kv, 1))))
     held = {
         "weights": sum(p.nbytes for p in policy.model.parameters() if p not in lora),
         "adapters": sum(p.nbytes for p in lora),
         # AdamW's two moments, of 8 or of 32 bits
         "optimiser": (2 if cuda else 8) * sum(p.numel() for p in policy.trainable()),
-        "keys and values of experience": _cache_bytes(policy) * experience_tokens * shared,
+        # a card holds those in use, the others wait in main memory
+        "keys and values of experience": kv * (1 if cuda else kept),
     }
-    free = _free(policy.device)
     room = CUDA_SHARE * (free - held["optimiser"] - held["keys and values of experience"])
     reading = _cost(policy, lambda n: _read(policy, n))
     training = _cost(policy, lambda n: _train(policy, n, kl_rows))
@@ -148,7 +156,7 @@ def memory_plan(
         "scoring": reading(scored),
         "training": training(learned),
     }
-    return MemoryPlan(held, phases, free, learned, scored, checkpointing)
+    return MemoryPlan(held, phases, free, learned, scored, checkpointing, kept)
 
 
 @contextmanager

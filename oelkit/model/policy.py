@@ -123,6 +123,22 @@ class Policy(Adapters):
             input_ids=input_ids, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state
 
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Refuse float16 where activations exceed its largest number, 65,504 (as in Gemma 3).
+
+        Raises:
+            ValueError: hidden states of a short prompt are not finite.
+        """
+        if self._embedding.dtype != torch.float16:
+            return
+        ids = self.encode([{"role": "user", "content": "The quick brown fox. 1 + 1 = ?"}])
+        if not self.hidden(torch.tensor([ids], device=self.device)).isfinite().all():
+            raise ValueError(
+                f"{self.name}: its hidden states overflow in float16; load it with "
+                'dtype="float32", or "bfloat16" on a card of compute capability 8 or more'
+            )
+
     @cached_property
     def head_weight(self) -> torch.Tensor:
         """The frozen output matrix [V, D].

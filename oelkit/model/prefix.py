@@ -9,6 +9,7 @@ it, see `can_share`.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -41,7 +42,13 @@ class SharedPrefix:
         layers: list[Any] = cache.layers
         self.ids, self.kv = list(ids), [(layer.keys, layer.values) for layer in layers]
         if device:
-            self.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
+            self.kv = self.to(device).kv
+
+    def to(self, device: str | torch.device) -> SharedPrefix:
+        """The same on a device; nothing is copied where it is there already."""
+        moved = copy.copy(self)
+        moved.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
+        return moved
 
     def crop(self, prompts: Sequence[Sequence[int]]) -> int:
         """Shorten it to what all prompts begin with, less than each of them; its length then."""
@@ -52,8 +59,7 @@ class SharedPrefix:
 
     def as_cache(self, policy: Policy) -> AbstractContextManager[DynamicCache]:
         """An empty cache that stands behind it: its first token has position len(ids)."""
-        kv = [(k.to(policy.device), v.to(policy.device)) for k, v in self.kv]
-        return prefixed_cache(policy.base_lm, kv)
+        return prefixed_cache(policy.base_lm, self.to(policy.device).kv)
 
 
 def min_shared_prefix(policy: Policy) -> int:

@@ -37,7 +37,7 @@ from ..model.sampling import Reply, generate
 from ..model.scoring import reply_hidden, token_batches
 from ..prompts import PromptSet, with_experience
 from ..records import State
-from .training import ON_POLICY, Checkpoint, Training, interrupt_deferred, prepare
+from .training import ON_POLICY, Checkpoint, Training, interrupt_deferred, prepare, update, warn_of
 
 CHECKPOINT_EVERY = 5  # steps
 PREFIX_STATES = 16  # states whose prompts say what all begin with
@@ -74,12 +74,12 @@ def distill(
 
     Returns:
         A row per step: step, loss (nats per token), entropy (nats, of the student), replies,
-        reply_tokens (per reply), truncated (share of them), grad_norm (before clipping to 1), lr,
-        seconds.
+        reply_tokens (per reply), truncated (share of them), grad_norm (before clipping to 1),
+        skipped (a gradient overflowed in float16, nothing was learned), lr, seconds.
 
     Raises:
         ValueError: no states, no experience, a prompt over the context, or wrong settings.
-        RuntimeError: the gradient is not finite, or memory has run out; no step is half done.
+        RuntimeError: loss or gradient are not finite, or memory ran out; no step is half done.
         KeyboardInterrupt: Ctrl+C, after the step and the checkpoint.
     """
     training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
@@ -95,6 +95,7 @@ def distill(
     with interrupt_deferred() as interrupted:
         for step in tqdm(steps, "distill", unit="step", disable=not progress, mininterval=1):
             history.append(distill_step(training, step))
+            warn_of(training)
             if on_step:
                 on_step(history[-1])
             stop = interrupted()
@@ -133,18 +134,11 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         teacher_hidden = None
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
             groups = _group_by_prefix(t, texts, teacher_ids)
-            teacher_hidden = _score(policy, teacher_ids, replies, groups, t.plan.scored_tokens)
+            teacher_hidden = _score(t, teacher_ids, replies, groups)
         checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
         with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
-            loss, entropy = _backward(
-                policy, student_ids, replies, teacher_hidden, c, t.plan.batch_tokens
-            )
-    grad_norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
-    if not torch.isfinite(grad_norm):
-        raise RuntimeError(
-            f"step {step}: the gradient is {grad_norm.item()}; lower lr, or train in another dtype"
-        )
-    t.optimizer.step()
+            loss, entropy = _backward(t, student_ids, replies, teacher_hidden)
+    grad_norm, skipped = update(t, step, loss)
     return {
         "step": step,
         "loss": loss,
@@ -153,7 +147,8 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         "replies": len(batch),
         "reply_tokens": sum(len(r.ids) for r in replies) / len(batch),
         "truncated": sum(r.truncated for r in replies) / len(batch),
-        "grad_norm": float(grad_norm),
+        "grad_norm": grad_norm,
+        "skipped": skipped,
         "seconds": time.perf_counter() - began,
     }
 
@@ -196,72 +191,77 @@ def _oom_hint(what: str, **settings: int) -> Iterator[None]:
 
 def _group_by_prefix(
     t: Training, texts: list[str], teacher_ids: list[list[int]]
-) -> list[tuple[SharedPrefix | None, list[int]]]:
-    """Rows by the beginning that their teacher prompts share; the rest in a group of its own."""
+) -> list[tuple[str | None, list[int]]]:
+    """Rows by the text whose beginning their teacher prompts share; the rest under None."""
     groups: dict[str | None, list[int]] = {}
     for i, (text, ids) in enumerate(zip(texts, teacher_ids, strict=True)):
-        if text not in t.prefixes:
-            t.prefixes[text] = _prefix(t, text)
-        prefix = t.prefixes[text]
-        begin = prefix.ids if prefix else None
+        begin = _beginning(t, text)
         fits = begin and len(ids) > len(begin) and ids[: len(begin)] == begin
         groups.setdefault(text if fits else None, []).append(i)
-    return [(t.prefixes[text] if text else None, rows) for text, rows in groups.items()]
+    # what is kept comes first, before others take its place
+    return sorted(groups.items(), key=lambda group: group[0] not in t.prefixes)
 
 
-def _prefix(t: Training, text: str) -> SharedPrefix | None:
-    """What prompts with this text begin with, by the first states; None where that is too short.
+def _beginning(t: Training, text: str) -> list[int]:
+    """What prompts with this text begin with, by the first states; [] where that is too short.
 
     It depends on no batch, so that a training that goes on computes the very same.
     """
-    prompts = [
-        t.policy.encode(with_experience(t.prompt_set, state.prompt, text))
-        for state in t.states[:PREFIX_STATES]
-    ]
-    shared = min(len(os.path.commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
-    if shared < min_shared_prefix(t.policy) or not can_share(t.policy):
-        return None
-    with torch.no_grad(), t.policy.adapter("teacher", merge=True):
-        # a GPU holds the one in use, the others wait in main memory
-        return SharedPrefix(t.policy, prompts[0][:shared], "cpu")
+    if text not in t.beginnings:
+        prompts = [
+            t.policy.encode(with_experience(t.prompt_set, state.prompt, text))
+            for state in t.states[:PREFIX_STATES]
+        ]
+        shared = min(len(os.path.commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
+        worth = shared >= min_shared_prefix(t.policy) and can_share(t.policy)
+        t.beginnings[text] = prompts[0][:shared] if worth else []
+    return t.beginnings[text]
+
+
+def _prefix(t: Training, text: str) -> SharedPrefix:
+    """The beginning's keys and values, on the device; in main memory as many as the plan allows."""
+    prefix = t.prefixes.pop(text, None)
+    while len(t.prefixes) >= t.plan.kept_texts:
+        del t.prefixes[next(iter(t.prefixes))]
+    t.prefixes[text] = prefix or SharedPrefix(t.policy, t.beginnings[text], "cpu")
+    return t.prefixes[text].to(t.policy.device)
 
 
 @torch.no_grad()
 def _score(
-    policy: Policy,
+    t: Training,
     teacher_ids: list[list[int]],
     replies: list[Reply],
-    groups: list[tuple[SharedPrefix | None, list[int]]],
-    batch_tokens: int,
+    groups: list[tuple[str | None, list[int]]],
 ) -> list[torch.Tensor]:
     """The teacher's hidden states [reply tokens, D] for each reply."""
     hidden_of: dict[int, torch.Tensor] = {}
-    with policy.adapter("teacher", merge=True):
-        for prefix, group in groups:
+    with t.policy.adapter("teacher", merge=True):
+        for text, group in groups:
+            prefix = _prefix(t, text) if text else None
             skip = len(prefix.ids) if prefix else 0
             lengths = [len(teacher_ids[i]) - skip + len(replies[i].ids) for i in group]
-            for batch in token_batches(lengths, batch_tokens):
+            for batch in token_batches(lengths, t.plan.scored_tokens):
                 rows = [group[i] for i in batch]
                 ids = [replies[i].ids for i in rows]
-                hidden = reply_hidden(policy, [teacher_ids[i] for i in rows], ids, prefix)
+                hidden = reply_hidden(t.policy, [teacher_ids[i] for i in rows], ids, prefix)
                 hidden_of |= zip(rows, hidden.split([len(y) for y in ids]), strict=True)
+            del prefix  # before the next one comes onto the device
     return [hidden_of[i] for i in range(len(replies))]
 
 
 def _backward(
-    policy: Policy,
+    t: Training,
     student_ids: list[list[int]],
     replies: list[Reply],
     teacher_hidden: list[torch.Tensor] | None,
-    config: DistillConfig,
-    batch_tokens: int,
 ) -> tuple[float, float]:
     """Accumulate a batch's gradient; (loss, student's entropy), over tokens, then over replies."""
     total = entropy = 0.0
-    head, lengths = policy.head_weight, []
+    policy, head, lengths = t.policy, t.policy.head_weight, []
     for prompt, reply in zip(student_ids, replies, strict=True):
         lengths.append(len(prompt) + len(reply.ids))
-    for rows in token_batches(lengths, batch_tokens):
+    for rows in token_batches(lengths, t.plan.batch_tokens):
         ids = [replies[i].ids for i in rows]
         per_token = [torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]
         weights = torch.cat(per_token).to(head.device)
@@ -271,12 +271,12 @@ def _backward(
             policy.model.train()  # LoRA's dropout and gradient checkpointing; the base has none
             try:
                 hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
-                value = _loss(hidden, teacher, sampled, head, weights, config)
-                value.backward()
+                value = _loss(hidden, teacher, sampled, head, weights, t.config)
+                t.scaler.scale(value).backward()
             finally:
                 policy.model.eval()
         total += value.item()
-        spread = losses.entropy(hidden.detach(), head, temperature=config.temperature)
+        spread = losses.entropy(hidden.detach(), head, temperature=t.config.temperature)
         entropy += float(spread @ weights)
     return total, entropy
 

@@ -3,8 +3,9 @@ JSON line a trial.
 
 A trial distills the same notes into a fresh adapter, then asks how far the student is from the
 teacher on states that were not trained on: KL(student || teacher), nats a token, on replies that
-the untrained student gave, the same for every trial. It says what closes the gap in few steps, not
-what plays best."""
+the untrained student gave, the same for every trial, and on the trained student's own. What is not
+named keeps the default of `distill`. It says what closes the gap in few steps, not what plays
+best."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from oelkit import distill, load_policy, rollout, states
+from oelkit.config import DistillConfig
 from oelkit.model import losses as kl
 from oelkit.model.policy import Policy
 from oelkit.model.sampling import generate
@@ -48,57 +50,68 @@ def gap(policy: Policy, found: list[State], replies: list[list[int]], temperatur
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = DistillConfig()
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
-    parser.add_argument("--ranks", default="4,16,64")
-    parser.add_argument("--lrs", default="1e-4,3e-4,1e-3")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=4, help="states a step")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--ranks", default="16")
+    parser.add_argument("--lrs", default=str(default.lr))
+    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--batch", type=int, default=default.batch_size, help="states per step")
+    parser.add_argument("--warmup", type=int, default=default.warmup)
+    parser.add_argument("--retention", type=float, default=default.retention)
+    parser.add_argument("--temperature", type=float, default=default.temperature)
     parser.add_argument("--tokens", type=int, default=32, help="of a reply at most")
     parser.add_argument("--held", type=int, default=32, help="states that the gap is measured on")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/lora.jsonl"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    policy = load_policy(args.model)
-    options = {"temperature": 0.7, "max_new_tokens": args.tokens}
+    policy = load_policy(args.model, dtype=args.dtype)
+    options = {"temperature": args.temperature, "max_new_tokens": args.tokens}
     train, held = (
         states(rollout(policy, ENV, range(a, a + n // 2), **options))[:n]
         for a, n in ((0, 32), (1000, args.held))
     )
-    replies = [
-        r.ids for r in generate(policy, [policy.encode(s.prompt) for s in held], seed=1, **options)
-    ]
+    asked = [policy.encode(s.prompt) for s in held]
+    replies = [r.ids for r in generate(policy, asked, seed=1, **options)]
     ranks, lrs = (
         [kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs))
     )
     for rank, lr, seed in itertools.product(ranks, lrs, range(args.seeds)):
-        policy, began = (
-            load_policy(args.model, lora={"r": rank, "lora_alpha": 2 * rank}),
-            time.perf_counter(),
-        )
-        before = gap(policy, held, replies, 0.7)
-        distill(
+        began = time.perf_counter()
+        lora = {"r": rank, "lora_alpha": 2 * rank}
+        policy = load_policy(args.model, dtype=args.dtype, lora=lora)
+        before = gap(policy, held, replies, args.temperature)
+        history = distill(
             policy,
             train,
             [NOTES],
             steps=args.steps,
             batch_size=args.batch,
             lr=lr,
-            retention=0.0,
+            warmup=args.warmup,
+            retention=args.retention,
             seed=seed,
             **options,
         )
+        own = [r.ids for r in generate(policy, asked, seed=2, **options)]
         line = {
             "model": Path(args.model).name,
+            "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
             "rank": rank,
             "lr": lr,
+            "warmup": args.warmup,
             "seed": seed,
             "steps": args.steps,
             "batch_size": args.batch,
+            "retention": args.retention,
+            "temperature": args.temperature,
             "reply_tokens": args.tokens,
             "n": len(held),
             "kl_before": before,
-            "kl_after": gap(policy, held, replies, 0.7),
+            "kl_after": gap(policy, held, replies, args.temperature),
+            "kl_after_own": gap(policy, held, own, args.temperature),
+            "loss": [round(row["loss"], 4) for row in history],
             "seconds": round(time.perf_counter() - began, 1),
         }
         print(json.dumps(line), flush=True)
