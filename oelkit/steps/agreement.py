@@ -1,7 +1,9 @@
-"""How near a model without the experience is to itself with it, on states not trained on: what can be measured where there are logs and no world.
+"""How near a model without the experience is to itself with it, on states not trained on.
 
-The KL is estimated on replies that the model samples: the mean over their tokens of the difference
-of log-probabilities, unbiased, and near to what the training lowers."""
+That can be measured where there are logs and no world. The KL is estimated on replies that the
+model samples: the mean over their tokens of the difference of log-probabilities, unbiased, and near
+to what the training lowers.
+"""
 
 from __future__ import annotations
 
