@@ -121,7 +121,7 @@ def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dic
     same, killed, differing = 0, dict.fromkeys(ways, 0), []
     for i in range(kills):
         folder, way = root / f"run{i}", ways[i % len(ways)]
-        most = {"fsync": 150, "rename": 60}.get(way, length)
+        most = {"fsync": 150, "rename": 50}.get(way, length)
         at = rng.uniform(0, most) if way in ("moment", "line") else rng.randint(1, most)
         killed[way] += not attempt(folder, policy, way, at)
         attempt(folder, policy)
@@ -131,7 +131,8 @@ def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dic
         same += not wrong
         differing += [f"run{i} ({way} {at:.2f}): {', '.join(wrong)}"] if wrong else []
     figures = {"runs": kills, "killed": killed, "identical": same, "differing": differing}
-    return figures | {"seed": seed, "seconds": round(time.monotonic() - began)}
+    figures |= {"seed": seed, "seconds": round(time.monotonic() - began)}
+    return figures | {"command": f"python tests/soak.py --kills {kills} --seed {seed}"}
 
 
 def main() -> int:
