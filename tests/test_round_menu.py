@@ -64,8 +64,8 @@ def test_what_cannot_be_opened_is_said_in_its_place(runs):
     )
 
 
-def stage(name, state, why=""):
-    return SimpleNamespace(name=name, state=state, why=why)
+def stage(name, state, why="", follows=False):
+    return SimpleNamespace(name=name, state=state, why=why, follows=follows)
 
 
 def test_what_is_out_of_date_is_said_and_done_again_on_demand():
@@ -77,6 +77,10 @@ def test_what_is_out_of_date_is_said_and_done_again_on_demand():
     assert notice.layout.display != "none" and notice.children[1].layout.display != "none"
     text = "<li>distill of round 1: experience.md &lt;b&gt; has changed since</li>"
     assert text in notice.children[0].value and text in shown(notice)
+    stages.append(stage("evaluate of round 1", "stale", "distill of round 1 is stale", True))
+    notice.refresh()
+    assert f"{text}<li>and so evaluate of round 1</li>" in shown(notice)
+    stages.pop()
     assert "extract" not in shown(notice) and "round 2" not in shown(notice)
     notice.children[1].click()
     assert len(stages) == 2 and notice.layout.display == "none"
@@ -90,3 +94,12 @@ def test_a_redo_that_fails_says_why_and_can_be_tried_again():
     notice.children[1].click()
     assert "&lt;nothing&gt; to distill" in shown(notice)
     assert notice.children[1].layout.display != "none"
+
+
+def test_a_run_that_cannot_be_read_says_so_beside_its_editor():
+    def status():
+        raise ValueError("runs/<old> is a run of an older form")
+
+    notice = RedoNotice(status, list)
+    assert "runs/&lt;old&gt; is a run of an older form" in shown(notice)
+    assert notice.children[1].layout.display == "none"

@@ -13,6 +13,7 @@ from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
 from oelkit.runs import work
 from oelkit.runs.run import HELD_OUT
+from oelkit.runs.stages import status
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,13 @@ def test_prompts_ask_about_the_guest():
     )
 
 
+def test_the_curated_arm_differs_in_what_its_writer_reads_of_a_turn(learn):
+    own, curated = (load_prompt_set(FOLDER / f"waiter{arm}.toml") for arm in ("", "_curated"))
+    assert own.turn.replace("You brought: {action}", "You said: {reply}") == curated.turn
+    replace = learn["replace"]
+    assert replace(curated, turn=own.turn, name=own.name) == own != curated
+
+
 def test_what_is_true(learn):
     right = ("Guests at the red table want tea.", "At the BLUE table they want to drink milk")
     wrong = (
@@ -127,7 +135,8 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
 
 
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
-    run = Run("runs/waiter_curated", small, load_policy("micro"), progress=False)
+    mine = learn["settings_of"]("curated", small)
+    run = Run("runs/waiter_curated", mine, load_policy("micro"), progress=False)
     texts = (
         "Guests at the red table want tea.",
         "Guests at the red table want a dog.",
@@ -144,6 +153,7 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     learn["learn"]("curated", run.settings, out)
     learn["learn"]("curated", run.settings, out)  # goes on: the same row in its place
     (row,) = read_jsonl(out)
+    assert {s.state for s in status(run.folder) if s.round == 1} == {"done"}
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2
     assert (row["items"], row["true"], row["consolidated"]["n"], row["as_written"]["n"]) == (
         3,

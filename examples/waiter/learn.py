@@ -148,6 +148,12 @@ def run_of(arm: str, seed: int) -> str:
     return "runs/waiter_" + re.sub(r"[^\w.-]+", "_", arm) + f"_seed{seed}" * bool(seed)
 
 
+def settings_of(arm: str, settings: Settings) -> Settings:
+    """With the prompts of an arm: in a file, as all that a run depends on."""
+    curated = {"prompt_set": str(HERE / "waiter_curated.toml")}
+    return replace(settings, **curated) if arm == "curated" else settings
+
+
 def learn(
     arm: str,
     settings: Settings,
@@ -163,7 +169,7 @@ def learn(
     writer: a model whose items of its own games are those of round 1; like: a run, see `take_over`.
     """
     name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
-    folder = run_of(name, settings.seed)
+    folder, settings = run_of(name, settings.seed), settings_of(arm, settings)
     if writer:
         other = Run(f"{folder}_writer", replace(settings, model=writer))
         other.curate(1)
@@ -172,10 +178,6 @@ def learn(
     run = Run(folder, replace(settings, lora_rank=rank))
     if like:
         take_over(run, like)
-    if arm == "curated":
-        run.prompts = replace(
-            run.prompts, turn=run.prompts.turn.replace("You brought: {action}", "You said: {reply}")
-        )
     for k in range(1, settings.rounds + 1):
         if arm == "curated":
             go_through(run, k)

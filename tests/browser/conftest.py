@@ -4,9 +4,16 @@ outside this machine.
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from .pages import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOCAL = (
@@ -141,3 +148,56 @@ def show(new_page):
         return page
 
     return show
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A repository root of its own, so that runs/ lies in it."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("oelkit", "data", "voila.json"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.fixture
+def serve(place):
+    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the
+    test.
+    """
+    started = []
+
+    def serve(*command):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(place),
+            "JUPYTER_CONFIG_DIR": str(place / "config"),
+            "JUPYTER_DATA_DIR": str(place / "jupyter"),
+        }
+        log = (place / "server.log").open("w")  # open as long as the server
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}"],
+            cwd=place,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        started.append((process, log))
+        for _ in range(480):  # 4 minutes
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return f"http://127.0.0.1:{port}"
+            except OSError:
+                assert process.poll() is None, (place / "server.log").read_text()
+                time.sleep(0.5)
+        raise AssertionError((place / "server.log").read_text())
+
+    yield serve
+    for process, log in started:
+        os.killpg(process.pid, signal.SIGKILL)  # asked nicely, Voila waits for its kernels
+        process.wait()
+        log.close()

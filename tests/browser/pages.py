@@ -3,8 +3,22 @@
 import os
 from pathlib import Path
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data" / "sample"
 PICTURES = os.environ.get("OELKIT_PICTURES")  # a folder, where one wants to look at the screenshots
+
+SLOW = 240_000  # ms until a kernel has started and imported torch on a busy machine
+JUPYTER = ("--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=")
+
+
+def open_notebook(page, address):
+    """Open a notebook in JupyterLab or Notebook 7 and wait for its kernel."""
+    page.goto(address, timeout=SLOW, wait_until="commit")
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=SLOW)
+    page.wait_for_function(
+        "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
+        timeout=SLOW,
+    )
 
 
 def press(page, *keys):

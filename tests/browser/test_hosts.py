@@ -3,77 +3,14 @@ must not fire.
 """
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import nbformat
 import pytest
 
 from oelkit.records import read_jsonl
 
-from .pages import press, until
-
-ROOT = Path(__file__).parents[2]
-SLOW = 240_000  # ms until a kernel has started and imported torch on a busy machine
-
-
-@pytest.fixture
-def place(tmp_path):
-    """A repository root of its own, so that runs/ lies in it."""
-    (tmp_path / "notebooks").mkdir()
-    for name in ("oelkit", "data", "voila.json"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
-
-
-@pytest.fixture
-def serve(place):
-    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the
-    test.
-    """
-    started = []
-
-    def serve(*command):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "HOME": str(place),
-            "JUPYTER_CONFIG_DIR": str(place / "config"),
-            "JUPYTER_DATA_DIR": str(place / "jupyter"),
-        }
-        log = (place / "server.log").open("w")  # open as long as the server
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, f"--port={port}"],
-            cwd=place,
-            env=env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        started.append((process, log))
-        for _ in range(480):  # 4 minutes
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return f"http://127.0.0.1:{port}"
-            except OSError:
-                assert process.poll() is None, (place / "server.log").read_text()
-                time.sleep(0.5)
-        raise AssertionError((place / "server.log").read_text())
-
-    yield serve
-    for process, log in started:
-        os.killpg(process.pid, signal.SIGKILL)  # asked nicely, Voila waits for its kernels
-        process.wait()
-        log.close()
+from .pages import JUPYTER, ROOT, SLOW, open_notebook, press, until
 
 
 def test_voila_is_the_curation_app(serve, place, new_page):
@@ -136,21 +73,9 @@ def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder
     nbformat.write(
         nbformat.v4.new_notebook(cells=cells, metadata=kernel), place / "notebooks" / "lab.ipynb"
     )
-    url = serve(
-        host,
-        "--no-browser",
-        "--ip=127.0.0.1",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        f"--{app}.expose_app_in_browser=True",
-    )
+    url = serve(host, *JUPYTER, f"--{app}.expose_app_in_browser=True")
     page = new_page()
-    page.goto(f"{url}/{folder}/notebooks/lab.ipynb", timeout=SLOW, wait_until="commit")
-    page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=SLOW)
-    page.wait_for_function(
-        "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
-        timeout=SLOW,
-    )
+    open_notebook(page, f"{url}/{folder}/notebooks/lab.ipynb")
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.locator(".oel-row").first.click(timeout=SLOW)
     new_page.wrong[:] = [

@@ -15,8 +15,8 @@ class RedoNotice(StaticFallback, w.VBox):
     """Says which stages of a run are out of date, and why; hidden where none is.
 
     Args:
-        status: Gives the stages as they are now, with `name`, `state` and `why` (`run.status`).
-        redo: Does again what is stale (`lambda: run.run_all(redo=True)`).
+        status: Gives the stages as they are now, as `run.status` does.
+        redo: Does again what is stale, as `run.redo` does.
     """
 
     def __init__(self, status: Callable[[], Sequence[Any]], redo: Callable[[], Any]):
@@ -28,9 +28,14 @@ class RedoNotice(StaticFallback, w.VBox):
         self.refresh()
 
     def refresh(self, *_: Any) -> None:
-        """Look at the run again, as after an edit."""
-        stale = [status for status in self._status() if status.state == "stale"]
-        lines = "".join(f"<li>{escape(s.name)}: {escape(s.why)}</li>" for s in stale)
+        """Look at the run again, as after an edit; what cannot be read is said in its place."""
+        try:
+            stale = [status for status in self._status() if status.state == "stale"]
+        except (ValueError, OSError) as error:
+            return self._show(f"<p>{escape(str(error))}</p>", button=False)
+        lines = "".join(f"<li>{escape(f'{s.name}: {s.why}')}</li>" for s in stale if not s.follows)
+        if rest := ", ".join(escape(s.name) for s in stale if s.follows):
+            lines += f"<li>and so {rest}</li>"
         head = "<b>What was trained or measured does not fit the files any more:</b>"
         self._show(f"{head}<ul>{lines}</ul>" if stale else "", button=bool(stale))
 
