@@ -43,6 +43,14 @@ def make_tokenizer(chat_template=TEMPLATE):
     )
 
 
+SLIDING = {  # a layer of each kind, for make_model
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
+
+
 def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
     """Save a random Qwen3 model and its tokenizer to folder."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -208,7 +208,7 @@ def test_what_is_known_gives_way_to_a_turn_and_a_turn_that_never_fits_is_named(t
     extract(tiny, [long_game(1)], known, prompt_set="rules", max_new_tokens=100)
     assert "rule 59" in calls[0][0] and "rule 0 " not in calls[0][0]
     with pytest.raises(ValueError, match=r"turn 1 of 'g0' alone makes .* leave this game out"):
-        extract(tiny, [games(1)[0], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
+        extract(tiny, [games(2)[1], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
     assert len(calls) == 1
 
 
@@ -273,3 +273,11 @@ def test_errors(tiny):
         extract(tiny, games(1), num_draws=0)
     with pytest.raises(ValueError, match="2 draws with 1 previous"):
         extract(tiny, games(1), ["x"], num_draws=2)
+
+
+def test_games_of_one_id_are_an_error_before_the_first_reply(tiny, script):
+    """As those of the same maps by two adapters: no curation took their items, all written."""
+    calls = script(lambda prompt: f"{MARKER} {A}")
+    with pytest.raises(ValueError, match="2 trajectories are called 'g1'"):
+        extract(tiny, [*games(3), games(2)[1]], num_draws=1)
+    assert calls == []

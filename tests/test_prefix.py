@@ -4,7 +4,7 @@ that cannot be.
 
 import pytest
 import torch
-from helpers import greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
+from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 import oelkit.model.attention as attention
 from oelkit.model.loading import load_policy
@@ -85,15 +85,7 @@ def test_groups():
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):
-    policy = load_policy(
-        make_model(
-            tmp_path,
-            use_sliding_window=True,
-            sliding_window=8,
-            max_window_layers=1,
-            layer_types=["full_attention", "sliding_attention"],
-        )
-    )
+    policy = load_policy(make_model(tmp_path, **SLIDING))
     with pytest.warns(
         UserWarning, match="computed in full, because it has sliding windows"
     ) as seen:

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import replace
 
+import gymnasium as gym
 import pytest
 from helpers import spy_on_generate
 
@@ -234,3 +235,34 @@ def test_errors(tiny, tmp_path):
         play(tiny, prompt_set="none")
     with pytest.raises(ValueError, match="prompt 1 .* context of 512"):
         play(tiny, (3, 4), ["", "word " * 300])
+
+
+class Archive(gym.Env):
+    """A world that holds something open; its second step of a game on map 2 goes wrong."""
+
+    action_space = observation_space = gym.spaces.Text(100)
+    open_ones: set[int] = set()
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.steps = seed, 0
+        self.open_ones.add(id(self))
+        return "A shelf.", {}
+
+    def step(self, action):
+        self.steps += 1
+        if (self.seed, self.steps) == (2, 2):
+            raise OSError("the shelf fell")
+        return "Nothing.", 0.0, self.steps > 1, False, {}
+
+    def close(self):
+        self.open_ones.discard(id(self))
+
+
+def test_worlds_are_closed_when_their_games_are_over_and_where_one_raises(tiny, monkeypatch):
+    spec = gym.envs.registration.EnvSpec("Archive-v0", entry_point=Archive, max_episode_steps=3)
+    monkeypatch.setitem(gym.registry, "Archive-v0", spec)
+    Archive.open_ones = opened = set()
+    assert len(rollout(tiny, "Archive-v0", [0, 1], max_new_tokens=2)) == 2 and not opened
+    with pytest.raises(OSError, match="the shelf fell"):
+        rollout(tiny, "Archive-v0", [0, 1, 2], max_new_tokens=2)
+    assert not opened

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
+from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
@@ -153,15 +153,7 @@ def test_adapters_differ(tiny):
 
 
 def test_sliding_window_and_other_cache_layers(tmp_path):
-    policy = load_policy(
-        make_model(
-            tmp_path,
-            use_sliding_window=True,
-            sliding_window=8,
-            max_window_layers=1,
-            layer_types=["full_attention", "sliding_attention"],
-        )
-    )
+    policy = load_policy(make_model(tmp_path, **SLIDING))
     prompts = some_prompts(9)
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from helpers import by_hand
@@ -645,3 +646,32 @@ def test_each_stage_of_many_rounds_is_asked_once(small, policy, tmp_path, monkey
     )
     assert len(run._needs((9, "evaluate"))) == 55  # six a round and the base
     assert len(asked) < 200
+
+
+def known(folder, text, draws=3):
+    """What the draws of round 2 already know where round 1 left this experience.md."""
+    (folder / "round_1").mkdir(exist_ok=True)
+    (folder / "round_1/experience.md").write_text(text, "utf-8")
+    settings = SimpleNamespace(num_draws=draws, carry_experience=True)
+    start = SimpleNamespace(start=lambda k: k - 1)
+    return work.known_before(SimpleNamespace(folder=folder, settings=settings, stages=start), 2)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("Draw 0", "Draw 0 \t"),
+        lambda text: "\n" + text.replace("\n", "\r\n"),
+    ],
+)
+def test_what_an_editor_adds_to_an_experience_md_loses_no_draw(tmp_path, edit):
+    texts = [f"text of draw {d}" for d in range(3)]
+    assert known(tmp_path, edit(work.as_draws(texts))) == texts
+
+
+def test_a_draw_that_was_taken_out_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(ValueError, match=r"round_1.experience\.md has 2 headings .* with 3 draws"):
+        known(tmp_path, work.as_draws(["a", "b"]))
+    with pytest.raises(ValueError, match=r"experience\.md: text before the first heading"):
+        known(tmp_path, "mine\n" + work.as_draws(["a", "b", "c"]))

@@ -72,7 +72,7 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
     found = extraction.extract(
         run.policy,
         games,
-        _known(run, k),
+        known_before(run, k),
         num_draws=s.num_draws,
         budget_tokens=s.budget_tokens,
         sampling=s.extract_sampling,
@@ -95,7 +95,7 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
 def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     """Decide what no person has decided on, and write what the teacher reads."""
     s, log = run.settings, f"round_{k}/curation.jsonl"
-    paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), _known(run, k)
+    paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), known_before(run, k)
     _decide(*paths, s.num_draws if any(before) else None, folder.with_name(".curate.decided"))
     inputs = {log: sha256(run.folder / log)}
     # a person's line in between is not in the hash: stale, and done again
@@ -201,8 +201,11 @@ def known_texts(run: Run, k: int) -> list[str]:
 
 
 def read_texts(run: Run, path: Path) -> list[str]:
-    """The text of each draw in an experience.md."""
-    parts = re.split(r"^## Draw \d+$", path.read_text(encoding="utf-8"), flags=re.M)
+    """The text of each draw in an experience.md; ValueError where some stands before the first."""
+    # editors put byte order marks in front and blanks behind
+    parts = re.split(r"^## Draw \d+[ \t]*$", path.read_text(encoding="utf-8-sig"), flags=re.M)
+    if parts[1:] and parts[0].strip():
+        raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
     # a person's file may lack the headings
     return [text.strip() for text in parts[1:] or parts * run.settings.num_draws]
 
@@ -212,9 +215,15 @@ def as_draws(texts: Sequence[str]) -> str:
     return "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts))
 
 
-def _known(run: Run, k: int) -> list[str]:
-    """What the draws of round k already know."""
-    start = run.stages.start(k) if run.settings.carry_experience else 0
-    if start:
-        return read_texts(run, run.folder / f"round_{start}/experience.md")
-    return [""] * run.settings.num_draws
+def known_before(run: Run, k: int) -> list[str]:
+    """What the draws of round k already know; ValueError where a draw was taken out."""
+    draws, carry = run.settings.num_draws, run.settings.carry_experience
+    if not (start := run.stages.start(k) if carry else 0):
+        return [""] * draws
+    texts = read_texts(run, path := run.folder / f"round_{start}/experience.md")
+    if len(texts) != draws:
+        raise ValueError(
+            f"{path} has {len(texts)} headings `## Draw N`, and round {k} goes on with {draws} "
+            "draws: give each its heading, with no text below it where it is to know nothing"
+        )
+    return texts

@@ -82,10 +82,14 @@ def extract(
         The items of all draws, oldest first within each draw.
 
     Raises:
-        ValueError: no trajectories or draws, another number of texts, a prompt over the context.
+        ValueError: no trajectories or draws, two trajectories of one id, another number of texts,
+            a prompt over the context.
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
+    double, count = Counter(game.id for game in trajectories).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} trajectories are called {double!r}: each needs an id of its own")
     before = [previous] * num_draws if isinstance(previous, str) else list(previous)
     if num_draws < 1 or len(before) != num_draws:
         raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")

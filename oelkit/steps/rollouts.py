@@ -6,6 +6,7 @@ The protocol of the paper is the world's (`envs`); sampling is the paper's T = 0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -72,9 +73,12 @@ def rollout(
         prompt_set = replace(prompt_set, system=system)
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
-    games = [_Game(envs.make(env_id, **kwargs), int(s), t) for s, t in zip(seeds, texts)]
-    bar = tqdm(total=len(games), desc="rollout", unit="game", disable=not progress, mininterval=1)
-    with bar:
+    bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
+    with bar, ExitStack() as worlds:  # closed also where one of them raises
+        games = [
+            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), int(s), t)
+            for s, t in zip(seeds, texts)
+        ]
         for turn in range(max(game.env.max_turns for game in games)):
             live = [game for game in games if game.outcome is None]
             if not live:
