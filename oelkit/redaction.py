@@ -25,7 +25,8 @@ _PATTERNS = {
     r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
     r"|(?i:(?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]"
     r"\s{0,3}[\"']?)[^\s\"',;&]{6,300}"
-    r"|(?<![\w/+-])(?=[\w+-]{0,40}[0-9])(?=[\w+-]{0,40}[a-z])(?=[\w+-]{0,40}[A-Z])[\w+-]{32,300}",
+    # long, with digits and letters of both cases, in one piece: an id of words and hyphens is none
+    r"|(?<![\w/+-])(?=\w{0,40}[0-9])(?=\w{0,40}[a-z])(?=\w{0,40}[A-Z])\w{32,300}(?![\w-])",
     "e-mail": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
     "phone": r"(?<![\w+])\+\d[\d ()./-]{5,18}\d(?![\w-])"
     r"|(?<![\w./-])(?!\d\d[-/. ]\d\d[-/. ]\d)"

@@ -222,7 +222,10 @@ SECRETS = {
         "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f",
     ],
 }
-NO_SECRETS = "On 2026-11-27 at 12:30 (01-02-2026), order 12345678: 1.234.567,00 EUR, version 1.2.3."
+NO_SECRETS = (
+    "On 2026-11-27 at 12:30 (01-02-2026), order 12345678: 1.234.567,00 EUR, version 1.2.3, "
+)
+NO_SECRETS += "FrozenLake4x4-v0-r1-m10000-s1-0/3."
 
 
 def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
