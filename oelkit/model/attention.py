@@ -149,7 +149,8 @@ def _repeated_keys(module, query, key, value, attention_mask, **kwargs):
     """Transformers' own, given as many key heads as query heads."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-    return sdpa_attention_forward(_NoGroups(module), query, key, value, attention_mask, **kwargs)
+    layer: Any = _NoGroups(module)
+    return sdpa_attention_forward(layer, query, key, value, attention_mask, **kwargs)
 
 
 class _NoGroups:
