@@ -46,6 +46,7 @@ class ModelConfig:
     enable_thinking: bool | None = option(
         None, "handed to the chat template; none: the template's own default"
     )
+    date: str = option("2026-01-01", "what a chat template that prints today's date prints")
     prompt_set: str | None = option(None, "its name or file; none: the model's own")
 
 

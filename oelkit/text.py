@@ -16,6 +16,16 @@ from typing import Any, cast
 from .records import ExperienceItem
 
 MARKER = "- EXPERIENCE ITEM:"
+# what models write around a thought; the last is gpt-oss's, whose channels are thoughts but one
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>", "<channel|>"),
+    ("<|channel|>", "<|channel|>final<|message|>"),
+)
 _MARK = re.compile(
     r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}"
     r"[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
@@ -31,11 +41,16 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def answer_text(text: str) -> str:
-    """The answer in a thinking model's reply: what follows `</think>`, "" where that never came."""
-    _, end, answer = text.rpartition("</think>")
-    if end:
-        return answer.strip()
-    return "" if text.lstrip().startswith("<think>") else text
+    """The answer in a thinking model's reply: what follows its thought, "" where that never ended.
+
+    Where a further thought begins after an answer, the answer ends.
+    """
+    answer = text
+    for _, end in THOUGHTS:
+        answer = answer.rpartition(end)[2]
+    for begin, _ in THOUGHTS:
+        answer = answer.partition(begin)[0]
+    return answer if answer == text else answer.strip()
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:

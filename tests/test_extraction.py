@@ -208,8 +208,11 @@ def test_what_is_known_gives_way_to_a_turn_and_a_turn_that_never_fits_is_named(t
     extract(tiny, [long_game(1)], known, prompt_set="rules", max_new_tokens=100)
     assert "rule 59" in calls[0][0] and "rule 0 " not in calls[0][0]
     with pytest.raises(ValueError, match=r"turn 1 of 'g0' alone makes .* leave this game out"):
-        extract(tiny, [games(2)[1], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
+        extract(tiny, [long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
     assert len(calls) == 1
+    with pytest.warns(UserWarning, match="1 of 2 games have a turn that does not fit"):
+        extract(tiny, [games(2)[1], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
+    assert len(calls) == 2
 
 
 def test_another_writer_answers_in_place_of_the_policy(tiny, script):

@@ -87,6 +87,7 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
     # find for one plan of moves maps on which it wins and others on which it does not
     moves = ["I go [down]", "[right]", "[down]", "then [right]", "[up]"]
     player(*moves)
+    tiny.base_lm.config.max_position_embeddings = 4096  # room for the paper's replies
     seeds = range(40)
     games = rollout(tiny, "oelkit/FrozenLake-v0", seeds, prompt_set="paper")
     assert {Outcome.SUCCESS, Outcome.FAILURE} <= {game.outcome for game in games}
@@ -233,8 +234,8 @@ def test_errors(tiny, tmp_path):
         play(tiny, [])
     with pytest.raises(ValueError, match="no prompt set 'none'"):
         play(tiny, prompt_set="none")
-    with pytest.raises(ValueError, match="prompt 1 .* context of 512"):
-        play(tiny, (3, 4), ["", "word " * 300])
+    with pytest.raises(ValueError, match="prompt 0 .* context of 512"):
+        play(tiny, (3, 4), "word " * 300)
 
 
 class Archive(gym.Env):

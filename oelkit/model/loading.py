@@ -112,7 +112,7 @@ def load_policy(
 
 def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
     """The policy of a ModelConfig (or Settings); options as in `load_policy`."""
-    return load_policy(
+    policy = load_policy(
         config.model,
         quantize=None if config.quantize == "none" else config.quantize,
         dtype=config.dtype,
@@ -120,6 +120,8 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
         enable_thinking=config.enable_thinking,
         **options,
     )
+    policy.date = config.date
+    return policy
 
 
 def hide_progress_bars(but_on: TextIO) -> None:

@@ -7,8 +7,10 @@ states and the head that the losses work on. What it does not: switch adapters (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,7 +19,8 @@ from jinja2 import TemplateError
 from peft.tuners.lora import LoraLayer
 from transformers import Cache, PreTrainedTokenizerBase
 
-from ..text import answer_text, content_text, well_formed
+from ..config import ModelConfig
+from ..text import THOUGHTS, answer_text, content_text, well_formed
 from .adapters import Adapters
 
 
@@ -33,6 +36,8 @@ class Policy(Adapters):
     """Passed to the chat template; None leaves it to the template's own default."""
     source: str = ""
     """The model folder, or the hub id again; a folder may hold an oelkit.json and a probe.jsonl."""
+    date: str = ModelConfig.date
+    """What a chat template that prints today's date prints."""
 
     @property
     def context_length(self) -> int:
@@ -42,16 +47,34 @@ class Policy(Adapters):
 
     @property
     def eos_ids(self) -> list[int]:
-        """Token ids that end a reply: the tokenizer's and those of the generation_config."""
+        """Token ids that end a reply: of tokenizer, generation_config and chat template."""
         ids = self.base_lm.generation_config.eos_token_id
         ids = [ids] if isinstance(ids, int) else ids or []
-        return sorted({*ids, cast(Any, self.tokenizer).eos_token_id} - {None})
+        return sorted({*ids, cast(Any, self.tokenizer).eos_token_id, *self._turn_ends} - {None})
+
+    @cached_property
+    def _turn_ends(self) -> list[int]:
+        """The token that the template writes behind an assistant's turn, or begins the next with.
+
+        The last turn comes first: gpt-oss ends a thought with the token of the turns before it.
+        """
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Xyzzy"}]
+        for messages in (turns, [*turns, turns[0]]):
+            try:
+                text = self._render(messages, None, add_generation_prompt=False, tokenize=False)
+            except ValueError:
+                continue
+            behind = cast(str, text).rpartition("Xyzzy")[2].lstrip()
+            ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+            if ids[:1] and ids[0] in self.tokenizer.added_tokens_decoder:
+                return ids[:1]
+        return []
 
     @property
     def pad_id(self) -> int:
-        """Token id of padding."""
-        pad = cast(Any, self.tokenizer).pad_token_id
-        return pad if pad is not None else (self.eos_ids or [0])[0]
+        """Token id of padding, one that the embedding has."""
+        ids = [cast(Any, self.tokenizer).pad_token_id, *self.eos_ids, 0]
+        return next(i for i in ids if i is not None and 0 <= i < len(self._embedding))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Prompt ids of chat messages, with the template's beginning of a reply.
@@ -59,10 +82,6 @@ class Policy(Adapters):
         Raises:
             ValueError: the chat template does not take these messages.
         """
-        # the template writes the special tokens already
-        return self.tokenizer(self._prompt(messages), add_special_tokens=False)["input_ids"]
-
-    def _prompt(self, messages: Sequence[dict[str, Any]]) -> str:
         messages = [{**m, "content": well_formed(content_text(m.get("content")))} for m in messages]
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         prompt = self._render(messages, tools)
@@ -79,16 +98,30 @@ class Policy(Adapters):
                     f"{self.name}: its chat template shows no {what}; take a model whose template "
                     "does, or write them into the messages as text"
                 )
+        if max(prompt, default=0) >= len(self._embedding):
+            raise ValueError(
+                f"{self.name}: its tokenizer gives id {max(prompt)}, but the model knows "
+                f"{len(self._embedding)}; take the tokenizer that belongs to the model"
+            )
         return prompt
 
-    def _render(self, messages: Sequence[dict[str, Any]], tools: list[dict] | None) -> str:
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
-        if self.enable_thinking is not None:
-            options["enable_thinking"] = self.enable_thinking
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict] | None, **options: Any
+    ) -> list[int]:
+        """Token ids of messages; special tokens in their content are text and no tokens."""
+        template = self.tokenizer.get_chat_template(tools=cast(Any, tools))
+        today = date.fromisoformat(self.date)
+        ask = r"strftime_now\((['\"])(.*?)\1\)"
+        options.setdefault("add_generation_prompt", True)
+        if options.setdefault("tokenize", True):  # older Transformers do not know this one
+            options |= {"sanitize_control_tokens": True, "return_dict": False}
+        options["chat_template"] = re.sub(ask, lambda m: repr(today.strftime(m[2])), template)
+        if self.enable_thinking is not None:  # some templates know it by the shorter name
+            options |= {name: self.enable_thinking for name in ("enable_thinking", "thinking")}
         if tools:
             options["tools"] = tools
         try:
-            return cast(str, self.tokenizer.apply_chat_template(list(messages), **options))
+            return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))
         except (TemplateError, TypeError) as error:  # say, of a template that knows no system role
             raise ValueError(
                 f"{self.name}: its chat template does not take these messages ({error}); give it "
@@ -99,14 +132,36 @@ class Policy(Adapters):
         """Text of token ids, special tokens left out."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def answer_text(self, reply: str) -> str:
-        """The answer in a reply to a prompt of this policy: what follows `</think>`.
+    def reply_text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Text of a reply with the marks of its thought, also of one that the prompt has begun.
 
-        It is "" where the thinking never ended, also where not the model but the chat template
-        wrote `<think>`, at the end of the prompt (Qwen3-Thinking, R1 distils).
+        Args:
+            prompt: token ids that it answers.
+            ids: of the reply.
         """
-        prompt = self._prompt([{"role": "user", "content": "?"}])
-        return answer_text(("<think>" if prompt.rstrip().endswith("<think>") else "") + reply)
+        before = cast(str, self.tokenizer.decode(list(prompt[-32:]))).rstrip()
+        begun = next((begin for begin, _ in THOUGHTS if before.endswith(begin)), "")
+        known = [i for i in ids if i not in self._unsaid]
+        return begun + cast(str, self.tokenizer.decode(known, skip_special_tokens=False))
+
+    @cached_property
+    def _unsaid(self) -> set[int]:
+        """Special tokens that are no text; those which mark a thought are."""
+        marks = "\n".join(begin + end for begin, end in THOUGHTS)
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {i for i, token in added if token.special} | {*self.tokenizer.all_special_ids}
+        return {i for i in special if str(self.tokenizer.convert_ids_to_tokens(i)) not in marks}
+
+    def answer_text(self, reply: str) -> str:
+        """The answer in a reply to a prompt of this policy; "" where its thought never ended.
+
+        Its thought may have begun at the end of the prompt (Qwen3-Thinking, R1 distils).
+        """
+        return answer_text(self.reply_text(self._question, []) + reply)
+
+    @cached_property
+    def _question(self) -> list[int]:
+        return self.encode([{"role": "user", "content": "?"}])
 
     def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Final hidden states [B, T, D] of right-padded ids [B, T]; adapter and grad mode as set.

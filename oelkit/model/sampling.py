@@ -40,7 +40,7 @@ class Reply:
     ids: list[int]
     """The sampled ids, the end-of-sequence token included if one was sampled."""
     text: str
-    """Those ids decoded, special tokens left out."""
+    """Those ids decoded, with no special tokens but those that mark a thought."""
     truncated: bool
     """True where max_new_tokens cut the reply off."""
 
@@ -94,7 +94,7 @@ def generate(
                 batch = [group[row] for row in rows]
                 sampled = _sample(policy, [prompts[i] for i in batch], new_tokens, prefix)
                 for i, ids in zip(batch, sampled, strict=True):
-                    replies[i] = Reply(ids, policy.decode(ids), ids[-1] not in eos)
+                    replies[i] = Reply(ids, policy.reply_text(prompts[i], ids), ids[-1] not in eos)
                 bar.update(len(batch))
     return [replies[i] for i in range(len(prompts))]
 

@@ -13,6 +13,7 @@ was cut off is dropped."""
 from __future__ import annotations
 
 import random
+import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def extract(
 
     Raises:
         ValueError: no trajectories or draws, two trajectories of one id, another number of texts,
-            a prompt over the context.
+            no game that fits the context (single ones are left out; a warning counts them).
     """
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
@@ -99,7 +100,7 @@ def extract(
     room = policy.context_length - options["max_new_tokens"]
     room = None if writer else room  # another model has a context of its own
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
-    _check(policy, prompt_set, trajectories, room)
+    trajectories = _readable(policy, prompt_set, trajectories, room)
     n, lanes = len(trajectories), list[_Lane]()
     for draw in seen:
         games = random.Random(f"{seed}/{draw.index}").sample(trajectories, n)
@@ -205,22 +206,31 @@ def _asked(prompt_set: PromptSet, game: Trajectory, first: int, end: int, known:
     return extract_messages(prompt_set, replace(game, turns=game.turns[first:end]), known)
 
 
-def _check(
+def _readable(
     policy: Policy, prompt_set: PromptSet, games: Sequence[Trajectory], room: int | None
-) -> None:
-    """Refuse a turn that no window takes, before anything is asked."""
-    if room is None:
-        return
+) -> list[Trajectory]:
+    """The games that windows can take; the others, with a turn over the context, are counted."""
+    good: list[Trajectory] = []
+    why = ""
     for game in games:
-        if len(policy.encode(_asked(prompt_set, game, 0, len(game.turns), ""))) > room:
-            for i in range(len(game.turns)):
-                n = len(policy.encode(_asked(prompt_set, game, i, i + 1, "")))
-                if n > room:
-                    raise ValueError(
-                        f"turn {i + 1} of {game.id!r} alone makes {n} tokens to read, of the "
-                        f"{room} that the context of {policy.context_length} leaves beside a "
-                        "reply; leave this game out, or lower max_new_tokens"
-                    )
+        sizes: list[int] = []
+        if room and len(policy.encode(_asked(prompt_set, game, 0, len(game.turns), ""))) > room:
+            for i in range(len(game.turns) or 1):
+                sizes.append(len(policy.encode(_asked(prompt_set, game, i, i + 1, ""))))
+        if room and max(sizes, default=0) > room:
+            why = why or (
+                f"turn {sizes.index(max(sizes)) + 1} of {game.id!r} alone makes {max(sizes)} "
+                f"tokens to read, of the {room} that the context leaves beside "
+                "a reply; leave this game out, or lower max_new_tokens"
+            )
+        else:
+            good.append(game)
+    if not good:
+        raise ValueError(why)
+    if why:
+        few = f"{len(games) - len(good)} of {len(games)} games"
+        warnings.warn(f"{few} have a turn that does not fit the context: {why}", stacklevel=3)
+    return good
 
 
 def _items_of(answer: str, truncated: bool, strict: bool) -> list[str]:

@@ -5,10 +5,12 @@ The protocol of the paper is the world's (`envs`); sampling is the paper's T = 0
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from hashlib import sha256
+from itertools import compress
 from typing import Any
 
 from tqdm import tqdm
@@ -57,10 +59,11 @@ def rollout(
         **changes: fields of the sampling, as keywords (temperature=0).
 
     Returns:
-        The trajectories, in the order of the seeds.
+        The trajectories, in the order of the seeds. A game whose prompt outgrows the context ends
+        there (turn_limit, its prompt's tokens as `extra["overflow"]`), and a warning counts them.
 
     Raises:
-        ValueError: unknown world, no seeds, another number of texts, or a prompt over the context.
+        ValueError: unknown world, no seeds, or another number of texts.
     """
     if not len(seeds):
         raise ValueError("no games to play: seeds is empty")
@@ -73,6 +76,7 @@ def rollout(
         prompt_set = replace(prompt_set, system=system)
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
+    room = policy.context_length - options["max_new_tokens"]
     bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
     with bar, ExitStack() as worlds:  # closed also where one of them raises
         games = [
@@ -81,10 +85,17 @@ def rollout(
         ]
         for turn in range(max(game.env.max_turns for game in games)):
             live = [game for game in games if game.outcome is None]
-            if not live:
-                break
             prompts = [game.prompt(prompt_set) for game in live]
             ids = [policy.encode(prompt) for prompt in prompts]
+            fits = [len(encoded) <= room for encoded in ids]
+            if turn or any(fits):  # else the settings are wrong, as `generate` will say
+                for game, encoded, fit in zip(live, ids, fits, strict=True):
+                    if not fit:  # it has outgrown the context: the others go on
+                        game.outcome, game.extra = Outcome.TURN_LIMIT, {"overflow": len(encoded)}
+                live, prompts = [*compress(live, fits)], [*compress(prompts, fits)]
+                ids = [*compress(ids, fits)]
+            if not live:
+                break
             replies = generate(policy, ids, seed=seed * 1009 + turn, adapter=adapter, **options)
             for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
                 game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
@@ -94,7 +105,14 @@ def rollout(
         name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"
         about = name + _arm(adapter, game.text), env_id, game.seed, policy.name, round
         outcome = game.outcome or Outcome.UNKNOWN
-        out.append(Trajectory(*about, tuple(game.turns), outcome, game.turns[-1].feedback))
+        feedback = game.turns[-1].feedback if game.turns else ""
+        out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, game.extra))
+    if over := [game.seed for game in games if "overflow" in game.extra]:
+        warnings.warn(
+            f"{len(over)} of {len(games)} games outgrew the context of {policy.context_length} "
+            f"tokens and ended there (maps {', '.join(map(str, over[:5]))})",
+            stacklevel=2,
+        )
     return out
 
 
@@ -106,6 +124,7 @@ class _Game:
         self.board = env.reset(seed=seed)[0]
         self.turns: list[Turn] = []
         self.outcome: Outcome | None = None
+        self.extra: dict[str, int] = {}
 
     def prompt(self, prompt_set: PromptSet) -> list[dict]:
         """The messages of this turn."""
