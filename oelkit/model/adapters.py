@@ -133,7 +133,8 @@ class Adapters:
         """Whether text passes all LoRA layers; some models read a layer's weight and not it."""
         called: set[Any] = set()
         hooks = [x.register_forward_hook(lambda m, *_: called.add(m)) for x in self.lora_layers]
-        self.base_lm.base_model(torch.arange(8, device=self.device)[None] % len(self._embedding))
+        ids = torch.arange(8, device=self.device)[None] % len(self._embedding)
+        self.base_lm.base_model(input_ids=ids)
         for hook in hooks:
             hook.remove()
         return len(called) == len(self.lora_layers)
