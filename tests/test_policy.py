@@ -563,6 +563,43 @@ def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes
         load_policy(tmp_path).head_weight
 
 
+def save(model, folder):
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_rope_that_changes_with_the_length_ends_where_it_changes(tmp_path):
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    factors = dict(short_factor=[1.0] * 8, long_factor=[4.0] * 8)
+    config = Phi3Config(
+        vocab_size=len(make_tokenizer()),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=64,
+        rope_parameters=dict(rope_type="longrope", rope_theta=1e4, **factors),
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+    )
+    policy = load_policy(save(Phi3ForCausalLM(config), tmp_path))
+    assert policy.context_length == 64
+    with pytest.raises(ValueError, match="context of 64"):
+        generate(policy, [[5] * 60], max_new_tokens=8)
+
+
+def test_a_recurrent_model_with_a_state_of_its_own_is_refused(tmp_path):
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    config = RwkvConfig(vocab_size=len(make_tokenizer()), hidden_size=32, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="a rwkv model keeps its state in a way of its own"):
+        load_policy(save(RwkvForCausalLM(config), tmp_path))
+
+
 def test_a_template_without_a_system_role(tmp_path):
     template = (
         "{% for m in messages %}"

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -197,6 +198,11 @@ def _load_base(
             **options,
         )
     base, info = loaded
+    if "past_key_values" not in signature(base.base_model.forward).parameters:
+        raise ValueError(
+            f"{name}: a {config.model_type} model keeps its state in a way of its own, in which "
+            "replies would depend on what they are sampled beside; it is not supported"
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")

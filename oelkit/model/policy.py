@@ -41,9 +41,17 @@ class Policy(Adapters):
 
     @property
     def context_length(self) -> int:
-        """Longest prompt + reply, in tokens."""
-        positions = getattr(self.base_lm.config.get_text_config(), "max_position_embeddings", None)
-        return positions or self.tokenizer.model_max_length
+        """Longest prompt + reply, in tokens.
+
+        Longrope ends where its factors change: Transformers changes them for a batch as a whole.
+        """
+        config = self.base_lm.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if "longrope" in str(rope):
+            return rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", config.max_position_embeddings
+            )
+        return getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
 
     @property
     def eos_ids(self) -> list[int]:
