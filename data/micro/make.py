@@ -4,9 +4,9 @@ command:
     python data/micro/make.py                                # about 45 minutes on 2 CPU cores
     python data/micro/make.py --scale 0.02 --out trial   # a minute, and a model that can do nothing
 
-The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy, so
-that nothing but the notes in the prompt tells which is which. README.md beside this file says what
-that can and cannot show."""
+The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy (first
+phase), or for holes, key and goal (second phase), so that nothing but the notes in the prompt tells
+which is which. README.md beside this file says what that can and cannot show."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ import random
 import re
 import string
 import time
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 # Before torch is loaded: threads that wait sleep.
@@ -27,8 +30,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from oelkit.envs import ACTIONS, Layout
-from oelkit.envs.board import label, render_board
+from oelkit.envs import ACTIONS, DescentBoard, DescentEnv, DescentLayout, Layout
+from oelkit.envs.board import DESCENT_LETTERS, DESCENT_ROLES, STEPS, label, render_board
 from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.text import MARKER
@@ -245,6 +248,200 @@ def extract_task(rng: random.Random) -> tuple[str, str]:
     return user, f"{found} New.\n{MARKER} {text}"
 
 
+# ----------------------------------------------------------------------------------------------
+# descents: boards with a key, a goal and holes, each letter on one cell
+
+
+ROLE_NOTES = {
+    "hole": HOLE_NOTES,
+    "goal": GOAL_NOTES,
+    "key": ["{} is the key."] * 3 + ["Take {}.", "{} opens."],
+}
+DEPLOYED_ROLES = dict(zip(DESCENT_LETTERS, DESCENT_ROLES * 6, strict=True))  # never here
+
+
+@cache
+def descent_boards() -> list[tuple[int, tuple[int, ...]]]:
+    """Start and cells of every board of the world that is not in the held-out split."""
+    turns = DescentEnv().turns
+    boards = [
+        DescentBoard(4, start, cells)
+        for start in range(16)
+        for cells in combinations([c for c in range(16) if c != start], 4)
+    ]
+    return [(b.start, b.letters) for b in boards if not b.unseen and b.fits(turns - 1)]
+
+
+def draw_letters(rng: random.Random, roles: list[str]) -> list[str]:
+    """A letter for each role, none in the role that it has in the world."""
+    while True:
+        letters = rng.sample(LETTERS, len(roles))
+        if not any(DEPLOYED_ROLES.get(x) == r for x, r in zip(letters, roles, strict=True)):
+            return letters
+
+
+def draw_facts(
+    rng: random.Random, facts: list[tuple[str, str]], used: set[str], most_others: int
+) -> list[tuple[str, str]]:
+    """Notes in any order: these facts, some about letters of other boards, few wrong or twice."""
+    facts = list(facts)
+    if facts and rng.random() < 0.05:
+        letter, role = facts.pop(rng.randrange(len(facts)))
+        wrong = [r for r in ROLE_NOTES if r not in (role, DEPLOYED_ROLES.get(letter))]
+        facts.append((letter, rng.choice(wrong)))
+    others = rng.sample([x for x in LETTERS if x not in used], rng.choice((0, 0, rng.randint(1, most_others))))
+    for x in others:
+        facts.append((x, rng.choice([r for r in DESCENT_ROLES if r != DEPLOYED_ROLES.get(x)])))
+    if facts and rng.random() < 0.15:
+        facts += rng.sample(facts, rng.randint(1, min(4, len(facts))))
+    rng.shuffle(facts)
+    return facts
+
+
+def write_facts(rng: random.Random, facts: list[tuple[str, str]]) -> str:
+    plain = rng.random() < 0.6
+    return "\n".join(
+        f"{MARKER} {(ROLE_NOTES[r][0] if plain else rng.choice(ROLE_NOTES[r])).format(x)}"
+        for x, r in facts
+    )
+
+
+def ways(size: int, start: int, avoid: set[int]) -> dict[int, list[int]]:
+    """Cells of a shortest way to each cell that can be reached; a cell to avoid is where one ends."""
+    found, queue = {start: [start]}, [start]
+    for cell in queue:  # grows while it is walked
+        if cell in avoid and cell != start:
+            continue
+        row, column = divmod(cell, size)
+        for action in ACTIONS:
+            r, c = row + STEPS[action][0], column + STEPS[action][1]
+            to = r * size + c
+            if 0 <= r < size and 0 <= c < size and to not in found:
+                found[to] = [*found[cell], to]
+                queue.append(to)
+    return found
+
+
+def descent_reply(
+    rng: random.Random, size: int, places: dict[str, int], player: int, carrying: bool, known: dict
+) -> str:
+    """Who knows the letter that is wanted says it and walks; who does not weighs every letter, and
+    guesses the nearest of those unknown. places: letter to cell, in the order of the board.
+    """
+    seek = "goal" if carrying else "key"
+    known = {x: r for x, r in known.items() if x in places}
+    if not known and rng.random() < 0.15:  # a bold guess: support for what a teacher knows
+        known = {rng.choice(sorted(places)): seek}
+    reach = ways(size, player, set(places.values()))
+    reach = {c: way for c, way in reach.items() if c in places.values()} or ways(size, player, set())
+    near = sorted(places, key=lambda x: len(reach.get(places[x], range(99))))  # stable: board order
+    wanted = [x for x in near if known.get(x) == seek]
+    if wanted:
+        target = wanted[0]
+        said = [f"{target} {seek} {label(*divmod(places[target], size))}."]
+    else:
+        unknown = [x for x in near if x not in known]
+        target = (unknown or [x for x in near if known[x] != "hole"] or near)[0]
+        said = [
+            f"{x} {known.get(x, '?')} {label(*divmod(cell, size))}." for x, cell in places.items()
+        ]
+        said.append(f"Guess {target}.")
+    holes = {places[x] for x, r in known.items() if r == "hole" and x != target}
+    way = (
+        reach.get(places[target])
+        or ways(size, player, holes).get(places[target])
+        or ways(size, player, set())[places[target]]
+    )
+    moved = way[1] - way[0]
+    action = next(a for a, (r, c) in STEPS.items() if r * size + c == moved)
+    cells = " ".join(label(*divmod(c, size)) for c in way)
+    return f"{' '.join(said)} P {cells}. [{action}]"
+
+
+def descent_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]:
+    kind = kind or rng.choices(("complete", "partial", "none", "other"), (40, 32, 18, 10))[0]
+    while True:
+        size = rng.choice((3, 4, 4, 4, 4))
+        holes = rng.choice((1, 2, 2, 2, 2, 3)) if size == 4 else rng.choice((1, 2))
+        roles = ["key", "goal", *["hole"] * holes]
+        player, *cells = rng.sample(range(size * size), 1 + len(roles))
+        if not (size == 4 and holes == 2 and DescentBoard(4, player, tuple(cells)).unseen):
+            break
+    letters = draw_letters(rng, roles)
+    facts = list(zip(letters, roles, strict=True))
+    if kind == "complete":
+        told = facts[:2] + [f for f in facts[2:] if rng.random() < 0.7]
+    else:
+        told = rng.sample(facts, rng.randint(1, len(facts) - 1)) if kind == "partial" else []
+    notes = draw_facts(rng, told, set(letters), 14) if kind != "none" else []
+    carrying = rng.random() < 0.45
+    there = {cell: x for x, cell in zip(letters, cells, strict=True)}
+    if carrying:
+        there.pop(cells[0])
+    flat = [there.get(c, ".") for c in range(size * size)]
+    flat[player] = "P" if carrying else "@"
+    rows = [flat[i : i + size] for i in range(0, len(flat), size)]
+    places = {flat[c]: c for c in range(size * size) if c in there}
+    known: dict[str, str] = {}
+    for letter, role in notes:
+        known.setdefault(letter, role)
+    observation = render_board(rows, "labelled")
+    messages = with_experience(BRIEF, act_messages(BRIEF, observation), write_facts(rng, notes))
+    return messages[0]["content"], descent_reply(rng, size, places, player, carrying, known)
+
+
+def descent_game(rng: random.Random, levels: int) -> tuple[Trajectory, list[list[tuple[str, str]]]]:
+    """A game in the real world of a player who knows some boards and errs, and each board's roles."""
+    drawn = [rng.choice(descent_boards()) for _ in range(levels)]
+    boards = [DescentBoard(4, start, tuple(rng.sample(cells, 4))) for start, cells in drawn]
+    letters = "".join(draw_letters(rng, list(DESCENT_ROLES * levels)))
+    env = DescentEnv(levels=levels, letters=letters, board="labelled")
+    env.layout, env._warned, env._outcome = DescentLayout(tuple(boards)), False, None
+    env._start()
+    knows = [rng.random() < 0.75 for _ in range(levels)]
+    turns, level, aim, outcome = [], -1, 0, None
+    while outcome is None:
+        if env.level != level or env.cell == aim:
+            level, board = env.level, env.layout.boards[env.level]
+            aim = board.letters[2 if env.carrying else 1] if knows[level] else rng.choice(board.letters)
+        way = board.way(env.cell, aim, (board.letters[1],) if env.carrying else ())
+        bump = rng.random() < 0.1
+        action = way[0] if way and not bump else rng.choice(ACTIONS)
+        turn = Turn(env._text(), [], "", action, "", 0, 0, False, {"level": env.level + 1})
+        *_, info = env.step(f"[{action}]")
+        turns.append(replace(turn, feedback=info["feedback"]))
+        outcome = info["outcome"]
+    game = Trajectory("", "", None, "", 0, tuple(turns), outcome, turns[-1].feedback)
+    return game, [list(env.roles(i + 1).items()) for i in range(levels)]
+
+
+SEEN = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
+
+
+def descent_extract_task(rng: random.Random) -> tuple[str, str]:
+    game, boards = descent_game(rng, rng.choice((1, 1, 2, 2, 3, 4)))
+    reached = max(turn.extra["level"] for turn in game.turns)
+    kind = rng.choices(("front", "some", "none", "all"), (40, 30, 18, 12))[0]
+    share = {"none": 0.0, "all": 1.0, "some": rng.random(), "front": 0.0}[kind]
+    told = [
+        fact
+        for i, facts in enumerate(boards, 1)
+        for fact in facts
+        if (kind == "front" and i < reached) or rng.random() < share
+    ]
+    notes = draw_facts(rng, told, {x for facts in boards for x, _ in facts}, 6)
+    user = extract_messages(BRIEF, game, write_facts(rng, notes))[0]["content"]
+    seen = dict.fromkeys(m for turn in game.turns for m in SEEN.findall(turn.feedback))
+    new = [fact for fact in seen if fact not in notes]
+    parts = [f"{x} {role}. {'New' if (x, role) in new else 'Known'}." for x, role in seen]
+    items = [f"\n{MARKER} {ROLE_NOTES[r][0].format(x)}" for x, r in new]
+    return user, " ".join(parts + ([] if new else ["Nothing new."])) + "".join(items)
+
+
+# ----------------------------------------------------------------------------------------------
+# the rest of the tasks
+
+
 def draw_board(rng: random.Random) -> tuple[list[list[str]], list[str]]:
     """A board of any letters at any density, with one player, and the letters that it was drawn
     from.
@@ -312,7 +509,7 @@ def chat_task(rng: random.Random) -> tuple[str, str]:
     )
 
 
-TASKS = {
+LAKE_TASKS = {
     "act": act_task,
     "extract": extract_task,
     "where": where_task,
@@ -320,6 +517,8 @@ TASKS = {
     "chat": chat_task,
     "what": what_task,
 }
+DESCENT_TASKS = {"descent": descent_task, "descent extract": descent_extract_task}
+TASKS = LAKE_TASKS | DESCENT_TASKS
 
 
 def probe(seed: int, n: int = 64) -> list[dict]:
@@ -327,14 +526,16 @@ def probe(seed: int, n: int = 64) -> list[dict]:
     there, chat.
     """
     rng, rows = random.Random(f"probe {seed}"), []
+    deployed = DEPLOYED | set(DESCENT_LETTERS[:12])
     for kind, task in (
         ("other worlds", lambda: act_task(rng, "complete")),
+        ("other descents", lambda: descent_task(rng, "complete")),
         ("extraction", lambda: extract_task(rng)),
         ("chat", lambda: chat_task(rng)),
     ):
         while sum(row["kind"] == kind for row in rows) < n:
             user, answer = task()
-            if not DEPLOYED & set(re.findall(r"\b[A-Z]\b", user)):
+            if not deployed & set(re.findall(r"\b[A-Z]\b", user)):
                 rows.append(
                     {
                         "kind": kind,
@@ -372,7 +573,7 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tasks = list(TASKS.values())
+    tasks = list(LAKE_TASKS.values())
     texts = ("\n".join(rng.choice(tasks)(rng)) for _ in range(samples))
     roles = ["user\n", "assistant\n", "system\n"] * 50
     tokenizer.train_from_iterator([*texts, *roles], trainer)
@@ -391,13 +592,24 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
 # the training
 
 
-TOKENS, LR = 48e6, 1.5e-3
+PHASES = (("lakes", 48e6, 1.5e-3), ("descents", 26e6, 1e-3))  # name, tokens, learning rate
 
 
-def mixture(progress: float) -> dict[str, float]:
-    """Share of each task at a point of the training: finding letters and cells first, then playing,
-    a little of all.
+def mixture(phase: str, progress: float) -> dict[str, float]:
+    """Share of each task at a point of a phase: finding letters and cells first, then playing, a
+    little of all; in the second phase descents, and enough of the first to keep it.
     """
+    if phase == "descents":
+        return {
+            "descent": 0.44,
+            "descent extract": 0.2,
+            "act": 0.1,
+            "extract": 0.08,
+            "where": 0.03,
+            "what": 0.05,
+            "route": 0.05,
+            "chat": 0.05,
+        }
     early = max(0.0, 1 - progress / 0.3)
     return {
         "where": 0.05 + 0.2 * early,
@@ -489,7 +701,7 @@ def use_bfloat16_products(model) -> None:
 
 @torch.no_grad()
 def score(
-    model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 64, **options
+    model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 128, **options
 ) -> float:
     """Share of greedy answers equal to the target (act: the same move, or any move after a hedged
     guess).
@@ -518,29 +730,31 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
     """`score` of every task on its own fresh samples; games where the notes tell everything."""
     model.eval()
     rates = {
-        t: score(model, tokenizer, t, n, seed, **({"kind": "complete"} if t == "act" else {}))
+        t: score(
+            model, tokenizer, t, n, seed, **({"kind": "complete"} if t in ("act", "descent") else {})
+        )
         for t in TASKS
     }
     model.train()
     return rates
 
 
-def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
-    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
+def train(model, tokenizer, rng, phase: str, tokens: int, lr: float, batch_tokens: int) -> None:
+    """One phase: AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     use_bfloat16_products(model)
     start, seen, step, shown, losses = time.time(), 0, 0, 0.0, []
     while seen < tokens:
-        for ids, mask in batches(rng, tokenizer, mixture(seen / tokens), batch_tokens):
+        for ids, mask in batches(rng, tokenizer, mixture(phase, seen / tokens), batch_tokens):
             progress = seen / tokens
             if progress >= 1:
                 return
             for group in optimizer.param_groups:
                 group["lr"] = (
-                    LR
+                    lr
                     * min(1.0, (step + 1) / 100)
                     * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
                 )
@@ -570,6 +784,15 @@ def train(model, tokenizer, rng, tokens: int, batch_tokens: int) -> None:
                 )
 
 
+def save(model, tokenizer, folder: Path) -> None:
+    model.eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.train()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -579,6 +802,12 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02"
     )
+    parser.add_argument(
+        "--after-lakes",
+        type=Path,
+        metavar="FOLDER",
+        help="go on with the second phase from the weights that the first has left in this folder",
+    )
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
@@ -587,14 +816,16 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(rng)
     model = make_model(len(tokenizer), args.width, args.layers)
+    if args.after_lakes:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.after_lakes)
+        model = Qwen3ForCausalLM.from_pretrained(args.after_lakes, dtype=torch.float32)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, tokenizer, rng, int(TOKENS * args.scale), args.batch_tokens)
     args.out.mkdir(parents=True, exist_ok=True)
-    model.eval()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    for phase, tokens, lr in PHASES[bool(args.after_lakes) :]:
+        rng = random.Random(f"{phase} {args.seed}") if phase != "lakes" else rng
+        train(model, tokenizer, rng, phase, int(tokens * args.scale), lr, args.batch_tokens)
+        folder = args.out / phase if phase == "lakes" else args.out
+        save(model, tokenizer, folder)
     write_jsonl(args.out / "probe.jsonl", probe(args.seed))
     (args.out / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
     print("  ".join(f"{t} {r:.1%}" for t, r in scores(model, tokenizer, 512, 2).items()))

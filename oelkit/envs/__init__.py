@@ -14,6 +14,7 @@ world is named.
 
 from .board import ACTIONS, BOARDS, parse_action, parse_board, render_board
 from .bounds import bounds, describe
+from .descent import DescentBoard, DescentEnv, DescentLayout
 from .frozen_lake import FrozenLakeEnv, Layout
 from .sokoban import Room, SokobanEnv
 from .sql import SqlEnv
@@ -25,6 +26,9 @@ __all__ = [
     "ACTIONS",
     "BOARDS",
     "WORLDS",
+    "DescentBoard",
+    "DescentEnv",
+    "DescentLayout",
     "FrozenLakeEnv",
     "Layout",
     "Room",

@@ -1,7 +1,7 @@
 """Boards and moves as text: how a board is written and read, and what its symbols mean.
 
-Cells are rows of symbols; "." is a free cell. No world is known here, but for the symbols of the
-two that come with oelkit.
+Cells are rows of symbols; "." is a free cell. No world is known here, but for the symbols of those
+that come with oelkit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ SOKOBAN_SYMBOLS = {
     "player": "P",
     "player on target": "S",
 }
+# Descent: the roles of a board's letters, in order, and the letters of its levels.
+DESCENT_ROLES = ("hole", "key", "goal", "hole")
+DESCENT_LETTERS = "HQGDRTBMWFLCNEVYKJOSAUIZ"
+DESCENT_PLAYER = {"free": ".", "player": "@", "player with key": "P"}
 CHARSET = "".join(map(chr, range(32, 127))) + "\n√"
 _ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
 
@@ -81,7 +85,15 @@ def parse_board(text: str) -> list[list[str]]:
 
 
 def symbol_kinds(cells: list[list[str]]) -> dict[str, str]:
-    """What symbols mean by default: Sokoban's where the board has a wall, else Frozen Lake's."""
-    walled = any("#" in row for row in cells)
-    symbols = SOKOBAN_SYMBOLS if walled else LAKE_SYMBOLS
+    """What symbols mean by default: Sokoban's where the board has a wall, Descent's where all that
+    is on it belongs to one of its levels, else Frozen Lake's.
+    """
+    there = {symbol for row in cells for symbol in row}
+    n = len(DESCENT_ROLES)
+    for i in range(0, len(DESCENT_LETTERS), n):
+        roles = dict(zip(DESCENT_LETTERS[i : i + n], DESCENT_ROLES, strict=True))
+        kinds = {symbol: kind for kind, symbol in DESCENT_PLAYER.items()} | roles
+        if there & set(roles) and there <= set(kinds):
+            return kinds
+    symbols = SOKOBAN_SYMBOLS if "#" in there else LAKE_SYMBOLS
     return {symbol: kind for kind, symbol in symbols.items()}

@@ -105,6 +105,13 @@ class TextEnv(gym.Env[str, str]):
         """Play one action: feedback and outcome (None: goes on, INVALID: it could not be done)."""
         raise NotImplementedError
 
+    def _time_up(self) -> bool:
+        return self.turn >= self.max_turns
+
+    def _kinds(self) -> dict[str, str]:
+        """What the symbols on the board mean, for its picture."""
+        return {symbol: kind for kind, symbol in self.symbols.items()}
+
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
         """Where an action may lead from `position`: (probability, position, outcome) of each."""
         _, outcome = self._move(action)
@@ -161,7 +168,7 @@ class TextEnv(gym.Env[str, str]):
         elif invalid:
             feedback, outcome = f"{feedback} Warning: a second invalid move in a row loses.", None
         self._warned = invalid
-        if outcome is None and self.turn >= self.max_turns:
+        if outcome is None and self._time_up():
             feedback, outcome = f"{feedback} No turns left: you lost.", Outcome.TURN_LIMIT
         self._outcome = outcome
         info = {"action": move and self.word(move), "feedback": feedback, "outcome": outcome}
@@ -175,8 +182,7 @@ class TextEnv(gym.Env[str, str]):
     def render(self) -> Any:
         """The board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
         if self.render_mode == "rgb_array":
-            kinds = {symbol: kind for kind, symbol in self.symbols.items()}
-            return board_image(self._cells(), kinds)
+            return board_image(self._cells(), self._kinds())
         return self._text()
 
 

@@ -145,15 +145,22 @@ def extract_messages(
 
 
 def game_text(prompt_set: PromptSet, trajectory: Trajectory) -> str:
-    """A whole game in words: of each turn the board, the full reply and what came of it."""
+    """A whole game in words: of each turn the board, the full reply and what came of it; {board}
+    stands at the first turn of each level alone.
+    """
+    turns = trajectory.turns
     return "".join(
         prompt_set.turn.format(
             turn=i + 1,
             observation=t.observation,
-            board=f"{t.observation}\n" if i == 0 else "",
+            board=f"{t.observation}\n" if i == 0 or _level(t) != _level(turns[i - 1]) else "",
             reply=t.reply,
             action=t.action or "?",
             feedback=t.feedback,
         )
-        for i, t in enumerate(trajectory.turns)
+        for i, t in enumerate(turns)
     )
+
+
+def _level(turn: Turn) -> Any:
+    return turn.extra.get("level")

@@ -1,0 +1,250 @@
+"""Descent: boards one below another, of which only a better player sees the next.
+
+Each board has four letters of its own, each on one cell: a key, a goal and two holes. The goal opens
+once the key is taken, and leads to the next board; a hole, or the goal without the key, ends the
+game. It is won at the goal of the last board.
+
+No shortcut: a board is first drawn as five cells that would do for every assignment of the roles,
+and only then are the roles dealt. So neither number, place nor order of the letters tells a role,
+and who knows none of a board's letters passes it once in twelve times at best, however well other
+boards are known (`bounds.knowledge_bounds` computes it).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from ..records import Outcome
+from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES
+from .frozen_lake import Layout
+from .text_env import StepResult, TextEnv
+
+_MOVES_FROM_START = 2  # to any letter: the first move is not the whole way
+
+
+@dataclass(frozen=True)
+class DescentBoard:
+    """One board: cell numbers from 0, row by row, on a size x size board."""
+
+    size: int
+    start: int
+    letters: tuple[int, int, int, int]  # cells of hole, key, goal and second hole: DESCENT_ROLES
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is of the held-out quarter, by a checksum of the cells that have a letter:
+        without the roles, and without the start, so that no turn of its game is one of training.
+        """
+        return zlib.crc32(repr((self.size, sorted(self.letters))).encode()) % 4 == 0
+
+    def way(self, start: int, to: int, taken: tuple[int, ...] = ()) -> list[str] | None:
+        """The actions of a shortest way that enters no other letter that is still there, or None."""
+        avoid = tuple(c for c in self.letters if c != to and c not in taken)
+        return Layout(self.size, start, (to,), avoid).shortest_path()
+
+    def fits(self, moves: int) -> bool:
+        """Whether any two letters, one after the other, can be reached in `moves`: the board would
+        do for every assignment of the roles.
+        """
+        first = {a: self.way(self.start, a) for a in self.letters}
+        if any(way is None or len(way) < _MOVES_FROM_START for way in first.values()):
+            return False
+        for a, b in permutations(self.letters, 2):
+            second = self.way(a, b, taken=(a,))
+            if second is None or len(first[a] or ()) + len(second) > moves:
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class DescentLayout:
+    """The boards of a game, first to last."""
+
+    boards: tuple[DescentBoard, ...]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether each of its boards is held out."""
+        return all(board.unseen for board in self.boards)
+
+
+class DescentEnv(TextEnv):
+    """Boards one below another; see the module. `info` has the `level` that is on the board, from 1.
+
+    The player is "@" until the key of the board is taken and "P" with it; the key then goes from the
+    board. Other arguments: see TextEnv.
+
+    Args:
+        levels: number of boards.
+        size: of each board.
+        turns: turns on a board at most; the shortest way takes one less, or fewer.
+        letters: hole, key, goal and second hole of the first board, then of the second and so on.
+    """
+
+    SYMBOLS = DESCENT_PLAYER
+
+    def __init__(
+        self,
+        levels: int = 3,
+        size: int = 4,
+        turns: int = 9,
+        split: str | None = None,
+        letters: str = DESCENT_LETTERS,
+        **kwargs: Any,
+    ):
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
+        if turns < 1:
+            raise ValueError(f"turns must be at least 1, got {turns}")
+        if "max_turns" in kwargs:
+            raise ValueError("Descent has turns per board: say turns=, not max_turns=")
+        if not 3 <= size <= 26:
+            raise ValueError(f"size must be 3 to 26, got {size}")
+        need = levels * len(DESCENT_ROLES)
+        if need > len(letters):
+            most = len(letters) // len(DESCENT_ROLES)
+            raise ValueError(
+                f"levels={levels} needs {need} letters, and there are {len(letters)}: at most {most} "
+                "levels, or other letters="
+            )
+        self.levels, self.size, self.turns, self.letters = levels, size, turns, letters[:need]
+        super().__init__(split, max_turns=levels * turns, **kwargs)
+
+    def _check_names(self) -> None:
+        names = self.symbols
+        self.symbols = names | {f"letter {i}": x for i, x in enumerate(self.letters)}
+        super()._check_names()  # all of them differ, and can be told apart on a board
+        self.symbols = names
+
+    def roles(self, level: int) -> dict[str, str]:
+        """The letters of a level (from 1) and what they are: hole, key or goal."""
+        n = len(DESCENT_ROLES)
+        return dict(zip(self.letters[(level - 1) * n : level * n], DESCENT_ROLES, strict=True))
+
+    def _draw(self, seed: int | None) -> DescentLayout:
+        return DescentLayout(tuple(self._draw_board() for _ in range(self.levels)))
+
+    def _draw_board(self) -> DescentBoard:
+        for _ in range(100_000):
+            start, *cells = (int(c) for c in self.np_random.permutation(self.size**2)[:5])
+            board = DescentBoard(self.size, start, tuple(cells))
+            if self.split is not None and board.unseen != (self.split == "unseen"):
+                continue
+            if self._near(start, cells) and board.fits(self.turns - 1):
+                return board
+        raise ValueError(
+            f"no board found in 100,000 draws: ask for more turns (now {self.turns}) or another size "
+            f"(now {self.size})"
+        )
+
+    def _near(self, start: int, cells: list[int]) -> bool:
+        """What `fits` asks of the distances as the crow flies: quick, and refuses most draws."""
+        at = [divmod(c, self.size) for c in (start, *cells)]
+
+        def apart(i: int, j: int) -> int:
+            return abs(at[i][0] - at[j][0]) + abs(at[i][1] - at[j][1])
+
+        return min(apart(0, i) for i in range(1, 5)) >= _MOVES_FROM_START and all(
+            apart(0, i) + apart(i, j) < self.turns for i, j in permutations(range(1, 5), 2)
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """See TextEnv; the layout of the options is a DescentLayout with as many boards as levels."""
+        layout = (options or {}).get("layout")
+        if layout is not None and not isinstance(layout, DescentLayout):
+            raise ValueError(f"the layout of a Descent is a DescentLayout, not {layout!r:.80}")
+        if layout is not None and len(layout.boards) != self.levels:
+            raise ValueError(
+                f"the layout has {len(layout.boards)} boards, and this world {self.levels} levels"
+            )
+        for level, board in enumerate(layout.boards if layout else (), 1):
+            if board.size != self.size or len({board.start, *board.letters}) != 5:
+                raise ValueError(
+                    f"the board of level {level} must be {self.size}x{self.size} with start and "
+                    f"four letters on cells of their own: {board}"
+                )
+            if not board.fits(self.turns):
+                raise ValueError(
+                    f"the board of level {level} has a letter that cannot be reached, or two that "
+                    f"cannot be reached one after the other in {self.turns} turns: {board}"
+                )
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | {"level": self.level + 1}
+
+    def step(self, action: str) -> StepResult:
+        """See TextEnv; `info` also has the level that is on the board now."""
+        *result, info = super().step(action)
+        return (*result, info | {"level": self.level + 1})  # type: ignore[return-value]
+
+    def _start(self) -> None:
+        self.turn = 0
+        self._enter(0)
+
+    def _enter(self, level: int) -> None:
+        self.level, self.carrying, self._entered = level, False, self.turn
+        self.cell = self.layout.boards[level].start
+
+    def _time_up(self) -> bool:
+        return self.turn - self._entered >= self.turns
+
+    @property
+    def position(self) -> tuple[int, int, bool, int]:
+        """Level from 0, cell, whether the key is taken, turns that this board has had."""
+        return self.level, self.cell, self.carrying, self.turn - self._entered
+
+    @position.setter
+    def position(self, position: tuple[int, int, bool, int]) -> None:
+        self.level, self.cell, self.carrying, spent = position
+        self._entered = self.turn - spent
+
+    def _cells(self) -> list[list[str]]:
+        board = self.layout.boards[self.level]
+        flat = [self.symbols["free"]] * self.size**2
+        for (letter, role), cell in zip(self.roles(self.level + 1).items(), board.letters):
+            if role != "key" or not self.carrying:
+                flat[cell] = letter
+        flat[self.cell] = self.symbols["player with key" if self.carrying else "player"]
+        return [flat[i : i + self.size] for i in range(0, len(flat), self.size)]
+
+    def _kinds(self) -> dict[str, str]:
+        return super()._kinds() | self.roles(self.level + 1)
+
+    def _move(self, action: str) -> tuple[str, Outcome | None]:
+        board = self.layout.boards[self.level]
+        to = Layout(self.size, self.cell, (), ()).neighbours(self.cell).get(action)
+        if to is None:
+            return "You hit a wall.", Outcome.INVALID
+        self.cell = to
+        feedback = f"You moved {self.word(action)} to {self.place(*divmod(to, self.size))}"
+        roles = zip(self.roles(self.level + 1).items(), board.letters)
+        letter, role = next((pair for pair, cell in roles if cell == to), ("", ""))
+        if role == "hole":
+            return f"{feedback} and fell into {letter}, a hole. You lost.", Outcome.FAILURE
+        if role == "key" and not self.carrying:
+            self.carrying = True
+            return f"{feedback} and took {letter}, the key.", None
+        if role != "goal":
+            return f"{feedback}.", None
+        feedback += f" and reached {letter}, the goal"
+        if not self.carrying:
+            return f"{feedback}, without the key. You lost.", Outcome.FAILURE
+        if self.level + 1 == self.levels:
+            return f"{feedback}. You won.", Outcome.SUCCESS
+        self._enter(self.level + 1)
+        return f"{feedback}. Next level.", None
+
+    def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
+        """See TextEnv; the turns that a board has left are part of the position."""
+        self.turn += 1
+        _, outcome = self._move(action)
+        position, late = self.position, self._time_up()
+        self.turn -= 1
+        going_on = outcome is None or outcome is Outcome.INVALID
+        return [(1.0, position, Outcome.FAILURE if going_on and late else outcome)]
+
+
