@@ -13,7 +13,7 @@ world is named.
 """
 
 from .board import ACTIONS, BOARDS, parse_action, parse_board, render_board
-from .bounds import bounds, describe
+from .bounds import bounds, describe, knowledge_bounds
 from .descent import DescentBoard, DescentEnv, DescentLayout
 from .frozen_lake import FrozenLakeEnv, Layout
 from .sokoban import Room, SokobanEnv
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "from_textarena",
     "held_out",
+    "knowledge_bounds",
     "make",
     "parse_action",
     "parse_board",

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..records import Outcome
 from .board import ACTIONS
+from .descent import DescentBoard, DescentEnv
+from .frozen_lake import Layout
 from .text_env import TextEnv
 from .worlds import make
 
@@ -97,6 +99,62 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
         found["fixed_plan"] = float(wins[plan] / len(seeds))
         found["plan"] = [world.moves[digit] for digit in digits]
     return found
+
+
+def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: Any) -> list[float]:
+    """Pass rates of perfect players of a Descent who know the letters of its first k levels.
+
+    Of the levels beyond they know the rules alone: one letter is the key, one the goal, and each
+    assignment is as probable. Value iteration over (cell, letter taken as the key, turns left).
+
+    Args:
+        env: a DescentEnv, or an id, made with `env_kwargs`.
+        seeds: of the layouts.
+        **env_kwargs: of `make`.
+
+    Returns:
+        k = 0 to levels: the steps of the staircase, each in [0, 1].
+
+    Raises:
+        ValueError: there are no seeds, or the world is no Descent.
+    """
+    world = make(env, **env_kwargs) if isinstance(env, str) else env
+    seeds = list(seeds)
+    if not isinstance(world, DescentEnv) or not seeds:
+        raise ValueError("knowledge_bounds needs a Descent and at least one seed")
+    rates = np.zeros(world.levels + 1)
+    for seed in seeds:
+        world.reset(seed=seed)
+        known, guessed = (
+            [_best(world, board, informed) for board in world.layout.boards]
+            for informed in (True, False)
+        )
+        rates += [np.prod(known[:k] + guessed[k:]) for k in range(world.levels + 1)]
+    return [float(rate) for rate in rates / len(seeds)]
+
+
+def _best(world: DescentEnv, board: DescentBoard, informed: bool) -> float:
+    """The probability that a perfect player passes one board, its letters known or not."""
+    _, key, goal, _ = board.letters
+    around = [Layout(board.size, c, (), ()).neighbours(c).values() for c in range(board.size**2)]
+    value = {taken: np.zeros(board.size**2) for taken in (None, *board.letters)}
+    for _ in range(world.turns):
+        after = {taken: np.zeros(board.size**2) for taken in value}
+        for taken in value:
+            for cell, ends in enumerate(around):
+                for to in ends:
+                    if to not in board.letters or to == taken:
+                        worth = value[taken][to]
+                    elif informed:
+                        worth = float(to == goal and taken == key)
+                        worth = value[to][to] if to == key and taken is None else worth
+                    elif taken is None:  # one letter in four is the key, then one in three the goal
+                        worth = value[to][to] / len(board.letters)
+                    else:
+                        worth = 1 / (len(board.letters) - 1)
+                    after[taken][cell] = max(after[taken][cell], worth)
+        value = after
+    return float(value[None][board.start])
 
 
 def describe(found: dict[str, Any]) -> str:

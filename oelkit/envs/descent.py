@@ -246,5 +246,3 @@ class DescentEnv(TextEnv):
         self.turn -= 1
         going_on = outcome is None or outcome is Outcome.INVALID
         return [(1.0, position, Outcome.FAILURE if going_on and late else outcome)]
-
-

@@ -86,6 +86,14 @@ class _Tile:
         self.triangle([(0.36, 0.18), (0.88, 0.38), (0.36, 0.58)], "#2f9e44")
         self.letter(0.5, 0.4, symbol, 0.22, "white")
 
+    def key(self, symbol: str) -> None:
+        self.ground("#fff3cd", "#e0b93b")
+        self.ellipse(0.32, 0.66, 0.26, 0.26, "none", "#b8860b", 0.07)
+        self.line((0.44, 0.84), (0.66, 0.66), "#b8860b", width=0.07, solid_capstyle="butt")
+        for x in (0.7, 0.81):
+            self.line((x, x), (0.66, 0.8), "#b8860b", width=0.07, solid_capstyle="butt")
+        self.letter(0.5, 0.32, symbol, 0.3, "#7a5c00")
+
     def target(self) -> None:
         self.ellipse(0.5, 0.5, 0.54, 0.54, "none", "#d6336c", 0.07)
         self.ellipse(0.5, 0.5, 0.2, 0.2, "#d6336c")
@@ -100,6 +108,11 @@ class _Tile:
         self.rounded(0.35, 0.48, 0.3, 0.34, 0.13, _PLAYER)
         self.ellipse(0.5, 0.33, 0.31, 0.31, "#f7d3b1", "#7a4a2b", 0.02)
         self.triangle([(0.33, 0.29), (0.5, 0.09), (0.67, 0.29)], _PLAYER)
+
+    def key_in_hand(self) -> None:
+        self.ellipse(0.78, 0.5, 0.16, 0.16, "none", "#b8860b", 0.05)
+        self.line((0.78, 0.78), (0.58, 0.82), "#b8860b", width=0.05, solid_capstyle="butt")
+        self.line((0.78, 0.88), (0.79, 0.79), "#b8860b", width=0.05, solid_capstyle="butt")
 
     def arrow(self, move: str) -> None:
         from matplotlib.patheffects import withStroke
@@ -141,7 +154,7 @@ def draw_board(
         for x, symbol in enumerate(row):
             tile, kind = _Tile(ax, x, y, point), kinds.get(symbol, "unknown")
             _draw_tile(tile, kind, symbol, indoors)
-            if kind in ("player", "player on target") and move in STEPS:
+            if kind.startswith("player") and move in STEPS:
                 tile.arrow(move)
     ax.set(xlim=(-0.03, len(cells[0]) + 0.03), ylim=(len(cells) + 0.03, -0.03), aspect="equal")
     ax.set_axis_off()
@@ -161,6 +174,8 @@ def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:
             tile.hole(symbol)
         case "goal":
             tile.goal(symbol)
+        case "key":
+            tile.key(symbol)
         case "target":
             tile.target()
         case "box":
@@ -169,6 +184,9 @@ def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:
             tile.crate("#8ccf8a", "#2f8f46")
         case "player":
             tile.person()
+        case "player with key":
+            tile.person()
+            tile.key_in_hand()
         case "player on target":
             tile.target()
             tile.person()

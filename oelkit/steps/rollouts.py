@@ -121,7 +121,8 @@ class _Game:
 
     def __init__(self, env: Any, seed: int, text: str):
         self.env, self.seed, self.text = env, seed, text
-        self.board = env.reset(seed=seed)[0]
+        self.board, info = env.reset(seed=seed)
+        self.about = _about(info)
         self.turns: list[Turn] = []
         self.outcome: Outcome | None = None
         self.extra: dict[str, int] = {}
@@ -137,8 +138,14 @@ class _Game:
         before = self.board
         self.board, _, _, _, info = self.env.step(answer)
         move, lengths = (info["action"], info["feedback"]), (prompt_tokens, len(reply.ids))
-        self.turns.append(Turn(before, prompt, reply.text, *move, *lengths, reply.truncated))
-        self.outcome = info["outcome"]
+        rest = reply.truncated, self.about
+        self.turns.append(Turn(before, prompt, reply.text, *move, *lengths, *rest))
+        self.outcome, self.about = info["outcome"], _about(info)
+
+
+def _about(info: dict[str, Any]) -> dict[str, Any]:
+    """What a world says of the board that it shows, for the record of the turn."""
+    return {"level": info["level"]} if "level" in info else {}
 
 
 def _arm(adapter: str | None, text: str) -> str:

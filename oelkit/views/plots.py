@@ -284,6 +284,8 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
             write(left + 0.06, top, "\n".join(text), va="top", fontsize=7)
         move = f"[{turn.action}]" if turn.action else "no move"
         move = f"{i + 1}. {textwrap.shorten(move, 15, placeholder=' …')}"
+        if "level" in turn.extra:
+            move += f" · level {turn.extra['level']}"
         write(left + 0.725, top + 1.52, move, ha="center", weight="bold")
         write(left + 0.725, top + 1.58, "\n".join(words[i]), ha="center", va="top", fontsize=7)
     return figure

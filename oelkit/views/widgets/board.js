@@ -41,20 +41,29 @@ function tile(symbol, kind, indoors) {
     add("path", { d: "M.34 .2V.84", stroke: "#5b4636", "stroke-width": .055 });
     add("path", { d: "M.36 .18L.88 .38L.36 .58Z", fill: "#2f9e44" });
     letter(.5, .385, .22, "#fff");
+  } else if (kind === "key") {
+    square("#fff3cd", "#e0b93b");
+    add("circle", { cx: .32, cy: .66, r: .13, fill: "none", stroke: "#b8860b", "stroke-width": .07 });
+    add("path", { d: "M.44 .66H.84M.7 .66V.8M.81 .66V.8", fill: "none", stroke: "#b8860b", "stroke-width": .07 });
+    letter(.5, .3, .3, "#7a5c00");
   } else if (kind === "target" || kind === "player on target") {
     add("circle", { cx: .5, cy: .5, r: .27, fill: "none", stroke: "#d6336c", "stroke-width": .07 });
     add("circle", { cx: .5, cy: .5, r: .1, fill: "#d6336c" });
   } else if (kind === "box") crate("#d99a55", "#b9793a");
   else if (kind === "done") crate("#8ccf8a", "#2f8f46");
-  else if (kind !== "free" && kind !== "player") {
+  else if (kind !== "free" && !kind.startsWith("player")) {
     square(TILES[symbol.codePointAt(0) % TILES.length], "#fff");
     letter(.5, .5, .5, "#333");
   }
-  if (kind === "player" || kind === "player on target") {
+  if (kind.startsWith("player")) {
     add("ellipse", { cx: .5, cy: .86, rx: .23, ry: .05, fill: "#00000022" });
     add("rect", { x: .35, y: .48, width: .3, height: .34, rx: .13, fill: "#e4572e" });
     add("circle", { cx: .5, cy: .33, r: .155, fill: "#f7d3b1", stroke: "#7a4a2b", "stroke-width": .02 });
     add("path", { d: "M.33 .29L.5 .09L.67 .29Z", fill: "#e4572e" });
+  }
+  if (kind === "player with key") {
+    add("circle", { cx: .78, cy: .5, r: .08, fill: "none", stroke: "#b8860b", "stroke-width": .05 });
+    add("path", { d: "M.78 .58V.82M.78 .79H.88", fill: "none", stroke: "#b8860b", "stroke-width": .05 });
   }
   return g;
 }

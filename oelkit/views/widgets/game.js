@@ -45,12 +45,13 @@ function divergence(a, b) {
 }
 
 function strip({ game, turn: now, differs, key, go }) {
-  if (game.turns.length < 2 || game.turns.length > 24 || !game.turns.every((t) => t.cells.length)) return null;
+  if (game.turns.length < 2 || game.turns.length > 40 || !game.turns.every((t) => t.cells.length)) return null;
   return el("div", { class: "ov-strip" }, ...game.turns.map((t, i) => {
     const label = `turn ${i + 1}: ${visible(t.action ?? "no move")}${i === differs ? ", first difference" : ""}`;
     return el("button", { "data-focus": `${key}/${i}`, "aria-label": label, "aria-current": i === now && "step",
       class: i === differs && "ov-differs", onclick: () => go({ turn: i }) },
-    board(t), el("span", { "aria-hidden": "true" }, `${i + 1}`));
+    board(t), el("span", { "aria-hidden": "true" }, t.level && t.level !== game.turns[i - 1]?.level
+      ? `${i + 1} · level ${t.level}` : `${i + 1}`));
   }));
 }
 
@@ -86,6 +87,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
         turn.thinking && fold("thinking", `thinking · ${count(turn.thinking.length, "character")}`, open,
           text(turn.thinking)),
         block([`reply · ${count(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
+        turn.level && el("p", { class: "ov-dim" }, `level ${turn.level}`),
         el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
         block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
     turn.items.length > 0

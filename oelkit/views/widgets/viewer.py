@@ -145,6 +145,7 @@ class TrajectoryViewer(LiveView):
             "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
             "thinking": thinking.strip().removeprefix("<think>").strip(),
             "reply": _mark(answer, turn.action),
+            "level": level if isinstance(level := turn.extra.get("level"), int) else None,
         }
 
 
