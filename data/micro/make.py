@@ -289,7 +289,9 @@ def draw_facts(
         letter, role = facts.pop(rng.randrange(len(facts)))
         wrong = [r for r in ROLE_NOTES if r not in (role, DEPLOYED_ROLES.get(letter))]
         facts.append((letter, rng.choice(wrong)))
-    others = rng.sample([x for x in LETTERS if x not in used], rng.choice((0, 0, rng.randint(1, most_others))))
+    others = rng.sample(
+        [x for x in LETTERS if x not in used], rng.choice((0, 0, rng.randint(1, most_others)))
+    )
     for x in others:
         facts.append((x, rng.choice([r for r in DESCENT_ROLES if r != DEPLOYED_ROLES.get(x)])))
     if facts and rng.random() < 0.15:
@@ -333,7 +335,9 @@ def descent_reply(
     if not known and rng.random() < 0.15:  # a bold guess: support for what a teacher knows
         known = {rng.choice(sorted(places)): seek}
     reach = ways(size, player, set(places.values()))
-    reach = {c: way for c, way in reach.items() if c in places.values()} or ways(size, player, set())
+    reach = {c: way for c, way in reach.items() if c in places.values()} or ways(
+        size, player, set()
+    )
     near = sorted(places, key=lambda x: len(reach.get(places[x], range(99))))  # stable: board order
     wanted = [x for x in near if known.get(x) == seek]
     if wanted:
@@ -403,7 +407,11 @@ def descent_game(rng: random.Random, levels: int) -> tuple[Trajectory, list[list
     while outcome is None:
         if env.level != level or env.cell == aim:
             level, board = env.level, env.layout.boards[env.level]
-            aim = board.letters[2 if env.carrying else 1] if knows[level] else rng.choice(board.letters)
+            aim = (
+                board.letters[2 if env.carrying else 1]
+                if knows[level]
+                else rng.choice(board.letters)
+            )
         way = board.way(env.cell, aim, (board.letters[1],) if env.carrying else ())
         bump = rng.random() < 0.1
         action = way[0] if way and not bump else rng.choice(ACTIONS)
@@ -526,7 +534,7 @@ def probe(seed: int, n: int = 64) -> list[dict]:
     there, chat.
     """
     rng, rows = random.Random(f"probe {seed}"), []
-    deployed = DEPLOYED | set(DESCENT_LETTERS[:12])
+    deployed = DEPLOYED | set(DESCENT_LETTERS[:16])
     for kind, task in (
         ("other worlds", lambda: act_task(rng, "complete")),
         ("other descents", lambda: descent_task(rng, "complete")),
@@ -731,7 +739,12 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
     model.eval()
     rates = {
         t: score(
-            model, tokenizer, t, n, seed, **({"kind": "complete"} if t in ("act", "descent") else {})
+            model,
+            tokenizer,
+            t,
+            n,
+            seed,
+            **({"kind": "complete"} if t in ("act", "descent") else {}),
         )
         for t in TASKS
     }

@@ -1,8 +1,8 @@
 """Descent: boards one below another, of which only a better player sees the next.
 
-Each board has four letters of its own, each on one cell: a key, a goal and two holes. The goal opens
-once the key is taken, and leads to the next board; a hole, or the goal without the key, ends the
-game. It is won at the goal of the last board.
+Each board has four letters of its own, each on one cell: a key, a goal and two holes. The goal
+opens once the key is taken, and leads to the next board; a hole, or the goal without the key, ends
+the game. It is won at the goal of the last board.
 
 No shortcut: a board is first drawn as five cells that would do for every assignment of the roles,
 and only then are the roles dealt. So neither number, place nor order of the letters tells a role,
@@ -41,7 +41,7 @@ class DescentBoard:
         return zlib.crc32(repr((self.size, sorted(self.letters))).encode()) % 4 == 0
 
     def way(self, start: int, to: int, taken: tuple[int, ...] = ()) -> list[str] | None:
-        """The actions of a shortest way that enters no other letter that is still there, or None."""
+        """Actions of a shortest way that enters no other letter that is still there, or None."""
         avoid = tuple(c for c in self.letters if c != to and c not in taken)
         return Layout(self.size, start, (to,), avoid).shortest_path()
 
@@ -72,10 +72,10 @@ class DescentLayout:
 
 
 class DescentEnv(TextEnv):
-    """Boards one below another; see the module. `info` has the `level` that is on the board, from 1.
+    """Boards one below another; see the module. `info` has the `level` of the board, from 1.
 
-    The player is "@" until the key of the board is taken and "P" with it; the key then goes from the
-    board. Other arguments: see TextEnv.
+    The player is "@" until the key of the board is taken and "P" with it; the key is then no longer
+    on the board. Other arguments: see TextEnv.
 
     Args:
         levels: number of boards.
@@ -88,7 +88,7 @@ class DescentEnv(TextEnv):
 
     def __init__(
         self,
-        levels: int = 3,
+        levels: int = 4,
         size: int = 4,
         turns: int = 9,
         split: str | None = None,
@@ -106,10 +106,8 @@ class DescentEnv(TextEnv):
         need = levels * len(DESCENT_ROLES)
         if need > len(letters):
             most = len(letters) // len(DESCENT_ROLES)
-            raise ValueError(
-                f"levels={levels} needs {need} letters, and there are {len(letters)}: at most {most} "
-                "levels, or other letters="
-            )
+            what = f"levels={levels} needs {need} letters, and there are {len(letters)}"
+            raise ValueError(f"{what}: at most {most} levels, or other letters=")
         self.levels, self.size, self.turns, self.letters = levels, size, turns, letters[:need]
         super().__init__(split, max_turns=levels * turns, **kwargs)
 
@@ -135,10 +133,8 @@ class DescentEnv(TextEnv):
                 continue
             if self._near(start, cells) and board.fits(self.turns - 1):
                 return board
-        raise ValueError(
-            f"no board found in 100,000 draws: ask for more turns (now {self.turns}) or another size "
-            f"(now {self.size})"
-        )
+        now = f"more turns (now {self.turns}) or another size (now {self.size})"
+        raise ValueError(f"no board found in 100,000 draws: ask for {now}")
 
     def _near(self, start: int, cells: list[int]) -> bool:
         """What `fits` asks of the distances as the crow flies: quick, and refuses most draws."""
@@ -154,7 +150,7 @@ class DescentEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """See TextEnv; the layout of the options is a DescentLayout with as many boards as levels."""
+        """See TextEnv; a layout in the options is a DescentLayout, a board for each level."""
         layout = (options or {}).get("layout")
         if layout is not None and not isinstance(layout, DescentLayout):
             raise ValueError(f"the layout of a Descent is a DescentLayout, not {layout!r:.80}")

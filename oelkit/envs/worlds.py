@@ -17,7 +17,7 @@ _ROOM = {"size": 6, "boxes": 1}
 _OTHER_MOVES = {"left": "west", "down": "south", "right": "east", "up": "north"}
 _OTHER_LAKE = {"hole": "W", "goal": "E", "decoy": "T", "player": "A"}
 _OTHER_ROOM = dict(zip(("wall", "target", "box", "done", "player", "player on target"), "=DBKAR"))
-_OTHER_DESCENT = {"levels": 3, "letters": DESCENT_LETTERS[12:], "moves": _OTHER_MOVES}
+_OTHER_DESCENT = {"levels": 2, "letters": DESCENT_LETTERS[16:], "moves": _OTHER_MOVES}
 _OTHER_DESCENT["symbols"] = {"player": "&", "player with key": "X"}
 WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "oelkit/FrozenLake-v0": (_LAKE, {"size": 3, "holes": 2, "corners": True})
@@ -27,9 +27,9 @@ for _name, _entry_point, _kwargs in (
     ("FrozenLake4x4", _LAKE, _4X4),
     ("FrozenLake4x4Slippery", _LAKE, _4X4 | {"slippery": True}),
     ("FrozenLake4x4Other", _LAKE, _4X4 | {"symbols": _OTHER_LAKE, "moves": _OTHER_MOVES}),
-    ("Descent", _DESCENT, {"levels": 3}),
+    ("Descent", _DESCENT, {}),
     ("Descent2", _DESCENT, {"levels": 2}),
-    ("Descent4", _DESCENT, {"levels": 4}),
+    ("Descent3", _DESCENT, {"levels": 3}),
     ("DescentOther", _DESCENT, _OTHER_DESCENT),
     ("Sokoban", _SOKOBAN, _ROOM),
     ("SokobanOther", _SOKOBAN, _ROOM | {"symbols": _OTHER_ROOM, "moves": _OTHER_MOVES}),

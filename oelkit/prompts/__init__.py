@@ -162,5 +162,5 @@ def game_text(prompt_set: PromptSet, trajectory: Trajectory) -> str:
     )
 
 
-def _level(turn: Turn) -> Any:
+def _level(turn: Turn) -> object:
     return turn.extra.get("level")
