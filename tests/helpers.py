@@ -1,7 +1,9 @@
 """What several test files use: tiny models, games, metrics. No test imports another test."""
 
+import importlib.util
 import math
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import torch
@@ -12,6 +14,7 @@ from oelkit.envs import parse_action
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import wilson_interval
 
+ROOT = Path(__file__).parents[1]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -268,3 +271,11 @@ def spy_on_generate(monkeypatch, module):
 
     monkeypatch.setattr(module, "generate", spy)
     return calls
+
+
+def load_script(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

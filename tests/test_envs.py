@@ -18,6 +18,7 @@ from oelkit.envs import (
     ACTIONS,
     BOARDS,
     WORLDS,
+    DescentEnv,
     Layout,
     Room,
     bounds,
@@ -564,6 +565,8 @@ def test_pictures(world):
 def looks_free(env, action):
     if isinstance(env.layout, Room):
         return env.layout.move(env.position, action) is not None
+    if isinstance(env, DescentEnv):
+        return action in Layout(env.size, env.cell, (), ()).neighbours(env.cell)
     return action in env.layout.neighbours(env.position)
 
 

@@ -2,13 +2,13 @@
 shortcuts.
 """
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import load_script
 from safetensors.torch import load_file
 
 from oelkit import Run, Settings, envs, evaluate, load_policy, probe
@@ -23,10 +23,7 @@ NOTES = "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
 
 @pytest.fixture(scope="module")
 def make():
-    spec = importlib.util.spec_from_file_location("make_micro", MICRO / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("data/micro/make.py")
 
 
 @pytest.fixture(scope="module")

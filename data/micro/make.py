@@ -4,9 +4,9 @@ command:
     python data/micro/make.py                                # about 45 minutes on 2 CPU cores
     python data/micro/make.py --scale 0.02 --out trial   # a minute, and a model that can do nothing
 
-The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy (first
-phase), or for holes, key and goal (second phase), so that nothing but the notes in the prompt tells
-which is which. README.md beside this file says what that can and cannot show."""
+The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy
+(first phase), or for holes, key and goal (second phase), so that nothing but the notes in the
+prompt tells which is which. README.md beside this file says what that can and cannot show."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def write_facts(rng: random.Random, facts: list[tuple[str, str]]) -> str:
 
 
 def ways(size: int, start: int, avoid: set[int]) -> dict[int, list[int]]:
-    """Cells of a shortest way to each cell that can be reached; a cell to avoid is where one ends."""
+    """Cells of a shortest way to each cell in reach; a way may end, not go on, at one to avoid."""
     found, queue = {start: [start]}, [start]
     for cell in queue:  # grows while it is walked
         if cell in avoid and cell != start:
@@ -395,7 +395,7 @@ def descent_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]
 
 
 def descent_game(rng: random.Random, levels: int) -> tuple[Trajectory, list[list[tuple[str, str]]]]:
-    """A game in the real world of a player who knows some boards and errs, and each board's roles."""
+    """A game in the real world, of a player who knows some boards and errs, and all the roles."""
     drawn = [rng.choice(descent_boards()) for _ in range(levels)]
     boards = [DescentBoard(4, start, tuple(rng.sample(cells, 4))) for start, cells in drawn]
     letters = "".join(draw_letters(rng, list(DESCENT_ROLES * levels)))
@@ -753,7 +753,7 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
 
 
 def train(model, tokenizer, rng, phase: str, tokens: int, lr: float, batch_tokens: int) -> None:
-    """One phase: AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
+    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]

@@ -93,7 +93,8 @@ def symbol_kinds(cells: list[list[str]]) -> dict[str, str]:
     for i in range(0, len(DESCENT_LETTERS), n):
         roles = dict(zip(DESCENT_LETTERS[i : i + n], DESCENT_ROLES, strict=True))
         kinds = {symbol: kind for kind, symbol in DESCENT_PLAYER.items()} | roles
-        if there & set(roles) and there <= set(kinds):
+        own = there & set(roles)
+        if there <= set(kinds) and own and ("@" in there or not own <= set(LAKE_SYMBOLS.values())):
             return kinds
     symbols = SOKOBAN_SYMBOLS if "#" in there else LAKE_SYMBOLS
     return {symbol: kind for kind, symbol in symbols.items()}

@@ -1,0 +1,180 @@
+"""Descent: what a board shows and what not, levels in records, and what knowledge is worth."""
+
+import random
+from collections import Counter
+from itertools import permutations
+
+import pytest
+from helpers import load_script
+
+from oelkit import envs
+from oelkit.envs import DescentBoard, DescentLayout, knowledge_bounds, make, parse_board
+from oelkit.envs.board import symbol_kinds
+from oelkit.prompts import game_text, load_prompt_set
+from oelkit.records import Outcome, Trajectory, Turn
+
+# start b2; hole a4, key d2, goal d4, second hole c1
+BOARD = DescentBoard(4, 5, (3, 13, 15, 8))
+TWO = DescentLayout((BOARD, DescentBoard(4, 5, (3, 13, 15, 8))))
+
+
+@pytest.fixture(scope="module")
+def player():
+    return load_script("examples/micro/arithmetic.py")
+
+
+def play(moves, layout=TWO, **kwargs):
+    env = make("oelkit/Descent-v0", levels=len(layout.boards), board="labelled", **kwargs)
+    env.reset(seed=0, options={"layout": layout})
+    return [env.step(f"[{move}]") for move in moves.split()], env
+
+
+def test_the_key_opens_the_goal_and_the_goal_the_next_board():
+    assert BOARD.fits(9)
+    way = " ".join([*BOARD.way(5, 13), *BOARD.way(13, 15, (13,))])
+    steps, _ = play(f"{way} {way}")
+    said = [info["feedback"] for *_, info in steps]
+    half = len(said) // 2
+    assert said[1] == "You moved down to d2 and took Q, the key."
+    assert said[half - 1].endswith("and reached G, the goal. Next level.")
+    assert said[-1].endswith("and reached B, the goal. You won.") and "took T, the key" in said[-3]
+    assert [info["level"] for *_, info in steps] == [1] * (half - 1) + [2] * (half + 1)
+    assert steps[-1][1:4] == (1.0, True, False) and steps[-1][4]["outcome"] is Outcome.SUCCESS
+    symbols = {x for row in parse_board(steps[1][0]) for x in row}
+    assert "Q" not in symbols and "@" not in symbols and "P" in symbols  # the key is in hand
+
+
+@pytest.mark.parametrize(
+    "to, feedback", [(3, "fell into H, a hole. You lost."), (15, "G, the goal, without the key.")]
+)
+def test_a_hole_and_the_goal_without_the_key_end_the_game(to, feedback):
+    steps, _ = play(" ".join(BOARD.way(5, to)))
+    assert feedback in steps[-1][4]["feedback"] and steps[-1][4]["outcome"] is Outcome.FAILURE
+
+
+def test_each_board_has_turns_of_its_own():
+    way = " ".join([*BOARD.way(5, 13), *BOARD.way(13, 15, (13,))])
+    to_and_fro = "right left " * 4 + "right"
+    steps, env = play(f"{way} {to_and_fro}")
+    assert steps[-1][4]["outcome"] is Outcome.TURN_LIMIT and env.level == 1
+    assert len(steps) == len(way.split()) + env.turns
+    steps, env = play("jump right jump left jump right jump left jump")  # no move is a turn as well
+    assert steps[-1][4]["outcome"] is Outcome.TURN_LIMIT
+
+
+def test_no_place_no_number_and_no_order_tells_a_role():
+    """A board is as good, and as probable, with its roles dealt in any other way."""
+    env = make("oelkit/Descent-v0", levels=1, board="labelled")
+    far, first = Counter(), Counter()
+    for seed in range(600):
+        observation, _ = env.reset(seed=seed)
+        board = env.layout.boards[0]
+        for cells in permutations(board.letters):
+            dealt = DescentBoard(board.size, board.start, cells)
+            assert dealt.fits(env.turns - 1) and dealt.unseen == board.unseen
+        far.update({i: len(board.way(board.start, c)) for i, c in enumerate(board.letters)})
+        letters = [line[0] for line in observation.splitlines()[1:] if line[0] != "@"]
+        assert sorted(letters) == sorted("HQGD")  # each on one cell
+        first[letters[0]] += 1
+    assert max(first.values()) < 200 and min(first.values()) > 105  # 150 each, +-45 is 4.2 sd
+    assert max(far.values()) < 1.05 * min(far.values())  # 600 ways to each role
+
+
+def test_splits_are_disjoint_on_every_level():
+    boards = {}
+    for name in ("Descent", "DescentUnseen"):
+        env = make(f"oelkit/{name}-v0")
+        boards[name] = [[], [], [], []]
+        for seed in range(150):
+            env.reset(seed=seed)
+            for level, board in enumerate(env.layout.boards):
+                boards[name][level].append(tuple(sorted(board.letters)))
+    seen = {cells for level in boards["Descent"] for cells in level}
+    for level in boards["DescentUnseen"]:
+        assert not seen & set(level) and len(set(level)) > 50
+
+
+def test_bounds_are_a_staircase_of_one_in_twelve():
+    steps = knowledge_bounds("oelkit/Descent3Unseen-v0", range(10))
+    assert steps == pytest.approx([12**-3, 12**-2, 1 / 12, 1.0])
+    assert envs.bounds("oelkit/Descent3Unseen-v0", range(3))["ceiling"] == 1.0
+    with pytest.raises(ValueError, match="a Descent and at least one seed"):
+        knowledge_bounds("oelkit/FrozenLake4x4-v0", range(3))
+
+
+@pytest.mark.parametrize("known", [1, 2])
+def test_who_knows_some_levels_guesses_on_the_next(player, known):
+    """A scripted player passes the boards that it knows, and the next one in twelve times."""
+    env = make("oelkit/DescentUnseen-v0", levels=known + 1)
+    notes = {x: role for level in range(1, known + 1) for x, role in env.roles(level).items()}
+    rng = random.Random(known)
+    games = [player.play(env, seed, notes, rng) for seed in range(300)]
+    reached = sum(level > known for _, level, _ in games)
+    won = sum(win for win, _, _ in games)
+    assert reached > 0.85**known * 300
+    assert won / reached < 1 / 12 + 3 * (11 / 144 / reached) ** 0.5
+
+
+def test_kinds_of_the_letters_are_known_on_each_level():
+    env = make("oelkit/Descent-v0", render_mode="rgb_array")
+    env.reset(seed=3)
+    for level in range(4):
+        env.position = level, env.layout.boards[level].start, False, 0
+        kinds = symbol_kinds(env._cells())
+        assert {x: kinds[x] for x in env.roles(level + 1)} == env.roles(level + 1)
+        assert kinds["@"] == "player" and env.render().shape == (256, 256, 3)
+    lake = symbol_kinds([["H", "G"], ["P", "."]])
+    assert (lake["H"], lake["G"], lake["P"]) == ("hole", "goal", "player")
+
+
+def test_a_game_as_text_shows_the_board_of_each_level_once():
+    turns = [
+        Turn(f"board {level}", [], "", "up", f"said {i}", 0, 0, False, {"level": level})
+        for i, level in enumerate((1, 1, 2, 2, 3))
+    ]
+    game = Trajectory("g", "e", 0, "m", 1, tuple(turns), Outcome.FAILURE, "said 4")
+    text = game_text(load_prompt_set("brief"), game)
+    assert [line for line in text.splitlines() if "board" in line] == [
+        "board 1",
+        "board 2",
+        "board 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"levels": 0}, "levels must be at least 1, got 0"),
+        ({"levels": 7}, "levels=7 needs 28 letters, and there are 24: at most 6 levels"),
+        ({"turns": 0}, "turns must be at least 1"),
+        ({"size": 2}, "size must be 3 to 26"),
+        ({"max_turns": 5}, "say turns=, not max_turns="),
+        ({"letters": "AABCDEFGHIJKLMNO"}, "must differ"),
+        ({"letters": "ABCP" * 4, "levels": 1}, "must differ"),
+        ({"symbols": {"hole": "X"}}, "unknown symbols"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make("oelkit/Descent-v0", **kwargs)
+
+
+@pytest.mark.parametrize(
+    "layout, message",
+    [
+        (DescentLayout((BOARD,)), "the layout has 1 boards, and this world 2 levels"),
+        ("HQGD", "is a DescentLayout, not"),
+        (DescentLayout((BOARD, DescentBoard(3, 0, (2, 4, 6, 8)))), "level 2 must be 4x4"),
+        (DescentLayout((DescentBoard(4, 5, (5, 13, 15, 8)), BOARD)), "level 1 must be 4x4"),
+        (DescentLayout((BOARD, DescentBoard(4, 0, (1, 4, 15, 8)))), "level 2 has a letter"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(layout, message):
+    with pytest.raises(ValueError, match=message):
+        make("oelkit/Descent-v0", levels=2).reset(options={"layout": layout})
+
+
+def test_too_few_turns_for_any_board_says_so(monkeypatch):
+    monkeypatch.setattr(envs.DescentEnv, "_near", lambda *_: False)
+    with pytest.raises(ValueError, match="ask for more turns"):
+        make("oelkit/Descent-v0").reset(seed=0)
