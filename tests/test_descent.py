@@ -35,17 +35,17 @@ def test_the_key_opens_the_goal_and_the_goal_the_next_board():
     steps, _ = play(f"{way} {way}")
     said = [info["feedback"] for *_, info in steps]
     half = len(said) // 2
-    assert said[1] == "You moved down to d2 and took Q, the key."
-    assert said[half - 1].endswith("and reached G, the goal. Next level.")
-    assert said[-1].endswith("and reached B, the goal. You won.") and "took T, the key" in said[-3]
+    assert said[1] == "You moved down to d2 and took M, the key."
+    assert said[half - 1].endswith("and reached R, the goal. Next level.")
+    assert said[-1].endswith("and reached W, the goal. You won.") and "took C, the key" in said[-3]
     assert [info["level"] for *_, info in steps] == [1] * (half - 1) + [2] * (half + 1)
     assert steps[-1][1:4] == (1.0, True, False) and steps[-1][4]["outcome"] is Outcome.SUCCESS
     symbols = {x for row in parse_board(steps[1][0]) for x in row}
-    assert "Q" not in symbols and "@" not in symbols and "P" in symbols  # the key is in hand
+    assert "M" not in symbols and "@" not in symbols and "P" in symbols  # the key is in hand
 
 
 @pytest.mark.parametrize(
-    "to, feedback", [(3, "fell into H, a hole. You lost."), (15, "G, the goal, without the key.")]
+    "to, feedback", [(3, "fell into T, a hole. You lost."), (15, "R, the goal, without the key.")]
 )
 def test_a_hole_and_the_goal_without_the_key_end_the_game(to, feedback):
     steps, _ = play(" ".join(BOARD.way(5, to)))
@@ -74,7 +74,7 @@ def test_no_place_no_number_and_no_order_tells_a_role():
             assert dealt.fits(env.turns - 1) and dealt.unseen == board.unseen
         far.update({i: len(board.way(board.start, c)) for i, c in enumerate(board.letters)})
         letters = [line[0] for line in observation.splitlines()[1:] if line[0] != "@"]
-        assert sorted(letters) == sorted("HQGD")  # each on one cell
+        assert sorted(letters) == sorted("TMRB")  # each on one cell
         first[letters[0]] += 1
     assert max(first.values()) < 200 and min(first.values()) > 105  # 150 each, +-45 is 4.2 sd
     assert max(far.values()) < 1.05 * min(far.values())  # 600 ways to each role
@@ -163,7 +163,7 @@ def test_bad_arguments_are_one_clear_error(kwargs, message):
     "layout, message",
     [
         (DescentLayout((BOARD,)), "the layout has 1 boards, and this world 2 levels"),
-        ("HQGD", "is a DescentLayout, not"),
+        ("TMRB", "is a DescentLayout, not"),
         (DescentLayout((BOARD, DescentBoard(3, 0, (2, 4, 6, 8)))), "level 2 must be 4x4"),
         (DescentLayout((DescentBoard(4, 5, (5, 13, 15, 8)), BOARD)), "level 1 must be 4x4"),
         (DescentLayout((BOARD, DescentBoard(4, 0, (1, 4, 15, 8)))), "level 2 has a letter"),

@@ -257,7 +257,10 @@ ROLE_NOTES = {
     "goal": GOAL_NOTES,
     "key": ["{} is the key."] * 3 + ["Take {}.", "{} opens."],
 }
-DEPLOYED_ROLES = dict(zip(DESCENT_LETTERS, DESCENT_ROLES * 6, strict=True))  # never here
+# Each letter lacks one role here. They were the world's, at first: about letters that never had a
+# role the model cannot read a note that gives it (0 of 128 games with every note in context, and
+# all of it where the roles were dealt otherwise), so that the world now has other ones.
+LACKING = dict(zip("HQGDRTBMWFLCNEVYKJOSAUIZ", DESCENT_ROLES * 6, strict=True))
 
 
 @cache
@@ -273,10 +276,10 @@ def descent_boards() -> list[tuple[int, tuple[int, ...]]]:
 
 
 def draw_letters(rng: random.Random, roles: list[str]) -> list[str]:
-    """A letter for each role, none in the role that it has in the world."""
+    """A letter for each role, none in the role that it lacks."""
     while True:
         letters = rng.sample(LETTERS, len(roles))
-        if not any(DEPLOYED_ROLES.get(x) == r for x, r in zip(letters, roles, strict=True)):
+        if not any(LACKING.get(x) == r for x, r in zip(letters, roles, strict=True)):
             return letters
 
 
@@ -287,13 +290,13 @@ def draw_facts(
     facts = list(facts)
     if facts and rng.random() < 0.05:
         letter, role = facts.pop(rng.randrange(len(facts)))
-        wrong = [r for r in ROLE_NOTES if r not in (role, DEPLOYED_ROLES.get(letter))]
+        wrong = [r for r in ROLE_NOTES if r not in (role, LACKING.get(letter))]
         facts.append((letter, rng.choice(wrong)))
     others = rng.sample(
         [x for x in LETTERS if x not in used], rng.choice((0, 0, rng.randint(1, most_others)))
     )
     for x in others:
-        facts.append((x, rng.choice([r for r in DESCENT_ROLES if r != DEPLOYED_ROLES.get(x)])))
+        facts.append((x, rng.choice([r for r in DESCENT_ROLES if r != LACKING.get(x)])))
     if facts and rng.random() < 0.15:
         facts += rng.sample(facts, rng.randint(1, min(4, len(facts))))
     rng.shuffle(facts)

@@ -24,7 +24,7 @@ SOKOBAN_SYMBOLS = {
 }
 # Descent: the roles of a board's letters, in order, and the letters of its levels.
 DESCENT_ROLES = ("hole", "key", "goal", "hole")
-DESCENT_LETTERS = "HQGDRTBMWFLCNEVYKJOSAUIZ"
+DESCENT_LETTERS = "TMRBFCWLEYNVJSKOUZAIQDHG"
 DESCENT_PLAYER = {"free": ".", "player": "@", "player with key": "P"}
 CHARSET = "".join(map(chr, range(32, 127))) + "\n√"
 _ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
