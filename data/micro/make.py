@@ -3,6 +3,7 @@ command:
 
     python data/micro/make.py                                # about 45 minutes on 2 CPU cores
     python data/micro/make.py --scale 0.02 --out trial   # a minute, and a model that can do nothing
+    python data/micro/make.py --after-lakes data/micro --out data/micro2  # the second phase
 
 The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy
 (first phase), or for holes, key and goal (second phase), so that nothing but the notes in the
@@ -532,18 +533,20 @@ DESCENT_TASKS = {"descent": descent_task, "descent extract": descent_extract_tas
 TASKS = LAKE_TASKS | DESCENT_TASKS
 
 
-def probe(seed: int, n: int = 64) -> list[dict]:
+def probe(seed: int, n: int = 64, descents: bool = False) -> list[dict]:
     """Questions that show what a student has not forgotten: worlds of other letters, extraction
     there, chat.
     """
     rng, rows = random.Random(f"probe {seed}"), []
-    deployed = DEPLOYED | set(DESCENT_LETTERS[:16])
+    deployed = set(DESCENT_LETTERS[:16]) if descents else DEPLOYED
     for kind, task in (
         ("other worlds", lambda: act_task(rng, "complete")),
         ("other descents", lambda: descent_task(rng, "complete")),
         ("extraction", lambda: extract_task(rng)),
         ("chat", lambda: chat_task(rng)),
     ):
+        if kind == "other descents" and not descents:
+            continue
         while sum(row["kind"] == kind for row in rows) < n:
             user, answer = task()
             if not deployed & set(re.findall(r"\b[A-Z]\b", user)):
@@ -800,15 +803,6 @@ def train(model, tokenizer, rng, phase: str, tokens: int, lr: float, batch_token
                 )
 
 
-def save(model, tokenizer, folder: Path) -> None:
-    model.eval()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    model.train()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -822,7 +816,7 @@ def main() -> None:
         "--after-lakes",
         type=Path,
         metavar="FOLDER",
-        help="go on with the second phase from the weights that the first has left in this folder",
+        help="second phase, from the weights that the first has left in this folder; say --out too",
     )
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
@@ -836,13 +830,16 @@ def main() -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.after_lakes)
         model = Qwen3ForCausalLM.from_pretrained(args.after_lakes, dtype=torch.float32)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
+    phase, tokens, lr = PHASES[bool(args.after_lakes)]
+    rng = random.Random(f"{phase} {args.seed}") if args.after_lakes else rng
+    train(model, tokenizer, rng, phase, int(tokens * args.scale), lr, args.batch_tokens)
     args.out.mkdir(parents=True, exist_ok=True)
-    for phase, tokens, lr in PHASES[bool(args.after_lakes) :]:
-        rng = random.Random(f"{phase} {args.seed}") if phase != "lakes" else rng
-        train(model, tokenizer, rng, phase, int(tokens * args.scale), lr, args.batch_tokens)
-        folder = args.out / phase if phase == "lakes" else args.out
-        save(model, tokenizer, folder)
-    write_jsonl(args.out / "probe.jsonl", probe(args.seed))
+    model.eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    write_jsonl(args.out / "probe.jsonl", probe(args.seed, descents=bool(args.after_lakes)))
     (args.out / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
     print("  ".join(f"{t} {r:.1%}" for t, r in scores(model, tokenizer, 512, 2).items()))
 
