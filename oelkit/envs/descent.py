@@ -127,18 +127,18 @@ class DescentEnv(TextEnv):
 
     def _draw_board(self) -> DescentBoard:
         for _ in range(100_000):
-            start, *cells = (int(c) for c in self.np_random.permutation(self.size**2)[:5])
-            board = DescentBoard(self.size, start, tuple(cells))
+            start, a, b, c, d = (int(x) for x in self.np_random.permutation(self.size**2)[:5])
+            board = DescentBoard(self.size, start, (a, b, c, d))
             if self.split is not None and board.unseen != (self.split == "unseen"):
                 continue
-            if self._near(start, cells) and board.fits(self.turns - 1):
+            if self._near(board) and board.fits(self.turns - 1):
                 return board
         now = f"more turns (now {self.turns}) or another size (now {self.size})"
         raise ValueError(f"no board found in 100,000 draws: ask for {now}")
 
-    def _near(self, start: int, cells: list[int]) -> bool:
+    def _near(self, board: DescentBoard) -> bool:
         """What `fits` asks of the distances as the crow flies: quick, and refuses most draws."""
-        at = [divmod(c, self.size) for c in (start, *cells)]
+        at = [divmod(c, self.size) for c in (board.start, *board.letters)]
 
         def apart(i: int, j: int) -> int:
             return abs(at[i][0] - at[j][0]) + abs(at[i][1] - at[j][1])
