@@ -286,6 +286,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
         move = f"{i + 1}. {textwrap.shorten(move, 15, placeholder=' …')}"
         if "level" in turn.extra:
             move += f" · level {turn.extra['level']}"
-        write(left + 0.725, top + 1.52, move, ha="center", weight="bold")
+        size = 8 if "level" in turn.extra else 9
+        write(left + 0.725, top + 1.52, move, ha="center", weight="bold", fontsize=size)
         write(left + 0.725, top + 1.58, "\n".join(words[i]), ha="center", va="top", fontsize=7)
     return figure
