@@ -8,15 +8,11 @@ the model that the user named, run code that comes with a model, or read a pickl
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from huggingface_hub import errors as hub
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -32,6 +28,7 @@ from ..config import ModelConfig
 from .attention import repeat_key_heads
 from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
 from .policy import Policy
+from .source import clear_errors, model_folder
 
 # data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
 # diverges first. PEFT's "all-linear" leaves the head out.
@@ -81,7 +78,7 @@ def load_policy(
     else:
         lora_settings = plain_lora(adapter_config(Path(adapter)))
     name, source = str(name_or_path), model_folder(name_or_path)
-    with _clear_errors(name):
+    with clear_errors(name):
         config = _settled(AutoConfig.from_pretrained(source, revision=revision))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with torch.device("meta"):
@@ -186,7 +183,7 @@ def _load_base(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _clear_errors(name):
+    with clear_errors(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -243,55 +240,6 @@ def _check_gradients(model: PeftModel, name: str, method: str) -> None:
             f"{name}: no gradient passes through its layers of {method}; load the dense model, "
             "or one in 4 bits of bitsandbytes"
         )
-
-
-def model_folder(name_or_path: str | Path) -> str:
-    """The folder of "micro" or of a path, or the hub id as it is."""
-    if name_or_path == "micro":
-        for root in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
-            if (root / "data/micro/config.json").is_file():
-                return str(root / "data/micro")
-        raise FileNotFoundError(
-            "micro: found no data/micro above the working directory or the oelkit package; "
-            "start from a clone of the repository"
-        )
-    path, text = Path(name_or_path).expanduser(), str(name_or_path)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{text}: not a model folder, there is no config.json in it")
-        return str(path)
-    if isinstance(name_or_path, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
-        raise FileNotFoundError(f"{text}: no such model folder")
-    return text
-
-
-@contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
-    """Turn Transformers' many errors about a model that cannot be loaded into one sentence."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # whatever a config, a weight file or a missing package leads to
-        chain: list[BaseException] = []
-        e: BaseException | None = error
-        while e is not None and e not in chain:
-            chain.append(e)
-            e = e.__cause__ or e.__context__
-        kinds = {type(e) for e in chain}
-        if hub.GatedRepoError in kinds:
-            accept = "accept its terms on the hub and log in to it"
-            raise FileNotFoundError(f"{name}: a gated model; {accept}") from error
-        if hub.RepositoryNotFoundError in kinds:
-            neither = "neither a folder here nor a (public) model on the hub"
-            raise FileNotFoundError(f"{name}: {neither}") from error
-        if kinds & {hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled}:
-            raise ConnectionError(
-                f"{name}: no such folder here, and the hub cannot be reached to look for that id; "
-                "check the name, the network, or pass a local folder"
-            ) from error
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{name}: not a usable causal language model ({reason})") from error
 
 
 def _keep_gradients(model: torch.nn.Module) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oelkit.model.loading import model_folder
+from oelkit.model.source import model_folder
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("start", "waiting", "kl", "step", "cost", "turns", "scaling")

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from oelkit.model.loading import model_folder
+from oelkit.model.source import model_folder
 
 SIZES = {  # hidden, intermediate, layers, heads; 8 key heads of 128 in all
     "0.6B": (1024, 3072, 28, 16),
