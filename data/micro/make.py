@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.envs import ACTIONS, DescentBoard, DescentEnv, DescentLayout, Layout
 from oelkit.envs.board import DESCENT_LETTERS, DESCENT_ROLES, STEPS, label, render_board
+from oelkit.envs.descent import facts as facts_said
 from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
 from oelkit.text import MARKER
@@ -427,9 +428,6 @@ def descent_game(rng: random.Random, levels: int) -> tuple[Trajectory, list[list
     return game, [list(env.roles(i + 1).items()) for i in range(levels)]
 
 
-SEEN = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
-
-
 def descent_extract_task(rng: random.Random) -> tuple[str, str]:
     game, boards = descent_game(rng, rng.choice((1, 1, 2, 2, 3, 4)))
     reached = max(turn.extra["level"] for turn in game.turns)
@@ -443,7 +441,7 @@ def descent_extract_task(rng: random.Random) -> tuple[str, str]:
     ]
     notes = draw_facts(rng, told, {x for facts in boards for x, _ in facts}, 6)
     user = extract_messages(BRIEF, game, write_facts(rng, notes))[0]["content"]
-    seen = dict.fromkeys(m for turn in game.turns for m in SEEN.findall(turn.feedback))
+    seen = dict.fromkeys(m for turn in game.turns for m in facts_said(turn.feedback))
     new = [fact for fact in seen if fact not in notes]
     parts = [f"{x} {role}. {'New' if (x, role) in new else 'Known'}." for x, role in seen]
     items = [f"\n{MARKER} {ROLE_NOTES[r][0].format(x)}" for x, r in new]

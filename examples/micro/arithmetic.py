@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 from statistics import mean
 
 from oelkit import envs
+from oelkit.envs.descent import facts
 from oelkit.records import Outcome
-
-SAID = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
 
 
 def reply(env, notes: dict[str, str], rng: random.Random, slip: float = 0.03) -> str:
@@ -40,12 +38,12 @@ def play(env, seed: int, notes: dict[str, str], rng: random.Random) -> tuple[boo
     said: set[tuple[str, str]] = set()
     while True:
         *_, info = env.step(reply(env, notes, rng))
-        said |= set(SAID.findall(info["feedback"]))
+        said |= set(facts(info["feedback"]))
         if info["outcome"] is not None:
             return info["outcome"] is Outcome.SUCCESS, info["level"], said
 
 
-def rounds(levels: int, games: int, k: int, seed: int, slip_maps: int = 64) -> list[float]:
+def rounds(levels: int, games: int, k: int, seed: int, maps: int = 64) -> list[float]:
     """Pass rates after each of k rounds, and after one round of k * games games without notes."""
     rng = random.Random(seed)
     env = envs.make("oelkit/Descent-v0", levels=levels)
@@ -56,7 +54,7 @@ def rounds(levels: int, games: int, k: int, seed: int, slip_maps: int = 64) -> l
         return notes | dict(sorted(set().union(*said)))
 
     def rate(notes: dict[str, str]) -> float:
-        return mean(play(held_out, 10**6 + i, notes, rng)[0] for i in range(slip_maps))
+        return mean(play(held_out, 10**6 + i, notes, rng)[0] for i in range(maps))
 
     notes: dict[str, str] = {}
     rates = []

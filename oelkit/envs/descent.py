@@ -12,6 +12,7 @@ boards are known (`bounds.knowledge_bounds` computes it).
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from itertools import permutations
@@ -22,7 +23,13 @@ from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES
 from .frozen_lake import Layout
 from .text_env import StepResult, TextEnv
 
+_SAID = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
 _MOVES_FROM_START = 2  # to any letter: the first move is not the whole way
+
+
+def facts(feedback: str) -> list[tuple[str, str]]:
+    """The letters that a feedback gives a role, with it: hole, key or goal."""
+    return _SAID.findall(feedback)
 
 
 @dataclass(frozen=True)
