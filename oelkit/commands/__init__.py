@@ -1,0 +1,23 @@
+"""What the commands of the command line do, each with the arguments that `__main__` has parsed.
+
+They call the library and print; a library is imported where a command needs it."""
+
+from .runs import import_chats, loop, notebooks, promote, report, rollback, settings_of, status
+from .steps import distill, evaluate, experience_texts, extract, ifeval, play
+
+__all__ = [
+    "distill",
+    "evaluate",
+    "experience_texts",
+    "extract",
+    "ifeval",
+    "import_chats",
+    "loop",
+    "notebooks",
+    "play",
+    "promote",
+    "report",
+    "rollback",
+    "settings_of",
+    "status",
+]

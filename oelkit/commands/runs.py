@@ -1,0 +1,152 @@
+"""Commands that act on a run folder, each with the arguments that `__main__` has parsed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runs.settings import SCALES, Settings, find_root, run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..runs.stages import Stages
+
+
+def settings_of(args: Namespace, settings: Settings | None = None) -> Settings:
+    """The settings that the command line names, over those of a run or the scale's."""
+    given = {n: v for n, v in vars(args).items() if n in Settings.__dataclass_fields__}
+    if settings is None:
+        return Settings.of(args.scale or "tiny", **given)
+    return replace(settings, **(SCALES[args.scale] if args.scale else {}) | given)
+
+
+def notebooks(args: Namespace) -> None:
+    """Execute notebooks."""
+    from ..notebooks import NotebookError, run_notebooks
+
+    parameters: dict[str, str] = {}
+    for pair in args.parameter:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise NotebookError(f"-p takes name=value, not {pair!r}")
+        if parameters.setdefault(name.strip(), value) != value:
+            raise NotebookError(f"-p {name.strip()} is given twice with different values")
+    run_notebooks(args.names, parameters, args.run, args.timeout)
+
+
+def loop(args: Namespace) -> None:
+    """Start a run, or go on with one."""
+    folder = run_folder(args.run, find_root() / "runs")
+    there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
+    if there and not goes_on:
+        raise ValueError(
+            f"{folder} holds a run already: go on with --resume, or choose another --run NAME"
+        )
+    if goes_on and not there:
+        raise ValueError(f"{folder} holds no run to go on with: leave out --resume and --redo")
+    settings = _resumed(folder, args) if there else settings_of(args)
+    try:
+        from ..model.loading import hide_progress_bars
+        from ..runs.run import run_loop
+
+        hide_progress_bars(but_on=sys.stderr)
+        run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
+    except KeyboardInterrupt as stop:
+        resume = f"go on with `python -m oelkit loop --run {args.run} --resume`"
+        raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
+    report(args)
+
+
+def _resumed(folder: Path, args: Namespace) -> Settings:
+    """The settings of a run with those that may be added; ValueError where another flag differs."""
+    from ..runs.stages import read_run
+
+    theirs = Settings(**read_run(folder)["settings"])
+    ours = settings_of(args, theirs)
+    for name in Settings.__dataclass_fields__:
+        was, now = getattr(theirs, name), getattr(ours, name)
+        added = name == "gate" or (name in ("rounds", "run_ablations") and now > was)
+        if was != now and not added:
+            raise ValueError(
+                f"{folder} is a run with other settings: --{name.replace('_', '-')} was {was}, is "
+                f"{now}; leave it out, or choose another --run NAME"
+            )
+    return ours
+
+
+def report(args: Namespace) -> None:
+    """Write the report of a run and print its table."""
+    from ..views.findings import findings
+    from ..views.report import write_report
+    from ..views.summary import summary
+
+    folder = run_folder(args.run, find_root() / "runs")
+    path = write_report(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    print(summary(metrics), *findings(metrics), f"report: {path}", sep="\n")
+
+
+def _folder(args: Namespace) -> Path:
+    """The folder of RUN: a name in runs/, or a path (with a slash)."""
+    path = Path(args.run)
+    folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
+    if not (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds no run")
+    return folder
+
+
+def status(args: Namespace) -> int:
+    """Print how each stage of a run stands; 0 where all is done, else 3."""
+    from ..runs.stages import status
+
+    rows = status(_folder(args))
+    for row in rows:
+        place = f"round {row.round}" if row.round else "run"
+        print(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip())
+    return 0 if all(row.state == "done" for row in rows) else 3
+
+
+def promote(args: Namespace) -> None:
+    """Let the round after K start from round K."""
+    _decide(args, lambda stages: args.round)
+
+
+def rollback(args: Namespace) -> None:
+    """Let the round after K start where round K started."""
+    _decide(args, lambda stages: stages.start(args.round))
+
+
+def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
+    from ..runs.files import locked
+    from ..runs.stages import stages_of
+
+    stages = stages_of(folder := _folder(args))
+    with locked(folder):
+        stages.decide(args.round, first := start(stages))
+    weights = f"round {first}" if first else "the untrained model"
+    print(f"round {args.round + 1} starts from {weights}")
+    print(f"what that makes stale: python -m oelkit status {args.run}")
+
+
+def import_chats(args: Namespace) -> None:
+    """Read chat logs into round 1 of a run."""
+    from ..logs import read_chats
+    from ..records import write_jsonl
+    from ..redaction import redact
+    from ..steps.rollouts import states
+
+    folder = run_folder(args.run, find_root() / "runs") / "round_1"
+    paths = [folder / f"{name}.jsonl" for name in ("trajectories", "states")]
+    if paths[0].exists() and not args.force:
+        raise ValueError(f"{paths[0]} is there already: choose another --run, or give --force")
+    how = {"format": args.format, "on_bad": args.bad}
+    chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
+    for path, records in zip(paths, (chats, states(chats))):
+        write_jsonl(path, records)
+    print(chats, *(f"written: {path}" for path in paths), sep="\n")
+    print(f"go on with: python -m oelkit extract --trajectories {paths[0]} --prompt-set rules")

@@ -1,0 +1,164 @@
+"""Commands that do one step on files, each with the arguments that `__main__` has parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import time
+from argparse import Namespace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs.settings import Settings
+from .runs import settings_of
+
+if TYPE_CHECKING:
+    from ..model.policy import Policy
+
+
+def play(args: Namespace) -> None:
+    """Play games."""
+    from ..records import write_jsonl
+    from ..steps.rollouts import rollout
+
+    s, texts = _start(args)
+    texts = [texts[i % len(texts)] for i in range(len(args.seeds))]
+    policy, options = _load(args, s)
+    games = rollout(policy, s.env, args.seeds, texts, s.play_sampling, **options)
+    write_jsonl(args.out, games)
+
+
+def extract(args: Namespace) -> None:
+    """Write items about games."""
+    from ..records import Trajectory, read_jsonl, write_jsonl
+    from ..steps.extraction import extract
+
+    s, texts = _start(args)
+    texts = [texts[draw % len(texts)] for draw in range(s.num_draws)]
+    games = read_jsonl(args.trajectories, Trajectory)
+    policy, options = _load(args, s)
+    options |= {"num_draws": s.num_draws, "budget_tokens": s.budget_tokens, "strict": s.strict}
+    options |= {"show_previous": s.show_previous}
+    write_jsonl(args.out, extract(policy, games, texts, s.extract_sampling, **options))
+
+
+def distill(args: Namespace) -> None:
+    """Train an adapter."""
+    from ..config import DistillConfig, part
+    from ..records import State, Trajectory, read_jsonl
+    from ..steps.distillation import distill
+    from ..steps.rollouts import states
+
+    s, texts = _start(args)
+    if args.states:
+        prompts = read_jsonl(args.states, State)
+    else:
+        prompts = states(read_jsonl(args.trajectories, Trajectory))
+    policy, options = _load(args, s)
+    rows = distill(policy, prompts, texts, part(DistillConfig, s), **options)
+    policy.save_adapter(args.out)
+    for row in rows[:1] + rows[-1:]:
+        print(f"loss {row['loss']:.4f} at step {row['step']}")
+
+
+def evaluate(args: Namespace) -> None:
+    """Measure the pass rate on held-out maps."""
+    from .. import envs
+    from ..runs.run import HELD_OUT
+    from ..stats import episodes_needed
+    from ..steps.evaluation import evaluate
+
+    s, texts = _start(args)
+    env = envs.held_out(s.env)  # as the loop evaluates
+    policy, options = _load(args, s)
+    first = options.pop("seed") * s.samples_per_map
+    options |= {"sampling_seeds": range(first, first + s.samples_per_map)}
+    maps = range(HELD_OUT, HELD_OUT + s.eval_maps)
+    row = evaluate(policy, env, maps, texts, s.eval_sampling, **options).summary()
+    rate = f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+    print(f"{rate} on {row['maps']} maps of {env}")
+    needed = episodes_needed(row["pass_rate"])
+    print(f"to show a difference of 10 points: {needed} episodes per arm")
+    _write(args, {"env": env, "experience": args.experience, **row})
+
+
+def ifeval(args: Namespace) -> None:
+    """Ask IF-Eval's prompts."""
+    from ..records import write_jsonl
+    from ..runs.driver import versions
+    from ..steps.ifeval import ifeval
+
+    s, _ = _start(args)
+    policy, options = _load(args, s)
+    began, asked = time.time(), {"limit": args.limit, "max_new_tokens": args.max_new_tokens}
+    asked["seed"] = s.seed
+    report = ifeval(policy, args.questions, **asked, progress=options["progress"])
+    row = report.summary()
+    for how in ("strict", "loose"):
+        rate, low, high = (row[f"prompt_{how}{end}"] for end in ("", "_low", "_high"))
+        print(
+            f"{how}: {rate:.1%} [{low:.1%}, {high:.1%}] of {row['n']} prompts, "
+            f"{row[f'instruction_{how}']:.1%} of {row['instructions']} instructions"
+        )
+    if args.replies:
+        write_jsonl(args.replies, report.replies)
+    row = {"prompts": args.questions, **asked, "seconds": round(time.time() - began), **row}
+    row |= {
+        "command": shlex.join(["python", "-m", "oelkit", *args.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {**versions(), "lm_eval": version("lm_eval")},
+    }
+    _write(args, row)
+
+
+def _start(args: Namespace) -> tuple[Settings, list[str]]:
+    """The settings and the experience texts of a step, once it is sure that it may write."""
+    from .. import envs
+
+    for path in filter(None, (args.out, getattr(args, "replies", None))):
+        if Path(path).exists() and not args.force:
+            raise ValueError(f"{path} is there already: choose another file, or give --force")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(args)
+    envs.make(settings.env)  # this also imports the module of a "module:id"
+    return settings, experience_texts(getattr(args, "experience", None))
+
+
+def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
+    """The policy, and the options that all steps take; last, as it takes long."""
+    from ..model.loading import hide_progress_bars, policy_from_config
+
+    hide_progress_bars(but_on=sys.stderr)
+    options = {"prompt_set": settings.prompt_set, "seed": settings.seed}
+    options["progress"] = sys.stderr.isatty()
+    return policy_from_config(settings, adapter=args.adapter), options
+
+
+def _write(args: Namespace, row: dict[str, Any]) -> None:
+    if args.out:
+        row = {"model": args.model, "adapter": args.adapter, **row}
+        Path(args.out).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def experience_texts(path: str | None) -> list[str]:
+    """The experience texts in a file, one per draw; [""] where there is none.
+
+    Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
+    heading per draw, as an experience.md has."""
+    from ..curation import items_for_draw, replay
+    from ..records import ExperienceItem, read_jsonl
+    from ..text import experience_text
+
+    if path and path.endswith(".jsonl"):
+        items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
+        items = replay(items, log).kept() if log.exists() else items
+        draws = sorted({item.draw for item in items if item.model})  # a person's are for every draw
+        texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
+    else:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+        parts = re.split(r"^## Draw \d+$", text, flags=re.M)
+        texts = [part.strip() for part in parts if part.strip()]
+    return texts or [""]
