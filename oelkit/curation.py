@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import given
 from .operations import (
     GONE,
     MAKES,
@@ -52,7 +53,7 @@ class Curation:
     ):
         self.author = author
         self.log_path = Path(log_path) if log_path is not None else None
-        self._source = tuple(items)
+        self._source = tuple(given.records("items", items, ExperienceItem))
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:
             raise ValueError(f"items need distinct ids; more than one is called {double[0]!r}")

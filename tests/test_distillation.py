@@ -377,7 +377,6 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
             {},
             "user message",
         ),
-        (["a prompt"], {}, "states are State records"),
     ]:
         with pytest.raises(ValueError, match=message):
             train(tiny, states, **options)

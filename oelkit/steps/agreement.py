@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import given
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..model.scoring import token_logprobs
@@ -50,7 +51,9 @@ def agreement(
     Raises:
         ValueError: no states, no experience, or a prompt over the context.
     """
-    if not states or not experience.strip():
+    given.a_policy(policy)
+    states = given.records("states", states, State)
+    if not states or not given.texts("experience", [experience])[0].strip():
         raise ValueError("nothing to compare: there are no states, or no experience")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)

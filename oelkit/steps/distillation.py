@@ -10,8 +10,8 @@ All teacher prompts with the same experience begin alike, and the teacher is fro
 is computed once per round and text (`prefix`), and after it only state and reply are run.
 
 Departures from the paper: a LoRA adapter in place of all weights, hence a larger learning rate; the
-full vocabulary by default (top_k=256 is the paper's). The off-policy arms (`forward_kl`, `sft`)
-learn from the teacher's replies instead of the student's, to show what being on-policy is worth.
+full vocabulary by default (top_k=256 is the paper's). `forward_kl` and `sft` are off-policy: they
+learn from the teacher's replies.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def distill(
 
     Raises:
         ValueError: no states, no experience, a prompt over the context, or wrong settings.
+        TypeError: states or texts are something else.
         RuntimeError: loss or gradient are not finite, or memory ran out; no step is half done.
         KeyboardInterrupt: Ctrl+C, after the step and the checkpoint.
     """

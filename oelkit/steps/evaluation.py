@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import given
 from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import generate
@@ -73,7 +74,7 @@ def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
     Raises:
         ValueError: no games, or maps that were not played equally often.
     """
-    games = list(trajectories)
+    games = given.records("trajectories", trajectories, Trajectory)
     samples, maps = episodes_by_sample([t.seed for t in games]).shape
     n, turns = len(games), [turn for t in games for turn in t.turns]
     rate = sum(t.outcome is Outcome.SUCCESS for t in games) / n
@@ -126,9 +127,12 @@ def evaluate(
 
     Raises:
         ValueError: nothing to play, maps given unequally often, or what `rollout` refuses.
+        TypeError: as in `rollout`.
     """
-    texts = [experience] if isinstance(experience, str) else list(experience)
-    if not texts or not len(seeds) or not len(sampling_seeds):
+    given.a_policy(policy)
+    texts, seeds = given.texts("experience", experience), given.seeds("seeds", seeds)
+    sampling_seeds = given.seeds("sampling_seeds", sampling_seeds)
+    if not texts or not seeds or not sampling_seeds:
         raise ValueError("nothing to evaluate: no maps, no experience texts or no sampling seeds")
     episodes_by_sample(seeds)  # refuses before anything is played
     sampling = sampling or Sampling(top_p=0.8, top_k=20)

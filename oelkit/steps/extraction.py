@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .. import given
 from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
@@ -86,12 +87,15 @@ def extract(
         ValueError: no trajectories or draws, two trajectories of one id, another number of texts,
             no game that fits the context (single ones are left out; a warning counts them).
     """
+    given.a_policy(policy)
+    trajectories = given.records("trajectories", trajectories, Trajectory)
+    before = given.texts("previous", previous)
     if not trajectories:
         raise ValueError("nothing to extract from: the list of trajectories is empty")
     double, count = Counter(game.id for game in trajectories).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} trajectories are called {double!r}: each needs an id of its own")
-    before = [previous] * num_draws if isinstance(previous, str) else list(previous)
+    before = before * num_draws if isinstance(previous, str) else before
     if num_draws < 1 or len(before) != num_draws:
         raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")
     if not isinstance(prompt_set, PromptSet):

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .. import envs
+from .. import envs, given
 from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
@@ -64,10 +64,13 @@ def rollout(
 
     Raises:
         ValueError: unknown world, no seeds, or another number of texts.
+        TypeError: seeds or texts are something else, a text for a list of them say.
     """
-    if not len(seeds):
+    given.a_policy(policy)
+    seeds, texts = given.seeds("seeds", seeds), given.texts("experience", experience)
+    if not seeds:
         raise ValueError("no games to play: seeds is empty")
-    texts = [experience] * len(seeds) if isinstance(experience, str) else list(experience)
+    texts = texts * len(seeds) if isinstance(experience, str) else texts
     if len(texts) != len(seeds):
         raise ValueError(f"{len(texts)} experience texts for {len(seeds)} games: one, or one each")
     if not isinstance(prompt_set, PromptSet):
@@ -80,7 +83,7 @@ def rollout(
     bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
     with bar, ExitStack() as worlds:  # closed also where one of them raises
         games = [
-            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), int(s), t)
+            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), s, t)
             for s, t in zip(seeds, texts)
         ]
         for turn in range(max(game.env.max_turns for game in games)):
@@ -161,7 +164,7 @@ def states(trajectories: Sequence[Trajectory]) -> list[State]:
         ValueError: there is none.
     """
     out = []
-    for t in trajectories:
+    for t in given.records("trajectories", trajectories, Trajectory):
         out += [State(f"{t.id}/{i}", t.id, i, turn.prompt) for i, turn in enumerate(t.turns)]
     if not out:
         raise ValueError("no states: the trajectories are empty")

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .. import given
 from ..config import DistillConfig
 from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
@@ -71,13 +72,11 @@ def prepare(
 ) -> Training:
     """Check all that can be wrong before the first step."""
     c = replace(config or DistillConfig(), **changes)
-    texts = [experiences] if isinstance(experiences, str) else list(experiences)
-    texts = [text for text in texts if text.strip()]
+    given.a_policy(policy)
+    states = given.records("states", states, State, " (oelkit.states makes them of trajectories)")
+    texts = [text for text in given.texts("experiences", experiences) if text.strip()]
     if not states:
         raise ValueError("nothing to distill on: there are no states")
-    for state in states:
-        if not isinstance(state, State):
-            raise ValueError(f"states are State records (see oelkit.states), not {type(state)}")
     if not texts:
         raise ValueError(
             "nothing to distill: no experience is left (no items were extracted, or all were "

@@ -1,0 +1,60 @@
+"""What a caller gives to the steps: wrong types are told in a sentence, before anything is done.
+
+A text is a sequence of characters, so that a text in place of a list of texts, states or maps would
+run without a word; here it is refused, or taken for what it must mean.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def a_policy(value: Any) -> None:
+    """Refuse what is no loaded model; TypeError says how to load one."""
+    if not hasattr(value, "encode") or isinstance(value, str):
+        told = _shown(value)
+        raise TypeError(f"policy: expected a loaded model, got {told}; use oelkit.load_policy(…)")
+
+
+def records(name: str, values: Any, kind: type, hint: str = "") -> list[Any]:
+    """The records of a list of them; TypeError where it is none, or holds something else."""
+    what = f"{name}: expected a list of {kind.__name__} records{hint}"
+    values = _listed(values, what)
+    for i, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise TypeError(f"{what}; number {i} is {_shown(value)}")
+    return values
+
+
+def seeds(name: str, values: Any) -> list[int]:
+    """Whole numbers, of a range, list or array; TypeError where they are none."""
+    what = f"{name}: expected a list or range of whole numbers"
+    values = _listed(values, what)
+    for i, value in enumerate(values):
+        try:
+            operator.index(value)
+        except TypeError:
+            raise TypeError(f"{what}; number {i} is {_shown(value)}") from None
+    return [int(value) for value in values]
+
+
+def texts(name: str, values: Any) -> list[str]:
+    """Experience texts; a single one is a list of one. TypeError where one is no text."""
+    what = f"{name}: expected a text or a list of texts"
+    values = [values] if isinstance(values, str) else _listed(values, what)
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"{what}; number {i} is {_shown(value)}")
+    return values
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{what}, got {_shown(values)}")
+    return list(values)
+
+
+def _shown(value: Any) -> str:
+    return f"the {type(value).__name__} {str(value)[:40]!r}"
