@@ -7,8 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The method itself: what one reads to know what is done, with all that its modules were split into.
 CORE = (
-    "records prompts model.policy model.adapters model.scoring model.sampling model.losses "
-    "steps.rollouts steps.extraction steps.distillation steps.training steps.evaluation"
+    "records prompts model.policy model.adapters model.scoring model.sampling model.head "
+    "model.losses steps.rollouts steps.extraction steps.distillation steps.training "
+    "steps.evaluation"
 )
 
 

@@ -221,7 +221,7 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
                 teacher = reply_hidden(tiny, told, replies)
             with tiny.adapter("student"):
                 return module.losses.reverse_kl(
-                    reply_hidden(tiny, plain, replies), teacher, tiny.head_weight
+                    reply_hidden(tiny, plain, replies), teacher, tiny.head
                 ).item()
 
     start = distance()
@@ -418,7 +418,7 @@ def test_float16_learns_the_gradient_of_float32(long_model, monkeypatch, replies
         training = prepared(policy, 4096, batch_size=replies, max_new_tokens=1024)
         students = [policy.encode(s.prompt) for s in STATES[:4]]
         told = told or module._score(training, students, answers, [(None, [0, 1, 2, 3])])
-        module._backward(training, students, answers, [x.to(policy.head_weight) for x in told])
+        module._backward(training, students, answers, [x.to(policy.head.weight) for x in told])
         training.scaler.unscale_(training.optimizer)
         grads.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))
     want, got = grads

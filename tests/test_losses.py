@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from oelkit.model.head import Head
 from oelkit.model.losses import (
     TAILS,
     cross_entropy,
@@ -16,25 +17,35 @@ from oelkit.model.losses import (
 )
 
 
+def logits_of(hidden, head):
+    """As models make them; `head` is a matrix or a Head."""
+    if isinstance(head, Head):
+        z = (hidden @ head.weight.T + head.bias) * head.scale
+        return head.cap * torch.tanh(z / head.cap)
+    return hidden @ head.T
+
+
 def naive(
     kind, hidden, target, head, temperature, top_k, weights, tail="drop", beta=0.5, clip=None
 ):
     """The definition, on full logits; `target` is the teacher's hidden states or the target ids
     (sampled: both).
     """
-    z = hidden @ head.T / temperature
+    z = logits_of(hidden, head) / temperature
     s = z.log_softmax(-1)
     if kind == "sft":
         rows = torch.nn.functional.cross_entropy(z, target, reduction="none")
     elif kind == "sampled":
         teacher, ids = target
-        at = (s - (teacher @ head.T / temperature).log_softmax(-1)).gather(-1, ids[:, None])[:, 0]
+        at = (s - (logits_of(teacher, head) / temperature).log_softmax(-1)).gather(
+            -1, ids[:, None]
+        )[:, 0]
         own = s.gather(-1, ids[:, None])[:, 0]
         rows = (
             at.detach() * own + (at - at * own).detach()
         )  # the value of the first with the gradient of the second
     else:
-        t = (target @ head.T / temperature).log_softmax(-1)
+        t = (logits_of(target, head) / temperature).log_softmax(-1)
         if top_k:
             ids = z.detach().topk(min(top_k, z.shape[-1]), -1).indices
             s_k, t_k = s.gather(-1, ids), t.gather(-1, ids)
@@ -157,8 +168,11 @@ def test_loss_and_gradient_equal_float64_autograd(
     "top_k, tail", [(None, "drop"), (7, "drop"), (7, "bucket"), (7, "renormalize")]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_is_exact_in_float64(kind, top_k, tail):
+@pytest.mark.parametrize("shaped", [False, True])
+def test_gradient_is_exact_in_float64(kind, top_k, tail, shaped):
     student, target, head, weights = draw(1, 6, 8, 40, kind, torch.float64)
+    if shaped:
+        head = Head(head, torch.linspace(-1, 1, 40).double(), scale=1.7, cap=4.0)
     a, b = student.clone().requires_grad_(), student.clone().requires_grad_()
     ours(kind, a, target, head, 0.7, top_k, weights, 4, tail).backward()
     naive(kind, b, target, head, 0.7, top_k, weights, tail).backward()

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from oelkit import load_prompt_set, read_chats, states
 from oelkit.config import ModelConfig
+from oelkit.model.head import Head
 from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.losses import cross_entropy
 from oelkit.model.memory import checkpointed
@@ -35,7 +36,7 @@ REPLIES = [[8, 2], [11, 12, 13, 14], [90]]
 
 def sft_loss(policy):
     return cross_entropy(
-        reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head_weight
+        reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head
     )
 
 
@@ -251,7 +252,7 @@ def test_token_logprobs_where_head_and_hidden_states_differ_in_dtype(tiny_model)
     policy = load_policy(tiny_model, dtype="bfloat16")
     shake(policy)
     same = token_logprobs(policy, PROMPTS, REPLIES)
-    policy.head_weight = policy.head_weight.float()
+    policy.head = Head(policy.head.weight.float())
     for a, b in zip(same, token_logprobs(policy, PROMPTS, REPLIES), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.1)
 
@@ -261,8 +262,8 @@ def test_reply_hidden_times_head_is_the_logits_and_padding_does_not_matter(tiny)
     alone = torch.cat([reply_hidden(tiny, [p], [r]) for p, r in zip(PROMPTS, REPLIES)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     logits = tiny.model(input_ids=torch.tensor([PROMPTS[1] + REPLIES[1]])).logits[0, :-1]
-    torch.testing.assert_close(together[2:6] @ tiny.head_weight.T, logits, rtol=1e-4, atol=1e-4)
-    assert not tiny.head_weight.requires_grad
+    torch.testing.assert_close(together[2:6] @ tiny.head.weight.T, logits, rtol=1e-4, atol=1e-4)
+    assert not tiny.head.weight.requires_grad
     assert reply_hidden(tiny, [[5, 6]], [[]]).shape == (0, 64)
     with pytest.raises(ValueError, match="sequence 1: 510 prompt and 4 reply"):
         reply_hidden(tiny, [[5], [5] * 510], [[6], [7] * 4])
@@ -303,7 +304,7 @@ def test_a_policy_from_the_settings_of_a_run(tiny_model):
     policy = policy_from_config(config)
     lora = policy.model.peft_config["student"]
     assert (lora.r, lora.lora_alpha) == (4, 8)
-    assert policy.head_weight.dtype == torch.bfloat16 and policy.enable_thinking
+    assert policy.head.weight.dtype == torch.bfloat16 and policy.enable_thinking
     four = policy_from_config(replace(config, quantize="nf4"), device="cpu")
     assert four.lora_layers[0].get_base_layer().weight.dtype == torch.uint8
 
@@ -378,7 +379,7 @@ def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
     policy = load_policy(tiny_model, quantize="nf4", device="cpu")
     weight = policy.lora_layers[0].get_base_layer().weight
     assert weight.dtype == torch.uint8 and all(p.dtype == torch.float32 for p in policy.trainable())
-    assert policy.head_weight.dtype == torch.float32
+    assert policy.head.weight.dtype == torch.float32
     shake(policy)
     before = weight.data.clone()
     with torch.no_grad(), policy.adapter("student", merge=True):
@@ -387,7 +388,7 @@ def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
 
 def test_bfloat16_on_request(tiny_model):
     policy = load_policy(tiny_model, dtype="bfloat16")
-    assert policy.head_weight.dtype == torch.bfloat16 and all(
+    assert policy.head.weight.dtype == torch.bfloat16 and all(
         p.dtype == torch.float32 for p in policy.trainable()
     )
     assert len(generate(policy, PROMPTS, max_new_tokens=3)) == 3
@@ -505,62 +506,6 @@ def test_adapters_that_do_not_fit(tiny, tmp_path, tiny_model):
     with pytest.raises(ValueError, match="r=4, the policy 16"):
         tiny.load_adapter(tmp_path / "r4")
     assert load_policy(tiny_model, adapter=tmp_path / "r4").model.peft_config["student"].r == 4
-
-
-def test_heads_that_the_losses_cannot_use(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="its head is trained"):
-        load_policy(tiny_model, lora={"target_modules": ["q_proj", "lm_head"]}).head_weight
-    from transformers import CohereConfig, CohereForCausalLM
-
-    tokenizer = make_tokenizer()
-    config = CohereConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        logit_scale=0.5,
-        num_attention_heads=2,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-    )
-    CohereForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="scales or caps"):
-        load_policy(tmp_path).head_weight
-
-
-@pytest.mark.parametrize(
-    "family, changes, message",
-    [
-        (
-            "Gemma2",
-            {"final_logit_softcapping": 1.0, "head_dim": 16, "num_key_value_heads": 1},
-            "scales or caps",
-        ),
-        ("Granite", {"logits_scaling": 8.0}, "scales or caps"),
-        ("Phi", {}, "with a bias"),
-    ],
-)
-def test_other_heads_are_an_error_and_not_a_wrong_loss(tmp_path, family, changes, message):
-    import transformers
-
-    tokenizer = make_tokenizer()
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-        **changes,
-    )
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        load_policy(tmp_path).head_weight
 
 
 def save(model, folder):

@@ -32,7 +32,7 @@ def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, ad
             reply_hidden(policy, PROMPTS, REPLIES), want
         )  # nothing was left switched
     assert (got - want).norm() <= tolerance * want.norm()
-    z, t = ((x @ policy.head_weight.T).float().log_softmax(-1) for x in (got, want))
+    z, t = ((x @ policy.head.weight.T).float().log_softmax(-1) for x in (got, want))
     if dtype == "float32":
         assert (z - t).norm() <= 1e-5 * t.norm()
     # as close to the exact values as the full forward in the same dtype is

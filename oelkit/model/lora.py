@@ -46,7 +46,7 @@ def no_adapter(base: PreTrainedModel) -> str | None:
     head = base.get_output_embeddings()
     linear = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head]
     out = [n for n in linear if path and not n.startswith(path + ".")]
-    mamba = [n for n, m in modules.items() if "mamba" in type(m).__name__.lower()]
+    mamba = [n for n, m in modules.items() if "mamba" in f"{n.split('.')[-1]} {type(m)}".lower()]
     read = [f"{n}.{x}" for n in mamba for x in ("out_proj", "dt_proj") if f"{n}.{x}" in modules]
     patterns = {re.sub(r"\.\d+\.", ".[0-9]+.", name).replace(".", r"\.") for name in out + read}
     return "|".join(sorted(patterns)) or None

@@ -11,10 +11,10 @@ sum over the student's top-k ids of the full distributions' terms, neither renor
 completed by a tail term).
 
 Each loss takes hidden states [N, D] of N reply tokens, of which only the student's get a gradient,
-and the frozen head [V, D], and returns the weighted sum over rows (scalar). With s, t the
-log-softmax of both logits z / temperature, a row's reverse KL is sum_v p_s (s - t), its forward KL
-sum_v p_t (t - s). All raise ValueError for a trainable head, shapes that do not fit and settings
-that make no sense.
+and the frozen head (a `Head`, or its matrix [V, D] alone), and returns the weighted sum over rows
+(scalar). With s, t the log-softmax of both logits z / temperature, a row's reverse KL is
+sum_v p_s (s - t), its forward KL sum_v p_t (t - s). All raise ValueError for a trainable head,
+shapes that do not fit and settings that make no sense.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
+
+from .head import Head
 
 TAILS = ("drop", "bucket", "renormalize")
 # from logits [n, V] / temperature and targets: losses [n], and their gradient [n, V] by the logits
@@ -57,7 +59,7 @@ class DivergenceOptions(Options, total=False):
 def reverse_kl(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
-    head: Tensor,
+    head: Head | Tensor,
     **options: Unpack[DivergenceOptions],
 ) -> Tensor:
     """KL(student || teacher); arXiv 2602.12275."""
@@ -67,7 +69,7 @@ def reverse_kl(
 def forward_kl(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
-    head: Tensor,
+    head: Head | Tensor,
     **options: Unpack[DivergenceOptions],
 ) -> Tensor:
     """KL(teacher || student)."""
@@ -77,7 +79,7 @@ def forward_kl(
 def jsd(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
-    head: Tensor,
+    head: Head | Tensor,
     *,
     beta: float = 0.5,
     top_k: int | None = None,
@@ -99,7 +101,7 @@ def sampled_kl(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
     ids: Tensor,
-    head: Tensor,
+    head: Head | Tensor,
     **options: Unpack[Options],
 ) -> Tensor:
     """Reverse KL's estimate log p_student - log p_teacher of ids [N] that the student sampled.
@@ -111,7 +113,7 @@ def sampled_kl(
 
 
 def cross_entropy(
-    student_hidden: Tensor, target_ids: Tensor, head: Tensor, **options: Unpack[Options]
+    student_hidden: Tensor, target_ids: Tensor, head: Head | Tensor, **options: Unpack[Options]
 ) -> Tensor:
     """-log p_student of target_ids [N], for SFT."""
     return _loss(student_hidden, (target_ids,), head, _negative_log, **options)
@@ -119,12 +121,12 @@ def cross_entropy(
 
 @torch.no_grad()
 def entropy(
-    hidden: Tensor, head: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+    hidden: Tensor, head: Head | Tensor, *, temperature: float = 1.0, chunk: int | None = None
 ) -> Tensor:
     """Entropy in nats [N] of the next-token distribution of each row of hidden [N, D]."""
-    parts = []
-    for h in hidden.split(chunk or chunk_rows(head)):
-        s = logits(h, head, temperature).log_softmax(1)
+    parts, head = [], _as_head(head)
+    for h in hidden.split(chunk or head.chunk_rows):
+        s = head.logits(h, temperature).log_softmax(1)
         parts.append(-(s.exp() * s).sum(1))
     return torch.cat(parts)
 
@@ -195,10 +197,14 @@ def _negative_log(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return loss, s.exp_().scatter_add_(1, ids, s.new_full(ids.shape, -1.0))
 
 
+def _as_head(head: Head | Tensor) -> Head:
+    return head if isinstance(head, Head) else Head(head)
+
+
 def _loss(
     hidden: Tensor,
     targets: tuple[Tensor, ...],
-    head: Tensor,
+    head: Head | Tensor,
     loss_and_dlogits: LossAndDLogits,
     temperature: float = 1.0,
     weights: Tensor | None = None,
@@ -206,16 +212,16 @@ def _loss(
     chunk: int | None = None,
 ) -> Tensor:
     """Weighted sum of the rows' losses; targets are a teacher's hidden states and ids."""
-    n = len(hidden)
-    if head.requires_grad:
+    n, head = len(hidden), _as_head(head)
+    if head.weight.requires_grad:
         raise ValueError(
             "the head is trainable, but these losses give it no gradient: freeze it (head.detach())"
         )
     if weights is None:
         weights = torch.full((n,), 1 / max(n, 1), device=hidden.device)
     rows = {n, weights.numel(), *map(len, targets)}
-    if n == 0 or len(rows) > 1 or hidden.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        got = [tuple(x.shape) for x in (hidden, *targets, head, weights)]
+    if n == 0 or len(rows) > 1 or hidden.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
+        got = [tuple(x.shape) for x in (hidden, *targets, head.weight, weights)]
         raise ValueError(
             f"shapes do not fit: hidden states, targets, head and weights are {got}; "
             "need [N, D], [N, ...], [V, D], [N] with N > 0"
@@ -223,7 +229,7 @@ def _loss(
     if not temperature > 0 or not (clip is None or clip > 0):
         raise ValueError(f"temperature={temperature}, clip={clip}: must be above 0")
     targets = tuple(x.detach() for x in targets)
-    chunk = chunk or chunk_rows(head)
+    chunk = chunk or head.chunk_rows
     return _Chunked.apply(
         hidden, targets, head, temperature, weights, chunk, loss_and_dlogits, clip
     )
@@ -239,10 +245,10 @@ class _Chunked(torch.autograd.Function):
         grad = hidden.new_empty(hidden.shape, dtype=wide) if ctx.needs_input_grad[0] else None
         for i in range(0, len(hidden), chunk):
             part, w = slice(i, i + chunk), weights[i : i + chunk].to(wide)
-            z, given = logits(hidden[part], head, temperature), []
+            z, given = head.logits(hidden[part], temperature), []
             for x in targets:
                 if x.is_floating_point():
-                    given.append(logits(x[part], head, temperature).log_softmax(1))
+                    given.append(head.logits(x[part], temperature).log_softmax(1))
                 else:
                     given.append(x[part, None])
             loss, dz = loss_and_dlogits(z, *given)
@@ -251,7 +257,7 @@ class _Chunked(torch.autograd.Function):
             total = total + (loss * w).sum()
             if grad is not None:
                 # weights after the product: in float16 small weights would underflow before it
-                grad[part] = (dz.to(head.dtype) @ head).to(wide) * (w / temperature)[:, None]
+                grad[part] = head.gradient(dz, z, temperature) * w[:, None]
         ctx.save_for_backward(grad)
         ctx.dtype = hidden.dtype
         return total
@@ -261,14 +267,3 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, upstream):
         (grad,) = ctx.saved_tensors
         return (grad * upstream).to(ctx.dtype), *(None,) * 7
-
-
-def logits(hidden: Tensor, head: Tensor, temperature: float = 1.0) -> Tensor:
-    """[n, V] / temperature: the product in the head's dtype, the rest at least in float32."""
-    z = hidden.to(head.dtype) @ head.T
-    return z.to(torch.promote_types(z.dtype, torch.float32)) / temperature
-
-
-def chunk_rows(head: Tensor) -> int:
-    """Rows per chunk: one [rows, V] float32 buffer stays small; a GPU wants larger products."""
-    return max(1, (2**25 if head.is_cuda else 2**22) // len(head))

@@ -121,8 +121,8 @@ def memory_plan(
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * retain
     teacher = state_tokens + reply + experience_tokens * (not shared)
-    head, cuda = policy.head_weight, policy.device.type == "cuda"
-    kl_rows = min(losses.chunk_rows(head), batch_size * reply)
+    head, cuda = policy.head, policy.device.type == "cuda"
+    kl_rows = min(head.chunk_rows, batch_size * reply)
     lora = {p for n, p in policy.model.named_parameters() if ".lora_" in n}
     kv, free = _cache_bytes(policy) * experience_tokens * shared, _free(policy.device)
     spare = TEXTS_SHARE * (psutil.virtual_memory().available if cuda else free)
@@ -149,7 +149,7 @@ def memory_plan(
 
     learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
-    per_row = _cache_bytes(policy) * student + 16 * len(head)
+    per_row = _cache_bytes(policy) * student + 16 * len(head.weight)
     phases = {
         "sampling": per_row * rows + reading(rows * (student - reply)),
         "reading the experience": reading(experience_tokens) if shared else 0,
@@ -187,14 +187,14 @@ def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
         try:
             hidden = policy.hidden(_ids(policy, tokens))[0]
             hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
-            loss = losses.reverse_kl(hidden, hidden.detach(), policy.head_weight)
+            loss = losses.reverse_kl(hidden, hidden.detach(), policy.head)
             torch.autograd.grad(loss, policy.trainable(), allow_unused=True)  # leaves .grad alone
         finally:
             policy.model.eval()
 
 
 def _ids(policy: Policy, tokens: int) -> torch.Tensor:
-    return torch.arange(tokens, device=policy.device)[None] % len(policy.head_weight)
+    return torch.arange(tokens, device=policy.device)[None] % len(policy.head.weight)
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
-from peft.tuners.lora import LoraLayer
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
 from ..text import THOUGHTS, answer_text, content_text, well_formed
 from .adapters import Adapters
+from .head import Head, head_of
 
 
 @dataclass(eq=False)
@@ -203,31 +203,15 @@ class Policy(Adapters):
             )
 
     @cached_property
-    def head_weight(self) -> torch.Tensor:
-        """The frozen output matrix [V, D].
+    def head(self) -> Head:
+        """The frozen head, for the losses.
 
         Raises:
-            ValueError: logits are not just hidden states times this matrix.
+            ValueError: it is trained, or of a kind that the losses do not know.
         """
-        head = self.base_lm.get_output_embeddings()
-        want = "the losses need logits that are the hidden states times one frozen matrix"
-        unfit = f"{self.name}: {want}, but "
-        if isinstance(head, LoraLayer) or any(p.requires_grad for p in head.parameters()):
-            leave = "leave lm_head out of target_modules and modules_to_save"
-            raise ValueError(f"{unfit}its head is trained; {leave}")
-        if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-            raise ValueError(
-                f"{unfit}its head is a {type(head).__name__} with a bias or another form"
-            )
-        ids = torch.arange(8, device=self.device)[None] % len(head.weight)
         training = self.model.training
-        self.model.eval()  # no dropout between the two
-        with torch.no_grad():
-            logits = self.base_lm(input_ids=ids, use_cache=False).logits
-            plain = head(self.hidden(ids))
-        self.model.train(training)
-        # catches soft-caps, logit scales and whatever comes next without naming an architecture
-        if (logits - plain).abs().max() > 1e-4 * plain.abs().max():
-            scaled = "it scales or caps them (soft-cap, logit scale); this model is not supported"
-            raise ValueError(unfit + scaled)
-        return head.weight.detach()
+        self.model.eval()  # no dropout in the trial
+        try:
+            return head_of(self.base_lm, self.name)
+        finally:
+            self.model.train(training)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .losses import chunk_rows, logits
 from .policy import Policy
 from .prefix import SharedPrefix
 
@@ -62,16 +61,16 @@ def token_logprobs(
     batch_tokens: int = 16_384,
 ) -> list[torch.Tensor]:
     """Log-probability of every reply token: one float32 tensor [len(reply)] per pair, in order."""
-    head, out = policy.head_weight, {}
+    head, out = policy.head, {}
     lengths = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with policy.adapter(adapter, merge=True):
         for batch in token_batches(lengths, batch_tokens):
             ids = [replies[i] for i in batch]
             hidden = reply_hidden(policy, [prompts[i] for i in batch], ids)
             flat = torch.tensor([t for y in ids for t in y], dtype=torch.long, device=hidden.device)
-            rows, parts = chunk_rows(head), []  # never all [N, V] logits at once
+            rows, parts = head.chunk_rows, []  # never all [N, V] logits at once
             for h, t in zip(hidden.split(rows), flat.split(rows), strict=True):
-                logprobs = logits(h, head, temperature).log_softmax(-1)
+                logprobs = head.logits(h, temperature).log_softmax(-1)
                 parts.append(logprobs.gather(-1, t[:, None])[:, 0])
             per_reply = torch.cat(parts).cpu().split([len(y) for y in ids])
             out |= zip(batch, per_reply, strict=True)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ..config import DistillConfig
 from ..model import losses
+from ..model.head import Head
 from ..model.lora import seeded
 from ..model.memory import checkpointed
 from ..model.policy import Policy
@@ -259,14 +260,14 @@ def _backward(
 ) -> tuple[float, float]:
     """Accumulate a batch's gradient; (loss, student's entropy), over tokens, then over replies."""
     total = entropy = 0.0
-    policy, head, lengths = t.policy, t.policy.head_weight, []
+    policy, head, lengths = t.policy, t.policy.head, []
     for prompt, reply in zip(student_ids, replies, strict=True):
         lengths.append(len(prompt) + len(reply.ids))
     for rows in token_batches(lengths, t.plan.batch_tokens):
         ids = [replies[i].ids for i in rows]
         per_token = [torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]
-        weights = torch.cat(per_token).to(head.device)
-        sampled = torch.tensor([token for y in ids for token in y], device=head.device)
+        weights = torch.cat(per_token).to(policy.device)
+        sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
         with policy.adapter("student"):
             policy.model.train()  # LoRA's dropout and gradient checkpointing; the base has none
@@ -286,7 +287,7 @@ def _loss(
     hidden: torch.Tensor,
     teacher: torch.Tensor | None,
     sampled: torch.Tensor,
-    head: torch.Tensor,
+    head: Head,
     weights: torch.Tensor,
     config: DistillConfig,
 ) -> torch.Tensor:

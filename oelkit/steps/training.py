@@ -157,7 +157,7 @@ def _adamw(policy: Policy, lr: float) -> torch.optim.Optimizer:
 
 def _scaler(policy: Policy, tokens: int) -> torch.amp.GradScaler:
     """Keeps float16 gradients from vanishing: a loss is a mean over so many tokens at most."""
-    scale, half = 2.0 ** math.ceil(math.log2(tokens)), policy.head_weight.dtype == torch.float16
+    scale, half = 2.0 ** math.ceil(math.log2(tokens)), policy.head.weight.dtype == torch.float16
     return torch.amp.GradScaler(policy.device.type, init_scale=scale, enabled=half)
 
 

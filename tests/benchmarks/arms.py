@@ -231,7 +231,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
     )  # as ours, where ours is in 4 bits
     model = AutoModelForCausalLM.from_pretrained(
         policy.source,
-        dtype=policy.head_weight.dtype,
+        dtype=policy.head.weight.dtype,
         device_map=policy.device,
         **({"quantization_config": bits} if bits else {}),
     )

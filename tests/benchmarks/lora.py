@@ -45,7 +45,7 @@ def gap(policy: Policy, found: list[State], replies: list[list[int]], temperatur
         asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
         with policy.adapter(adapter):
             hidden.append(reply_hidden(policy, asked, replies))
-    return kl.reverse_kl(hidden[1], hidden[0], policy.head_weight, temperature=temperature).item()
+    return kl.reverse_kl(hidden[1], hidden[0], policy.head, temperature=temperature).item()
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def main() -> None:
         own = [r.ids for r in generate(policy, asked, seed=2, **options)]
         line = {
             "model": Path(args.model).name,
-            "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
+            "dtype": str(policy.head.weight.dtype).removeprefix("torch."),
             "rank": rank,
             "lr": lr,
             "warmup": args.warmup,
