@@ -12,14 +12,14 @@ import sys
 from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
-from . import commands
+from . import __version__, commands
 from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from .logs import FORMATS
 from .runs.settings import SCALES, Settings
 
 EPILOG = """\
-python -m oelkit COMMAND --help says more, with an example. To begin with:
-  python -m oelkit loop --run first
+oelkit COMMAND --help says more, with an example. To begin with:
+  oelkit loop --run first
 
 A mistake ends with one line and exit status 1; OELKIT_DEBUG=1 shows where it came from."""
 FILES = (
@@ -36,7 +36,7 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "loop": (
         "all steps in rounds, with a table and a report at the end",
         "loop --run two --scale small --model Qwen/Qwen2.5-1.5B-Instruct\n"
-        "  python -m oelkit loop --run two --resume --rounds 3",
+        "  oelkit loop --run two --resume --rounds 3",
         LOOP,
     ),
     "status": ("say of each stage of a run: done, missing, or stale and why", "status two", ()),
@@ -83,13 +83,14 @@ def parser() -> argparse.ArgumentParser:
     """All commands; the flags of the loop and of its steps are the fields of `Settings`."""
     how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     about = "Online Experiential Learning in rounds."
-    top = argparse.ArgumentParser("python -m oelkit", description=about, epilog=EPILOG, **how)
+    top = argparse.ArgumentParser("oelkit", description=about, epilog=EPILOG, **how)
+    top.add_argument("--version", action="version", version=f"oelkit {__version__}")
     choices = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example, settings) in COMMANDS.items():
-        end = f"example:\n  python -m oelkit {example}"
+        end = f"example:\n  oelkit {example}"
         end += f"\n\n{FILES}" if name in STEPS[:-1] else ""
         one = choices.add_parser(name, help=text, description=f"{name}: {text}.", epilog=end, **how)
-        one.usage = "python -m oelkit loop [options]" if name == "loop" else None  # so many
+        one.usage = "oelkit loop [options]" if name == "loop" else None  # so many
         _add_own(one, name)
         if settings:
             scale = "defaults for the embedded model (tiny), for one of 0.5-2 B parameters (small),"
@@ -150,6 +151,7 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
     if name == "notebooks":
         add("names", nargs="*", metavar="NAME", help="notebooks (default: all, in order)")
         add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+        add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
         limit = "seconds that one notebook may take, against hangs (default: %(default)s)"
         add("--timeout", type=float, default=3600, metavar="S", help=limit)
     if name == "loop":

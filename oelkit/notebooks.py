@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .runs.settings import find_root, run_folder
+from .project import find_root
+from .runs.settings import run_folder
 
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -143,7 +144,7 @@ def _kind(value: Any) -> str:
 def _select(root: Path, names: Iterable[str]) -> list[Path]:
     known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     if not known:
-        raise NotebookError(f"there are no notebooks in {root / 'notebooks'}")
+        raise NotebookError(f"no notebooks in {root}: lay them out: oelkit notebooks --copy .")
     wanted = [Path(name).name.removesuffix(".ipynb") for name in names] or list(known)
     for name in (name for name in wanted if name not in known):
         raise NotebookError(f"unknown notebook {name!r}; there are: {', '.join(known)}")

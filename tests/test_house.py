@@ -15,7 +15,7 @@ from house import arrows, excused, functions, imports, lines, modules, parameter
 ROOT = Path(__file__).parents[1]
 # A module imports from its own floor and from those below it.
 FLOORS = (
-    "records text stats config messages redaction given",
+    "records text stats config messages redaction given project",
     "envs prompts operations curation auto_curation logs",
     "model",
     "steps",

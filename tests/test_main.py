@@ -18,6 +18,7 @@ from oelkit import commands
 from oelkit.config import DistillConfig, part
 from oelkit.curation import Curation
 from oelkit.model.sampling import Reply
+from oelkit.project import find_root
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 from oelkit.runs.driver import WORK
 from oelkit.runs.settings import Settings
@@ -131,7 +132,7 @@ def test_help(call, command):
     """Each command has an example of its own, which the parser takes, and says its defaults."""
     status, out, _ = call(command, "--help")
     assert status == 0
-    examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m")]
+    examples = [line.split()[1:] for line in out.splitlines() if line.startswith("  oelkit ")]
     assert examples and all(example[0] == command for example in examples)
     for example in examples:
         cli.parser().parse_args(example)
@@ -477,5 +478,26 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     assert (status, out, err) == (
         130,
         "",
-        "stopped in rollout of round 1; go on with `python -m oelkit loop --run first --resume`\n",
+        "stopped in rollout of round 1; go on with `oelkit loop --run first --resume`\n",
     )
+
+
+def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
+    status, out, _ = call("notebooks", "--copy", "mine")
+    assert status == 0 and "notebooks in mine/notebooks" in out
+    theirs = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {path.name for path in (place / "mine/notebooks").iterdir()} == theirs
+    sources = "".join(path.read_text("utf-8") for path in (place / "mine/notebooks").iterdir())
+    read = set(re.findall(r"[\"'(]((?:data|examples|tests)/[\w/.]+)", sources))
+    assert len(read) > 8 and all((place / "mine" / path).exists() for path in read), read
+    assert call("notebooks", "--copy", "mine")[0] == 0  # the same files once more
+    (place / "mine/notebooks/00_tour.ipynb").write_text("my work")
+    refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb is there already and differs")
+
+
+def test_runs_go_to_the_working_directory_or_beside_the_notebooks_above_it(place, monkeypatch):
+    assert find_root() == place
+    (place / "notebooks/00_tour.ipynb").write_text("")
+    (place / "notebooks/deep").mkdir()
+    monkeypatch.chdir(place / "notebooks/deep")
+    assert find_root() == place

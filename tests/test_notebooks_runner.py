@@ -203,7 +203,7 @@ def test_refuses_an_unsafe_run_name(root, run):
 
 
 def test_refuses_bad_input_before_anything_runs(root):
-    fails(root, "there are no notebooks")
+    fails(root, "no notebooks")
     write(root, "01_a", "open('ran', 'w')")
     write(root, "02_b", "1", parameters="other = 1")
     fails(root, "unknown notebook '03_c'; there are: 01_a, 02_b", ["01_a", "03_c"])

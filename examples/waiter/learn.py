@@ -7,7 +7,7 @@ person went through.
     python examples/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
     python examples/waiter/learn.py --table                                    # what is there, as a Markdown table
     python examples/waiter/learn.py --draw data/results                        # and its figures
-    python -m oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 ...  # elsewhere
+    oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 ...  # elsewhere
 
 own: the model reads which drink it brought and what the guest said. curated: it reads its whole
 reply, as in the paper, writes down what it said itself rather than what the guest said, and a
@@ -236,7 +236,7 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
     """In context and consolidated by arm and round; floors are a drink at random and the best one
     drink for all.
 
-    elsewhere: lines of `python -m oelkit ifeval`, by their adapter.
+    elsewhere: lines of `oelkit ifeval`, by their adapter.
     """
     kept = {
         (line["adapter"] or "").lower(): {"all": line["prompt_strict"], "n": line["n"]}

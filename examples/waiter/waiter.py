@@ -1,7 +1,7 @@
 """A text world whose rule cannot be guessed: what is drunk at each table of a house follows from
 nothing.
 
-    PYTHONPATH=examples/waiter python -m oelkit play --env waiter:waiter/Waiter-v0 --prompt-set
+    PYTHONPATH=examples/waiter oelkit play --env waiter:waiter/Waiter-v0 --prompt-set
     examples/waiter/waiter.toml ...
 
 A guest sits down, the model answers in a sentence, the guest says what they drink there. Won where

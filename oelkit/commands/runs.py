@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs.settings import SCALES, Settings, find_root, run_folder
+from ..project import find_root
+from ..runs.settings import SCALES, Settings, run_folder
+from .start import copy_notebooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +28,11 @@ def settings_of(args: Namespace, settings: Settings | None = None) -> Settings:
 
 
 def notebooks(args: Namespace) -> None:
-    """Execute notebooks."""
+    """Execute notebooks, or lay them out."""
     from ..notebooks import NotebookError, run_notebooks
 
+    if args.copy:
+        return copy_notebooks(Path(args.copy))
     parameters: dict[str, str] = {}
     for pair in args.parameter:
         name, equals, value = pair.partition("=")
@@ -57,7 +61,7 @@ def loop(args: Namespace) -> None:
         hide_progress_bars(but_on=sys.stderr)
         run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
     except KeyboardInterrupt as stop:
-        resume = f"go on with `python -m oelkit loop --run {args.run} --resume`"
+        resume = f"go on with `oelkit loop --run {args.run} --resume`"
         raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
     report(args)
 
@@ -130,7 +134,7 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
         stages.decide(args.round, first := start(stages))
     weights = f"round {first}" if first else "the untrained model"
     print(f"round {args.round + 1} starts from {weights}")
-    print(f"what that makes stale: python -m oelkit status {args.run}")
+    print(f"what that makes stale: oelkit status {args.run}")
 
 
 def import_chats(args: Namespace) -> None:
@@ -149,4 +153,4 @@ def import_chats(args: Namespace) -> None:
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
-    print(f"go on with: python -m oelkit extract --trajectories {paths[0]} --prompt-set rules")
+    print(f"go on with: oelkit extract --trajectories {paths[0]} --prompt-set rules")

@@ -107,7 +107,7 @@ def ifeval(args: Namespace) -> None:
         write_jsonl(args.replies, report.replies)
     row = {"prompts": args.questions, **asked, "seconds": round(time.time() - began), **row}
     row |= {
-        "command": shlex.join(["python", "-m", "oelkit", *args.argv]),
+        "command": shlex.join(["oelkit", *args.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {**versions(), "lm_eval": version("lm_eval")},
     }

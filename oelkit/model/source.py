@@ -10,17 +10,15 @@ from pathlib import Path
 import torch
 from huggingface_hub import errors as hub
 
+from ..project import shipped
+
 
 def model_folder(name_or_path: str | Path) -> str:
     """The folder of "micro" or of a path, or the hub id as it is."""
     if name_or_path == "micro":
-        for root in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
-            if (root / "data/micro/config.json").is_file():
-                return str(root / "data/micro")
-        raise FileNotFoundError(
-            "micro: found no data/micro above the working directory or the oelkit package; "
-            "start from a clone of the repository"
-        )
+        if (folder := shipped("data/micro")).is_dir():
+            return str(folder)
+        raise FileNotFoundError(f"micro: it is not in {folder}; install oelkit again")
     path, text = Path(name_or_path).expanduser(), str(name_or_path)
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -169,7 +169,7 @@ class Driver:
         except KeyboardInterrupt as stop:
             where = f" ({stop})" if str(stop) else ""
             raise KeyboardInterrupt(
-                f"stopped in {stage} of round {k}{where}; go on with `python -m oelkit loop --run "
+                f"stopped in {stage} of round {k}{where}; go on with `oelkit loop --run "
                 f"{self.folder.name} --resume`"
             ) from None
         finally:

@@ -14,7 +14,7 @@ from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Samp
 class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     """The loop.
 
-    Its fields and those of its steps are flags of `python -m oelkit loop` and lines of run.json;
+    Its fields and those of its steps are flags of `oelkit loop` and lines of run.json;
     the defaults are safe for real models."""
 
     env: str = option("oelkit/FrozenLake4x4-v0", "world; evaluated on its Unseen layouts, if any")
@@ -102,14 +102,3 @@ def run_folder(name: str, root: str | Path = "runs") -> Path:
             "also '.' and '-'"
         )
     return Path(root) / name
-
-
-def find_root() -> Path:
-    """The repository root: the first folder with notebooks/ and oelkit/ at or above the working
-    directory, or else the one that this file is in.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir() and (folder / "oelkit").is_dir():
-            return folder
-    raise ValueError(f"no folder with notebooks/ and oelkit/ at or above {here}: run in a clone")

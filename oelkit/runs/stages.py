@@ -245,7 +245,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         )
     if record.get("form") != FORM:
         raise ValueError(
-            f"{folder} is a run of an older form, without manifests: `python -m oelkit report "
+            f"{folder} is a run of an older form, without manifests: `oelkit report "
             f"--run {folder.name}` and the viewer still read it; start a new run to go on"
         )
     return record

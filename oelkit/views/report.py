@@ -40,7 +40,7 @@ def write_report(run_folder: str | Path) -> Path:
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no finished run (no metrics.json): go on with "
-            f"`python -m oelkit loop --run {folder.name} --resume`"
+            f"`oelkit loop --run {folder.name} --resume`"
         )
     metrics, run = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
