@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .curation import Curation, for_every_draw
+from .curation import Curation
 from .operations import CuratedItem
+from .statements import for_every_draw
 from .text import wording
 
 
@@ -37,10 +38,13 @@ def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
             continue
         if rejected and not accepted:
             curation.reject(ids, f"same words as {rejected[0].id}", author="auto")
+        elif any(item.every_draw for item in accepted):
+            curation.accept(ids, f"same words as {accepted[0].id}", author="auto")
         elif words in agreed and not any(map(for_every_draw, accepted)):
             text = (accepted or pending)[0].text
             same = [i.id for i in group if i in accepted or i in pending]
-            curation.accept(curation.merge(same, text, reason, author="auto"), author="auto")
+            merged = curation.merge(same, text, reason, author="auto")
+            curation.accept(merged, author="auto")
         elif accepted or not (agreed or 2 * writers <= draws > 2):
             _accept_once(curation, accepted, pending)
         else:
@@ -75,6 +79,6 @@ def _accept_once(
         else:
             twins.append((item.id, twin))
     if new:
-        curation.accept(new, author="auto")
+        curation.accept(new, author="auto", every_draw=False)
     for id, twin in twins:
         curation.reject(id, f"duplicates {twin}", author="auto")

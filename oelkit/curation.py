@@ -3,8 +3,8 @@
 The state is a fold over the log, undo and redo are records like any other, and the extracted items
 are never changed, so nothing that a person did or a model wrote is ever lost. Every operation is on
 disk before the state changes. No user interface here (that is `views.widgets`), and no model:
-near-duplicates are found by the words they share. Departure: the paper feeds every extracted item
-to the teacher; see `auto_curation`.
+near-duplicates are found by their words. Departure: the paper feeds every extracted item to the
+teacher; see `auto_curation`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from . import given
+from .likeness import similar
 from .operations import (
     GONE,
     MAKES,
@@ -29,10 +31,11 @@ from .operations import (
     undo_and_redo,
 )
 from .records import AnyPath, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
-from .text import MARKER, experience_text, one_line, over_budget, similar, word_diff, wording
+from .statements import Statement, items_for_draw, said_once, statements
+from .tables import frame
+from .text import experience_text, one_line, over_budget, word_diff, wording
 
 Ids = str | Sequence[str]
-Item = TypeVar("Item", bound=ExperienceItem)
 
 
 class Curation:
@@ -87,9 +90,11 @@ class Curation:
 
     # -- operations
 
-    def accept(self, id: Ids, reason: str = "", author: str | None = None) -> None:
-        """Keep: the teacher will read it."""
-        self._do(Op.ACCEPT, id, reason, author)
+    def accept(
+        self, id: Ids, reason: str = "", author: str | None = None, *, every_draw: bool = True
+    ) -> None:
+        """Keep: the model shall learn this, in every draw, or (every_draw=False) in its own."""
+        self._do(Op.ACCEPT, id, reason, author, every_draw=every_draw)
 
     def reject(self, id: Ids, reason: str = "", author: str | None = None) -> None:
         """Leave out."""
@@ -106,12 +111,12 @@ class Curation:
         """
         self._do(Op.RESTORE, id, reason, author)
 
-    def edit(self, id: str, text: str, reason: str = "", author: str | None = None) -> None:
+    def edit(self, id: Ids, text: str, reason: str = "", author: str | None = None) -> None:
         """Another text, the same status. Line breaks become spaces."""
         self._do(Op.EDIT, id, reason, author, texts=(text,))
 
-    def move(self, id: str, to: int, reason: str = "", author: str | None = None) -> None:
-        """To index `to` of `items`. The first are the oldest: a token budget cuts from the top."""
+    def move(self, id: Ids, to: int, reason: str = "", author: str | None = None) -> None:
+        """To index `to` of the other items. A token budget cuts from the top, the oldest first."""
         self._do(Op.MOVE, id, reason, author, to=to)
 
     def merge(
@@ -130,7 +135,7 @@ class Curation:
         return self._do(Op.MERGE, ids, reason, author, texts=(text,))[0]
 
     def split(
-        self, id: str, texts: Sequence[str], reason: str = "", author: str | None = None
+        self, id: Ids, texts: Sequence[str], reason: str = "", author: str | None = None
     ) -> list[str]:
         """Several items in place of one, each with its evidence and status; returns their ids."""
         return list(self._do(Op.SPLIT, id, reason, author, texts=_ids(texts)))
@@ -155,6 +160,13 @@ class Curation:
         self._do(Op.REDO, (), reason, author)
         return self._done[-1]
 
+    def explain(self, reason: str, author: str | None = None) -> Operation:
+        """Say why the last operation was done, afterwards; returns it."""
+        if not self._done:
+            raise ValueError("there is nothing to explain")
+        self._do(Op.EXPLAIN, (), reason, author, to=self._done[-1].n)
+        return self._done[-1]
+
     def _do(
         self, op: Op, id: Ids, reason: str, author: str | None, **fields: Any
     ) -> tuple[str, ...]:
@@ -170,7 +182,9 @@ class Curation:
         line = Operation(n, op.value, author, time, reason, ids, before, tuple(new), **fields)
         # whatever can go wrong with the operation goes wrong here, before a byte is written
         done, undone = undo_and_redo([*self._log, line])
-        state = fold(self._source, done) if op == Op.UNDO else apply(self._state, done[-1])
+        state = self._state
+        if op != Op.EXPLAIN:
+            state = fold(self._source, done) if op == Op.UNDO else apply(state, done[-1])
         if self.log_path is not None:
             self._size = append_jsonl(self.log_path, line, expected_size=self._size)
         self._log, self._done, self._undone, self._state = [*self._log, line], done, undone, state
@@ -205,8 +219,10 @@ class Curation:
         return self._state[id]
 
     def history(self, id: str) -> list[Operation]:
-        """What was done to an item, made it or replaced it, and is not undone."""
-        return [op for op in self._done if id in op.ids or id in op.new]
+        """What was done to an item, made it or replaced it, and is not undone; with its reasons."""
+        why = {op.to: op.reason for op in self._log if op.op == Op.EXPLAIN}
+        done = [op for op in self._done if id in op.ids or id in op.new]
+        return [replace(op, reason=why.get(op.n, op.reason)) for op in done]
 
     def __repr__(self) -> str:
         counts = Counter(item.status for item in self.items)
@@ -214,8 +230,8 @@ class Curation:
         return f"Curation({len(self.items)} items: {parts})"
 
     def kept(self, draw: int | None = None) -> list[CuratedItem]:
-        """The accepted items in order: all, or those of one draw's text (see `items_for_draw`)."""
-        kept = [item for item in self.items if item.status == "accepted"]
+        """The accepted items in order, of all draws or one; once what is for every draw."""
+        kept = said_once(item for item in self.items if item.status == "accepted")
         return kept if draw is None else items_for_draw(kept, draw)
 
     def within_budget(
@@ -239,31 +255,35 @@ class Curation:
             return experience_text(self.kept(draw))
         return experience_text(self.within_budget(budget_tokens, tokenizer, draw)[0])
 
+    def statements(self) -> list[Statement]:
+        """The view by what is said, first what most draws wrote in the same words."""
+        return sorted(statements(self.items), key=lambda s: (-len(s.draws), -len(s.ids)))
+
     def diff(self) -> dict[str, list[tuple[str, str]]]:
         """`text.word_diff` from original to text, of each edited item of the view."""
         edited = [item for item in self.items if item.text != one_line(item.original)]
         return {item.id: word_diff(item.original, item.text) for item in edited}
 
-    def duplicates(self, threshold: float = 0.8) -> list[list[str]]:
-        """Groups of ids whose items share words; `threshold` (0 to 1): see `text.similar`.
-
-        Only a hint for a reader: "H is a hole, G is not." and "G is a hole, H is not." overlap
-        wholly.
-        """
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+    def duplicates(self, threshold: float = 0.75) -> list[list[str]]:
+        """Groups of ids whose items say nearly the same; see `likeness.similar`."""
         items = self.items
         groups = similar([item.text for item in items], threshold)
         return [[items[k].id for k in group] for group in groups]
 
     def to_frame(self) -> Any:
         """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
-        import pandas  # pyright: ignore[reportMissingTypeStubs]  # for this alone
-
-        columns = ["id", "status", "text", "original", "evidence", "parents"]
-        columns += ["model", "round", "draw"]
-        rows = [[getattr(item, c) for c in columns] for item in self.items]
-        return pandas.DataFrame(rows, columns=columns)
+        columns = [
+            "id",
+            "status",
+            "text",
+            "original",
+            "evidence",
+            "parents",
+            "model",
+            "round",
+            "draw",
+        ]
+        return frame(columns, [[getattr(item, c) for c in columns] for item in self.items])
 
 
 def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) -> Curation:
@@ -274,21 +294,6 @@ def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) 
     curation = Curation(items)
     curation.load(read_log(Path(log)) if isinstance(log, str | os.PathLike) else log)
     return curation
-
-
-def for_every_draw(item: ExperienceItem) -> bool:
-    """Whether an item stands in each draw's text: a person's, and what was merged."""
-    return not item.model or len(getattr(item, "parents", ())) > 1
-
-
-def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[Item]:
-    """The items of a draw's text: its own, a person's, and what was merged.
-
-    known: text that they will stand behind; what a line of it says in the same words is left out.
-    """
-    lines = {wording(line.removeprefix(MARKER)) for line in known.splitlines()}
-    mine = [item for item in items if item.draw == draw or for_every_draw(item)]
-    return [item for item in mine if wording(item.text) not in lines]
 
 
 def _ids(ids: Ids) -> tuple[str, ...]:

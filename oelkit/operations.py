@@ -30,6 +30,7 @@ class Op(StrEnum):
     ADD = "add"
     UNDO = "undo"
     REDO = "redo"
+    EXPLAIN = "explain"
 
 
 STATUS = {
@@ -45,6 +46,8 @@ GONE = ("merged", "split")
 """Out of the view, never out of the state."""
 MAKES = (Op.MERGE, Op.SPLIT, Op.ADD)
 """These make an item of each text."""
+BESIDE = (Op.UNDO, Op.REDO, Op.EXPLAIN)
+"""These change no item, but what is done, or what is said of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class CuratedItem(ExperienceItem):
     parents: tuple[str, ...] = ()
     original: str = ""
     """What was first written, to the byte."""
+    draws: tuple[int, ...] = ()
+    """The draws that wrote it, those of what it was made of among them; none of a person's own."""
+    every_draw: bool = False
+    """Whether a person accepted it, which is for every draw's text."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ class Operation:
     new: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     to: int | None = None
+    """The place of a move; the operation that a reason is for."""
+    every_draw: bool = False
+    """Of an accept: for every draw's text. Without it, for that of the draw that wrote it."""
     evidence: tuple[Evidence, ...] = ()
     extra: Fields = field(default_factory=Fields, hash=False)
 
@@ -101,7 +111,10 @@ def start(items: Iterable[ExperienceItem]) -> State:
     fields = ("id", "evidence", "model", "round", "draw", "extra")
     return {
         i.id: CuratedItem(
-            text=one_line(i.text), original=i.text, **{name: getattr(i, name) for name in fields}
+            text=one_line(i.text),
+            original=i.text,
+            draws=(i.draw,) if i.model else (),
+            **{name: getattr(i, name) for name in fields},
         )
         for i in items
     }
@@ -127,6 +140,8 @@ def undo_and_redo(log: Iterable[Operation]) -> tuple[list[Operation], list[Opera
     done: list[Operation] = []
     undone: list[Operation] = []
     for op in log:
+        if op.op == Op.EXPLAIN:
+            continue
         if op.op in (Op.UNDO, Op.REDO):
             source, target = (done, undone) if op.op == Op.UNDO else (undone, done)
             if not source:
@@ -144,12 +159,14 @@ def apply(state: State, op: Operation) -> State:
     status = STATUS.get(Op(op.op))
     changed = {i.id: replace(i, status=status or i.status) for i in items}
     match op.op:
+        case Op.ACCEPT:
+            changed = {id: replace(i, every_draw=op.every_draw) for id, i in changed.items()}
         case Op.RESTORE:
             changed = {id: replace(i, text=one_line(i.original)) for id, i in changed.items()}
         case Op.EDIT:
             changed = {i.id: replace(i, text=texts[0]) for i in items}
         case Op.MOVE:
-            return _moved(state, items[0], op.to)
+            return _moved(state, items, op.to)
         case Op.ADD:
             new = CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, original=op.texts[0])
             item = replace(new, status="accepted")
@@ -157,7 +174,8 @@ def apply(state: State, op: Operation) -> State:
         case Op.MERGE | Op.SPLIT:
             first = next(i for i in state if i in op.ids)
             evidence = tuple(dict.fromkeys(e for i in items for e in i.evidence))
-            made = replace(state[first], parents=op.ids, extra={}, evidence=evidence)
+            draws = tuple(sorted({draw for i in items for draw in i.draws}))
+            made = replace(state[first], parents=op.ids, extra={}, evidence=evidence, draws=draws)
             if len({i.status for i in items}) > 1:
                 made = replace(made, status="pending")
             new = [
@@ -172,20 +190,18 @@ def apply(state: State, op: Operation) -> State:
 
 def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]:
     """The items and the texts of an operation; ValueError where it does not go with the state."""
-    if op.op not in set(Op) - {Op.UNDO, Op.REDO}:
+    if op.op not in set(Op) - {*BESIDE}:
         raise ValueError(f"unknown operation {op.op!r}")
     items, texts = len(op.ids), len(op.texts)
     match op.op:
         case Op.ADD:
             fits = (items, texts) == (0, 1)
         case Op.EDIT:
-            fits = (items, texts) == (1, 1)
-        case Op.MOVE:
-            fits = (items, texts) == (1, 0)
+            fits = items >= 1 and texts == 1
         case Op.MERGE:
             fits = items >= 2 and texts == 1
         case Op.SPLIT:
-            fits = items == 1 and texts >= 2
+            fits = items >= 1 and texts >= 2
         case _:
             fits = items >= 1 and texts == 0
     made = texts if op.op in MAKES else 0
@@ -208,12 +224,13 @@ def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]
     return old, lines
 
 
-def _moved(state: State, item: CuratedItem, to: int | None) -> State:
-    view = [i.id for i in state.values() if i.status not in GONE and i is not item]
+def _moved(state: State, items: list[CuratedItem], to: int | None) -> State:
+    moved = {item.id for item in items}
+    others = {id: i for id, i in state.items() if id not in moved}
+    view = [id for id, i in others.items() if i.status not in GONE]
     if to is None or not 0 <= to <= len(view):
         raise ValueError(f"move: the place must be 0 to {len(view)}, got {to}")
-    others = {id: i for id, i in state.items() if i is not item}
-    return _inserted(others, [item], [*view, None][to])
+    return _inserted(others, items, [*view, None][to])
 
 
 def _inserted(state: State, new: list[CuratedItem], before: str | None) -> State:

@@ -1,5 +1,5 @@
 """What a model wrote, as text: the answer in a reply, the items in it, and items as the teacher
-reads them; which texts say the same, and where two differ.
+reads them; when two say the same, and where they differ.
 
 No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so that no
 reply takes long.
@@ -192,24 +192,6 @@ def _bare(word: str) -> str:
         elif any(last == close and start not in word for start, close in _BRACKETS.items()):
             word = word[:-1]
     return word
-
-
-def similar(texts: Sequence[str], threshold: float) -> list[list[int]]:
-    """Groups of texts that share words: Jaccard overlap of at least `threshold`, also by a chain.
-
-    Returns:
-        Places in `texts`, in order; texts that are like no other are left out.
-    """
-    words, groups = [set(wording(text)) for text in texts], list[list[int]]()
-
-    def alike(a: int, b: int) -> bool:
-        return len(words[a] & words[b]) >= threshold * len(words[a] | words[b])
-
-    for i in range(len(texts)):
-        near = [group for group in groups if any(alike(i, k) for k in group)]
-        groups = [group for group in groups if group not in near]
-        groups.append([i, *(k for group in near for k in group)])
-    return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
 def word_diff(old: str, new: str) -> list[tuple[str, str]]:

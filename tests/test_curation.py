@@ -15,6 +15,7 @@ from oelkit.records import (
     read_jsonl,
     write_jsonl,
 )
+from oelkit.statements import statements
 from oelkit.text import experience_text
 
 TEXTS = [
@@ -61,7 +62,7 @@ def test_statuses_and_experience():
     c.skip("i4")
     assert [i.status for i in c.items] == ["accepted", "accepted", "pending", "rejected", "skipped"]
     assert c.experience() == "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
-    assert c.experience(draw=1) == "- EXPERIENCE ITEM: G is the goal."
+    assert c.experience(draw=1) == c.experience() == c.experience(draw=0)  # for every draw
     assert [(o.op, o.author, o.reason, o.ids) for o in c.log[:2]] == [
         ("accept", "user", "right", ("i1",)),
         ("accept", "ann", "", ("i0",)),
@@ -76,7 +77,7 @@ def test_a_text_is_one_line_and_the_original_stays(line):
     assert c.items[0].text == "a b" and c.items[0].original == line
     c.edit("i0", line)
     c.accept(["x", "i0"])
-    assert c.experience() == "- EXPERIENCE ITEM: a b\n- EXPERIENCE ITEM: a b"
+    assert c.experience() == "- EXPERIENCE ITEM: a b"  # said once
     assert c.item("i0").original == "H is a hole."
     assert experience_text([ExperienceItem("x", line, (), "m", 1, 0)]) == "- EXPERIENCE ITEM: a b"
 
@@ -187,7 +188,7 @@ def test_the_diff_is_by_word():
 
 def test_duplicates():
     c = Curation(items())
-    assert c.duplicates() == [["i0", "i3"]] and c.duplicates(0.05)[0] == ["i0", "i1", "i2", "i3"]
+    assert c.duplicates() == [["i0", "i3"]] and c.duplicates(1) == [["i0", "i3"]]
     c.reject("i3")
     c.merge(["i0", "i3"], "H is a hole.")
     assert c.duplicates() == []
@@ -471,7 +472,94 @@ def test_the_budget_holds_for_any_text(texts, budget):
     if texts:
         c.accept([i.id for i in c.items])
     kept, cut = c.within_budget(budget, len)
-    assert [i.id for i in cut + kept] == [i.id for i in c.items] and len(
-        experience_text(kept)
-    ) <= budget
+    assert cut + kept == c.kept() and len(experience_text(kept)) <= budget
+    assert [i.text for i in c.kept()] == [s.text for s in statements(c.items)]
     assert not cut or len(experience_text([cut[-1], *kept])) > budget
+
+
+# -- statements, every draw, reasons
+
+
+def said(*texts):
+    return Curation(
+        ExperienceItem(f"i{n}", text, (Evidence("t", n),), "m", 1, draw)
+        for n, (draw, text) in enumerate(texts)
+    )
+
+
+def test_items_in_the_same_words_are_one_statement_the_most_supported_first():
+    c = said((0, "G wins."), (0, "H is a hole."), (2, "h is a HOLE"), (2, "H is a hole!"))
+    c.reject("i3")
+    first, second = c.statements()
+    assert (first.text, first.status, first.ids) == ("H is a hole.", "pending", ("i1", "i2", "i3"))
+    assert first.draws == (0, 2) and [e.turn for e in first.evidence] == [1, 2, 3]
+    merged = c.merge(["i1", "i2", "i3"])
+    assert c.item(merged).draws == (0, 2)  # what was merged keeps who wrote it
+    assert second.draws == (0,) and c.statements()[0].draws == (0, 2)
+    c.add("Think first.")
+    assert c.statements()[-1].draws == ()
+
+
+def test_what_is_accepted_is_for_every_draw_and_said_once():
+    c = said((0, "H is a hole."), (1, "h is a hole"), (1, "G wins."))
+    c.accept(["i0", "i1"])
+    assert c.experience() == "- EXPERIENCE ITEM: H is a hole."
+    assert {c.experience(draw=d) for d in range(3)} == {c.experience()}
+    c.accept("i2", every_draw=False)
+    assert [c.experience(draw=d).count("G wins") for d in (0, 1)] == [0, 1]
+
+
+def test_a_log_from_before_gives_the_texts_that_it_gave(tmp_path):
+    """Its accepts say nothing of draws: they are for the draw that wrote the item."""
+    write_jsonl(tmp_path / "log.jsonl", OLD_LOG)
+    texts = [(0, "H is a hole."), (1, "h is a hole"), (1, "h is a hole")]
+    items = [ExperienceItem(f"i{n}", text, (), "m", 1, d) for n, (d, text) in enumerate(texts)]
+    c = replay(items, tmp_path / "log.jsonl")
+    assert [c.experience(draw=d).count("hole") for d in (0, 1)] == [1, 2]
+    assert c.experience().count("hole") == 3
+
+
+OLD_LOG = [
+    {
+        "schema": 1,
+        "n": 1,
+        "op": "accept",
+        "author": "user",
+        "time": "2026-11-01T10:00:00.000+00:00",
+        "reason": "",
+        "ids": ["i0", "i1", "i2"],
+        "before": ["H is a hole.", "h is a hole", "h is a hole"],
+        "new": [],
+        "texts": [],
+        "to": None,
+        "evidence": [],
+    }
+]
+
+
+def test_items_of_a_statement_are_edited_moved_and_split_in_one_step():
+    c = said((0, "A wins."), (0, "B wins."), (1, "a wins"))
+    c.edit(["i0", "i2"], "A and C win.")
+    assert [i.text for i in c.items] == ["A and C win.", "B wins.", "A and C win."]
+    c.move(["i0", "i2"], 1)
+    assert [i.id for i in c.items] == ["i1", "i0", "i2"]
+    a, b = c.split(["i0", "i2"], ["A wins.", "C wins."])
+    assert [i.id for i in c.items] == ["i1", a, b] and c.item(b).draws == (0, 1)
+    for _ in range(3):
+        c.undo()
+    assert [i.text for i in c.items] == ["A wins.", "B wins.", "a wins"]
+
+
+def test_a_reason_may_come_after_the_decision(tmp_path):
+    log = tmp_path / "log.jsonl"
+    c = Curation(items(), log)
+    with pytest.raises(ValueError, match="nothing to explain"):
+        c.explain("why")
+    c.reject("i0")
+    assert c.explain("G was won", author="ann").op == "reject"
+    c.accept("i1")
+    again = Curation(items(), log)
+    assert [op.reason for op in again.history("i0")] == ["G was won"] and len(again.log) == 3
+    again.undo()
+    again.undo()  # the reason is no step of its own
+    assert not again.can_undo and again.item("i0").status == "pending"

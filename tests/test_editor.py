@@ -151,7 +151,8 @@ def test_budget_prompt_and_draws():
         prompt=lambda notes: f"Before.\n{notes}\nAfter.",
     )
     assert browser.state["before"] == "Before.\n\nAfter."
-    browser.do("accept", ids=[i.id for i in items])
+    curation.accept([i.id for i in items], every_draw=False)  # as auto_curate may
+    browser.do("refresh")
     said = [f"- EXPERIENCE ITEM: note {n} of draw 0" for n in range(3)]
     assert browser.state["cut"] == ["note 0 of draw 0"] and browser.state["reads"] == said[1:]
     assert (browser.state["before"], browser.state["after"]) == ("Before.\n", "\nAfter.")

@@ -15,8 +15,8 @@ from house import arrows, excused, functions, imports, lines, modules, parameter
 ROOT = Path(__file__).parents[1]
 # A module imports from its own floor and from those below it.
 FLOORS = (
-    "records text stats config messages redaction given project",
-    "envs prompts operations curation auto_curation logs",
+    "records text stats config messages redaction given project likeness tables",
+    "envs prompts operations statements curation auto_curation logs",
     "model",
     "steps",
     "runs",

@@ -12,7 +12,6 @@ from oelkit.text import (
     count_tokens,
     experience_text,
     parse_items,
-    similar,
     truncate_to_budget,
     well_formed,
     word_diff,
@@ -218,7 +217,7 @@ def test_case_quotes_emphasis_and_punctuation_say_nothing(a, b):
 
 @pytest.mark.parametrize("a, b", DIFFERENT)
 def test_numbers_signs_and_operators_say_something(a, b):
-    assert wording(a) != wording(b) and similar([a, b], 1) == []
+    assert wording(a) != wording(b)
 
 
 @given(st.text(max_size=40), st.sampled_from("0123456789+-<>=#%√→"), st.integers(0, 9))
@@ -234,12 +233,6 @@ def test_a_long_word_of_brackets_takes_no_time():
         wording(piece * 100_000)
         wording(f"{piece * 40} " * 1_000)
     assert time.process_time() - began < 2  # of the CPU, however busy it is
-
-
-def test_groups_of_similar_texts():
-    texts = ["H is a hole", "G wins", "h is A hole.", "the G wins", "the G always wins", "x"]
-    assert similar(texts, 1) == [[0, 2]]
-    assert similar(texts, 0.6) == [[0, 2], [1, 3, 4]]  # by a chain: 1 and 4 share half
 
 
 def test_the_diff_is_by_word():

@@ -34,10 +34,10 @@ from oelkit import (
     paired_bootstrap,
     rollout,
 )
-from oelkit.curation import items_for_draw
 from oelkit.records import ExperienceItem, Trajectory, append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.runs.settings import SCALES
+from oelkit.statements import items_for_draw
 from oelkit.steps.rollouts import raw_games_text
 from oelkit.text import MARKER, count_tokens, experience_text, truncate_to_budget
 from oelkit.views import plots

@@ -148,8 +148,9 @@ def experience_texts(path: str | None) -> list[str]:
 
     Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
     heading per draw, as an experience.md has."""
-    from ..curation import items_for_draw, replay
+    from ..curation import replay
     from ..records import ExperienceItem, read_jsonl
+    from ..statements import items_for_draw
     from ..text import experience_text
 
     if path and path.endswith(".jsonl"):

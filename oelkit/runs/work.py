@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..auto_curation import auto_curate
 from ..config import DistillConfig, part
-from ..curation import Curation, items_for_draw, replay
+from ..curation import Curation, replay
 from ..records import (
     ExperienceItem,
     RecordError,
@@ -25,6 +25,7 @@ from ..records import (
     write_jsonl,
     write_text,
 )
+from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
 from ..text import join_experience, truncate_to_budget
 from .files import append_bytes, keep_aside, read_json, sha256, write_json
