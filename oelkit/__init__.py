@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .model.memory import memory_plan as memory_plan
     from .model.policy import Policy as Policy
     from .prompts import load_prompt_set as load_prompt_set
+    from .runs.export import check_exports as check_exports
+    from .runs.export import export as export
+    from .runs.export import push_to_hub as push_to_hub
     from .runs.run import Run as Run
     from .runs.run import run_loop as run_loop
     from .runs.settings import Settings as Settings
@@ -50,6 +53,7 @@ _HOMES = {
     "model.memory": "memory_plan",
     "model.policy": "Policy",
     "prompts": "load_prompt_set",
+    "runs.export": "check_exports export push_to_hub",
     "runs.run": "Run run_loop",
     "runs.settings": "Settings",
     "steps.agreement": "agreement",

@@ -43,6 +43,11 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "promote": ("let the round after K start from round K", "promote two 1", ()),
     "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
     "report": ("write report.html of a run again and print its table", "report --run two", ()),
+    "export": (
+        "write a run's model as other programs read it, and play it again in that form",
+        "export two --to peft --to merged",
+        (),
+    ),
     "import": (
         "read chat logs of an agent into round 1 of a run, as trajectories and states",
         "import chats.jsonl --run mine --bad skip",
@@ -134,10 +139,12 @@ def _or_none(kind: type) -> Any:
 def _add_own(one: argparse.ArgumentParser, name: str) -> None:
     """The arguments of a command that are no settings."""
     add = one.add_argument
-    if name in ("status", "promote", "rollback"):
+    if name in ("status", "promote", "rollback", "export"):
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=int, metavar="K", help="a round that is trained")
+    if name == "export":
+        _add_export(add)
     if name == "import":
         add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
         add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
@@ -181,6 +188,17 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "most tokens per reply (default: %(default)s)"
         add("--max-new-tokens", type=int, default=1280, metavar="N", help=text)
         add("--replies", metavar="FILE", help="a .jsonl that is written: replies with verdicts")
+
+
+def _add_export(add: Any) -> None:
+    forms = "peft: adapter folder (default); merged: whole model in 16 bits; gguf: for llama.cpp"
+    add("--to", action="append", choices=("peft", "merged", "gguf"), help=forms)
+    add("--out", metavar="FOLDER", help="folder that is written (default: export/FORM in the run)")
+    text = "keep the experience text out of folder and model card"
+    add("--private", action="store_true", help=text)
+    text = "let the exported form play the held-out maps again, loaded by plain libraries"
+    add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
+    add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
 
 
 def _seeds(text: str) -> range:

@@ -2,13 +2,24 @@
 
 They call the library and print; a library is imported where a command needs it."""
 
-from .runs import import_chats, loop, notebooks, promote, report, rollback, settings_of, status
+from .runs import (
+    export,
+    import_chats,
+    loop,
+    notebooks,
+    promote,
+    report,
+    rollback,
+    settings_of,
+    status,
+)
 from .steps import distill, evaluate, experience_texts, extract, ifeval, play
 
 __all__ = [
     "distill",
     "evaluate",
     "experience_texts",
+    "export",
     "extract",
     "ifeval",
     "import_chats",

@@ -137,6 +137,26 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     print(f"what that makes stale: oelkit status {args.run}")
 
 
+def export(args: Namespace) -> None:
+    """Write a run's model in other forms, and let each play the held-out maps again."""
+    from ..model.loading import hide_progress_bars
+    from ..runs.card import export_table
+    from ..runs.export import check_exports, export, push_to_hub
+
+    forms = list(dict.fromkeys(args.to or ["peft"]))
+    if len(forms) > 1 and (args.out or args.push):
+        raise ValueError("--out and --push take one form: give --to once")
+    hide_progress_bars(but_on=sys.stderr)
+    run = _folder(args)
+    folders = [export(run, form, args.out, private=args.private) for form in forms]
+    if not args.out:  # which is said at the end of each command
+        print(*(f"written: {folder}" for folder in folders), sep="\n")
+    if args.check:
+        print(*export_table(check_exports(run, folders)), sep="\n")
+    if args.push:
+        print(f"pushed: {push_to_hub(folders[0], args.push)}")
+
+
 def import_chats(args: Namespace) -> None:
     """Read chat logs into round 1 of a run."""
     from ..logs import read_chats

@@ -80,6 +80,8 @@ def generate(
     if new_tokens is None:
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)
+    if not isinstance(policy, Policy):  # an exported model in plain Transformers, say: see `plain`
+        return policy.generate(prompts, replace(sampling, max_new_tokens=new_tokens), seed)
     replies: dict[int, Reply] = {}
     eos, rng = policy.eos_ids, seeded(seed, policy.device)
     bar = tqdm(desc="generate", total=len(prompts), unit="reply", disable=not progress)

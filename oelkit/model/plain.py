@@ -1,0 +1,131 @@
+"""Models without anything of oelkit's in between: an adapter merged into its base, and an exported
+folder as plain Transformers and PEFT load it, to play what others will use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..config import Sampling
+from ..text import THOUGHTS, answer_text, content_text
+from .loading import load_policy
+from .lora import seeded
+from .sampling import Reply
+from .source import model_folder
+
+ROWS = 32  # replies that are sampled at once
+
+
+def merge_adapter(model: str, adapter: Path, out: Path) -> None:
+    """Write the base with an adapter merged into it, in 16 bits, with tokenizer and chat template.
+
+    Args:
+        model: the base as `load_policy` takes it; never in 4 bits, whatever it was trained in.
+        adapter: a PEFT folder.
+        out: the folder that is written.
+
+    Raises:
+        ValueError: the base is stored quantised, so that there is nothing to merge into.
+    """
+    policy = load_policy(model, quantize=None, adapter=adapter)
+    if getattr(policy.base_lm.config, "quantization_config", None):
+        raise ValueError(
+            f"{model}: its weights are quantised, and no adapter is merged into such; export to "
+            "peft, or name the dense model"
+        )
+    config, eos = policy.base_lm.generation_config, policy.eos_ids
+    half = torch.float16 if _stored_dtype(policy.source) == "float16" else torch.bfloat16
+    merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
+    config.eos_token_id = eos  # what ends a turn may be known to the chat template alone
+    merged.save_pretrained(out)
+    policy.tokenizer.save_pretrained(out)
+
+
+def add_tokenizer(model: str, folder: Path) -> str:
+    """Put tokenizer and chat template of a base into a folder; returns where the base is found."""
+    source = model_folder(model)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
+
+
+def _stored_dtype(source: str) -> str | None:
+    path = Path(source) / "config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+class PlainModel:
+    """A folder of PEFT, a whole model or a GGUF file; the steps that play take it as a policy."""
+
+    def __init__(self, path: Path, base: str, prompt_set: str, enable_thinking: bool | None = None):
+        """Load it with Transformers and PEFT alone.
+
+        Args:
+            path: what was exported.
+            base: the model that it was trained on; of a folder of PEFT also the one that is loaded.
+            prompt_set: the name of the prompt set that it plays with.
+            enable_thinking: handed to the chat template (None: its own default).
+        """
+        self.name, self.source, self.default_prompt_set = base, model_folder(base), prompt_set
+        options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}  # never a pickle
+        folder = path
+        if path.suffix == ".gguf":
+            options, folder = {"gguf_file": path.name}, path.parent
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if (path / "adapter_config.json").is_file():
+            dense = AutoModelForCausalLM.from_pretrained(self.source, **options)
+            model: Any = PeftModel.from_pretrained(dense, str(path))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        self.model: Any = model.to(device).eval()
+        tokenizer = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer)
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self.context_length = self.model.config.get_text_config().max_position_embeddings
+        asked = self.tokenizer.decode(self.encode([{"role": "user", "content": "?"}])).rstrip()
+        self._begun = next((mark for mark, _ in THOUGHTS if asked.endswith(mark)), "")
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Prompt ids of chat messages."""
+        tools = next((m["tools"] for m in messages if m.get("tools")), None)
+        messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        how = {"add_generation_prompt": True, "return_dict": False, **self._template}
+        return self.tokenizer.apply_chat_template(messages, tools=tools, **how)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
+        """Replies of Transformers' `generate`, batch by batch."""
+        draw: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+        if sampling.temperature:
+            names = ("temperature", "top_p", "top_k")
+            draw |= {name: getattr(sampling, name) for name in names}
+        replies: list[Reply] = []
+        with seeded(seed, self.model.device):
+            for start in range(0, len(prompts), ROWS):
+                batch = {"input_ids": list(prompts[start : start + ROWS])}
+                batch = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
+                new = sampling.max_new_tokens
+                out = self.model.generate(**batch, max_new_tokens=new, **draw)
+                for row in out[:, batch["input_ids"].shape[1] :].tolist():
+                    replies.append(self._reply(row))
+        return replies
+
+    def _reply(self, ids: list[int]) -> Reply:
+        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        ends = {ends} if isinstance(ends, int) else {*ends}
+        last = next((i for i, token in enumerate(ids) if token in ends), None)
+        ids = ids if last is None else ids[: last + 1]
+        return Reply(ids, self.tokenizer.decode(ids, skip_special_tokens=True), last is None)
+
+    def answer_text(self, reply: str) -> str:
+        """The answer in a reply, whose thought the template may have begun."""
+        return answer_text(self._begun + reply)

@@ -1,0 +1,186 @@
+"""What a run exports, loaded by plain Transformers and PEFT, and played again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import by_hand
+from safetensors.torch import load_file, save_file
+
+from oelkit import __main__ as cli
+from oelkit import check_exports, export, push_to_hub
+from oelkit.model.loading import load_policy
+from oelkit.model.plain import PlainModel
+from oelkit.model.sampling import generate
+from oelkit.records import State, read_jsonl, write_text
+from oelkit.runs.run import Run
+from oelkit.runs.settings import Settings
+from oelkit.runs.stages import stages_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory):
+    """A run of one short round on the embedded model."""
+    less = {"rounds": 1, "extract_games": 8, "state_games": 16, "num_draws": 2, "eval_maps": 24}
+    settings = Settings.of("tiny", model="micro", steps=10, run_ablations=False, **less)
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    Run(folder, settings, progress=False).run_all()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_rounds(settings, tmp_path_factory):
+    """Two rounds on a random model; no test may change it."""
+    run = Run(tmp_path_factory.mktemp("runs") / "two", settings, progress=False)
+    by_hand(run, "H is a hole.", "```\n<script>alert(1)</script>").run_all()
+    return run
+
+
+@pytest.fixture
+def copy(two_rounds, tmp_path):
+    return shutil.copytree(two_rounds.folder, tmp_path / "two")
+
+
+def greedy(model, run, adapter="student"):
+    states = read_jsonl(run / "round_1/states.jsonl", State)[:24]
+    prompts = [model.encode(state.prompt) for state in states]
+    replies = generate(model, prompts, adapter=adapter, temperature=0, max_new_tokens=24)
+    return prompts, [reply.text for reply in replies]
+
+
+def test_an_adapter_in_plain_peft_says_what_the_run_says(micro):
+    folder = export(micro, "peft")
+    policy = load_policy("micro", adapter=micro / "round_1/adapter")
+    plain = PlainModel(folder, "micro", policy.default_prompt_set)
+    assert greedy(plain, micro) == greedy(policy, micro)
+    assert greedy(plain, micro) != greedy(policy, micro, adapter=None)
+
+
+def test_a_merged_model_needs_neither_peft_nor_the_base(micro):
+    folder = export(micro, "merged")
+    assert not (folder / "adapter_config.json").exists()
+    weights = load_file(folder / "model.safetensors")
+    assert {str(w.dtype) for w in weights.values()} == {"torch.bfloat16"}
+    again = load_policy(folder)  # with the prompt set that it was trained on
+    assert again.default_prompt_set == load_policy("micro").default_prompt_set
+    policy = load_policy("micro", adapter=micro / "round_1/adapter")
+    plain = PlainModel(folder, "micro", policy.default_prompt_set)
+    (prompts, merged), (theirs, run) = greedy(plain, micro), greedy(policy, micro)
+    same = sum(a == b for a, b in zip(merged, run, strict=True))
+    base = greedy(policy, micro, adapter=None)[1]
+    assert prompts == theirs and same >= 0.9 * len(run)  # 16 bits may turn a close call
+    assert sum(a == b for a, b in zip(base, run, strict=True)) < 0.5 * len(run)
+
+
+def test_exports_play_the_same_maps_again_and_one_that_lost_its_weights_shows(micro, tmp_path):
+    whole = export(micro, "peft", tmp_path / "whole")
+    empty = export(micro, "peft", tmp_path / "empty")
+    weights = load_file(empty / "adapter_model.safetensors")
+    save_file({k: 0 * w for k, w in weights.items()}, empty / "adapter_model.safetensors")
+    run, good, bad = check_exports(micro, [whole, empty])
+    measured = json.loads((micro / "metrics.json").read_text())["rounds"][0]["pass_rate"]
+    assert {k: run[k] for k in measured["consolidated"]} == measured["consolidated"]
+    assert good["n"] == run["n"] == 24 and good["ood"]["n"] == run["ood"]["n"]
+    assert good["difference_low"] <= 0 <= good["difference_high"]
+    assert bad["difference_high"] < 0 and bad["pass_rate"] < run["pass_rate"]
+    passes = [np.array(list(map(int, row["passes"]))) for row in (run, bad)]
+    assert bad["difference"] == pytest.approx((passes[1] - passes[0]).mean())
+    for folder, row in ((whole, good), (empty, bad)):
+        card = (folder / "README.md").read_text()
+        assert f"{100 * row['difference']:+.1f} [" in card and "| run |" in card
+
+
+def test_the_card_says_what_the_model_is_made_of(two_rounds, tmp_path):
+    folder = export(two_rounds, out=tmp_path / "mine")
+    card = (folder / "README.md").read_text()
+    about = json.loads((folder / "oelkit_export.json").read_text())
+    assert [row["starts_from"] for row in about["rounds"]] == ["the base model", 1]
+    metrics = json.loads((two_rounds.folder / "metrics.json").read_text())
+    for row, r in zip(about["rounds"], metrics["rounds"], strict=True):
+        assert row["items"] == r["items"] and row["trajectories"] == 2
+        assert row["ood"] == r["ood"]
+        for arm, rate in row["pass_rate"].items():
+            assert {k: r["pass_rate"][arm][k] for k in rate} == rate
+            assert f"[{rate['low']:.1%}, {rate['high']:.1%}], n {rate['n']}" in card
+    for said in ("oelkit/FrozenLake3x3-v0", "lr 0.005", "H is a hole.", about["experience_sha256"]):
+        assert said in card
+    fenced = card.split("````text\n")[1]  # what a model wrote stays within its fence
+    assert "<script>" in fenced.split("````")[0] and "<script>" not in fenced.split("````")[1]
+    assert "has not been played again" in card
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == two_rounds.settings.model
+
+
+def test_private_keeps_the_experience_out_and_its_hash_in(two_rounds, tmp_path):
+    folder = export(two_rounds.folder, out=tmp_path / "mine", private=True)
+    digest = json.loads((folder / "oelkit_export.json").read_text())["experience_sha256"]
+    assert digest in (folder / "README.md").read_text()
+    assert not any(b"is a hole" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_round_that_was_rolled_back_is_not_exported(copy):
+    stages_of(copy).decide(2, 1)
+    about = json.loads((export(copy) / "oelkit_export.json").read_text())
+    assert [row["round"] for row in about["rounds"]] == [1]
+    stages_of(copy).decide(2, 0)
+    with pytest.raises(ValueError, match="all rounds are rolled back"):
+        export(copy)
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(copy, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="say one of peft, merged, gguf"):
+        export(copy, "onnx")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="is there already"):
+        export(copy, out=tmp_path / "there")
+    for name in ("LLAMA_CPP", "PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"convert_hf_to_gguf.py: set LLAMA_CPP"):
+        export(copy, "gguf")
+    write_text(copy / "round_2/experience.md", "## Draw 0\nWalls are safe.\n")
+    with pytest.raises(ValueError, match="distill of round 2 is stale"):
+        export(copy)
+    assert not (copy / "export").exists()
+
+
+def test_a_converter_gets_the_merged_model_and_its_error_is_said(copy, tmp_path, monkeypatch):
+    script = tmp_path / "convert_hf_to_gguf.py"
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    script.write_text(
+        "import pathlib, sys\nmodel = pathlib.Path(sys.argv[1])\n"
+        "weights = (model / 'model.safetensors').read_bytes()\n"
+        "assert sys.argv[2] == '--outfile'; pathlib.Path(sys.argv[3]).write_bytes(weights[:9])\n"
+    )
+    folder = export(copy, "gguf")
+    assert (folder / "two.gguf").stat().st_size == 9 and not (folder / "merged").exists()
+    assert "llama-server" in (folder / "README.md").read_text()
+    script.write_text("raise SystemExit('this model is not known')\n")
+    with pytest.raises(ValueError, match="did not convert .*this model is not known"):
+        export(copy, "gguf")
+    assert (folder / "two.gguf").exists()  # the one from before
+
+
+def test_without_the_hub_nothing_is_pushed(two_rounds, tmp_path):
+    folder = export(two_rounds, out=tmp_path / "mine")
+    with pytest.raises(ConnectionError, match="me/mine: not pushed to the hub"):
+        push_to_hub(folder, "me/mine")
+    with pytest.raises(ValueError, match="not a folder that"):
+        push_to_hub(tmp_path, "me/mine")
+
+
+def test_an_export_that_cannot_be_loaded_is_an_error(copy):
+    folder = export(copy)
+    (folder / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match="could not be loaded and played"):
+        check_exports(copy, [folder])
+
+
+def test_the_command(copy, capsys):
+    assert cli.main(["export", str(copy), "--to", "peft"]) == 0
+    out = capsys.readouterr().out
+    assert f"written: {copy / 'export/peft'}" in out and "| peft |" in out
+    assert cli.main(["export", str(copy), "--to", "peft", "--to", "merged", "--out", "x"]) == 1
+    assert "--out and --push take one form" in capsys.readouterr().err
