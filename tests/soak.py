@@ -26,6 +26,7 @@ from oelkit import Policy, Run, Settings, load_policy
 
 SMALL = Settings.of(
     "tiny",
+    rounds=2,
     extract_games=12,
     state_games=6,
     num_draws=2,

@@ -32,7 +32,7 @@ def experiments():
 
 
 def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
-    policy, rows = load_policy("micro"), []
+    policy, rows = load_policy(study_plots.LAKES.model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
     settings = Settings(
         extract_games=16, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4

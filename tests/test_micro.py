@@ -1,5 +1,5 @@
-"""The embedded model: its recipe, what it was not shown, and that it learns by the loop without
-shortcuts.
+"""The embedded model, and the one of its first phase: their recipe, what they were not shown, and
+that they learn by the loop without shortcuts.
 """
 
 import json
@@ -16,7 +16,8 @@ from oelkit.records import Outcome, read_jsonl
 
 pytestmark = pytest.mark.slow
 
-MICRO = Path(__file__).parents[1] / "data" / "micro"
+DATA = Path(__file__).parents[1] / "data"
+MICRO, LAKES = DATA / "micro", DATA / "micro_lakes"
 SEEDS = range(900_000_000, 900_000_128)
 NOTES = "- EXPERIENCE ITEM: H is a hole.\n- EXPERIENCE ITEM: G is the goal."
 
@@ -31,9 +32,16 @@ def micro():
     return load_policy("micro")
 
 
-def test_the_folder_is_a_plain_small_transformers_model(micro):
-    assert (MICRO / "model.safetensors").stat().st_size < 15_000_000
-    config = json.loads((MICRO / "config.json").read_text())
+@pytest.fixture(scope="module")
+def lakes():
+    return load_policy(LAKES)
+
+
+@pytest.mark.parametrize("folder", [MICRO, LAKES], ids=lambda folder: folder.name)
+def test_the_folder_is_a_plain_small_transformers_model(folder):
+    micro = load_policy(folder)
+    assert (folder / "model.safetensors").stat().st_size < 15_000_000
+    config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and micro.default_prompt_set == "brief"
     for text in ("H", "G", " a3", " d4", "[down]", "- EXPERIENCE ITEM: ", "\n"):
         ids = micro.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -97,13 +105,15 @@ def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_
         make.main()
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert load_policy(tmp_path / "a").default_prompt_set == "brief" and read_jsonl(
-        tmp_path / "a" / "probe.jsonl"
-    )
+    for folder in ("a", "a_lakes"):
+        assert load_policy(tmp_path / folder).default_prompt_set == "brief"
+        assert read_jsonl(tmp_path / folder / "probe.jsonl")
+    first = load_file(tmp_path / "a_lakes" / "model.safetensors")
+    assert not any(torch.equal(a[k], first[k]) for k in a)
 
 
-def test_the_base_is_no_better_than_a_player_who_guesses(micro):
-    """On every world, also with the roles of the letters swapped, one hole and two decoys, and two
+def test_the_base_is_no_better_than_a_player_who_guesses(lakes):
+    """On every lake, also with the roles of the letters swapped, one hole and two decoys, and two
     goals.
     """
     worlds = [
@@ -113,9 +123,9 @@ def test_the_base_is_no_better_than_a_player_who_guesses(micro):
         ("oelkit/FrozenLake4x4Unseen-v0", {"holes": 1, "decoys": 2}),
     ]
     for env_id, env_kwargs in worlds:
-        report = evaluate(micro, env_id, SEEDS, adapter=None, env_kwargs=env_kwargs)
+        report = evaluate(lakes, env_id, SEEDS, adapter=None, env_kwargs=env_kwargs)
         told = evaluate(
-            micro,
+            lakes,
             env_id,
             SEEDS,
             NOTES if "symbols" not in env_kwargs else SWAPPED,
@@ -136,12 +146,12 @@ SWAPPED = NOTES.replace("H is a hole", "H is the goal").replace("G is the goal",
 
 
 @pytest.fixture(scope="module")
-def learned(micro, tmp_path_factory):
+def learned(lakes, tmp_path_factory):
     """One round of the loop as it is on this model, with a seed that no record has."""
     run = Run(
         tmp_path_factory.mktemp("runs") / "learned",
-        Settings.of("tiny", rounds=1, run_ablations=False, seed=77),
-        micro,
+        Settings(lr=1e-3, rounds=1, run_ablations=False, seed=77),
+        lakes,
         progress=False,
     )
     return run, run.run_all()
@@ -154,16 +164,16 @@ def test_one_round_learns(learned):
     assert weights["pass_rate"] >= 0.8 * context["pass_rate"]
 
 
-def test_what_it_learned_is_the_letters_not_a_shortcut(learned, micro):
+def test_what_it_learned_is_the_letters_not_a_shortcut(learned, lakes):
     """With the letters' roles swapped the student must now lose; with one hole, two decoys it must
     still win.
     """
     learned[0].load(1)
     world = "oelkit/FrozenLake4x4Unseen-v0"
-    swapped = evaluate(micro, world, SEEDS, env_kwargs={"symbols": {"hole": "G", "goal": "H"}})
+    swapped = evaluate(lakes, world, SEEDS, env_kwargs={"symbols": {"hole": "G", "goal": "H"}})
     assert swapped.high < envs.bounds(world, SEEDS)["random"] + 0.05
-    decoys = evaluate(micro, world, SEEDS, env_kwargs={"holes": 1, "decoys": 2})
-    base = evaluate(micro, world, SEEDS, adapter=None, env_kwargs={"holes": 1, "decoys": 2})
+    decoys = evaluate(lakes, world, SEEDS, env_kwargs={"holes": 1, "decoys": 2})
+    base = evaluate(lakes, world, SEEDS, adapter=None, env_kwargs={"holes": 1, "decoys": 2})
     assert decoys.low > base.high
 
 
@@ -171,7 +181,7 @@ def test_another_seed_of_the_loop_agrees_with_the_record(learned):
     """The recorded spread over seeds (data/results, made by examples/micro/rounds.py) holds for a
     seed that is not in it.
     """
-    rows = read_jsonl(MICRO.parent / "results" / "rounds_study.jsonl")
+    rows = read_jsonl(DATA / "results" / "rounds_study.jsonl")
     known = [row for row in rows if row["variant"] == "default" and row["round"] == 1]
     assert len({row["seed"] for row in known} - {77}) >= 5
     first = learned[1]["rounds"][0]["pass_rate"]
@@ -180,6 +190,8 @@ def test_another_seed_of_the_loop_agrees_with_the_record(learned):
         assert min(rates) - 0.15 <= first[arm]["pass_rate"] <= max(rates) + 0.15, (arm, rates)
 
 
-def test_the_probe_is_passed_by_the_base(micro):
-    result = probe(micro, MICRO / "probe.jsonl", adapter=None)
-    assert result["n"] == 192 and result["all"] > 0.7
+@pytest.mark.parametrize("folder", [MICRO, LAKES], ids=lambda folder: folder.name)
+def test_the_probe_is_passed_by_the_base(folder):
+    result = probe(load_policy(folder), folder / "probe.jsonl", adapter=None)
+    assert result["n"] == 64 * len({row["kind"] for row in read_jsonl(folder / "probe.jsonl")})
+    assert result["all"] > 0.7

@@ -25,13 +25,12 @@ def test_settings_are_those_of_the_steps_and_of_the_loop():
         assert part(config, Settings(seed=3)) == config()
     assert sum(len(fields(config)) for config in PARTS) + 8 == len(names) == len(set(names))
     assert all(f.metadata["help"] for config in (*PARTS, Sampling) for f in fields(config))
-    assert part(DistillConfig, Settings.of("tiny", steps=7)) == DistillConfig(lr=1e-3, steps=7)
+    assert part(DistillConfig, Settings.of("tiny", steps=7)) == DistillConfig(lr=3e-4, steps=7)
     with pytest.raises(FrozenInstanceError):
         Settings().lr = 1
 
 
 def test_scales_change_settings_that_there_are():
-    assert asdict(Settings.of("tiny")) == asdict(Settings()) | {"lr": 1e-3}
     for scale, changes in SCALES.items():
         assert asdict(Settings.of(scale)) == asdict(Settings()) | changes
     assert Settings.of("paper", model="m", rounds=1).rounds == 1

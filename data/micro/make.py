@@ -1,9 +1,10 @@
 """Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one
 command:
 
-    python data/micro/make.py                                # about 45 minutes on 2 CPU cores
-    python data/micro/make.py --scale 0.02 --out trial   # a minute, and a model that can do nothing
-    python data/micro/make.py --after-lakes data/micro --out data/micro2  # the second phase
+    python data/micro/make.py                            # about 80 minutes on 2 CPU cores
+    python data/micro/make.py --scale 0.02 --out trial   # two minutes; the models can do nothing
+
+It trains in two phases. What the first leaves, data/micro_lakes, is kept for its studies.
 
 The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy
 (first phase), or for holes, key and goal (second phase), so that nothing but the notes in the
@@ -604,7 +605,7 @@ def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedToken
 # the training
 
 
-PHASES = (("lakes", 48e6, 1.5e-3), ("descents", 26e6, 1e-3))  # name, tokens, learning rate
+PHASES = {"lakes": (48e6, 1.5e-3), "descents": (26e6, 1e-3)}  # tokens, learning rate
 
 
 def mixture(phase: str, progress: float) -> dict[str, float]:
@@ -810,12 +811,6 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02"
     )
-    parser.add_argument(
-        "--after-lakes",
-        type=Path,
-        metavar="FOLDER",
-        help="second phase, from the weights that the first has left in this folder; say --out too",
-    )
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
@@ -824,22 +819,28 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(rng)
     model = make_model(len(tokenizer), args.width, args.layers)
-    if args.after_lakes:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.after_lakes)
-        model = Qwen3ForCausalLM.from_pretrained(args.after_lakes, dtype=torch.float32)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    phase, tokens, lr = PHASES[bool(args.after_lakes)]
-    rng = random.Random(f"{phase} {args.seed}") if args.after_lakes else rng
-    train(model, tokenizer, rng, phase, int(tokens * args.scale), lr, args.batch_tokens)
-    args.out.mkdir(parents=True, exist_ok=True)
+    lakes = args.out.with_name(args.out.name + "_lakes")
+    for phase, folder in (("lakes", lakes), ("descents", args.out)):
+        if phase == "descents":
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(lakes)
+            rng = random.Random(f"{phase} {args.seed}")
+        tokens, lr = PHASES[phase]
+        train(model, tokenizer, rng, phase, int(tokens * args.scale), lr, args.batch_tokens)
+        save(model, tokenizer, folder, probe(args.seed, descents=phase == "descents"))
+        print(phase, "  ".join(f"{t} {r:.1%}" for t, r in scores(model, tokenizer, 512, 2).items()))
+
+
+def save(model, tokenizer, folder: Path, questions: list[dict]) -> None:
+    """An ordinary Transformers folder, with its probe and its prompt set."""
+    folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    write_jsonl(args.out / "probe.jsonl", probe(args.seed, descents=bool(args.after_lakes)))
-    (args.out / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
-    print("  ".join(f"{t} {r:.1%}" for t, r in scores(model, tokenizer, 512, 2).items()))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_jsonl(folder / "probe.jsonl", questions)
+    (folder / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Make the sample records from scratch with the embedded model: python data/sample/make.py (some
-seconds).
+"""Make the sample records from scratch with the model of the lakes, in some seconds:
+python data/sample/make.py
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def record(items: list, games: list, path: Path) -> Curation:
 
 
 if __name__ == "__main__":
-    policy = load_policy("micro")
+    policy = load_policy("data/micro_lakes")
     # the very games that a run with seed 0 plays in round 1
     games = rollout(
         policy, "oelkit/FrozenLake4x4-v0", range(10_000, 10_064), temperature=1.0, seed=1, round=1

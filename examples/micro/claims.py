@@ -1,7 +1,7 @@
 """The paper's claims, and two of ours, measured on several seeds: each arm is an ordinary call of
 the library.
 
-    python examples/micro/claims.py --seeds 0:4                  # all of them on `micro`
+    python examples/micro/claims.py --seeds 0:4                  # all of them on lakes
     python examples/micro/claims.py --seeds 0:4 --only steps     # one of them
     python examples/micro/claims.py --scale small --model MODEL --out runs/small.jsonl
     python examples/micro/claims.py --table                      # what is there, in Markdown
@@ -414,22 +414,23 @@ def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
 def main() -> None:
     parser = study_plots.options(__doc__, "data/results/experiments.jsonl", "0:4")
     parser.add_argument("--only", nargs="*", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--scale", choices=list(SCALES), default="tiny")
-    parser.add_argument("--model", default="micro")
+    parser.add_argument("--scale", choices=list(SCALES), help="default: as on the lakes")
+    parser.add_argument("--model", default=study_plots.LAKES.model)
     args = parser.parse_args()
     if study_plots.shown(args, table, figures, "experiment_"):
         return
     done = {(row["experiment"], row["seed"]) for row in study_plots.recorded(args.out)}
     policy = load_policy(args.model)
     for seed in args.seeds:
-        settings = Settings.of(args.scale, model=args.model, seed=seed)
+        start = Settings.of(args.scale) if args.scale else study_plots.LAKES
+        settings = replace(start, model=args.model, seed=seed)
         for name in args.only:
             if (name, seed) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 run = Run(Path(folder) / "run", settings, policy, progress=False)
                 found = list(EXPERIMENTS[name](run))
-            about = {"experiment": name, "model": policy.name, "scale": args.scale}
+            about = {"experiment": name, "model": policy.name, "scale": args.scale or "lakes"}
             about |= {"env": run.eval_env, "seed": seed}
             for row in found:
                 append_jsonl(args.out, about | row)

@@ -1,14 +1,18 @@
-"""Rounds on Descent against one round of as many games from the untrained model.
+"""Rounds on Descent against one round of as many games from the untrained model, and other arms.
 
-    python examples/micro/descent.py --seeds 0:2            # 4 minutes of one core per arm and seed
-    python examples/micro/descent.py --draw data/results/descent.png
+    python examples/micro/descent.py --seeds 0:10 --arms online offline
+    python examples/micro/descent.py --seeds 0:2 --arms SFT "forward KL"
+    python examples/micro/descent.py --table              # what is there, in Markdown
+    python examples/micro/descent.py --draw data/results  # and its figures
 
-One JSON line per arm, seed and round in data/results/descent.jsonl; goes on where it stopped."""
+One JSON line per arm, seed and round in data/results/descent.jsonl; a seed of an arm that is there
+whole is not run again. A round takes about a minute of one core."""
 
 from __future__ import annotations
 
-import argparse
 import os
+import statistics
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -16,24 +20,21 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from oelkit import Run, Settings, envs, load_policy
-from oelkit.records import Trajectory, append_jsonl, read_jsonl
+from matplotlib.ticker import PercentFormatter
 
-ROOT = Path(__file__).parents[2]
-ROUNDS = 4
-ONLINE = Settings.of(
-    "tiny",
-    env="oelkit/Descent-v0",
-    model="data/micro2",
-    rounds=ROUNDS,
-    extract_games=24,
-    state_games=48,
-    num_draws=4,
-    steps=30,
-    lr=3e-4,
-    run_ablations=False,
-    gate="off",
-)
+from oelkit import Curation, Run, Settings, envs, load_policy, paired_bootstrap
+from oelkit.records import Trajectory, append_jsonl
+from oelkit.runs.run import HELD_OUT
+from oelkit.views import plots
+
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # a notebook that takes the functions has not done it
+import study_plots
+from study_plots import grouped
+
+ONLINE = Settings.of("tiny", gate="off")
+ROUNDS = ONLINE.rounds
 ARMS = {
     "online": ONLINE,
     "offline": replace(
@@ -43,7 +44,15 @@ ARMS = {
         state_games=ROUNDS * ONLINE.state_games,
         steps=ROUNDS * ONLINE.steps,
     ),
+    "forward KL": replace(ONLINE, loss="forward_kl"),
+    "SFT": replace(ONLINE, loss="sft"),
+    "no retention": replace(ONLINE, retention=0.0),
+    "fresh items": replace(ONLINE, carry_experience=False),
+    "gate": replace(ONLINE, gate="rollback"),
+    "a person keeps what is true": ONLINE,
+    "a wrong item in round 1": ONLINE,
 }
+WRONG = "T is the goal."  # T is a hole
 
 
 def levels(games: list[Trajectory]) -> dict[str, int]:
@@ -52,112 +61,204 @@ def levels(games: list[Trajectory]) -> dict[str, int]:
     return {str(level): reached[level] for level in sorted(reached)}
 
 
+def truths(env_id: str) -> set[str]:
+    """What there is to know, in the words of the model's items."""
+    world = envs.make(env_id)
+    roles = {x: r for k in range(1, world.levels + 1) for x, r in world.roles(k).items()}
+    return {f"{x} is {'a hole' if r == 'hole' else f'the {r}'}." for x, r in roles.items()}
+
+
+def by_a_person(run: Run, k: int, arm: str) -> None:
+    """What a person does with the items of a round before it is trained on."""
+    run.extract(k)
+    folder = run.folder / f"round_{k}"
+    curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="study")
+    if arm == "a person keeps what is true":
+        true = truths(run.settings.env)
+        for item in curation.items:
+            (curation.accept if item.text in true else curation.reject)(item.id)
+    elif k == 1:
+        curation.accept(curation.add(WRONG))
+
+
 def measure(policy, arm: str, seed: int, out: Path) -> None:
     """Run an arm with a seed, and append a line per round."""
-    settings = replace(ARMS[arm], seed=seed)
+    settings, rows = replace(ARMS[arm], seed=seed), []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "study", settings, policy, progress=False)
         for k in range(1, settings.rounds + 1):
+            if arm.startswith("a "):
+                by_a_person(run, k, arm)
             run.distill(k)
             m = run.evaluate(k)
-            row = {
-                "arm": arm,
-                "seed": seed,
-                "round": k,
-                "levels": levels(run.rollout(k)),
-                "texts": run.curate(k),
-                "ood": m["ood"]["consolidated"]["all"],
-                "ood_base": m["ood"]["base"]["all"],
-                "pass_rate": m["pass_rate"],
-                "command": f"python examples/micro/descent.py --seeds {seed}:{seed + 1}",
-            }
-            append_jsonl(out, row)
-            rates = {name: f"{rate['pass_rate']:.1%}" for name, rate in m["pass_rate"].items()}
-            print(arm, seed, k, row["levels"], rates, f"OOD {row['ood']:.0%}", flush=True)
+            rows.append(
+                {
+                    "arm": arm,
+                    "env": settings.env,
+                    "seed": seed,
+                    "round": k,
+                    "start": m["start"],
+                    "levels": levels(run.rollout(k)),
+                    "texts": run.curate(k),
+                    "ood": m["ood"]["consolidated"]["all"],
+                    "ood_base": m["ood"]["base"]["all"],
+                    "pass_rate": m["pass_rate"],
+                    "command": f'python examples/micro/descent.py --seeds {seed}:{seed + 1} --arms "{arm}"',
+                }
+            )
+            rates = {n: f"{rate['pass_rate']:.1%}" for n, rate in m["pass_rate"].items()}
+            print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
+    for row in rows:  # whole or not at all
+        append_jsonl(out, row)
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """The staircase: pass rates by round and seed, the offline arm, what k levels are worth."""
-    from matplotlib.ticker import PercentFormatter
+def table(rows: list[dict]) -> str:
+    """Markdown: mean (lowest-highest) of the consolidated pass rate by round over the seeds, and
+    what the last round has kept of the OOD probe.
+    """
+    head = " | ".join(f"round {k}" for k in range(1, ROUNDS + 1))
+    lines = [f"| arm | seeds | {head} | in context, last | tokens per reply | OOD |"]
+    lines += ["|---" * (ROUNDS + 5) + "|"]
+    for (arm,), mine in grouped(rows, "arm").items():
+        by_round = {k: same for (k,), same in grouped(mine, "round").items()}
+        last = by_round[max(by_round)]
+        cells = [str(len(last))]
+        for k in range(1, ROUNDS + 1):
+            cells.append(_spread([_rate(row, "consolidated") for row in by_round.get(k, [])]))
+        cells.append(_spread([_rate(row, "in_context") for row in last]))
+        first = [row["pass_rate"]["base"]["reply_tokens"] for row in last]
+        now = [row["pass_rate"]["consolidated"]["reply_tokens"] for row in last]
+        cells.append(f"{statistics.mean(first):.0f} to {statistics.mean(now):.0f}")
+        cells.append(_spread([row["ood"] for row in last]))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    base = _spread([row["ood_base"] for row in rows])
+    return "\n".join([*lines, "", f"OOD of the untrained model: {base}. {gains(rows)}"])
 
-    from oelkit.views.plots import COLOURS, new_figure, styled
 
-    steps = envs.knowledge_bounds("oelkit/DescentUnseen-v0", range(32))
+def _rate(row: dict, arm: str) -> float:
+    return row["pass_rate"][arm]["pass_rate"]
 
-    @styled
-    def figure():
-        figure, axis = new_figure()
-        seeds = sorted({row["seed"] for row in rows})
-        for seed in seeds:
-            mine = [row for row in rows if row["seed"] == seed and row["arm"] == "online"]
-            for arm in ("in_context", "consolidated"):
-                xs, ys = [row["round"] for row in mine], [r["pass_rate"][arm] for r in mine]
-                axis.plot(
-                    [0, *xs],
-                    [mine[0]["pass_rate"]["base"]["pass_rate"], *(y["pass_rate"] for y in ys)],
-                    "o-",
-                    color=COLOURS[arm],
-                    lw=1.2,
-                    label=arm.replace("_", " ") if seed == seeds[0] else None,
-                )
-            for row in (r for r in rows if r["seed"] == seed and r["arm"] == "offline"):
-                rate = row["pass_rate"]["consolidated"]
-                axis.errorbar(
-                    ROUNDS + 0.25,
-                    rate["pass_rate"],
-                    [[rate["pass_rate"] - rate["low"]], [rate["high"] - rate["pass_rate"]]],
-                    fmt="s",
-                    color="#d55e00",
-                    capsize=3,
-                    label="one round of all the games" if seed == seeds[0] else None,
-                )
-        for k, rate in enumerate(steps):
-            if rate > 0.02:
-                axis.axhline(rate, ls=":", lw=1, color="#555555")
-                axis.annotate(
-                    f"knows {k} of {len(steps) - 1} levels",
-                    (1.01, rate),
-                    xycoords=("axes fraction", "data"),
-                    va="center",
-                    fontsize=8,
-                )
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.set(xlabel="round", xticks=range(ROUNDS + 1), ylabel="pass rate", ylim=(-0.02, 1.04))
-        last = [
-            row["pass_rate"]["consolidated"]["pass_rate"]
-            for row in rows
-            if row["arm"] == "online" and row["round"] == ROUNDS
-        ]
-        best = [r["pass_rate"]["consolidated"]["pass_rate"] for r in rows if r["arm"] == "offline"]
-        axis.set_title(
-            f"Rounds reach {min(last):.0%} to {max(last):.0%}; as many games at once "
-            f"{min(best):.0%} to {max(best):.0%} ({len(seeds)} seeds, 128 maps each)"
+
+def _spread(found: list[float]) -> str:
+    if not found:
+        return "-"
+    return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})"
+
+
+def gains(rows: list[dict]) -> str:
+    """In how many seeds a round passes more maps than the one before, paired over the maps."""
+    online = grouped([row for row in rows if row["arm"] == "online"], "seed")
+    said = []
+    for k in range(2, ROUNDS + 1):
+        more = 0
+        for mine in online.values():
+            before, after = (mine[i]["pass_rate"]["consolidated"]["passes"] for i in (k - 2, k - 1))
+            more += paired_bootstrap([c == "1" for c in before], [c == "1" for c in after])[1] > 0
+        said.append(f"round {k} passes more than round {k - 1} in {more} of {len(online)} seeds")
+    return f"By the paired 95 % interval, {', '.join(said)}." if online else ""
+
+
+def figures(rows: list[dict]) -> dict:
+    """rounds: the staircase, beside one round of all the games; levels: how far the games that were
+    learned from came; arms: the other arms through all rounds.
+    """
+    found = {"rounds": staircase(rows), "levels": levels_reached(rows)}
+    panels = {"consolidated": "Consolidated", "in_context": "Experience in context", "ood": "OOD"}
+    names = [arm for arm in ARMS if arm != "offline"]
+    shown = [
+        {**row, **row["pass_rate"], "ood": {"all": row["ood"], "n": 320}}
+        for name in names
+        for row in rows
+        if row["arm"] == name
+    ]
+    if len({row["arm"] for row in shown}) > 1:
+        shared = set.intersection(
+            *({r["seed"] for r in mine} for mine in grouped(shown, "arm").values())
         )
-        figure.legend(loc="outside lower center", ncols=3)
-        return figure
+        shown = [row for row in shown if row["seed"] in shared]
+        title = (
+            f"Other arms through all rounds: mean and range over {len(shared)} seeds, 128 maps each"
+        )
+        found["arms"] = study_plots.curves(shown, "round", panels, title)
+    return found
 
-    figure().savefig(path, dpi=150)
+
+@plots.styled
+def staircase(rows: list[dict]):
+    """Pass rates by round: each seed thin, their mean thick; what k levels are worth as lines."""
+    figure, axis = plots.new_figure()
+    online = [row for row in rows if row["arm"] == "online"]
+    by_seed = grouped(online, "seed")
+    for arm in ("in_context", "consolidated"):
+        each = []
+        for mine in by_seed.values():
+            rates = [_rate(mine[0], "base"), *(_rate(row, arm) for row in mine)]
+            axis.plot(range(len(rates)), rates, color=plots.COLOURS[arm], lw=0.7, alpha=0.4)
+            each.append(rates)
+        mean = [statistics.mean(rates) for rates in zip(*each, strict=True)]
+        look = {"color": plots.COLOURS[arm], "lw": 2.2, "label": plots.NAMES[arm]}
+        axis.plot(range(len(mean)), mean, "o-", **look)
+    offline = [row["pass_rate"]["consolidated"] for row in rows if row["arm"] == "offline"]
+    for i, rate in enumerate(offline):
+        place = ROUNDS + 0.12 + 0.3 * i / len(offline)
+        error = plots.whiskers([(rate["pass_rate"], rate["low"], rate["high"])])
+        look = {"color": "#d55e00", "ms": 4, "lw": 0.8, "capsize": 2}
+        label = {} if i else {"label": "consolidated, one round of all the games"}
+        axis.errorbar(place, rate["pass_rate"], error, fmt="s", **look, **label)
+    world, maps = envs.held_out(ONLINE.env), range(HELD_OUT, HELD_OUT + ONLINE.eval_maps)
+    plots.known_levels(axis, envs.knowledge_bounds(world, maps))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set(xlabel="round", xticks=range(ROUNDS + 1), ylabel="pass rate", ylim=(-0.02, 1.04))
+    at_end = [_rate(row, "consolidated") for row in online if row["round"] == ROUNDS]
+    steps = [
+        statistics.mean(_rate(row, "consolidated") for row in online if row["round"] == k)
+        for k in range(1, ROUNDS + 1)
+    ]
+    best = [rate["pass_rate"] for rate in offline]
+    passed = " → ".join(f"{100 * rate:.0f}" for rate in [0, *steps])
+    title = f"{ROUNDS} rounds: {passed} % of maps never seen"
+    if best:
+        title += f"; as many games at once: {statistics.mean(best):.0%}"
+    axis.set_title(f"{title}\n{len(at_end)} seeds (thin) and their mean, 128 maps each")
+    return plots.legend_below(figure, axis)
+
+
+@plots.styled
+def levels_reached(rows: list[dict]):
+    """Which level the games reached that each round learned from, all seeds together."""
+    figure, axis = plots.new_figure(size=(7, 2.6))
+    online = grouped([row for row in rows if row["arm"] == "online"], "round")
+    names = sorted({level for row in rows for level in row["levels"]})
+    left = [0.0] * len(online)
+    for level, colour in zip(names, reversed(plots.ROUND_COLOURS[: len(names)]), strict=True):
+        games = [sum(sum(row["levels"].values()) for row in mine) for mine in online.values()]
+        here = [sum(row["levels"].get(level, 0) for row in mine) for mine in online.values()]
+        share = [some / whole for some, whole in zip(here, games, strict=True)]
+        ticks = [f"round {k}" for (k,) in online]
+        axis.barh(ticks, share, left=left, color=colour, height=0.62, label=f"level {level}")
+        left = [a + b for a, b in zip(left, share, strict=True)]
+    axis.invert_yaxis()
+    axis.set(
+        xlim=(0, 1),
+        xlabel="share of the games that a round learned from, by the level they reached",
+    )
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_title("A better player meets what the one before could not")
+    return plots.legend_below(figure, axis)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", default="0:2", help="first:last, the last left out")
+    parser = study_plots.options(__doc__, "data/results/descent.jsonl", "0:10")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=ROOT / "data/results/descent.jsonl")
-    parser.add_argument("--draw", type=Path, help="draw the figure of --out into this file")
     args = parser.parse_args()
-    rows = read_jsonl(args.out) if args.out.exists() else []
-    if args.draw:
-        return draw(rows, args.draw)
-    done = {(row["arm"], row["seed"]) for row in rows if row["round"] == ARMS[row["arm"]].rounds}
-    policy = load_policy(ROOT / "data/micro2")
-    for seed in range(*map(int, args.seeds.split(":"))):
+    if study_plots.shown(args, table, figures, "descent_"):
+        return
+    done = {(row["arm"], row["seed"]) for row in study_plots.recorded(args.out)}
+    policy = load_policy("micro")
+    for seed in args.seeds:
         for arm in args.arms:
             if (arm, seed) not in done:
                 measure(policy, arm, seed, args.out)
-    return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What makes later rounds lose? Variants of the loop on `micro`, several seeds each, three rounds,
+"""What makes later rounds lose? Variants of the loop on lakes, several seeds each, three rounds,
 or five:
 
     python examples/micro/rounds.py --seeds 0:6 --variants default
@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from oelkit import Run, Settings, envs, load_policy
+from oelkit import Run, envs, load_policy
 from oelkit.records import append_jsonl, write_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.text import MARKER
@@ -29,7 +29,7 @@ sys.path.insert(
 import study_plots
 from study_plots import grouped
 
-BASE = Settings.of("tiny", rounds=3, run_ablations=False)
+BASE = replace(study_plots.LAKES, rounds=3, run_ablations=False)
 VARIANTS = {
     "default": replace(
         BASE, rounds=5

@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from oelkit import Settings
 from oelkit.records import read_jsonl
 from oelkit.stats import wilson_interval
 from oelkit.views import plots
@@ -145,6 +146,10 @@ def differences(rows: Sequence[dict], title: str) -> Figure:
 
 
 # -- the command line
+
+
+# the studies of lakes were made with the model of the first phase, and stand for it alone
+LAKES = Settings(model=str(Path(__file__).parents[2] / "data/micro_lakes"), lr=1e-3)
 
 
 def options(doc: str | None, out: str, seeds: str) -> argparse.ArgumentParser:

@@ -61,8 +61,9 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
 
     Returns:
         random, fixed_plan, ceiling, plan (the one sequence of moves that passes most layouts) and
-        n. fixed_plan and plan are None over 10 turns and where moves lead to places by chance, all
-        rates are None for a world that is no TextEnv.
+        n; of a Descent also known_levels (`knowledge_bounds`). fixed_plan and plan are None over 10
+        turns and where moves lead to places by chance, all rates are None for a world that is no
+        TextEnv.
 
     Raises:
         ValueError: there are no seeds.
@@ -98,6 +99,8 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
         digits = [plan // 4**k % 4 for k in reversed(range(world.max_turns))]
         found["fixed_plan"] = float(wins[plan] / len(seeds))
         found["plan"] = [world.moves[digit] for digit in digits]
+    if isinstance(world, DescentEnv) and world.levels > 1:
+        found["known_levels"] = knowledge_bounds(world, seeds)
     return found
 
 

@@ -8,7 +8,7 @@ round k's adapter (its last step: nothing is chosen on held-out maps), unless th
 rolled it back. Departure from the paper: by default a round's experience starts with what the
 rounds before had (`carry_experience`), because a teacher that reads fewer rules than its student
 has absorbed takes them back, and on a quarter of each batch the student reads the experience too
-(`retention`); data/micro/README.md has the measurements."""
+(`retention`); data/micro_lakes/README.md has the measurements."""
 
 from __future__ import annotations
 

@@ -66,7 +66,15 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
 # as many steps as a real model needed (examples/waiter/README.md), from so many games that hardly
 # a state comes twice.
 SCALES: dict[str, dict[str, Any]] = {
-    "tiny": {"lr": 1e-3},
+    "tiny": {
+        "env": "oelkit/Descent3-v0",
+        "rounds": 4,
+        "extract_games": 24,
+        "num_draws": 4,
+        "steps": 30,
+        "lr": 3e-4,
+        "run_ablations": False,
+    },
     "small": {
         "env": "oelkit/FrozenLake3x3-v0",
         "extract_games": 24,

@@ -80,6 +80,8 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
 
     Their names stand beside horizontal lines, and are labels for a legend of vertical ones.
     """
+    if "known_levels" in bounds and not vertical:
+        return known_levels(axis, bounds["known_levels"])
     known = sorted((bounds[key], name) for key, name in BOUNDS.items() if bounds[key] is not None)
     at = -1.0
     for style, (y, name) in zip((":", "--", "-."), known, strict=False):
@@ -90,6 +92,17 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
         axis.axhline(y, ls=style, lw=1, color="#555555", zorder=1)
         at = max(y, at + 0.06)  # labels of lines that nearly meet stand above each other
         axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+
+
+def known_levels(axis: Any, rates: Sequence[float]) -> None:
+    """What a perfect player passes who knows the first k levels, as lines: the steps of rounds."""
+    for k, rate in enumerate(rates):
+        if rate > 0.02:  # those below would lie on the axis
+            axis.axhline(rate, ls=":", lw=1, color="#555555", zorder=1)
+            name = f"knows {k} of {len(rates) - 1} levels {rate:.0%}"
+            axis.annotate(
+                name, (1.01, rate), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
 
 
 def _passed(row: dict) -> tuple[float, float, float]:
