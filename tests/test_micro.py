@@ -190,6 +190,31 @@ def test_another_seed_of_the_loop_agrees_with_the_record(learned):
         assert min(rates) - 0.15 <= first[arm]["pass_rate"] <= max(rates) + 0.15, (arm, rates)
 
 
+def notes(letters: str) -> str:
+    """Items about the letters of a board: hole, key, goal, hole."""
+    roles = zip(letters, ("a hole", "the key", "the goal", "a hole"), strict=True)
+    return "\n".join(f"- EXPERIENCE ITEM: {x} is {role}." for x, role in roles)
+
+
+def test_on_descent_it_reads_notes_and_has_no_shortcut(micro):
+    """Without notes it guesses; with those of one board it passes that one, and on the next it
+    guesses as before; letters that have changed their roles are followed to the hole.
+    """
+    world, first, second = "oelkit/DescentUnseen-v0", "TMRB", "FCWL"
+    assert list(envs.make(world).roles(1)) == list(first)
+
+    def rate(text: str, levels: int, **kwargs):
+        kwargs |= {"levels": levels}
+        return evaluate(micro, world, SEEDS[:64], text, adapter=None, env_kwargs=kwargs)
+
+    guess = 1 / 12
+    base, one = rate("", 1), rate(notes(first), 1)
+    assert base.low <= guess and one.low > 0.8
+    half, two = rate(notes(first), 2), rate(f"{notes(first)}\n{notes(second)}", 2)
+    assert half.low <= guess and two.low > 0.7
+    assert rate(notes(first), 1, letters="RMTB").high < guess
+
+
 @pytest.mark.parametrize("folder", [MICRO, LAKES], ids=lambda folder: folder.name)
 def test_the_probe_is_passed_by_the_base(folder):
     result = probe(load_policy(folder), folder / "probe.jsonl", adapter=None)

@@ -84,6 +84,7 @@ def by_a_person(run: Run, k: int, arm: str) -> None:
 def measure(policy, arm: str, seed: int, out: Path) -> None:
     """Run an arm with a seed, and append a line per round."""
     settings, rows = replace(ARMS[arm], seed=seed), []
+    command = f'python examples/micro/descent.py --seeds {seed}:{seed + 1} --arms "{arm}"'
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "study", settings, policy, progress=False)
         for k in range(1, settings.rounds + 1):
@@ -103,7 +104,7 @@ def measure(policy, arm: str, seed: int, out: Path) -> None:
                     "ood": m["ood"]["consolidated"]["all"],
                     "ood_base": m["ood"]["base"]["all"],
                     "pass_rate": m["pass_rate"],
-                    "command": f'python examples/micro/descent.py --seeds {seed}:{seed + 1} --arms "{arm}"',
+                    "command": command,
                 }
             )
             rates = {n: f"{rate['pass_rate']:.1%}" for n, rate in m["pass_rate"].items()}
@@ -171,15 +172,10 @@ def figures(rows: list[dict]) -> dict:
         for row in rows
         if row["arm"] == name
     ]
-    if len({row["arm"] for row in shown}) > 1:
-        shared = set.intersection(
-            *({r["seed"] for r in mine} for mine in grouped(shown, "arm").values())
-        )
-        shown = [row for row in shown if row["seed"] in shared]
-        title = (
-            f"Other arms through all rounds: mean and range over {len(shared)} seeds, 128 maps each"
-        )
-        found["arms"] = study_plots.curves(shown, "round", panels, title)
+    shared = set.intersection(*({r["seed"] for r in of} for of in grouped(shown, "arm").values()))
+    shown = [row for row in shown if row["seed"] in shared]
+    title = f"Arms through all rounds: mean and range over {len(shared)} seeds, 128 maps each"
+    found["arms"] = study_plots.curves(shown, "round", panels, title)
     return found
 
 
@@ -206,7 +202,7 @@ def staircase(rows: list[dict]):
         label = {} if i else {"label": "consolidated, one round of all the games"}
         axis.errorbar(place, rate["pass_rate"], error, fmt="s", **look, **label)
     world, maps = envs.held_out(ONLINE.env), range(HELD_OUT, HELD_OUT + ONLINE.eval_maps)
-    plots.known_levels(axis, envs.knowledge_bounds(world, maps))
+    plots.floors(axis, {"known_levels": envs.knowledge_bounds(world, maps)})
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set(xlabel="round", xticks=range(ROUNDS + 1), ylabel="pass rate", ylim=(-0.02, 1.04))
     at_end = [_rate(row, "consolidated") for row in online if row["round"] == ROUNDS]

@@ -76,13 +76,17 @@ def percent_axis(axis: Any) -> None:
 
 
 def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
-    """Floors and ceiling of a world as lines; what is None there is left out.
+    """Floors and ceiling of a world as lines, or what a perfect player passes who knows so many of
+    its levels; what is None there is left out.
 
     Their names stand beside horizontal lines, and are labels for a legend of vertical ones.
     """
-    if "known_levels" in bounds and not vertical:
-        return known_levels(axis, bounds["known_levels"])
-    known = sorted((bounds[key], name) for key, name in BOUNDS.items() if bounds[key] is not None)
+    known = sorted(
+        (bounds[key], name) for key, name in BOUNDS.items() if bounds.get(key) is not None
+    )
+    if levels := bounds.get("known_levels"):  # the steps of rounds; the low ones lie on the axis
+        of = f"of {len(levels) - 1} levels known"
+        known = [(rate, f"{k} {of}") for k, rate in enumerate(levels) if rate > 0.02]
     at = -1.0
     for style, (y, name) in zip((":", "--", "-."), known, strict=False):
         name = f"{name} {y:.1%}"
@@ -92,17 +96,6 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
         axis.axhline(y, ls=style, lw=1, color="#555555", zorder=1)
         at = max(y, at + 0.06)  # labels of lines that nearly meet stand above each other
         axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-
-
-def known_levels(axis: Any, rates: Sequence[float]) -> None:
-    """What a perfect player passes who knows the first k levels, as lines: the steps of rounds."""
-    for k, rate in enumerate(rates):
-        if rate > 0.02:  # those below would lie on the axis
-            axis.axhline(rate, ls=":", lw=1, color="#555555", zorder=1)
-            name = f"knows {k} of {len(rates) - 1} levels {rate:.0%}"
-            axis.annotate(
-                name, (1.01, rate), xycoords=("axes fraction", "data"), va="center", fontsize=8
-            )
 
 
 def _passed(row: dict) -> tuple[float, float, float]:
