@@ -130,8 +130,8 @@ def test_findings_of_a_run_in_which_all_came_out():
         "base model passes 2.3% [1%, 7%] of 128",
         "best fixed plan 6.2%",
         "its own experience in context, 81.2%",
-        "absorbed it, with nothing in context, 89.8%",
-        "1.11 of in context",
+        "absorbed it, with nothing in context, 90.6%",
+        "1.12 of in context after round 2",
         "Round 2 is not told apart from round 1",
         "Replies get shorter: 27.1 tokens per reply after round 2, 39.7 before",
         "Other abilities are kept",
@@ -150,10 +150,10 @@ def test_findings_of_a_run_in_which_all_came_out():
             "own experience in context, 7.0% [4%, 13%], is not told apart from the base",
         ),
         (
-            make_metrics((2, 100), base=40),
+            make_metrics((100, 2), base=40),
             "absorbed it, with nothing in context, 1.6% [0%, 6%], is below the base",
         ),
-        (make_metrics((70, 100)), "Consolidated is 0.67 of in context"),
+        (make_metrics((100, 70)), "Consolidated is 0.67 of in context"),
         (make_metrics((115, 90)), "Round 2 falls below round 1: 70.3%"),
         (
             make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),

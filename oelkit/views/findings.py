@@ -68,7 +68,10 @@ def _above(what: str, row: dict, than: str, other: dict) -> Finding:
 
 
 def _learning(metrics: dict) -> Iterator[Finding]:
-    passed, bounds = metrics["rounds"][0]["pass_rate"], metrics["bounds"]
+    last, bounds = metrics["rounds"][-1], metrics["bounds"]
+    passed, k = last["pass_rate"], last["round"]
+    start = last.get("start", k - 1)
+    reader = f"The model of round {start}" if start else "The base"
     base, in_context, learned = (passed[a] for a in ("base", "in_context", "consolidated"))
     known = describe(bounds)
     yield Finding(
@@ -78,14 +81,14 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     floor = [bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None]
     if base["low"] > max(floor, default=1.0):
         yield Finding("The base alone is better than a player who guesses.", False)
-    yield _above("The base with its own experience in context", in_context, "the base alone", base)
+    yield _above(f"{reader} with its own experience in context", in_context, "the base alone", base)
     yield _above("The model that absorbed it, with nothing in context", learned, "the base", base)
     if in_context["pass_rate"] == 0:
         text = "nothing passed with experience in context, so that consolidation has no measure."
         yield Finding(text, False)
     else:
         share = learned["pass_rate"] / in_context["pass_rate"]
-        text = f"Consolidated is {share:.2f} of in context after round 1 (goal: 0.8)."
+        text = f"Consolidated is {share:.2f} of in context after round {k} (goal: 0.8)."
         yield Finding(text, share >= 0.8)
 
 
