@@ -48,6 +48,11 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
         "export two --to peft --to merged",
         (),
     ),
+    "data": (
+        "write trajectories, items or training sets of a run for other programs",
+        "data two --what trl --out states.parquet",
+        (),
+    ),
     "import": (
         "read chat logs of an agent into round 1 of a run, as trajectories and states",
         "import chats.jsonl --run mine --bad skip",
@@ -139,12 +144,14 @@ def _or_none(kind: type) -> Any:
 def _add_own(one: argparse.ArgumentParser, name: str) -> None:
     """The arguments of a command that are no settings."""
     add = one.add_argument
-    if name in ("status", "promote", "rollback", "export"):
+    if name in ("status", "promote", "rollback", "export", "data"):
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=int, metavar="K", help="a round that is trained")
     if name == "export":
         _add_export(add)
+    if name == "data":
+        _add_data(add)
     if name == "import":
         add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
         add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
@@ -199,6 +206,17 @@ def _add_export(add: Any) -> None:
     text = "let the exported form play the held-out maps again, loaded by plain libraries"
     add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
+
+
+def _add_data(add: Any) -> None:
+    kinds = ("trajectories", "items", "trl", "ms-swift")
+    text = "games; items that were kept; states with the experience, for TRL's SDFTTrainer (prompt,"
+    text += " privileged_context) or for ms-swift (messages, teacher_prompt)"
+    add("--what", choices=kinds, default="trajectories", help=f"{text} (default: %(default)s)")
+    add("--round", type=int, metavar="K", help="one round only (default: all)")
+    text = "a .jsonl or .parquet file, or else the folder of a Hugging Face data set"
+    add("--out", required=True, metavar="PATH", help=text)
+    add("--force", action="store_true", help="write over what is there")
 
 
 def _seeds(text: str) -> range:

@@ -13,9 +13,10 @@ from .runs import (
     settings_of,
     status,
 )
-from .steps import distill, evaluate, experience_texts, extract, ifeval, play
+from .steps import data, distill, evaluate, experience_texts, extract, ifeval, play
 
 __all__ = [
+    "data",
     "distill",
     "evaluate",
     "experience_texts",

@@ -95,7 +95,7 @@ def report(args: Namespace) -> None:
     print(summary(metrics), *findings(metrics), f"report: {path}", sep="\n")
 
 
-def _folder(args: Namespace) -> Path:
+def folder_of(args: Namespace) -> Path:
     """The folder of RUN: a name in runs/, or a path (with a slash)."""
     path = Path(args.run)
     folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
@@ -108,7 +108,7 @@ def status(args: Namespace) -> int:
     """Print how each stage of a run stands; 0 where all is done, else 3."""
     from ..runs.stages import status
 
-    rows = status(_folder(args))
+    rows = status(folder_of(args))
     for row in rows:
         place = f"round {row.round}" if row.round else "run"
         print(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip())
@@ -129,7 +129,7 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     from ..runs.files import locked
     from ..runs.stages import stages_of
 
-    stages = stages_of(folder := _folder(args))
+    stages = stages_of(folder := folder_of(args))
     with locked(folder):
         stages.decide(args.round, first := start(stages))
     weights = f"round {first}" if first else "the untrained model"
@@ -147,7 +147,7 @@ def export(args: Namespace) -> None:
     if len(forms) > 1 and (args.out or args.push):
         raise ValueError("--out and --push take one form: give --to once")
     hide_progress_bars(but_on=sys.stderr)
-    run = _folder(args)
+    run = folder_of(args)
     folders = [export(run, form, args.out, private=args.private) for form in forms]
     if not args.out:  # which is said at the end of each command
         print(*(f"written: {folder}" for folder in folders), sep="\n")

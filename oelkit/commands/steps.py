@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.settings import Settings
-from .runs import settings_of
+from .runs import folder_of, settings_of
 
 if TYPE_CHECKING:
     from ..model.policy import Policy
@@ -141,6 +141,33 @@ def _write(args: Namespace, row: dict[str, Any]) -> None:
     if args.out:
         row = {"model": args.model, "adapter": args.adapter, **row}
         Path(args.out).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def data(args: Namespace) -> None:
+    """Write what a run has made for other programs."""
+    from ..curation import Curation
+    from ..prompts import PromptSet
+    from ..records import State, Trajectory, read_jsonl
+    from ..rows import training_rows, write_rows
+    from ..runs.stages import stages_of
+
+    if Path(args.out).exists() and not args.force:
+        raise ValueError(f"{args.out} is there already: choose another file, or give --force")
+    stages, rows = stages_of(folder := folder_of(args)), []
+    rounds = [args.round] if args.round else range(1, stages.settings["rounds"] + 1)
+    for k in rounds:
+        at = folder / f"round_{k}"
+        if args.what == "trajectories":
+            rows += read_jsonl(at / "trajectories.jsonl", Trajectory)
+        elif args.what == "items":
+            curation = Curation.open(at / "items.jsonl", at / "curation.jsonl")
+            rows += curation.kept()
+        else:
+            states, texts = read_jsonl(at / "states.jsonl", State), at / "experience.md"
+            prompts = PromptSet(**stages.prompts)
+            rows += training_rows(states, experience_texts(str(texts)), prompts, to=args.what)
+    write_rows(args.out, rows)
+    print(f"{len(rows):,} rows ({args.what})")
 
 
 def experience_texts(path: str | None) -> list[str]:

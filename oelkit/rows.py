@@ -1,0 +1,125 @@
+"""Records as rows for other programs: JSON Lines, Parquet, Hugging Face data sets, and the states
+of a round with its experience as two trainers take them.
+
+Parquet has one type for each column. So what differs from row to row (tools and their calls, fields
+of a world or of a log) stands there as JSON text."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from .prompts import PromptSet, with_experience
+from .records import Fields, Message, State, to_dict, write_text
+from .text import content_text
+
+_MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
+
+
+def plain_rows(records: Iterable[Any]) -> list[Fields]:
+    """Trajectories, items, states or dicts as rows of which each column has one type."""
+    dicts = [record if isinstance(record, dict) else to_dict(record) for record in records]
+    # Arrow takes the columns from the first row, and would drop what only later ones have
+    names = dict.fromkeys(name for row in dicts for name in row)
+    return [dict.fromkeys(names) | cast(Fields, _plain(row)) for row in dicts]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(v) for v in cast(list[Any], value)]
+    if not isinstance(value, dict):
+        return value
+    fields = cast(Fields, value)
+    if "role" in fields:
+        message = fields | {"content": content_text(fields.get("content"))}
+        return {k: v if k in _MESSAGE else _json(v) for k, v in message.items() if v is not None}
+    return {k: _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def training_rows(
+    states: Sequence[State],
+    experiences: str | Sequence[str],
+    prompt_set: PromptSet,
+    to: Literal["trl", "ms-swift"] = "trl",
+) -> list[Fields]:
+    """The states of a round with its experience, as another trainer takes them.
+
+    "trl": `prompt` (messages) and `privileged_context` (the experience block), for TRL's
+    SDFTTrainer. "ms-swift": `messages` and `teacher_prompt`, which stands in place of the last user
+    message. State i has text i mod K.
+
+    Args:
+        states: training states.
+        experiences: a text, or the K texts.
+        prompt_set: says how the experience is introduced.
+        to: "trl" or "ms-swift".
+
+    Raises:
+        ValueError: no such trainer, no experience, or no state that these trainers take: they want
+            a user's message at the end and no tools. Others are left out with a warning.
+    """
+    texts = [experiences] if isinstance(experiences, str) else list(experiences)
+    texts = [text for text in texts if text.strip()]
+    if to not in ("trl", "ms-swift") or not texts:
+        raise ValueError(f"to={to!r}, {len(texts)} texts: say trl or ms-swift, and give a text")
+    rows: list[Fields] = []
+    for i, state in enumerate(states):
+        messages = [_said(m) for m in state.prompt]
+        tools = any(m.get("tools") or m.get("tool_calls") for m in state.prompt)
+        if tools or messages[-1]["role"] != "user":
+            continue
+        text, last = texts[i % len(texts)], messages[-1:]
+        if to == "trl":
+            block = prompt_set.experience.format(items=text).strip("\n")
+            rows.append({"prompt": messages, "privileged_context": block})
+        else:
+            read = with_experience(prompt_set, last, text)[0]["content"]
+            rows.append({"messages": messages, "teacher_prompt": read})
+    if left := len(states) - len(rows):
+        what = f"{left} of {len(states)} states have tools or do not end with the user"
+        if not rows:
+            raise ValueError(f"{what}: {to} takes none of them")
+        warnings.warn(f"{what}: left out, for {to} does not take them", stacklevel=2)
+    return rows
+
+
+def _said(message: Message) -> Message:
+    return {"role": message["role"], "content": content_text(message.get("content"))}
+
+
+def to_dataset(rows: Iterable[Any]) -> Any:
+    """A `datasets.Dataset` of records or rows; ImportError without datasets."""
+    try:
+        return import_module("datasets").Dataset.from_list(plain_rows(rows))
+    except ImportError as error:
+        raise ImportError("a data set needs datasets: pip install 'oelkit[logs]'") from error
+
+
+def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write records or rows: as JSON Lines (.jsonl), Parquet (.parquet), or else as the folder of a
+    data set, which `datasets.load_from_disk` reads.
+
+    Raises:
+        ImportError: Parquet without pyarrow, a data set without datasets.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        lines = (r if isinstance(r, dict) else to_dict(r) for r in rows)
+        write_text(path, "".join(_json(line) + "\n" for line in lines))
+    elif path.suffix == ".parquet":
+        try:
+            arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise ImportError(f"{path}: to write it, pip install 'oelkit[logs]'") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(arrow.Table.from_pylist(plain_rows(rows)), path)
+    else:
+        to_dataset(rows).save_to_disk(str(path))
