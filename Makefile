@@ -1,4 +1,4 @@
-# make run | check | test-fast | test | soak | bench | lab | strip | clean.
+# make run | check | test-fast | test | soak | bench | docs | gallery | lab | strip | clean.
 # Everything is installed into .venv, at the versions of constraints.txt.
 #
 #   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
@@ -17,7 +17,7 @@ PY := .venv/bin/python
 # -p only for what was given: the notebooks' own defaults hold otherwise
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
-.PHONY: run check test-fast test soak bench lab strip clean
+.PHONY: run check test-fast test soak bench docs gallery lab strip clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -48,6 +48,15 @@ soak: .venv/installed-test
 
 bench: .venv/installed-bench
 	$(PY) tests/benchmarks/bench.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+# the site, into build/docs/site; a warning is an error
+docs: .venv/installed-docs
+	-@$(PY) docs/site/gallery.py --check
+	$(PY) docs/site/build.py
+
+# executed copies of the notebooks with their figures, from a run
+gallery: run
+	$(PY) docs/site/gallery.py '$(RUN)'
 
 lab: .venv/installed-lab
 	$(PY) -m jupyterlab notebooks

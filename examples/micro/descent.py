@@ -174,7 +174,7 @@ def figures(rows: list[dict]) -> dict:
     ]
     shared = set.intersection(*({r["seed"] for r in of} for of in grouped(shown, "arm").values()))
     shown = [row for row in shown if row["seed"] in shared]
-    title = f"Arms through all rounds: mean and range over {len(shared)} seeds, 128 maps each"
+    title = f"Arms through all rounds: mean and range over {len(shared)} seed(s), 128 maps each"
     found["arms"] = study_plots.curves(shown, "round", panels, title)
     return found
 

@@ -1,0 +1,38 @@
+"""Build the site from the tracked files: python docs/site/build.py [FOLDER]
+
+They are laid out in FOLDER/pages as they lie in the repository, the executed notebooks of gallery/
+in place of the stripped ones, so that links lead to the same places. A warning is an error."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.cmd.build import build_main
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def build(folder: Path) -> int:
+    """The site in folder/site; 0 where nothing was wrong."""
+    pages, site = folder / "pages", folder / "site"
+    for old in (pages, site):
+        shutil.rmtree(old, ignore_errors=True)
+    listed = ["git", "ls-files", "-z", "--", ":!notebooks", ":!*.safetensors"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if not (ROOT / name).is_file():
+            continue  # deleted, and not committed yet
+        to = pages / name.replace("gallery/", "notebooks/", 1)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, to)
+    shutil.copyfile(HERE / "index.md", pages / "index.md")
+    return build_main(["-q", "-W", "--keep-going", "-c", str(HERE), str(pages), str(site)])
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs"
+    status = build(out)
+    print(f"open {out / 'site' / 'index.html'}" if not status else "the site has warnings, above")
+    sys.exit(status)

@@ -1,0 +1,92 @@
+"""Sphinx, called by build.py. MyST-NB, as the pages are Markdown and notebooks with their outputs;
+Furo, as it asks no other host for anything."""
+
+import re
+import shutil
+from pathlib import Path
+
+import oelkit
+from oelkit.__main__ import parser
+
+project, author = "oelkit", "oelkit"
+version = release = oelkit.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+include_patterns = [
+    "index.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+    "notebooks/*.ipynb",
+    "data/**/README.md",
+    "examples/**/README.md",
+]
+html_theme, html_title, html_copy_source = "furo", "oelkit", False
+html_show_sphinx = False
+nb_execution_mode = "off"
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+# pages that are not in a table of contents are reached by links; notebooks name no lexer of ours
+suppress_warnings = ["toc.not_included"]
+
+API = {
+    "Steps": "rollout states extract parse_items distill evaluate probe agreement ifeval",
+    "Experience": "Curation auto_curate read_chats",
+    "Models": "load_policy Policy memory_plan load_prompt_set",
+    "Runs": "Run run_loop Settings summary export check_exports push_to_hub",
+    "Statistics": "wilson_interval paired_bootstrap",
+}
+
+
+def write_reference(app) -> None:
+    """The pages that come from the code: every public name, and `--help` of every command."""
+    rest = set(oelkit.__all__) - {name for names in API.values() for name in names.split()}
+    lines = ["# Reference", "", "Every name that `import oelkit` gives, from its docstring.", ""]
+    for title, names in (API | ({"More": " ".join(sorted(rest))} if rest else {})).items():
+        lines += [f"## {title}", ""]
+        for name in names.split():
+            kind = "class" if isinstance(getattr(oelkit, name), type) else "function"
+            members = "\n   :members:" if kind == "class" else ""
+            lines += ["```{eval-rst}", f".. auto{kind}:: oelkit.{name}{members}", "```", ""]
+    folder = Path(app.srcdir) / "docs"
+    (folder / "reference.md").write_text("\n".join(lines), "utf-8")
+    lines = ["# Command line", "", "`oelkit COMMAND --help` prints the same.", ""]
+    whole = parser()
+    commands = next(a.choices for a in whole._actions if hasattr(a, "choices") and a.choices)
+    for name, command in {"oelkit": whole, **commands}.items():
+        about = command.format_help()
+        title = name if name == "oelkit" else f"oelkit {name}"
+        lines += [f"## {title}", "", "```text", about.rstrip(), "```", ""]
+    (folder / "command_line.md").write_text("\n".join(lines), "utf-8")
+
+
+def adapt(app, name: str, source: list[str]) -> None:
+    """A notebook's badge is a picture of another host; gallery/ lies in notebooks/ here."""
+    source[0] = source[0].replace("](gallery/", "](notebooks/")
+    source[0] = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]", "[Open in Colab]", source[0])
+
+
+def copy_pictures(app, error) -> None:
+    """What a page shows by HTML of its own, and llms.txt."""
+    if error or app.builder.name != "html":
+        return
+    out, here = Path(app.outdir), Path(app.srcdir)
+    (out / "data/results").mkdir(parents=True, exist_ok=True)
+    for page in here.glob("*.md"):
+        for path in re.findall(r'(?:src|srcset)="([^":]+)"', page.read_text("utf-8")):
+            shutil.copyfile(here / path, out / path)
+    titles = {name: node.astext() for name, node in app.env.titles.items()}
+    pages = [f"- [{title}]({name}.html)" for name, title in sorted(titles.items())]
+    text = "# oelkit\n\n> Online Experiential Learning of language models, in notebooks.\n\n"
+    text += "## Pages\n\n"
+    (out / "llms.txt").write_text(text + "\n".join(pages) + "\n", "utf-8")
+
+
+def setup(app) -> None:
+    """Hooks."""
+    app.connect("builder-inited", write_reference)
+    app.connect("source-read", adapt)
+    app.connect("build-finished", copy_pictures)

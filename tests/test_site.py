@@ -1,0 +1,57 @@
+"""The site builds without a warning and asks no other host for anything; copies that are older than
+their source are named.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from helpers import load_script
+
+import oelkit
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    assert load_script("docs/site/build.py").build(folder) == 0
+    return folder / "site"
+
+
+def test_every_page_is_there_and_nothing_is_fetched_from_elsewhere(site):
+    pages = {str(path.relative_to(site)) for path in site.rglob("*.html")}
+    assert {"index.html", "docs/reference.html", "docs/command_line.html"} <= pages
+    assert {f"notebooks/{p.stem}.html" for p in (ROOT / "notebooks").glob("*.ipynb")} <= pages
+    for path in site.rglob("*.html"):
+        text = path.read_text("utf-8")
+        fetched = r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href|srcset)="(\w+:[^"]+)'
+        asked = re.findall(fetched, text)
+        assert not [url for url in asked if not url.startswith("data:")], (path, asked)
+        for to in re.findall(r'<(?:img|source)\b[^>]*(?:src|srcset)="([^":]+)"', text):
+            assert (path.parent / to.split("#")[0]).exists(), (path, to)
+
+
+def test_a_public_name_and_a_command_are_on_their_pages(site):
+    reference = (site / "docs/reference.html").read_text("utf-8")
+    assert all(f'id="oelkit.{name}"' in reference for name in oelkit.__all__)
+    assert "oelkit loop" in (site / "docs/command_line.html").read_text("utf-8")
+    assert "notebooks/00_tour.html" in (site / "llms.txt").read_text("utf-8")
+
+
+def test_a_copy_that_is_older_than_its_source_is_named(tmp_path):
+    stale = load_script("docs/site/gallery.py").stale
+    sources, copies = tmp_path / "notebooks", tmp_path / "gallery"
+    for folder in (sources, copies):
+        folder.mkdir()
+        shutil.copy(ROOT / "notebooks/00_tour.ipynb", folder)
+    assert stale(sources, copies) == []
+    notebook = nbformat.read(sources / "00_tour.ipynb", as_version=4)
+    notebook.cells[-1].source += " Changed."
+    nbformat.write(notebook, sources / "00_tour.ipynb")
+    shutil.copy(ROOT / "notebooks/01_rollout.ipynb", sources)
+    assert stale(sources, copies) == ["00_tour.ipynb", "01_rollout.ipynb"]
