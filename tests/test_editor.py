@@ -67,7 +67,7 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
     browser.do("skip", ids=["i1"])
     browser.do("restore", ids=["i1"])
     browser.do("edit", ids=["i2"], texts=["G is where to go."])
-    browser.do("move", ids=["i2"], to=0)
+    browser.do("move", ids=["i2"], texts=["i0"], to=0)
     merged = browser.do("merge", ids=["i2", "i0"])["at"]
     parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-8.2"
     own = browser.do("add", texts=["mine"])["at"]
@@ -110,7 +110,7 @@ def test_only_what_changed_is_sent(files):
     curation = Curation.open(*files)
     browser = Browser(curation)
     news = browser.do("reject", ids=["i1"])
-    assert list(news["rows"]) == ["i1"] and set(news) == {"rows", "can"}
+    assert list(news["rows"]) == ["i1"] and set(news) == {"rows", "can", "log"}
     assert browser.do("refresh") == {"rows": {}}
     curation.accept("i0")  # in another cell
     assert browser.do("refresh")["rows"]["i0"]["status"] == "accepted"
@@ -162,7 +162,7 @@ def test_budget_prompt_and_draws():
         "tokens",
     )
     assert [id for id, row in browser.rows.items() if row["cut"]] == ["00"]
-    assert browser.do("draw", draw=1)["reads"] == [
+    assert browser.do("draw", to=1)["reads"] == [
         line.replace("draw 0", "draw 1") for line in said[1:]
     ]
     assert [id for id, row in browser.rows.items() if row["cut"]] == ["10"]
@@ -174,19 +174,21 @@ def test_near_duplicates_word_diff_and_source(files):
     curation = Curation.open(*files)
     browser = Browser(curation)
     assert browser.state["unit"] == "words" and browser.rows["i0"]["tokens"] == 4
-    browser.do("edit", ids=["i2"], texts=["H is a Hole!"])
-    assert (
-        browser.rows["i0"]["alike"] == browser.rows["i2"]["alike"] == 0
-        and browser.rows["i1"]["alike"] is None
-    )
-    assert browser.rows["i2"]["diff"][0] == ["-", "G"]
-    merged = browser.do("merge", ids=["i0", "i2"])["at"]
+    browser.do("edit", ids=["i2"], texts=["H is the goal."])
+    assert browser.rows["i0"]["against"] == [["i2", "H is the goal.", 1]]
+    browser.do("edit", ids=["i2"], texts=["H marks a hole."])
+    assert browser.rows["i0"]["alike"] == browser.rows["i2"]["alike"] == 0
+    assert browser.rows["i1"]["alike"] is None and browser.rows["i0"]["against"] == []
+    assert browser.rows["i2"]["diff"][0][0] == "-"
+    assert browser.do("edit", ids=["i2"], texts=["H is a Hole!"])["at"] == "i0"
+    assert browser.state["order"] == ["i0", "i1"] and browser.rows["i0"]["items"] == 2
+    merged = browser.do("merge", ids=["i0"])["at"]
     own = browser.do("add", texts=["mine"])["at"]
     assert browser.rows[merged]["text"] == "H is a hole."  # the same words, said once
-    assert [browser.rows[i]["source"] for i in (merged, own, "i1")] == [
-        "merged",
-        "by hand",
-        "draw 0",
+    assert [browser.rows[i]["sources"] for i in (merged, own, "i1")] == [
+        ["merged", "draw 0"],
+        ["by hand"],
+        ["draw 0"],
     ]
 
 
@@ -205,7 +207,7 @@ def test_where_an_item_comes_from(files):
     browser.do("accept", ids=["i0"])
     browser.do("undo")
     detail = browser.do("look", ids=["i0"])["detail"]
-    assert detail["original"] == "H is a hole." and [h[0::3] for h in detail["history"]] == [
+    assert detail["originals"] == ["H is a hole."] and [h[0::3] for h in detail["history"]] == [
         ["edit", "why not"]
     ]
     assert detail["evidence"] == [
@@ -264,3 +266,35 @@ def test_what_hangs_on_the_items_hears_of_each_change(files):
     browser.do("edit", ids=["i0"], texts=["  "])  # refused
     browser.do("undo")
     assert len(heard) == 2
+
+
+def test_a_decision_on_a_row_is_for_all_items_in_its_words_and_all_evidence_is_there(tmp_path):
+    items = [
+        ExperienceItem(f"i{n}", "H is a hole.", (Evidence("g", n),), "m", 1, n % 10)
+        for n in range(60)
+    ]
+    browser = Browser(Curation(items, tmp_path / "log.jsonl"))
+    row = browser.rows["i0"]
+    assert (row["items"], row["support"], row["of"], row["seen"]) == (60, 10, 10, 60)
+    detail = browser.do("look", ids=["i0"])["detail"]
+    assert len(detail["evidence"]) == 40 and detail["more"] == 20
+    detail = browser.do("look", ids=["i0"], to=1)["detail"]
+    assert len(detail["evidence"]) == 60 and detail["more"] == 0
+    browser.do("accept", ids=["i0"])
+    assert browser.state["reads"] == ["- EXPERIENCE ITEM: H is a hole."]
+    assert len(browser.view.curation.log) == 1 and browser.state["log"][1] == 1
+    browser.do("explain", reason="seen often")
+    assert browser.do("look", ids=["i0"])["detail"]["history"][0][3] == "seen often"
+
+
+def test_budget_author_export_and_import_are_messages(files):
+    browser = Browser(Curation.open(*files))
+    browser.do("author", texts=["Ann"])
+    browser.do("accept", ids=["i0"])
+    assert browser.view.curation.log[0].author == "Ann" == browser.state["author"]
+    assert browser.do("budget", to=3)["cut"] == ["H is a hole."]
+    name, text = browser.do("export", texts=["csv"])["file"]
+    assert name == "curation.csv" and browser.do("import", texts=[text])["notice"].endswith(
+        "differs"
+    )
+    assert "no operation" not in browser.do("import", texts=["x"])["error"]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from its own floor and from those below it.
 FLOORS = (
     "records text stats config messages redaction given project likeness tables",
-    "envs prompts operations statements curation auto_curation logs rows",
+    "envs prompts operations statements curation auto_curation exchange logs rows",
     "model",
     "steps",
     "runs",

@@ -1,4 +1,4 @@
-// What both views share. Text of models is untrusted: it only ever becomes a text node or an attribute.
+// What the views share. Text of models is untrusted: it only ever becomes a text node or an attribute.
 
 /** An element: el("button", { class: "x", onclick: f, hidden: true }, "text or", node, …). */
 function el(tag, attributes = {}, ...children) {
@@ -74,3 +74,64 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
   return { box, refresh, reveal };
 }
 
+const QUIET = 6000;  // ms without an answer after which the kernel is taken for busy or gone
+
+/** Messages to Python and back. lost(): no answer came in time, or none can be asked for; found(): one came after all. */
+function line(model, { hear, lost, found = () => {} }) {
+  let timer = null, down = false;
+  const miss = () => { timer = null; down = true; lost(); };
+  function send(message) {
+    timer ??= setTimeout(miss, QUIET);
+    try { model.send(message); } catch { clearTimeout(timer); miss(); }
+  }
+  function receive(message) {
+    if (message.json == null) return;
+    clearTimeout(timer);
+    timer = null;
+    if (down) { down = false; found(); }
+    hear(JSON.parse(message.json));
+  }
+  model.on("msg:custom", receive);
+  return { send, close: () => { clearTimeout(timer); model.off("msg:custom", receive); }, down: () => down };
+}
+
+/** Hand a text to the person as a file. */
+function download(name, text) {
+  const link = el("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+/** Full screen and back. */
+function fullScreen(root) {
+  if (document.fullscreenElement) document.exitFullscreen(); else root.requestFullscreen?.();
+}
+
+/** A divider between two columns of `root`, by mouse or arrow keys; the left one's share is in --left. */
+function divider(root, share) {
+  const set = (percent) => {
+    share = Math.min(80, Math.max(20, percent));
+    root.style.setProperty("--left", `${share}%`);
+    bar.ariaValueNow = Math.round(share);
+  };
+  const bar = el("div", { class: "oel-divider", role: "separator", tabindex: 0, "aria-orientation": "vertical",
+    "aria-label": "Width of the list", "aria-valuemin": 20, "aria-valuemax": 80,
+    onpointerdown(event) { bar.setPointerCapture(event.pointerId); event.preventDefault(); },
+    onpointermove(event) {
+      if (!bar.hasPointerCapture(event.pointerId)) return;
+      const box = bar.parentElement.getBoundingClientRect();
+      set((100 * (event.clientX - box.left)) / box.width);
+    },
+    onkeydown(event) {
+      const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key];
+      if (by) { set(share + by); event.preventDefault(); event.stopPropagation(); }
+    } });
+  set(share);
+  return bar;
+}
+
+/** The table of a notebook without a kernel stands beside a live view no longer (Jupyter's own style does the same). */
+function hideStatic(host) {
+  const cell = host.closest(".jp-OutputArea, .output, .cell") ?? document;
+  for (const node of cell.querySelectorAll(".oel-static")) node.hidden = true;
+}

@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import publish_display_data
 
 from ...envs import parse_board
 from ...envs.board import symbol_kinds
+
+
+# the error stands alone in its element, a live widget has elements in it
+STATIC = """<div class="oel-static">{html}<style>
+.jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none; }}
+.jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none; }}
+</style></div>"""
 
 
 def source(*names: str) -> str:
@@ -24,7 +33,10 @@ def source(*names: str) -> str:
 
 class StaticFallback:
     """Makes any widget show its `static_html` where no kernel runs: in saved, converted and
-    GitHub-rendered notebooks.
+    GitHub-rendered notebooks, and after a notebook was opened again.
+
+    JupyterLab shows an error in place of a widget without a kernel, whatever else the output holds.
+    So the HTML is an output of its own, right before the widget's, and style hides one of the two.
     """
 
     static_html: str = ""
@@ -37,6 +49,9 @@ class StaticFallback:
         data, metadata = bundle(self, **options)
         # A lone surrogate of broken model output has no UTF-8: no notebook could be saved with it.
         html = self.static_html.encode("utf-8", "replace").decode()
+        if InteractiveShell.initialized() and html:
+            publish_display_data({"text/html": STATIC.format(html=html), "text/plain": ""})
+            html = ""
         return {**data, "text/html": html}, metadata
 
 

@@ -1,8 +1,9 @@
 """Curate experience items with keyboard or mouse: one anywidget, a view on a `Curation`.
 
-It owns no state: what a person does goes as an operation to the `Curation`, and what is shown is
-what has come back from there (the rows that differ from what the browser has). The browser side,
-editor.js, keeps only where the person is: cursor, selection, filter."""
+A row is a statement: the items in the same words. It owns no state: what a person does goes as an
+operation to the `Curation`, and what is shown is what has come back from there (the rows that
+differ from what the browser has). The browser side keeps only where the person is: cursor,
+selection, filter. What a row and its evidence hold is in `editor_rows`."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
-from ...curation import CuratedItem, Curation
-from ...records import ConflictError, Evidence, Trajectory
+from ...curation import Curation
+from ...exchange import bring_in, export
+from ...records import ConflictError, Trajectory
 from ...text import count_tokens, experience_text
-from .base import LiveView, board_of, pre, source
+from .base import LiveView, pre, source
+from .editor_rows import Likeness, detail, rows_of
 
 
 class ExperienceEditor(LiveView):
@@ -35,7 +38,8 @@ class ExperienceEditor(LiveView):
         ValueError: There is a budget, and no tokenizer.
     """
 
-    _esm, _css = source("board.js", "editor.js"), source("editor.css")
+    _esm = source("board.js", "editor_rows.js", "editor_panels.js", "editor_page.js", "editor.js")
+    _css = source("editor.css", "editor_rows.css")
 
     # why: each is an option of the view that most do without
     def __init__(
@@ -59,18 +63,21 @@ class ExperienceEditor(LiveView):
         self.count = lru_cache(4096)(lambda text: count_tokens(text, tokenizer))
         self.draw: int | None = None  # whose text is previewed
         self._shown: str | None = None  # the item that `show` was asked for last
-        self._rows, self._state, self._alike = {}, {}, ({}, {})
+        self._rows, self._state = {}, {}
+        self._groups: dict[str, tuple[str, ...]] = {}  # ids of the items in each row
+        self._likeness = Likeness()
         self.on_msg(lambda _, message, buffers: self._receive(message))
 
     @property
     def static_html(self) -> str:
         """The items and what the teacher reads."""
-        left = 'style="text-align:left;overflow-wrap:anywhere"'
+        left = 'style="text-align:left;overflow-wrap:break-word"'
         rows = "".join(
-            f"<tr><td>{escape(i.status)}</td><td {left}>{escape(i.text)}</td></tr>"
-            for i in self.curation.items
+            f"<tr><td>{escape(s.status)}</td><td {left}>{escape(s.text)}</td>"
+            f"<td>{len(s.draws) or 'by hand'}</td></tr>"
+            for s in self.curation.statements()
         )
-        table = f"<table><tr><th>status</th><th>item</th></tr>{rows}</table>"
+        table = f"<table><tr><th>status</th><th>item</th><th>draws</th></tr>{rows}</table>"
         reads = self.curation.experience() or "(nothing is accepted yet)"
         return f"{table}<p>What the teacher reads:</p>{pre(reads)}"
 
@@ -85,10 +92,15 @@ class ExperienceEditor(LiveView):
     def refresh(self, **more: Any) -> None:
         """Send what has changed since the last time."""
         rows, state = self._now()
+        if more.get("at"):
+            more["at"] = self._row_of(more["at"])
         news = {key: value for key, value in state.items() if self._state.get(key, self) != value}
         changed = {id: row for id, row in rows.items() if self._rows.get(id) != row}
         self._rows, self._state = rows, state
         self.send_json(**news, rows=changed, **more)
+
+    def _row_of(self, id: str) -> str | None:
+        return next((row for row, ids in self._groups.items() if id in ids), None)
 
     def _receive(self, message: dict) -> None:
         before = len(self.curation.log)
@@ -106,47 +118,74 @@ class ExperienceEditor(LiveView):
         op: str,
         ids: Sequence[str] = (),
         texts: Sequence[str] = (),
-        to: int = 0,
+        to: int | None = None,
         reason: str = "",
-        draw: int | None = None,
     ) -> dict:
-        """One message of the browser; "at" in the answer is where the cursor should go."""
-        c = self.curation
+        """One message of the browser, in ids of rows; "at" in the answer is where the cursor should
+        go.
+        """
+        c, items = self.curation, [id for row in ids for id in self._groups.get(row, (row,))]
         match op:
             case "hello":  # from a new view, which has heard nothing of before
                 self._rows, self._state = {}, {}
                 return {"at": self._shown} if self._shown else {}
             case "refresh":  # all that follows an operation does it
                 pass
-            case "draw":
-                self.draw = draw
             case "look":
-                return {"detail": self._detail(ids[0])}
+                return {"detail": detail(ids[0], items, c, self.games, whole=to is not None)}
             case "turn" if self.on_turn:
                 self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
-                getattr(c, op)(ids, reason)
+                getattr(c, op)(items, reason)
             case "edit":
-                c.edit(ids[0], texts[0], reason)
+                c.edit(items, texts[0], reason)
+                return {"at": items[0]}
             case "move":
-                c.move(ids[0], to, reason)
+                return self._move(items, texts[0], bool(to))
             case "merge":
-                return {"at": c.merge(ids, None, reason)}
+                return {"at": c.merge(items, None, reason)}
             case "split":
-                return {"at": c.split(ids[0], texts, reason)[0]}
+                return {"at": c.split(items, texts, reason)[0]}
             case "add":
                 return {"at": c.add(texts[0], (), reason)}
             case "undo" | "redo":
                 was = getattr(c, op)(reason)
                 return {"at": next((i.id for i in c.items if i.id in was.ids + was.new), None)}
+            case "explain":
+                c.explain(reason)
+            case _:
+                return self._set(op, texts, to)
+        return {}
+
+    def _set(self, op: str, texts: Sequence[str], to: int | None) -> dict:
+        """What is no operation on items."""
+        match op:
+            case "draw":
+                self.draw = to
+            case "budget":  # in this view; a run cuts by its own setting
+                self.budget = to
+            case "author":
+                self.curation.author = texts[0].strip() or self.curation.author
             case "reload":
-                c.reload()
+                self.curation.reload()
+            case "export":
+                return {"file": [f"curation.{texts[0]}", export(self.curation, texts[0])]}
+            case "import":
+                n = bring_in(self.curation, texts[0])
+                return {"notice": f"imported: {n} operations" if n else "imported: nothing differs"}
             case _:
                 raise ValueError(f"the editor knows no operation {op!r}")
         return {}
 
+    def _move(self, items: Sequence[str], beside: str, below: bool) -> dict:
+        """To right above, or below, the first item of another row."""
+        others = [i.id for i in self.curation.items if i.id not in items]
+        first = min(others.index(id) for id in self._groups[beside])
+        self.curation.move(items, first + below)
+        return {"at": items[0]}
+
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:
-        """What is shown: a row for each item, and all the rest."""
+        """What is shown: a row for each statement, and all the rest."""
         c, items = self.curation, self.curation.items
         draws = sorted({i.draw for i in items if i.model})
         self.draw = self.draw if self.draw in draws else next(iter(draws), None)
@@ -156,65 +195,22 @@ class ExperienceEditor(LiveView):
         text = experience_text(reads)
         prompt = self.prompt(text)
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
-        return self._items(items, {i.id for i in cut}), {
-            "order": [i.id for i in items],
+        rows, self._groups = rows_of(c, items, {i.id for i in cut}, self.count, self._likeness)
+        return rows, {
+            "order": list(rows),
             "draws": draws,
             "draw": self.draw,
             "before": before,
             "after": after,
             "reads": found.split("\n") if found else [],
             "cut": [i.text for i in cut],
-            "edge": reads[0].id if cut and reads else None,
+            "edge": self._row_of(reads[0].id) if cut and reads else None,
             "tokens": self.count(text),
             "prompt_tokens": self.count(prompt),
             "budget": self.budget,
             "unit": self.unit,
             "can": [c.can_undo, c.can_redo],
-        }
-
-    def _items(self, items: Sequence[CuratedItem], cut: set[str]) -> dict[str, dict]:
-        if self._alike[0] != (texts := {i.id: i.text for i in items}):
-            same = enumerate(self.curation.duplicates())
-            self._alike = texts, {id: n for n, ids in same for id in ids}
-        several, diff = len({i.round for i in items if i.model}) > 1, self.curation.diff()
-
-        def source(item: CuratedItem) -> str:
-            if len(item.parents) > 1 or not item.model:
-                return "merged" if item.parents else "by hand"
-            return f"round {item.round}, " * several + f"draw {item.draw}"
-
-        return {
-            i.id: {
-                "text": i.text,
-                "status": i.status,
-                "source": source(i),
-                "tokens": self.count(i.text),
-                "cut": i.id in cut,
-                "alike": self._alike[1].get(i.id),
-                "seen": len(i.evidence),
-                "diff": diff.get(i.id),
-            }
-            for i in items
-        }
-
-    def _detail(self, id: str) -> dict:
-        """Where an item comes from: the turns, the items it was made of, what was done to it."""
-        c, item = self.curation, self.curation.item(id)
-        return {
-            "id": id,
-            "original": item.original,
             "viewer": self.on_turn is not None,
-            "evidence": [self._turn(seen) for seen in item.evidence],
-            "parents": [[parent, c.item(parent).text] for parent in item.parents],
-            "history": [[op.op, op.author, op.time, op.reason] for op in c.history(id)],
+            "author": c.author,
+            "log": [None if c.log_path is None else str(c.log_path), len(c.log)],
         }
-
-    def _turn(self, seen: Evidence) -> dict:
-        game = self.games.get(seen.trajectory_id)
-        if game is None or seen.turn >= len(game.turns):
-            return {"game": seen.trajectory_id, "turn": seen.turn + 1}
-        t = game.turns[seen.turn]
-        place = {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns)}
-        board = {**board_of(t.observation), "action": t.action}
-        played = {"reply": t.reply, "move": t.action, "feedback": t.feedback}
-        return {**place, "outcome": game.outcome, "text": t.observation, "board": board, **played}

@@ -1,0 +1,108 @@
+"""A curation as a table to take away and bring back: JSON Lines, or CSV for a spreadsheet.
+
+Export is what stands now, a row for each item. Import compares by id and does as operations what
+differs (text, status); a row without an id is an item of one's own. In CSV no cell is a formula: a
+text that a spreadsheet would run has a ' in front, which import takes away.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from .curation import Curation
+from .records import AnyPath, Fields, to_dict, write_text
+from .text import one_line
+
+COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+_DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pending": "restore"}
+
+
+def export(curation: Curation, format: str = "jsonl") -> str:
+    """The items of the view as a text: format "jsonl" or "csv"."""
+    rows = [_row(curation, item.id) for item in curation.items]
+    if format == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if format != "csv":
+        raise ValueError(f"format={format!r}: say jsonl or csv")
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        seen = "; ".join(f"{e['trajectory_id']}, turn {e['turn'] + 1}" for e in row["evidence"])
+        writer.writerow(_safe(str(value)) for value in (row | {"evidence": seen}).values())
+    return out.getvalue()
+
+
+def save(curation: Curation, path: AnyPath) -> None:
+    """`export` to a .jsonl or .csv file."""
+    write_text(path, export(curation, Path(path).suffix.removeprefix(".")))
+
+
+def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
+    """Do what an exported and changed table says; returns the number of operations.
+
+    Raises:
+        ValueError: it is no such table, names an item that is not there, or a status that is none.
+            Nothing is changed.
+    """
+    rows = _rows(text)
+    for n, row in rows:  # all that can be wrong first
+        if (status := row.get("status") or "pending") not in _DECISIONS:
+            raise ValueError(f"row {n}: {status!r} is none of {', '.join(_DECISIONS)}")
+        if not str(row.get("text") or "").strip():
+            raise ValueError(f"row {n}: the text is empty; say rejected instead")
+        if row.get("id"):
+            curation.item(row["id"])
+    before = len(curation.log)
+    decided: dict[str, list[str]] = {}
+    for _, row in rows:
+        id = row.get("id") or curation.add(row["text"], (), row.get("why") or "", author)
+        status = row.get("status") or "pending"
+        if row.get("id") and status != curation.item(id).status:
+            decided.setdefault(status, []).append(id)
+    for status, ids in decided.items():  # one step of undo each
+        getattr(curation, _DECISIONS[status])(ids, "imported", author)
+    for _, row in rows:
+        if row.get("id") and one_line(row["text"]) != curation.item(row["id"]).text:
+            curation.edit(row["id"], row["text"], row.get("why") or "", author)
+    return len(curation.log) - before
+
+
+def load(curation: Curation, path: AnyPath, author: str | None = None) -> int:
+    """`bring_in` of a file."""
+    return bring_in(curation, Path(path).read_text("utf-8-sig"), author)
+
+
+def _row(curation: Curation, id: str) -> Fields:
+    row = to_dict(curation.item(id))
+    why = [op.reason for op in curation.history(id) if op.reason]
+    return {name: row[name] for name in COLUMNS[:-1]} | {"why": why[-1] if why else ""}
+
+
+def _rows(text: str) -> list[tuple[int, Fields]]:
+    """(number, fields) of each line of JSON, or row of CSV."""
+    try:
+        if text.lstrip().startswith("{"):
+            rows: Iterable[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            rows = [{k: _plain(v or "") for k, v in row.items() if k} for row in table]
+    except ValueError as error:
+        raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
+    rows = list(rows)
+    if not rows or not all(isinstance(row.get("text"), str) for row in rows):
+        raise ValueError("a table of items has a column text in every row, and at least one row")
+    return list(enumerate(rows, 1))
+
+
+def _safe(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def _plain(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell

@@ -1,0 +1,75 @@
+// The editor's panels: where an item comes from, and what the teacher reads.
+
+/** The evidence of a row. on: restore(id), turn(game, turn), go(id), all(). */
+function evidenceNodes({ originals, evidence, more, parents, history }, against, viewer, on) {
+  const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
+  const text = (value) => el("pre", {}, visible(value));
+  const shownTurn = (t, n) => el("details", { open: n < 2 },
+    el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}: ${t.outcome}` : ""}`,
+      el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
+    ...(!t.of ? [el("p", { class: "oel-dim" }, "The game is not among those that the editor was given.")] : [
+      ...(t.board.cells.length ? [board(t.board)] : part("Observation", text(t.text))),
+      ...part("Reply", text(t.reply)), ...part("Move", text(t.move ?? "none found")),
+      ...part("Feedback", text(t.feedback)),
+      viewer && el("button", { onclick: () => on.turn(t.game, t.turn - 1) }, "Whole game"),
+    ]));
+  const made = ([id, words]) => el("p", { dir: "auto" }, visible(words), " ",
+    el("button", { onclick: () => on.restore(id) }, "Restore"));
+  const other = ([id, words, n]) => el("p", { dir: "auto" },
+    el("button", { class: "oel-wide", onclick: () => on.go(id) }, visible(words),
+      el("span", { class: "oel-dim" }, n ? `  written by ${several(n, "draw")}` : "")));
+  const done = ([op, author, time, why]) =>
+    el("li", {}, el("b", {}, op), visible(` by ${author}, ${new Date(time).toLocaleString()}${why && `: ${why}`}`));
+  return [
+    ...(against.length ? part("Contradicts, or so it looks", ...against.map(other)) : []),
+    ...evidence.map(shownTurn),
+    more > 0 && el("button", { onclick: on.all }, `Show the other ${several(more, "turn")} of evidence`),
+    ...(evidence.length ? [] : [el("p", { class: "oel-none" }, "No evidence is recorded.")]),
+    ...(parents.length ? part(parents.length > 1 ? "Merged from" : "Split from", ...parents.map(made)) : []),
+    ...part(originals.length > 1 ? "As first written" : "Original", ...originals.map(text)),
+    ...(history.length ? part("What was done", el("ul", {}, ...history.map(done))) : [])].filter(Boolean);
+}
+
+/** The teacher's prompt as nodes, with what the budget cuts, the line, and the items that it reads. */
+function promptNodes({ before, after, cut, reads, budget, unit }) {
+  const shown = (name, text) => el("span", { class: name }, visible(text), "\n");
+  const nodes = [
+    before && el("span", { class: "oel-dim" }, visible(before)),
+    ...cut.map((text) => shown("oel-gone", text)),
+    cut.length > 0 && el("span", { class: "oel-limit" }, `budget of ${number(budget)} ${unit}: cut above this line`),
+    ...reads.map((text) => shown("oel-item", text)),
+    after && el("span", { class: "oel-dim" }, visible(after.replace(/^\n/, "")))].filter(Boolean);
+  const none = el("p", { class: "oel-none" }, cut.length
+    ? "No item fits this budget: the teacher would read no experience."
+    : "Nothing is accepted yet: the teacher would read no experience.");
+  return reads.length ? nodes : [none, ...nodes];
+}
+
+/** How far one is: "12 of 63 reviewed, 40 kept, 12 fit, 28 cut". */
+function progressOf(all, { reads, cut, draws, draw }) {
+  const reviewed = all.filter((i) => i.status !== "pending").length;
+  const kept = cut.length ? reads.length + cut.length : all.filter((i) => i.status === "accepted").length;
+  const fit = cut.length ? `, ${number(reads.length)} fit, ${number(cut.length)} cut` : "";
+  return `${number(reviewed)} of ${number(all.length)} reviewed, ${number(kept)} kept${fit}`
+    + (draws.length > 1 && cut.length ? ` (draw ${draw})` : "");
+}
+
+/** A form for the text of an item. done(op, texts): "edit", "add", "split" at line breaks, or nothing. */
+function itemForm(text, isNew, oninput, done) {
+  const area = el("textarea", { rows: 3, oninput, "aria-label": isNew ? "Text of the new item" : "Text of the item" });
+  area.value = text;
+  const lines = () => area.value.split("\n").filter((words) => words.trim());
+  const save = () => (!isNew && area.value === text ? done() : done(isNew ? "add" : "edit", [area.value]));
+  const split = () => (lines().length > 1 ? done("split", lines()) : area.focus());
+  const button = (words, keys, run, title) => el("button", { onclick: run, title }, `${words} `, el("kbd", {}, keys));
+  const form = el("div", { class: "oel-form", role: isNew ? null : "listitem" }, area, el("div", { class: "oel-acts" },
+    button("Save", "Ctrl+Enter", save), button("Cancel", "Esc", () => done()),
+    !isNew && button("Split at line breaks", "Ctrl+Shift+Enter", split, "An item of each line, each with all the evidence")));
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (!isNew && event.shiftKey ? split : save)();
+    else if (event.key === "Escape") done();
+    else return;
+    event.preventDefault();
+  });
+  return { form, area };
+}

@@ -1,0 +1,116 @@
+"""What the editor says of a row, and of where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...curation import CuratedItem, Curation
+from ...likeness import contradictions, similar
+from ...records import Evidence, Trajectory
+from ...statements import Statement, statements
+from .base import board_of
+
+SHOWN = 40  # turns of evidence that are shown unless all are asked for
+
+
+class Likeness:
+    """Near-duplicates and contradictions of the texts, found anew where these changed."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+        self.alike: dict[int, int] = {}
+        self.against: dict[int, list[int]] = {}
+
+    def look(self, texts: list[str]) -> None:
+        """Find them, by place in `texts`."""
+        if texts == self.texts:
+            return
+        self.texts, self.against = texts, {}
+        self.alike = {i: n for n, group in enumerate(similar(texts)) for i in group}
+        for a, b in contradictions(texts):
+            self.against.setdefault(a, []).append(b)
+            self.against.setdefault(b, []).append(a)
+
+
+def rows_of(
+    curation: Curation,
+    items: Sequence[CuratedItem],
+    cut: set[str],
+    count: Callable[[str], int],
+    likeness: Likeness,
+) -> tuple[dict[str, dict], dict[str, tuple[str, ...]]]:
+    """Of each statement its row, and its items' ids, both by the id of its first item.
+
+    Args:
+        curation: whose items they are.
+        items: the view.
+        cut: ids of items over the budget.
+        count: tokens of a text.
+        likeness: keeps what was found of the same texts.
+    """
+    said, by_id, diff = statements(items), {i.id: i for i in items}, curation.diff()
+    likeness.look([s.text for s in said])
+    draws = max((draw for s in said for draw in s.draws), default=-1) + 1
+    several = len({i.round for i in items if i.model}) > 1
+
+    def row(n: int, s: Statement) -> dict:
+        group = [by_id[id] for id in s.ids]
+        return {
+            "text": s.text,
+            "status": s.status,
+            "items": len(group),
+            "support": len(s.draws),
+            "of": draws,
+            "sources": _sources(group, several),
+            "tokens": count(s.text),
+            "cut": any(id in cut for id in s.ids),
+            "alike": likeness.alike.get(n),
+            "against": [
+                [said[k].ids[0], said[k].text, len(said[k].draws)]
+                for k in likeness.against.get(n, [])
+            ],
+            "seen": len(s.evidence),
+            "diff": next((diff[id] for id in s.ids if id in diff), None),
+        }
+
+    return {s.ids[0]: row(n, s) for n, s in enumerate(said)}, {s.ids[0]: s.ids for s in said}
+
+
+def _sources(group: Sequence[CuratedItem], several: bool) -> list[str]:
+    """Where the items of a row come from, for the filter."""
+    found: list[str] = []
+    for item in group:
+        found += ["merged"] if len(item.parents) > 1 else []
+        found += ["by hand"] if not item.model else []
+        found += [f"round {item.round}, " * several + f"draw {draw}" for draw in item.draws]
+    return list(dict.fromkeys(found))
+
+
+def detail(
+    row: str, ids: Sequence[str], c: Curation, games: Mapping[str, Trajectory], *, whole: bool
+) -> dict:
+    """Where a row comes from: the turns, the items it was made of, what was done to it."""
+    items = [c.item(id) for id in ids]
+    seen = list(dict.fromkeys(e for item in items for e in item.evidence))
+    history = {op.n: op for id in ids for op in c.history(id)}
+    parents = dict.fromkeys(parent for item in items for parent in item.parents)
+    return {
+        "id": row,
+        "originals": list(dict.fromkeys(item.original for item in items)),
+        "evidence": [_turn(e, games) for e in seen[: None if whole else SHOWN]],
+        "more": 0 if whole else max(0, len(seen) - SHOWN),
+        "parents": [[parent, c.item(parent).text] for parent in parents],
+        "history": [[op.op, op.author, op.time, op.reason] for _, op in sorted(history.items())],
+    }
+
+
+def _turn(seen: Evidence, games: Mapping[str, Trajectory]) -> dict[str, Any]:
+    game = games.get(seen.trajectory_id)
+    if game is None or seen.turn >= len(game.turns):
+        return {"game": seen.trajectory_id, "turn": seen.turn + 1}
+    t = game.turns[seen.turn]
+    place = {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns)}
+    board = {**board_of(t.observation), "action": t.action}
+    played = {"reply": t.reply, "move": t.action, "feedback": t.feedback}
+    return {**place, "outcome": game.outcome, "text": t.observation, "board": board, **played}

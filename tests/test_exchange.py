@@ -1,0 +1,86 @@
+"""A curation as a table: taken away, changed in a spreadsheet, brought back."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oelkit.curation import Curation
+from oelkit.exchange import bring_in, export, load, save
+from oelkit.records import Evidence, ExperienceItem
+
+TEXTS = ["H is a hole.", "=HYPERLINK(1)", "'quoted'", "+1 wins", '-1, "x"', "@home", "plain"]
+
+
+def curation(texts=TEXTS):
+    seen = (Evidence("game", 2),)
+    return Curation(ExperienceItem(f"i{n}", t, seen, "m", 1, 0) for n, t in enumerate(texts))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_what_is_brought_back_unchanged_does_nothing(tmp_path, format):
+    c = curation()
+    c.accept("i0", "seen")
+    c.reject("i1")
+    save(c, tmp_path / f"table.{format}")
+    assert load(c, tmp_path / f"table.{format}") == 0 and len(c.log) == 2
+    again = curation()
+    assert load(again, tmp_path / f"table.{format}", "ann") == 2  # the same decisions elsewhere
+    assert [i.status for i in again.items] == [i.status for i in c.items]
+    assert {op.author for op in again.log} == {"ann"}
+
+
+def test_no_cell_is_a_formula_and_a_text_that_looks_like_one_comes_back():
+    table = list(csv.reader(io.StringIO(export(curation(), "csv"))))
+    assert not [cell for row in table for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert "game, turn 3" in table[1]
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_any_text_comes_back_as_it_was(texts):
+    c = curation([f"{text} x" for text in texts])
+    for format in ("jsonl", "csv"):
+        assert bring_in(c, export(c, format)) == 0
+
+
+def test_decisions_edits_and_new_rows_are_operations():
+    c = curation()
+    rows = list(csv.DictReader(io.StringIO(export(c, "csv"))))
+    rows[0] |= {"status": "accepted", "text": "H is always a hole.", "why": "clearer"}
+    rows[6] |= {"status": "rejected"}
+    out = io.StringIO()
+    table = csv.DictWriter(out, rows[0])
+    table.writeheader()
+    table.writerows([*rows, {"text": "Think first."}])
+    assert bring_in(c, out.getvalue()) == 4
+    assert c.item("i0").text == "H is always a hole." and c.item("i0").status == "accepted"
+    assert c.history("i0")[-1].reason == "clearer"
+    assert c.item("i6").status == "rejected" and c.items[-1].text == "Think first."
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "column text"),
+        ("{bad", "neither JSON Lines nor CSV"),
+        ("id,status\ni0,accepted\n", "column text"),
+        ("id,status,text\ni0,maybe,x\n", "row 1: 'maybe' is none of"),
+        ("id,status,text\nnobody,accepted,x\n", "no item is called 'nobody'"),
+        ("id,status,text\ni0,accepted,x\ni1,accepted, \n", "row 2: the text is empty"),
+        ("[1]", "column text"),
+        ('{"text": 1}', "column text"),
+    ],
+)
+def test_what_is_no_table_is_refused_and_nothing_is_changed(text, told):
+    c = curation()
+    with pytest.raises(ValueError, match=told):
+        bring_in(c, text)
+    assert c.log == []
+
+
+def test_another_format_is_refused():
+    with pytest.raises(ValueError, match="say jsonl or csv"):
+        export(curation(), "xlsx")
