@@ -17,7 +17,6 @@ from IPython.display import publish_display_data
 from ...envs import parse_board
 from ...envs.board import symbol_kinds
 
-
 # the error stands alone in its element, a live widget has elements in it
 STATIC = """<div class="oel-static">{html}<style>
 .jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none; }}
