@@ -78,7 +78,8 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
         sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources)
         == figures
     )
-    assert len(figures) == 5 + len({1, metrics["rounds"][-1]["round"]})
+    drawn = 5 if metrics.get("arms") else 4  # nothing to draw beside round 1
+    assert len(figures) == drawn + len({1, metrics["rounds"][-1]["round"]})
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
@@ -88,6 +89,9 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert "5.5% [3%, 11%]" in cells and "21 of 31" in cells
     lines = [text for text in page.texts["li"] if text.strip()]
     assert lines == [str(found) for found in findings(metrics)]
+    (head,) = re.findall(r'<p class="head">(.*)</p>', text)
+    assert re.match(r"\d rounds?: 5 → .*% of 128 held-out maps passed", head)
+    assert text.index("<img") < text.index("What came out")
     assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
         page.texts["small"]
     )
@@ -265,3 +269,14 @@ def test_the_report_says_first_what_is_out_of_date(tmp_path):
 
 def test_a_finding_says_what_did_not_come_out():
     assert (str(Finding("yes.")), str(Finding("no.", False))) == ("yes.", "Did not come out: no.")
+
+
+def test_draws_that_say_the_same_stand_once(tmp_path):
+    run = make_run(tmp_path / "demo", make_metrics((90,)))
+    texts = ("H kills.", "G wins.", "H kills.")
+    (run / "round_1/adapter").mkdir(exist_ok=True)
+    (run / "round_1/adapter/experience.md").write_text(
+        "".join(f"## Draw {d}\n- EXPERIENCE ITEM: {text}\n\n" for d, text in enumerate(texts))
+    )
+    shown = "".join(Page(write_report(run).read_text("utf-8")).texts["pre"])
+    assert shown.count("H kills.") == 1 and "## Draw 0, 2\n" in shown and "## Draw 1\n" in shown

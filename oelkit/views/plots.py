@@ -22,7 +22,7 @@ from ..envs.bounds import NAMES as BOUNDS
 from ..envs.picture import draw_board
 from ..records import Trajectory
 from ..stats import draw_spread, wilson_interval
-from .summary import episodes_text
+from .summary import headline
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
 _ARMS = {
@@ -148,9 +148,8 @@ def pass_rates(metrics: dict) -> Figure:
         about = f"round (dots: draws; beyond sampling noise they differ by {sd}, one sd)"
         axis.set_xlabel(about, fontsize=8)
     floors(axis, metrics["bounds"])
-    axis.set(ylim=(-0.02, 1.04), ylabel="pass rate")
-    on = episodes_text(metrics["rounds"][0]["pass_rate"]["base"])
-    axis.set_title(f"Pass rate, {on} (95 % intervals)")
+    axis.set(ylim=(-0.02, 1.04), ylabel="pass rate, 95 % intervals")
+    axis.set_title(headline(metrics))
     return legend_below(figure, axis)
 
 

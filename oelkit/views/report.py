@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..runs.files import write_text
 from ..runs.stages import StageStatus, status
 from . import plots
 from .findings import chain, findings
-from .summary import episodes_text, rate_text
+from .summary import episodes_text, headline, rate_text
 
 ARMS = ("base", "in_context", "consolidated")
 
@@ -52,6 +53,7 @@ def write_report(run_folder: str | Path) -> Path:
         metrics=metrics,
         about=[f"{name} {value}" for name, value in known.items() if value is not None],
         stale=_stale(folder),
+        headline=headline(metrics),
         findings=findings(metrics),
         chain=chain(metrics),
         tables=_tables(metrics),
@@ -105,8 +107,10 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
 def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     """Name, figure and caption of what a run is drawn as."""
     steps = read_jsonl(folder / "metrics.jsonl")
-    yield "pass_rates", plots.pass_rates(metrics), "Pass rate by round, with floors and ceiling."
-    yield "arms", plots.arms(metrics), "Round 1 beside other ways to learn from the same games."
+    caption = "Pass rate by round with 95 % intervals, and what bounds it."
+    yield "pass_rates", plots.pass_rates(metrics), caption
+    if metrics.get("arms"):
+        yield "arms", plots.arms(metrics), "Round 1 beside other ways to learn from the same games."
     yield "training", plots.training(steps), "Loss and entropy of the student by training step."
     yield "reply_tokens", plots.reply_tokens(metrics), "Tokens per reply, and replies cut off."
     yield "ood", plots.ood(metrics), "Answers to questions that have nothing to do with the world."
@@ -142,7 +146,18 @@ def _experience(folder: Path, k: int) -> dict[str, Any]:
         note = "This run does not keep what training read: this is experience.md as it is now."
     elif now != trained:
         note = "experience.md has been changed since: this model has not read what it says now."
-    return {"round": k, "text": now if trained is None else trained, "note": note}
+    text = now if trained is None else trained
+    return {"round": k, "text": _equal_once(text or ""), "note": note}
+
+
+def _equal_once(text: str) -> str:
+    """An experience.md in which draws that say the same stand once, under the numbers of all."""
+    head, *parts = re.split(r"^## Draw (\d+)[ \t]*$", text, flags=re.M)
+    draws: dict[str, list[str]] = {}
+    for number, said in zip(parts[::2], parts[1::2]):
+        draws.setdefault(said.strip(), []).append(number)
+    shown = [f"## Draw {', '.join(numbers)}\n{said}" for said, numbers in draws.items()]
+    return "\n\n".join([head.strip(), *shown]).strip()
 
 
 def _picture(folder: Path, name: str, figure: Figure, caption: str) -> dict[str, Any]:

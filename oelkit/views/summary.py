@@ -21,6 +21,17 @@ def episodes_text(row: dict) -> str:
     return maps if map_count(row) == row["n"] else f"{row['n']:,} episodes on {maps}"
 
 
+def headline(metrics: dict) -> str:
+    """What a run found in one line, as in "4 rounds: 0 → 1 → 16 → 84 → 90 % of 128 held-out maps
+    passed, nothing in the prompt".
+    """
+    rounds = metrics["rounds"]
+    rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
+    steps = " → ".join(f"{100 * row['pass_rate']:.0f}" for row in rows)
+    many = f"{len(rounds)} round{'s' * (len(rounds) > 1)}"
+    return f"{many}: {steps} % of {episodes_text(rows[0])} passed, nothing in the prompt"
+
+
 def summary(metrics: dict) -> str:
     """The table of a run: pass rates with intervals, tokens per reply, OOD, items, seconds.
 

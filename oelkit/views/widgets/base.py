@@ -21,7 +21,7 @@ from ...envs.board import symbol_kinds
 STATIC = """<div class="oel-static">{html}<style>
 .jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none; }}
 .jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none; }}
-</style></div>"""
+</style></div>"""  # noqa: E501
 
 
 def source(*names: str) -> str:
