@@ -43,6 +43,11 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "promote": ("let the round after K start from round K", "promote two 1", ()),
     "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
     "report": ("write report.html of a run again and print its table", "report --run two", ()),
+    "compare": (
+        "put finished runs beside each other: a table, and a figure with --out",
+        "compare one two --out compared.png",
+        (),
+    ),
     "export": (
         "write a run's model as other programs read it, and play it again in that form",
         "export two --to peft --to merged",
@@ -148,6 +153,14 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=int, metavar="K", help="a round that is trained")
+    if name == "compare":
+        add(
+            "runs",
+            nargs="+",
+            metavar="RUN",
+            help="names in runs/, or paths; the first is the measure",
+        )
+        add("--out", metavar="FILE", help="picture that is written, .png, .svg or .pdf")
     if name == "export":
         _add_export(add)
     if name == "data":

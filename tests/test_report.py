@@ -9,12 +9,13 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
-from helpers import make_game, make_metrics, make_rows, rate
+from helpers import assert_whole, make_game, make_metrics, make_rows, rate, words
 
 from oelkit.prompts import load_prompt_set
 from oelkit.records import RecordError, write_jsonl
 from oelkit.runs.stages import FORM
 from oelkit.stats import wilson_interval
+from oelkit.views import comparison
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
 from oelkit.views.summary import summary
@@ -280,3 +281,18 @@ def test_draws_that_say_the_same_stand_once(tmp_path):
     )
     shown = "".join(Page(write_report(run).read_text("utf-8")).texts["pre"])
     assert shown.count("H kills.") == 1 and "## Draw 0, 2\n" in shown and "## Draw 1\n" in shown
+
+
+def test_runs_beside_each_other():
+    one, two = make_metrics((60,), arms=False), make_metrics((100, 115), arms=False)
+    text = comparison.table({"one": one, "two": two}, {"one": {"lr": 1}, "two": {"lr": 2}})
+    first, second, differs = text.split("\n")
+    assert first.startswith("one  rounds 47 %, last 46.9% [38%, 55%], OOD")
+    assert "rounds 78 → 90 %" in second and "; above one: the intervals do not touch" in second
+    assert differs == "lr: one 1, two 2"
+    other = two | {"eval_env": "oelkit/SokobanUnseen-v0"}
+    last = comparison.table({"one": one, "x": other}, {"one": {}, "x": {}}).split("\n")[1]
+    assert last.endswith("; played oelkit/SokobanUnseen-v0, so not compared")
+    figure = comparison.figure({"one": one, "two": two})
+    assert_whole(figure)
+    assert "two ends highest: 89.8% [83%, 94%]" in words(figure)

@@ -3,6 +3,7 @@
 They call the library and print; a library is imported where a command needs it."""
 
 from .runs import (
+    compare,
     export,
     import_chats,
     loop,
@@ -16,6 +17,7 @@ from .runs import (
 from .steps import data, distill, evaluate, experience_texts, extract, ifeval, play
 
 __all__ = [
+    "compare",
     "data",
     "distill",
     "evaluate",

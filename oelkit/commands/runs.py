@@ -95,6 +95,28 @@ def report(args: Namespace) -> None:
     print(summary(metrics), *findings(metrics), f"report: {path}", sep="\n")
 
 
+def compare(args: Namespace) -> None:
+    """Put finished runs beside each other."""
+    from ..views import comparison
+
+    runs, settings = {}, {}
+    for name in args.runs:
+        folder = folder_of(Namespace(run=name))
+        if not (folder / "metrics.json").is_file():
+            raise ValueError(
+                f"{folder} is not finished: go on with `oelkit loop --run {name} --resume`"
+            )
+        if name in runs:
+            raise ValueError(f"{name} is named twice")
+        runs[name], run = (
+            json.loads((folder / f"{file}.json").read_text("utf-8")) for file in ("metrics", "run")
+        )
+        settings[name] = run["settings"]
+    print(comparison.table(runs, settings))
+    if args.out:
+        comparison.figure(runs).savefig(args.out, dpi=150)
+
+
 def folder_of(args: Namespace) -> Path:
     """The folder of RUN: a name in runs/, or a path (with a slash)."""
     path = Path(args.run)

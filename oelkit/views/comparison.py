@@ -1,0 +1,65 @@
+"""Runs beside each other: what differs in their settings, a table and a figure."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from . import plots
+from .findings import compare
+from .summary import rate_text
+
+# of runs, in order; Okabe and Ito's
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
+    """A line per run: its rounds, its last pass rate, OOD, and the difference to the first run.
+
+    Args:
+        runs: metrics.json of each run by its name; the first is what the others are compared with.
+        settings: those of run.json, by the same names.
+    """
+    first = next(iter(runs.values()))
+    width = max(map(len, runs))
+    lines = []
+    for name, metrics in runs.items():
+        rounds = metrics["rounds"]
+        steps = [f"{100 * r['pass_rate']['consolidated']['pass_rate']:.0f}" for r in rounds]
+        last, ood = rounds[-1]["pass_rate"]["consolidated"], rounds[-1]["ood"]["consolidated"]
+        line = f"{name:<{width}}  rounds {' → '.join(steps)} %, last {rate_text(last)}"
+        line += f", OOD {ood['all']:.1%}" if ood else ""
+        if metrics is not first:
+            if metrics["eval_env"] != first["eval_env"]:
+                line += f"; played {metrics['eval_env']}, so not compared"
+            else:
+                sign, why = compare(last, first["rounds"][-1]["pass_rate"]["consolidated"])
+                verdict = {1: "above", 0: "not told apart from", -1: "below"}[sign]
+                line += f"; {verdict} {next(iter(runs))}: {why}"
+        lines.append(line)
+    for key in next(iter(settings.values())):
+        values = {name: one.get(key) for name, one in settings.items()}
+        if len(set(map(repr, values.values()))) > 1:
+            lines.append(f"{key}: {', '.join(f'{n} {v}' for n, v in values.items())}")
+    return "\n".join(lines)
+
+
+@plots.styled
+def figure(runs: dict[str, dict]) -> Figure:
+    """Consolidated pass rate by round of each run, 95 % intervals; round 0 is the base."""
+    drawn, axis = plots.new_figure()
+    for i, (name, metrics) in enumerate(runs.items()):
+        rounds = metrics["rounds"]
+        rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
+        ys = [(row["pass_rate"], row["low"], row["high"]) for row in rows]
+        xs = [k + 0.05 * (i - (len(runs) - 1) / 2) for k in range(len(rows))]
+        look = {"capsize": 3, "markersize": 5, "color": RUN_COLOURS[i % len(RUN_COLOURS)]}
+        rates = [rate for rate, *_ in ys]
+        axis.errorbar(xs, rates, plots.whiskers(ys), fmt="o-", lw=1.2, label=name, **look)
+    most = max(len(metrics["rounds"]) for metrics in runs.values())
+    axis.set(xlabel="round", xticks=range(most + 1), ylim=(-0.02, 1.04))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    best = max(runs, key=lambda n: runs[n]["rounds"][-1]["pass_rate"]["consolidated"]["pass_rate"])
+    rate = runs[best]["rounds"][-1]["pass_rate"]["consolidated"]
+    axis.set_title(f"{best} ends highest: {rate_text(rate)} of the held-out maps")
+    return plots.legend_below(drawn, axis)
