@@ -133,7 +133,7 @@ class ExperienceEditor(LiveView):
                 pass
             case "look":
                 return {"detail": detail(ids[0], items, c, self.games, whole=to is not None)}
-            case "turn" if self.on_turn:
+            case "turn" if self.on_turn and to is not None:
                 self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
                 getattr(c, op)(items, reason)
