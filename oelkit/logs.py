@@ -141,7 +141,11 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
             file.seek(0)
             if start[:1] == b"[":
-                yield from _rows(cast(list[Fields], json.loads(file.read().decode("utf-8-sig"))))
+                try:
+                    rows = json.loads(file.read().decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}: not JSON: {error}") from error
+                yield from _rows(rows)
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -176,7 +180,8 @@ def _format(row: Any) -> str:
     if talk is None:
         names = ", ".join(map(str, list(cast(Fields, row))[:8])) or "no fields"
         raise ValueError(f"has neither messages, conversations nor turns: {names}")
-    return "messages" if isinstance(talk, list) and talk and "role" in talk[0] else "sharegpt"
+    first: Any = talk[0] if isinstance(talk, list) and talk else None
+    return "messages" if isinstance(first, dict) and "role" in first else "sharegpt"
 
 
 def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from .records import ExperienceItem
 
 MARKER = "- EXPERIENCE ITEM:"
+DIFFED = 250_000  # words of one text times those of the other
 # what models write around a thought; the last is gpt-oss's, whose channels are thoughts but one
 THOUGHTS = (
     ("<think>", "</think>"),
@@ -195,8 +196,13 @@ def _bare(word: str) -> str:
 
 
 def word_diff(old: str, new: str) -> list[tuple[str, str]]:
-    """Runs of words from old to new: ("=", kept), ("-", removed) or ("+", added)."""
+    """Runs of words from old to new: ("=", kept), ("-", removed) or ("+", added).
+
+    Texts that are no items, of thousands of words, are not compared: all removed, all added.
+    """
     a, b, runs = old.split(), new.split(), list[tuple[str, list[str]]]()
+    if len(a) * len(b) > DIFFED:  # its time grows with this number, and faster
+        return [("-", " ".join(a)), ("+", " ".join(b))]
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
     return [(sign, " ".join(words)) for sign, words in runs if words]

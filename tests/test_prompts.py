@@ -230,11 +230,15 @@ def test_a_set_of_ones_own(tmp_path):
         ({"board": "3"}, "board must be str"),
         (
             {"act": "'{board}'"},
-            r"act cannot be filled in \(KeyError\('board'\)\).*history observation turn max_turns",
+            r"act cannot be filled in \(\{board\}\).*history observation turn max_turns",
         ),
         ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
         ({"act": "'{'"}, "act cannot be filled in"),
         ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
+        # these fail, or fill the memory, only once something is filled in
+        ({"turn": "'{reply.upper}'"}, "turn cannot be filled in"),
+        ({"turn": "'{reply:>999999999999}'"}, "turn cannot be filled in"),
+        ({"turn": "'{reply:{reply}}'"}, "turn cannot be filled in"),
     ],
 )
 def test_a_bad_set_is_one_clear_error(tmp_path, changes, message):

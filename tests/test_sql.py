@@ -98,6 +98,12 @@ HARM = {
     "SELECT a.auf_nr FROM auftrag a, auftrag b": "more than 1000 rows",
     "SELECT " + "(" * 500 + "1" + ")" * 500: "too large|too deep|overflow|parser",
     "SELECT '" + "x" * 10_000 + "'": "too big|too large|too long",
+    # a gigabyte of columns and rows, and a pattern that no step interrupts
+    "SELECT "
+    + ", ".join(["'" + "x" * 50 + "' || a.bez"] * 60)
+    + " FROM ware a": "too many columns",
+    "SELECT a.bez FROM ware a WHERE a.bez LIKE '" + "%a_" * 20 + "'": "too complex",
+    "SELECT group_concat(a.bez || b.bez) FROM ware a, ware b": "too big",
     "SELECT \x00": "null character|unrecognized token|syntax|incomplete",
     "SELECT '\ud800'": "surrogates",
 }

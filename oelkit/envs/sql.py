@@ -25,10 +25,13 @@ from .sql_databases import Database, Thing, clinic, shop
 
 _CALLBACK_EVERY, _MAX_CALLBACKS = 1_000, 2_000  # virtual-machine steps of a query: two million
 _MAX_ROWS = 1_000
+# a column holds a short name: what is longer can only cost time (a function looks through it in one
+# step, which nothing interrupts) or memory
 _LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_LENGTH: 2_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 30,
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 5_000,
-    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 100,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }

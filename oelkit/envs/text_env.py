@@ -203,7 +203,7 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
     def step(self, action: str) -> StepResult:
         """Play one reply; see the class for `info`."""
         observation, reward, ended, cut, info = self.env.step(action)
-        bracketed = re.findall(r"\[\s*([^][]*?)\s*\]", action)
+        bracketed = [text.strip() for text in re.findall(r"\[([^][]*)\]", action)]
         outcome = Outcome.TURN_LIMIT if cut else None
         if ended:
             outcome = Outcome.SUCCESS if float(reward) > 0 else Outcome.FAILURE

@@ -8,10 +8,12 @@ never itself read as a template.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from string import Formatter
 
 from ..records import Message, Trajectory, Turn
 from ..text import content_text
@@ -50,10 +52,10 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     Raises:
         ValueError: there is no such set, or it is wrong; says what is.
     """
-    path = Path(name) if str(name).endswith(".toml") else _FOLDER / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.toml")))
-        what = f"no prompt set {str(name)!r}: known are {known}"
+    known = {p.stem: p for p in sorted(_FOLDER.glob("*.toml"))}
+    path = Path(name) if str(name).endswith(".toml") else known.get(str(name))
+    if not path or not os.path.isfile(path):
+        what = f"no prompt set {str(name)[:99]!r}: known are {', '.join(known)}"
         raise ValueError(f"{what}, or give the path of a .toml file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -67,14 +69,27 @@ def load_prompt_set(name: str | Path) -> PromptSet:
         kind = int if key == "max_new_tokens" else str
         if type(value) is not kind:
             raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
-        names = _FIELDS.get(key, "")
-        try:  # now, and not in the middle of a run
-            if names:
-                str(value).format(**dict.fromkeys(names.split(), ""))
-        except (ValueError, KeyError, IndexError, AttributeError) as error:
-            what = f"{path}: {key} cannot be filled in ({error!r}): it may use {names} in braces"
-            raise ValueError(f"{what}; write any other brace twice") from error
+        if key in _FIELDS:
+            _check_template(str(value), f"{path}: {key}", _FIELDS[key])
     return PromptSet(name=str(name), **raw)
+
+
+def _check_template(template: str, what: str, names: str) -> None:
+    """Refuse what cannot be filled in, now and not in the middle of a run.
+
+    A name alone may stand in braces: an attribute (`{items.upper}`) or a format (`{items:>9999}`)
+    fails, or fills the memory, only where something is filled in.
+    """
+    wrong = ""
+    try:
+        for _, name, form, conversion in Formatter().parse(template):
+            if name is not None and (form or conversion or name not in names.split()):
+                wrong = f"{{{name}}}"
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        said = f"{what} cannot be filled in ({wrong}): it may use {names} in braces"
+        raise ValueError(f"{said}; write any other brace twice")
 
 
 def act_messages(

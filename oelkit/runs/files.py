@@ -44,8 +44,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}); restore or delete it") from error
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
+    """The object in a JSON file, whose named fields are of these kinds; as `read_json` else."""
+    if (value := read_json(path)) is not None:
+        wrong = [
+            n
+            for n, k in kinds.items()
+            if not isinstance(value, dict) or type(value.get(n)) is not k
+        ]
+        if wrong or not isinstance(value, dict):
+            raise ValueError(f"{path}: damaged (no {', '.join(wrong)} in it); restore or delete it")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

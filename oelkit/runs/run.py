@@ -25,21 +25,12 @@ from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..steps.evaluation import probe
 from . import files, gate, measures, work
 from .driver import Driver, versions
-from .settings import Settings, run_folder
+from .settings import Settings, check_ranges, run_folder
 from .stages import read_run
 from .table import ARMS
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
 _LATER = ("rounds", "run_ablations", "gate")  # settings that may change in a run
-_RANGES = {  # wider ones would let map seeds of rounds and runs meet
-    "seed": (0, 899),
-    "rounds": (1, 99),
-    "extract_games": (1, 5_000),
-    "state_games": (1, 5_000),
-    "num_draws": (1, 1_000),
-    "eval_maps": (1, 1_000_000),
-    "samples_per_map": (1, 1_000),
-}
 
 
 class Run(Driver):
@@ -61,9 +52,7 @@ class Run(Driver):
         """
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(settings, name) <= high:
-                raise ValueError(f"{name} is {getattr(settings, name)}: must be {low} to {high}")
+        check_ranges(asdict(settings))
         if settings.gate not in (*gate.GATES, None):
             raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
 
@@ -100,6 +100,44 @@ SCALES: dict[str, dict[str, Any]] = {
         "samples_per_map": 10,
     },
 }
+
+
+_RANGES = {  # wider ones would let map seeds of rounds and runs meet
+    "seed": (0, 899),
+    "rounds": (1, 99),
+    "extract_games": (1, 5_000),
+    "state_games": (1, 5_000),
+    "num_draws": (1, 1_000),
+    "eval_maps": (1, 1_000_000),
+    "samples_per_map": (1, 1_000),
+    "lora_rank": (1, 1_024),
+}
+
+
+def check_ranges(settings: dict[str, Any]) -> None:
+    """ValueError for a number that is out of range."""
+    for name, (low, high) in _RANGES.items():
+        if not low <= settings.get(name, low) <= high:
+            raise ValueError(f"{name} is {settings[name]}: must be {low} to {high}")
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """ValueError for settings from a file that are unknown, or of another kind or range."""
+    hints = get_type_hints(Settings)
+    for name, value in settings.items():
+        if name not in hints:
+            raise ValueError(f"there is no setting {name!r}")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"the setting {name} is {value!r}, which is of another kind")
+    check_ranges(settings)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if args := get_args(kind):  # X | None
+        return any(_fits(value, arg) for arg in args)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def run_folder(name: str, root: str | Path = "runs") -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..prompts import load_prompt_set
-from .files import read_json, sha256, write_json
+from .files import read_object, sha256, write_json
+from .settings import Settings, check_settings
 from .table import ARMS, BY_HAND, KNOWN, READ, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # of the run folder; 1 had no manifests
@@ -70,28 +71,35 @@ class Stages:
         What a person promoted or rolled back (chain.json) goes before the gate's rollback."""
         if k <= 1:
             return 0
-        said = (read_json(self.folder / "chain.json") or {}).get("start", {})
-        if str(k) in said:
+        if str(k) in (said := self._chain()):
             return said[str(k)]
         lost = self.settings.get("gate") == "rollback" and self.lost(k - 1)
         return self.start(k - 1) if lost else k - 1
 
     def decided(self, k: int) -> bool:
         """Whether a person said what round k starts from."""
-        return str(k) in (read_json(self.folder / "chain.json") or {}).get("start", {})
+        return str(k) in self._chain()
+
+    def _chain(self) -> dict[str, int]:
+        """What a person decided, by round; it names folders, and may name no other ones."""
+        path = self.folder / "chain.json"
+        said = (read_object(path, start=dict) or {"start": {}})["start"]
+        for k, start in said.items():
+            if type(start) is not int or not (k.isdecimal() and 0 <= start < int(k)):
+                raise ValueError(f"{path}: round {k!r} cannot start from {start!r}; mend it")
+        return said
 
     def decide(self, k: int, start: int) -> None:
         """Note that round k+1 starts from the round `start`; only the writer of the run may."""
         if not (self.folder / f"round_{k}/adapter").is_dir():
             raise ValueError(f"round {k} is not trained yet: there is nothing to decide on")
-        chain = read_json(self.folder / "chain.json") or {"start": {}}
-        chain["start"][str(k + 1)] = start
-        write_json(self.folder / "chain.json", chain)
+        write_json(self.folder / "chain.json", {"start": self._chain() | {str(k + 1): start}})
 
     def lost(self, k: int) -> str:
         """What the gate found against round k, in a sentence; "" where it found nothing."""
-        metrics = read_json(self.folder / f"round_{k}/metrics.json") or {}
-        return (metrics.get("gate") or {}).get("lost", "")
+        metrics = read_object(self.folder / f"round_{k}/metrics.json") or {}
+        judged = metrics.get("gate")
+        return str(judged.get("lost", "")) if isinstance(judged, dict) else ""
 
     def nodes(self) -> Iterator[Node]:
         """Every stage of the run in the order in which they are done."""
@@ -153,7 +161,7 @@ class Stages:
 
     def manifest(self, k: int, stage: str) -> dict[str, Any] | None:
         """What was written when the stage was done; None where it never was."""
-        return read_json(self.manifest_path(k, stage))
+        return read_object(self.manifest_path(k, stage), inputs=dict, outputs=dict, settings=dict)
 
     def hashes(self, k: int, stage: str) -> dict[str, str | None]:
         """Name and hash of each input file as it is now."""
@@ -235,19 +243,23 @@ class Stages:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The record of a run, run.json; ValueError where there is none, or one of an older form."""
+    path = folder / "run.json"
     try:
-        record = read_json(folder / "run.json")
+        record = read_object(path, settings=dict)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise ValueError(
-            f"{folder / 'run.json'}: not a run's record; choose another name or delete it"
-        )
+    if not record:
+        raise ValueError(f"{path}: not a run's record; choose another name or delete it")
     if record.get("form") != FORM:
         raise ValueError(
             f"{folder} is a run of an older form, without manifests: `oelkit report "
             f"--run {folder.name}` and the viewer still read it; start a new run to go on"
         )
+    read_object(path, prompts=dict)
+    try:
+        check_settings(record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; it is damaged, or of another oelkit") from None
     return record
 
 
@@ -266,10 +278,10 @@ def stages_of(folder: str | Path) -> Stages:
     record = read_run(folder)
     prompts = record["prompts"]
     try:  # as the file says today
-        now = asdict(load_prompt_set(prompts["name"]))
+        now = asdict(load_prompt_set(str(prompts.get("name"))))
         prompts = now | {
             "max_new_tokens": record["settings"].get("max_new_tokens") or now["max_new_tokens"]
         }
     except ValueError:
         pass  # another machine, or a prompt set that is gone: what the run has recorded
-    return Stages(folder, record["settings"], prompts)
+    return Stages(folder, asdict(Settings()) | record["settings"], prompts)

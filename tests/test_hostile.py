@@ -1,0 +1,114 @@
+"""Input from models, logs and strangers: a few of the inputs of `make soak`, what they found."""
+
+import json
+
+import pytest
+from fuzz import TARGETS, target, watched
+from helpers import Doors
+
+from oelkit import text
+from oelkit.envs import parse_action, parse_board
+from oelkit.envs.sql import query_of
+from oelkit.envs.text_env import TextEnvWrapper
+from oelkit.logs import read_chats
+from oelkit.redaction import redact
+from oelkit.runs.stages import FORM, stages_of, status
+
+N = 40_000
+LONG = {
+    f"{begin!r} and {piece!r} over and over": begin + piece * (N // len(piece))
+    for begin in ("", "[", "- EXPERIENCE ITEM:", "**")
+    for piece in (
+        " ",
+        "[",
+        "[ ",
+        "a",
+        "a ",
+        "\n",
+        "**",
+        "`",
+        "<think>",
+        "EXPERIENCE ITEM:",
+        "- ",
+        "1",
+    )
+}
+READERS = {
+    "items": text.parse_items,
+    "strict items": lambda said: text.parse_items(said, strict=True),
+    "answer": text.answer_text,
+    "nothing new": text.says_nothing_new,
+    "wording": text.wording,
+    "difference": lambda said: text.word_diff(said, said[1:] + "."),
+    "action": parse_action,
+    "board": parse_board,
+    "query": query_of,
+    "redact": redact,
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_hostile_input_is_read_or_refused(name):
+    test, counts = target(name, 60)
+    test()
+    assert counts["inputs"] >= 60 or name == "names"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_takes_longer_than_its_input_grows(name):
+    for said in LONG.values():
+        with watched([0.0]):
+            READERS[name](said)
+
+
+def test_nor_does_a_world_of_ones_own():
+    env = TextEnvWrapper(Doors(), 99)
+    env.reset(seed=0)
+    for said in LONG.values():
+        with watched([0.0]):
+            env.step(said)
+    assert env.step("so [ go up ] or [ left ] ]")[-1]["action"] == "left"
+
+
+@pytest.mark.parametrize(
+    "data", ["[" * 5000, "[1", "[\ud800"], ids=["deep", "cut off", "not UTF-8"]
+)
+def test_a_list_of_chats_that_is_not_json_names_the_file(tmp_path, data):
+    path = tmp_path / "chats.json"
+    path.write_bytes(data.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"chats\.json: not JSON"):
+        read_chats(path)
+
+
+def stranger(folder, settings=None, **files):
+    record = {"form": FORM, "settings": {"rounds": 2, **(settings or {})}, "prompts": {"name": "x"}}
+    for name, value in {"run": record, **files}.items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    return folder
+
+
+@pytest.mark.parametrize("start", ["../../elsewhere", -1, 2, True, None, [0]])
+def test_a_strangers_chain_names_no_folder_but_a_rounds(tmp_path, start):
+    assert stages_of(stranger(tmp_path, chain={"start": {"2": 0}})).start(2) == 0
+    with pytest.raises(ValueError, match=r"chain\.json: round '2' cannot start from"):
+        stages_of(stranger(tmp_path, chain={"start": {"2": start}})).start(2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 10**9}, {"rounds": "2"}, {"lora_rank": 10**6}, {"hook": "x"}]
+)
+def test_a_strangers_settings_are_of_their_kind_and_range(tmp_path, settings):
+    with pytest.raises(ValueError, match=rf"run\.json: .*{next(iter(settings))}"):
+        status(stranger(tmp_path, settings))
+
+
+@pytest.mark.parametrize(
+    "manifest", [[], {"inputs": {}}, {"inputs": 1, "outputs": {}, "settings": {}}]
+)
+def test_a_damaged_manifest_names_the_file(tmp_path, manifest):
+    stranger(tmp_path, **{"round_1/manifests/rollout": manifest})
+    (tmp_path / "round_1/trajectories.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"rollout\.json: damaged"):
+        status(tmp_path)
