@@ -18,15 +18,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .executed import NotebookResult, clean, first_line, mark_failure, tags, unrun, write_results
 from .project import find_root
+from .runs.files import refuse_links
 from .runs.settings import run_folder
 
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookError(RuntimeError):
-    """A batch of notebooks could not start or did not finish; one sentence says where and why."""
+    """A batch of notebooks could not start or did not finish; one sentence says where and why.
+
+    `cell` is the cell that failed, from 1; None where none was begun.
+    """
+
+    cell: int | None = None
 
 
 @contextmanager
@@ -66,6 +72,8 @@ def run_notebooks(
 
     Raises:
         NotebookError: the failed notebook is kept as `NAME.failed.ipynb`, an earlier good copy too.
+
+    For programs, NAME.status.json and junit.xml stand beside the copies, also after a failure.
     """
     root, given = root or find_root(), dict(parameters or {})
     paths = _select(root, names)
@@ -81,11 +89,23 @@ def run_notebooks(
     given["run"] = run
     values = [{n: convert(n, v, own[n]) for n, v in given.items() if n in own} for own in declared]
     folder, copies = _output_folder(root, run), []
-    for path, own in zip(paths, values, strict=True):
-        began = time.monotonic()
-        copies.append(_execute(path, own, folder, timeout, root))
-        html, seconds = copies[-1].with_suffix(".html"), time.monotonic() - began
-        print(f"{path.stem:<20} {seconds:6.1f} s   {html.relative_to(root)}", flush=True)
+    results, began = list[NotebookResult](), 0.0
+    try:
+        for path, own in zip(paths, values, strict=True):
+            began = time.monotonic()
+            copies.append(_execute(path, own, folder, timeout, root))
+            html, seconds = copies[-1].with_suffix(".html"), time.monotonic() - began
+            results.append(NotebookResult(path.stem, "passed", seconds, copies[-1].name))
+            print(f"{path.stem:<20} {seconds:6.1f} s   {html.relative_to(root)}", flush=True)
+    except BaseException as error:  # Ctrl+C as well
+        at, name = getattr(error, "cell", None), paths[len(results)].stem
+        failed = name, "failed", time.monotonic() - began, (at and f"{name}.failed.ipynb") or ""
+        results.append(NotebookResult(*failed, at, first_line(error)))
+        raise
+    finally:
+        rest = [path.stem for path in paths[len(results) :]]
+        results += [NotebookResult(name, "skipped", reason="one before failed") for name in rest]
+        write_results(folder, results)
     return copies
 
 
@@ -99,10 +119,10 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
 
     try:
         cells = nbformat.read(path, as_version=4).cells
-        source = next((c.source for c in cells if "parameters" in _tags(c)), "")
+        source = next((c.source for c in cells if "parameters" in tags(c)), "")
         statements = ast.parse(source).body
     except Exception as error:  # nbformat raises many kinds for a damaged file
-        raise NotebookError(f"{path} is not a readable notebook ({_first_line(error)})") from error
+        raise NotebookError(f"{path} is not a readable notebook ({first_line(error)})") from error
     found: dict[str, Parameter] = {}
     for node in statements:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
@@ -153,6 +173,7 @@ def _select(root: Path, names: Iterable[str]) -> list[Path]:
 
 def _output_folder(root: Path, run: str) -> Path:
     folder = run_folder(run, root / "runs") / "notebooks"
+    refuse_links(folder.parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".try").write_text("")
@@ -169,21 +190,23 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
     from nbconvert import HTMLExporter
 
     final, failed = folder / path.name, folder / f"{path.stem}.failed.ipynb"
-    partial = folder / f".{path.stem}.partial.ipynb"
+    partial = folder / f".{path.stem}.{os.getpid()}.partial.ipynb"  # another batch has its own
     try:
         at, reason = _run_cells(path, partial, parameters, timeout, cwd)
         if not partial.exists():
             raise NotebookError(f"{path.stem} could not be executed: {reason}")
         notebook = nbformat.read(partial, as_version=4)
-        cells = _clean(notebook)
-        if not reason and (unrun := [i for i, c in enumerate(cells) if _unrun(c)]):
+        cells = clean(notebook)
+        if not reason and (unrun := [i for i, c in enumerate(cells) if unrun(c)]):
             at, reason = unrun[0], "the notebook exits here, before its end"
         if reason:
-            _mark_failure(cells, at, reason)
+            mark_failure(cells, at, reason)
             _write(failed, nbformat.writes(notebook), partial)
-            number = at + 1 - any("injected-parameters" in _tags(c) for c in cells[:at])
-            where = f"{path.stem} failed in cell {number} ({_first_line(cells[at].source)[:60]!r})"
-            raise NotebookError(f"{where}: {reason}; its state is in {failed}")
+            number = at + 1 - any("injected-parameters" in tags(c) for c in cells[:at])
+            where = f"{path.stem} failed in cell {number} ({first_line(cells[at].source)[:60]!r})"
+            error = NotebookError(f"{where}: {reason}; its state is in {failed}")
+            error.cell = number
+            raise error
         html, _ = HTMLExporter().from_notebook_node(notebook)
         _write(final.with_suffix(".html"), html, partial)
         _write(final, nbformat.writes(notebook), partial)
@@ -230,49 +253,10 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
     except DeadKernelError:
         return at, "the kernel died (often: out of memory)"
     except papermill.PapermillExecutionError as error:
-        return error.cell_index, f"{error.ename}: {_first_line(error.evalue)}"
+        return error.cell_index, f"{error.ename}: {first_line(error.evalue)}"
     except (RuntimeError, OSError) as error:  # the kernel does not start, the disk is full
-        return at, _first_line(error)
+        return at, first_line(error)
     return at, ""
-
-
-def _clean(notebook: Any) -> list[Any]:
-    """Leave the cells that can be published: of a text bar its last state, of a widget bar (frozen
-    at 0 %) nothing, no dead widget views, no cell of papermill's own.
-    """
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
-    notebook.metadata.pop("widgets", None)
-    notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in _tags(c)]
-    for cell in notebook.cells:
-        for output in list(cell.get("outputs", [])):
-            data = output.get("data", {})
-            widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)
-            if widget and "%|" in data.get("text/plain", ""):
-                cell.outputs.remove(output)
-    return notebook.cells
-
-
-def _unrun(cell: Any) -> bool:
-    code = cell.cell_type == "code" and cell.source.strip()
-    return bool(code) and (not cell.execution_count or _has_error(cell))
-
-
-def _has_error(cell: Any) -> bool:
-    return any(output.output_type == "error" for output in cell.outputs)
-
-
-def _mark_failure(cells: list[Any], at: int, reason: str) -> None:
-    """Correct papermill's marks: the cell `at` failed for `reason`, those after it never ran."""
-    import nbformat
-
-    for index, cell in enumerate(cells[at:]):
-        marks = cell.metadata.setdefault("papermill", {})
-        marks.update(status="pending" if index else "failed", exception=not index)
-    if cells[at].cell_type == "code" and not _has_error(cells[at]):
-        about = {"ename": "NotebookError", "evalue": reason, "traceback": [reason]}
-        cells[at].outputs.append(nbformat.v4.new_output("error", **about))
 
 
 def kernel_manager() -> type:
@@ -290,11 +274,3 @@ def kernel_manager() -> type:
         kernel_spec: Any = KernelSpec(**command, env=env)
 
     return ThisInterpreter
-
-
-def _tags(cell: Any) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def _first_line(message: object) -> str:
-    return (str(message).strip() or type(message).__name__).splitlines()[0].strip()

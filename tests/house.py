@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "records prompts model.policy model.adapters model.scoring model.sampling model.head "
     "model.losses steps.rollouts steps.extraction steps.distillation steps.training "
-    "steps.evaluation"
+    "steps.checkpoint steps.evaluation"
 )
 
 

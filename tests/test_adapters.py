@@ -169,6 +169,51 @@ def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
         load_policy(tiny_model, adapter=tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"r": 10**9}, "says a rank of 1000000000, its matrices have 8 at most"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "says a rank of 1000000000, its matrices"),
+        ({"r": "8"}, "settings of another kind"),
+        ({"rank_pattern": [8]}, "settings of another kind"),
+    ],
+)
+def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(
+    tiny_model, tmp_path, settings, message
+):
+    trained_with_peft(tiny_model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ValueError, match=message):
+        load_policy(tiny_model, adapter=tmp_path)
+
+
+@pytest.mark.parametrize("said", ["[" * 5000, "[1]", "{", '"x"'])
+def test_a_damaged_oelkit_json_names_the_file(tiny_model, tmp_path, said):
+    trained_with_peft(tiny_model, tmp_path)
+    (tmp_path / "oelkit.json").write_text(said)
+    with pytest.raises(ValueError, match=r"oelkit\.json: damaged"):
+        load_policy(tiny_model, adapter=tmp_path)
+    (tmp_path / "oelkit.json").write_text('{"base_embedding": ["x"]}')
+    with pytest.raises(ValueError, match="was trained on another base"):
+        load_policy(tiny_model, adapter=tmp_path)
+
+
+def test_a_header_of_weights_may_not_promise_more_than_the_file_holds(tiny_model, tmp_path):
+    trained_with_peft(tiny_model, tmp_path)
+    header = {
+        "x.lora_A.weight": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}
+    }
+    for size, rest in ((None, b""), (2**62, b""), (10**9, b"{}")):
+        text = json.dumps(header).encode()
+        length = (size or len(text)).to_bytes(8, "little")
+        (tmp_path / "adapter_model.safetensors").write_bytes(
+            length + (text if size is None else rest)
+        )
+        with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+            load_policy(tiny_model, adapter=tmp_path)
+
+
 def test_an_adapter_of_pissa_wants_the_dense_base(tiny_model, tmp_path):
     trained_with_peft(tiny_model, tmp_path, init_lora_weights="pissa")
     with pytest.raises(ValueError, match="quantize=None"):

@@ -16,7 +16,7 @@ from oelkit.model.loading import load_policy
 from oelkit.model.sampling import Reply, generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
 from oelkit.prompts import act_messages, load_prompt_set, with_experience
-from oelkit.records import State
+from oelkit.records import State, read_jsonl
 from oelkit.steps import distillation as module
 from oelkit.steps.distillation import distill
 from oelkit.steps.training import LOSSES, prepare
@@ -370,7 +370,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
             {"experiences": [TEXT, "LONG ONE " * 60]},
             "the experience that begins 'LONG ONE .*512.*budget",
         ),
-        ([*STATES, long], {}, "state 'long' makes .* context of 512"),
+        ([long], {}, "state 'long' makes .* context of 512"),
         (STATES, {"prompt_set": "none"}, "no prompt set 'none'"),
         (
             [*STATES, State("log", "t", 0, [{"role": "assistant", "content": "Hi."}])],
@@ -383,8 +383,22 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
     assert same(before, weights(tiny))
 
 
+@pytest.mark.parametrize("length", [600, 330])  # too long alone; only behind the experience
+def test_a_state_over_the_context_is_left_out_and_the_others_are_learned(tiny, length):
+    long = State("long", "t", 0, [{"role": "user", "content": "x" * length}])
+    assert (len(tiny.encode(long.prompt)) > 500) == (length == 600)
+    wanted = train(tiny)
+    tiny.reset()
+    with pytest.warns(UserWarning, match=rf"1 of {len(STATES) + 1} states are left out: .*'long'"):
+        rows = train(tiny, [*STATES, long], experiences=[TEXT, TEXT + " word" * 20])
+    assert len(rows) == len(wanted)
+    with pytest.warns(UserWarning, match="are left out"):
+        options = [TEXT + " word" * 20, None, PROMPTS, 0, {"max_new_tokens": 5}]
+        assert prepare(tiny, [long, *STATES], *options).states == STATES
+
+
 @pytest.mark.parametrize("fault", ["gradient", "loss"])
-def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch, fault):
+def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch, tmp_path, fault):
     before, bad = weights(tiny), float("inf" if fault == "gradient" else "nan")
     if fault == "gradient":
         hook = tiny.trainable()[-1].register_hook(lambda grad: grad * bad)
@@ -394,10 +408,19 @@ def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch,
     with pytest.raises(
         RuntimeError, match=rf"step 0: the {fault} is (inf|nan); lower lr \(now 0.0"
     ):
-        train(tiny)
+        train(tiny, checkpoint=tmp_path / ".distill.checkpoint")
     if fault == "gradient":
         hook.remove()
     assert same(before, weights(tiny))
+    rows = read_jsonl(tmp_path / "distill.failed.jsonl")  # all that the batch was made of
+    assert {row["state"] for row in rows} == {state.id for state in STATES}
+    assert all(row["fault"].startswith(f"the {fault} is ") for row in rows)
+    for row in rows:
+        state = next(state for state in STATES if state.id == row["state"])
+        asked = with_experience(PROMPTS, state.prompt, row["experience"])
+        assert row["student_ids"] == tiny.encode(state.prompt)
+        assert row["teacher_ids"] == tiny.encode(asked)
+        assert row["reply"] == tiny.reply_text(row["student_ids"], row["reply_ids"])
 
 
 @pytest.fixture(scope="module")

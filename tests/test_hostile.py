@@ -11,8 +11,11 @@ from oelkit.envs import parse_action, parse_board
 from oelkit.envs.sql import query_of
 from oelkit.envs.text_env import TextEnvWrapper
 from oelkit.logs import read_chats
+from oelkit.notebooks import run_notebooks
 from oelkit.redaction import redact
+from oelkit.runs.files import locked
 from oelkit.runs.stages import FORM, stages_of, status
+from oelkit.views.report import write_report
 
 N = 40_000
 LONG = {
@@ -112,3 +115,43 @@ def test_a_damaged_manifest_names_the_file(tmp_path, manifest):
     (tmp_path / "round_1/trajectories.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"rollout\.json: damaged"):
         status(tmp_path)
+
+
+LINKS = {
+    "run.lock": "file",
+    "metrics.jsonl": "file",
+    "round_1/curation.jsonl": "file",
+    "round_1": "folder",
+    "figures": "folder",
+    "notebooks": "folder",
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
+    outside, run = tmp_path / "outside", stranger(tmp_path / "runs/demo", metrics={})
+    outside.mkdir()
+    (outside / "file").write_text("mine\n")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(outside / "file" if LINKS[name] == "file" else outside)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/01_a.ipynb").write_text('{"cells": [], "nbformat": 4, "metadata": {}}')
+    found = f"{name} is a symbolic link out of the run folder"
+    with pytest.raises(ValueError, match=found), locked(run):
+        pass
+    with pytest.raises(ValueError, match=found):
+        write_report(run)
+    with pytest.raises(ValueError, match=found):
+        run_notebooks(root=tmp_path)
+    assert [p.name for p in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_text() == "mine\n"
+    (run / name).unlink()
+    (run / "round_9").symlink_to(run / "figures")  # within the run, a person's matter
+    with locked(run):
+        pass
+
+
+@pytest.mark.parametrize("metrics", [[], {}, {"rounds": [{}]}, {"rounds": 3, "run": None}])
+def test_a_report_of_what_is_none_is_an_error_in_a_sentence(tmp_path, metrics):
+    with pytest.raises(ValueError, match=r"metrics\.json or run\.json is damaged"):
+        write_report(stranger(tmp_path, metrics=metrics))

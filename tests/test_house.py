@@ -20,7 +20,7 @@ FLOORS = (
     "model",
     "steps",
     "runs",
-    "views notebooks commands __main__",
+    "views notebooks executed commands __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The model's libraries stay in one room. Of the steps only the training loop knows them: it is made
@@ -28,7 +28,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 MAY_KNOW = {
     "oelkit.steps.distillation": {"torch"},
-    "oelkit.steps.training": {"torch", "bitsandbytes", "safetensors"},
+    "oelkit.steps.training": {"torch", "bitsandbytes"},
+    "oelkit.steps.checkpoint": {"torch", "safetensors"},
 }
 MOST_LINES, MOST_CORE_LINES, MOST_FILE_LINES = 5_000, 1_800, 300
 MOST_FUNCTION_LINES, MOST_PARAMETERS = 60, 8

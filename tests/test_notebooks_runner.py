@@ -3,11 +3,15 @@ fail here.
 """
 
 import json
+import os
+import subprocess
 import sys
+import xml.etree.ElementTree as xml
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from helpers import ROOT
 
 from oelkit import notebooks
 from oelkit.__main__ import main
@@ -41,7 +45,25 @@ def root(tmp_path):
 
 
 def published(root, run="demo"):
-    return sorted(path.name for path in (root / "runs" / run / "notebooks").iterdir())
+    """What a person opens; the rest is for programs."""
+    names = sorted(path.name for path in (root / "runs" / run / "notebooks").iterdir())
+    return [name for name in names if not name.endswith((".status.json", "junit.xml"))]
+
+
+def told(root, run="demo"):
+    """What programs read: each status.json, and the cases of junit.xml by kind."""
+    folder = root / "runs" / run / "notebooks"
+    states = {p.name.split(".")[0]: json.loads(p.read_text()) for p in folder.glob("*.status.json")}
+    suite = xml.parse(folder / "junit.xml").getroot()
+    cases = {case.get("name"): [(c.tag, c.get("message")) for c in case] for case in suite}
+    assert int(suite.get("tests")) == len(cases)
+    kinds = [kind for case in cases.values() for kind, _ in case]
+    assert [int(suite.get(k)) for k in ("failures", "skipped", "errors")] == [
+        kinds.count("failure"),
+        kinds.count("skipped"),
+        0,
+    ]
+    return states, cases
 
 
 def fails(root, match, *args, **kwargs):
@@ -122,9 +144,71 @@ def test_error_keeps_the_failed_state_stops_and_spares_the_earlier_copy(root):
     assert (folder / "01_a.ipynb").read_text() == "earlier"
     assert published(root) == ["01_a.failed.ipynb", "01_a.ipynb"]
     assert not (root / "ran").exists()
+    states, cases = told(root)
+    assert set(states) == {"01_a"}
+    state = states["01_a"]
+    assert (state["status"], state["cell"], state["copy"]) == ("failed", 4, "01_a.failed.ipynb")
+    assert "ZeroDivisionError" in state["reason"] and state["seconds"] > 0
+    assert cases == {
+        "01_a": [("failure", state["reason"])],
+        "02_b": [("skipped", "one before failed")],
+    }
     write(root, "01_a", "x = 1")
     run_notebooks(["01_a"], root=root)
     assert published(root) == ["01_a.html", "01_a.ipynb"]  # the stale failure is gone
+    states, cases = told(root)
+    assert states["01_a"]["status"] == "passed" and cases == {"01_a": []}
+
+
+def test_a_failure_that_says_odd_things_is_still_xml(root):
+    write(root, "01_a", r"raise ValueError('\x00\x1b[31m<b>&\ud800\u202e\uffff')")
+    fails(root, "01_a failed in cell 3")
+    states, cases = told(root)
+    assert "ValueError" in states["01_a"]["reason"]
+    ((kind, message),) = cases["01_a"]
+    assert kind == "failure" and "<b>&" in message and "\x1b" not in message
+
+
+def test_two_batches_at_once_on_one_run_leave_two_whole_copies(root):
+    write(root, "01_a", "import time; time.sleep(3)", "x = 1", "x")
+    command = (
+        "from oelkit.notebooks import run_notebooks as r; from pathlib import Path; r(root=Path())"
+    )
+    ours = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", command], cwd=root, env=ours) for _ in range(2)]
+    assert [child.wait() for child in both] == [0, 0]
+    assert published(root) == ["01_a.html", "01_a.ipynb"]
+    copy = nbformat.read(root / "runs/demo/notebooks/01_a.ipynb", 4)
+    assert all(cell.execution_count for cell in copy.cells if cell.cell_type == "code")
+
+
+def test_without_a_display_in_another_folder_and_a_read_only_checkout(root, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    elsewhere = root / "oelkit"
+    monkeypatch.chdir(elsewhere)
+    write(
+        root,
+        "01_a",
+        "import matplotlib.pyplot as plt; plt.plot([1]); import os; print(os.getcwd())",
+    )
+    for path in (root / "notebooks").iterdir():
+        path.chmod(0o444)
+    (root / "notebooks").chmod(0o555)
+    (copy,) = run_notebooks(root=root)
+    (root / "notebooks").chmod(0o755)
+    assert str(root) in copy.read_text() and "image/png" in copy.read_text()
+
+
+def test_a_missing_kernel_is_named(root, monkeypatch):
+    write(root, "01_a", "x = 1")
+    from ipykernel import kernelspec
+
+    def command(**_):
+        return {"argv": [str(root / "no-python")], "display_name": "x", "language": "python"}
+
+    monkeypatch.setattr(kernelspec, "get_kernel_dict", command)
+    fails(root, "01_a .*no-python")
+    assert told(root)[0]["01_a"]["status"] == "failed" and published(root) == []
 
 
 @pytest.fixture

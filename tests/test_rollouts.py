@@ -1,6 +1,7 @@
 """Playing: one call of the model a turn, and what the records hold."""
 
 import importlib
+import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -239,31 +240,97 @@ def test_errors(tiny, tmp_path):
 
 
 class Archive(gym.Env):
-    """A world that holds something open; its second step of a game on map 2 goes wrong."""
+    """A world that holds something open; the second step of its game on map 2 goes wrong."""
 
     action_space = observation_space = gym.spaces.Text(100)
     open_ones: set[int] = set()
 
+    def __init__(self, fault=""):
+        self.fault = fault
+
     def reset(self, *, seed=None, options=None):
         self.seed, self.steps = seed, 0
         self.open_ones.add(id(self))
-        return "A shelf.", {}
+        if self.seed == 2 and self.fault == "reset":
+            raise OSError("the shelf fell")
+        return (None if self.seed == 2 and self.fault == "no text" else "A shelf."), {}
 
     def step(self, action):
         self.steps += 1
-        if (self.seed, self.steps) == (2, 2):
-            raise OSError("the shelf fell")
-        return "Nothing.", 0.0, self.steps > 1, False, {}
+        answer = "Nothing.", 0.0, self.steps > 1, False, {}
+        if (self.seed, self.steps) != (2, 2):
+            return answer
+        match self.fault:
+            case "step":
+                raise OSError("the shelf fell")
+            case "hang":
+                while True:
+                    try:
+                        time.sleep(60)
+                    except TimeoutError:  # as careless code would
+                        self.fault = ""
+                        raise
+            case "three values":
+                return answer[:3]
+            case "no outcome":
+                return (*answer[:4], {"outcome": "won"})
+            case "a number":
+                return (17, *answer[1:])
+            case "no feedback":
+                return (*answer[:4], {"feedback": None})
+        return answer
 
     def close(self):
         self.open_ones.discard(id(self))
+        if self.fault == "close":
+            raise OSError("the door is stuck")
 
 
-def test_worlds_are_closed_when_their_games_are_over_and_where_one_raises(tiny, monkeypatch):
+@pytest.fixture
+def archive(monkeypatch):
     spec = gym.envs.registration.EnvSpec("Archive-v0", entry_point=Archive, max_episode_steps=3)
     monkeypatch.setitem(gym.registry, "Archive-v0", spec)
+    monkeypatch.setattr(module, "WORLD_SECONDS", 1)
     Archive.open_ones = opened = set()
-    assert len(rollout(tiny, "Archive-v0", [0, 1], max_new_tokens=2)) == 2 and not opened
-    with pytest.raises(OSError, match="the shelf fell"):
-        rollout(tiny, "Archive-v0", [0, 1, 2], max_new_tokens=2)
-    assert not opened
+    return opened
+
+
+FAULTS = {
+    "reset": "OSError: the shelf fell",
+    "step": "OSError: the shelf fell",
+    "hang": "TimeoutError: it hung for 1 s",
+    "three values": "ValueError: not enough values to unpack",
+    "no outcome": "ValueError: 'won' is not a valid Outcome",
+    "a number": "TypeError: its observation is a int, not text",
+    "no feedback": "TypeError: its feedback is a NoneType, not text",
+    "no text": "TypeError: its observation is a NoneType, not text",
+}
+
+
+@pytest.mark.timeout(method="thread")  # the other method takes the signal that stops a world
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_world_that_fails_ends_its_own_game_and_no_other(tiny, archive, fault):
+    maps, greedy = [1, 2, 3], {"max_new_tokens": 2, "temperature": 0}
+    with pytest.warns(UserWarning, match=f"1 of 3 games ended in an error.*map 2: {FAULTS[fault]}"):
+        games = rollout(tiny, "Archive-v0", maps, env_kwargs={"fault": fault}, **greedy)
+    assert not archive, "all are closed"
+    good = rollout(tiny, "Archive-v0", maps, **greedy)
+    assert [games[0].turns, games[2].turns] == [good[0].turns, good[2].turns]
+    failed = games[1]
+    assert failed.outcome is Outcome.UNKNOWN and "Archive-v0, map 2" in failed.extra["error"]
+    # the reply that it failed at is kept
+    assert [t.reply for t in failed.turns] == [t.reply for t in good[1].turns][: len(failed.turns)]
+    assert len(failed.turns) == (0 if fault in ("reset", "no text") else 2)
+    assert all(state.trajectory_id != failed.id for state in states(games)) == (not failed.turns)
+
+
+def test_a_world_that_fails_in_every_game_is_an_error(tiny, archive):
+    with pytest.raises(RuntimeError, match="1 of 1 games .*map 2: OSError: the shelf fell"):
+        rollout(tiny, "Archive-v0", [2], max_new_tokens=2, env_kwargs={"fault": "step"})
+    assert not archive
+
+
+def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive):
+    with pytest.warns(UserWarning, match="map 1: its world was not closed: OSError: the door is"):
+        (game,) = rollout(tiny, "Archive-v0", [1], max_new_tokens=2, env_kwargs={"fault": "close"})
+    assert game.outcome is Outcome.FAILURE and not game.extra

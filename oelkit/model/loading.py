@@ -7,7 +7,6 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
-import json
 from inspect import signature
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +27,7 @@ from ..config import ModelConfig
 from .attention import repeat_key_heads
 from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
 from .policy import Policy
-from .source import clear_errors, model_folder
+from .source import clear_errors, model_folder, notes
 
 # data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
 # diverges first. PEFT's "all-linear" leaves the head out.
@@ -93,8 +92,7 @@ def load_policy(
         quantize = "nf4" if device.type == "cuda" and not small else None
     dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
     base = _load_base(name, source, revision, config, device, dtype, quantize)
-    notes = Path(source) / "oelkit.json"
-    prompts = json.loads(notes.read_text()).get("prompts", "paper") if notes.is_file() else "paper"
+    prompts = str(notes(Path(source)).get("prompts", "paper"))
     if adapter is None and lora_settings.exclude_modules is None:
         lora_settings.exclude_modules = no_adapter(base)
     model = attach(base, lora_settings, name)

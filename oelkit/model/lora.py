@@ -20,9 +20,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+
+from .source import notes
 
 # settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
@@ -92,11 +94,20 @@ def adapter_config(folder: Path) -> LoraConfig:
     try:
         given = json.loads((folder / files[0]).read_text("utf-8"))
         kind = given.get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: its {files[0]} is not JSON of an adapter") from error
     if kind != "LORA":
         raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
-    return lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
+    config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
+    try:  # before anything of that size is made
+        with safe_open(folder / files[1], "pt") as file:
+            names = [key for key in file.keys() if ".lora_A." in key]  # noqa: SIM118
+            rows = max((file.get_slice(key).get_shape()[0] for key in names), default=0)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its {files[1]} is damaged ({error})") from error
+    if (most := max([config.r, *(config.rank_pattern or {}).values()])) > rows:
+        raise ValueError(f"{folder}: it says a rank of {most}, its matrices have {rows} at most")
+    return config
 
 
 def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STARTS) -> LoraConfig:
@@ -126,7 +137,10 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
         )
     if start in OFF_BASE and given.get("use_dora"):
         raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
-    return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
+    try:
+        return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
+    except (TypeError, AttributeError) as error:  # a text where a number belongs, say
+        raise ValueError(f"{what} has settings of another kind ({error})") from error
 
 
 def plain_lora(config: LoraConfig) -> LoraConfig:
@@ -159,8 +173,7 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
     """
     theirs, ours = adapter_config(folder), model.peft_config["student"]
     base = f"another base model ({theirs.base_model_name_or_path})"
-    about = folder / "oelkit.json"
-    mark = json.loads(about.read_text()).get("base_embedding") if about.is_file() else None
+    mark = notes(folder).get("base_embedding")
     if mark and not _alike(mark, fingerprint(model)):
         raise ValueError(
             f"{folder}: this adapter was trained on {base}, not on {name}; load it with that one"
@@ -251,10 +264,13 @@ def fingerprint(model: Any) -> list[float]:
     return weight[:: max(1, len(weight) // 16), 0].float().tolist()
 
 
-def _alike(a: list[float], b: list[float]) -> bool:
-    """The same base in bfloat16 is within 2 %, another one is not."""
-    return len(a) == len(b) and all(
-        abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True)
+def _alike(a: Any, b: list[float]) -> bool:
+    """The same base in bfloat16 is within 2 %, another one is not; `a` is what a file says."""
+    numbers = isinstance(a, list) and all(isinstance(x, int | float) for x in a)
+    return (
+        numbers
+        and len(a) == len(b)
+        and all(abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True))
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import errors as hub
@@ -27,6 +29,22 @@ def model_folder(name_or_path: str | Path) -> str:
     if isinstance(name_or_path, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
         raise FileNotFoundError(f"{text}: no such model folder")
     return text
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What the oelkit.json in a folder of a model or an adapter says; {} where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / "oelkit.json"
+    try:
+        said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: damaged (a {type(said).__name__}, not an object)")
+    return said
 
 
 @contextmanager

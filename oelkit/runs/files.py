@@ -142,11 +142,24 @@ def sweep(folder: Path) -> None:
             remove(path)
 
 
+def refuse_links(folder: Path) -> None:
+    """ValueError for a symbolic link that leads out of a run folder, as a stranger's may: what is
+    written into the run would land there."""
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(
+                f"{path} is a symbolic link out of the run folder, to {os.readlink(path)}: put "
+                "a copy of that in its place, or delete the link"
+            )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only writer of a run folder; ValueError names the one who is.
 
     The lock of a process that has died on this host is taken over; readers need none."""
+    refuse_links(folder)
     path, host = folder / "run.lock", socket.gethostname()
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

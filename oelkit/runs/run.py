@@ -57,6 +57,7 @@ class Run(Driver):
             raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
+            files.refuse_links(self.folder)
             theirs = self._compare_settings()
             # a notebook that needs round 1 alone does not make the run forget the others, nor one
             # that says nothing of the gate what it was

@@ -19,8 +19,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from ..model.sampling import Reply, generate
 from ..model.scoring import reply_hidden, token_batches
 from ..prompts import PromptSet, with_experience
 from ..records import State
-from .training import ON_POLICY, Checkpoint, Training, interrupt_deferred, prepare, update, warn_of
+from .checkpoint import Checkpoint, interrupt_deferred
+from .training import ON_POLICY, Training, oom_hint, prepare, update, warn_of
 
 CHECKPOINT_EVERY = 5  # steps
 PREFIX_STATES = 16  # states whose prompts say what all begin with
@@ -62,13 +63,13 @@ def distill(
 
     Args:
         policy: its student learns; its teacher becomes the student as it is now.
-        states: prompts to answer; each comes once before any comes again.
+        states: prompts to answer; each comes once before any comes again, too long ones never.
         experiences: a text, or the K texts of which each sample draws one.
         config: settings of the training.
         prompt_set: places the experience in the prompt (None: the policy's own).
         seed: fixes batches, texts and replies.
         checkpoint: a file, saved every few steps and on Ctrl+C, from which the same call goes on
-            with the same bytes. It is left there at the end.
+            with the same bytes. It stays there, and so does a batch without a finite loss.
         on_step: gets the row of each step that is done now.
         progress: shows a bar.
         **changes: fields of the config, as keywords (lr=1e-4).
@@ -79,7 +80,7 @@ def distill(
         skipped (a gradient overflowed in float16, nothing was learned), lr, seconds.
 
     Raises:
-        ValueError: no states, no experience, a prompt over the context, or wrong settings.
+        ValueError: no states that fit the context, no experience, or wrong settings.
         TypeError: states or texts are something else.
         RuntimeError: loss or gradient are not finite, or memory ran out; no step is half done.
         KeyboardInterrupt: Ctrl+C, after the step and the checkpoint.
@@ -88,7 +89,7 @@ def distill(
     if not training.plan.fits:
         said = f"{policy.name}: memory will probably run out.\n{training.plan}"
         warnings.warn(said, stacklevel=2)
-    config, history, student = training.config, training.history, policy.trainable()
+    config, history = training.config, training.history
     policy.sync_teacher()
     saved = checkpoint and Checkpoint(training, Path(checkpoint))
     if saved:
@@ -105,8 +106,7 @@ def distill(
                 saved.save()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step} of {config.steps}")
-    for parameter in student:
-        parameter.grad = None
+    training.optimizer.zero_grad(set_to_none=True)
     return history
 
 
@@ -119,7 +119,7 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
     on_policy = c.loss in ON_POLICY
     prompts, adapter = (student_ids, "student") if on_policy else (teacher_ids, "teacher")
     longest = c.max_new_tokens or t.prompt_set.max_new_tokens
-    with _oom_hint(f"step {step}: sampling", max_new_tokens=longest, batch_size=c.batch_size):
+    with oom_hint(f"step {step}: sampling", max_new_tokens=longest, batch_size=c.batch_size):
         replies = generate(
             policy,
             prompts,
@@ -132,7 +132,7 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
     for group in t.optimizer.param_groups:
         group["lr"] = c.lr * min(1.0, (step + 1) / (c.warmup + 1))
     t.optimizer.zero_grad(set_to_none=True)  # what an interrupted call left must not count
-    with _oom_hint(f"step {step}: training", batch_tokens=t.plan.batch_tokens):
+    with oom_hint(f"step {step}: training", batch_tokens=t.plan.batch_tokens):
         teacher_hidden = None
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
             groups = _group_by_prefix(t, texts, teacher_ids)
@@ -140,7 +140,7 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
         with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
             loss, entropy = _backward(t, student_ids, replies, teacher_hidden)
-    grad_norm, skipped = update(t, step, loss)
+    grad_norm, skipped = update(t, step, loss, zip(batch, texts, student_ids, teacher_ids, replies))
     return {
         "step": step,
         "loss": loss,
@@ -176,19 +176,6 @@ def _draw(
     for i in t.rng.sample(range(size), retained):
         student_ids[i] = teacher_ids[i]
     return batch, texts, student_ids, teacher_ids
-
-
-@contextmanager
-def _oom_hint(what: str, **settings: int) -> Iterator[None]:
-    """Turn "out of memory" into the settings that decide; what was computed so far stays."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
-        raise RuntimeError(
-            f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what takes how "
-            "much. The steps before are done"
-        ) from error
 
 
 def _group_by_prefix(

@@ -215,11 +215,12 @@ def _readable(
 ) -> list[Trajectory]:
     """The games that windows can take; the others, with a turn over the context, are counted."""
     good: list[Trajectory] = []
-    why = ""
+    games = [game for game in games if game.turns]  # else its world failed at once
+    why = "" if games else "nothing to extract from: no game has a turn"
     for game in games:
         sizes: list[int] = []
         if room and len(policy.encode(_asked(prompt_set, game, 0, len(game.turns), ""))) > room:
-            for i in range(len(game.turns) or 1):
+            for i in range(len(game.turns)):
                 sizes.append(len(policy.encode(_asked(prompt_set, game, i, i + 1, ""))))
         if room and max(sizes, default=0) > room:
             why = why or (

@@ -5,12 +5,14 @@ The protocol of the paper is the world's (`envs`); sampling is the paper's T = 0
 
 from __future__ import annotations
 
+import signal
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from itertools import compress
+from threading import current_thread, main_thread
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +23,8 @@ from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience
 from ..records import Outcome, State, Trajectory, Turn
+
+WORLD_SECONDS = 600  # that a world may take to begin or to go on; more is a hang
 
 
 # why: thirteen, for the first five say what is played, the rest how a run drives and records it
@@ -60,11 +64,13 @@ def rollout(
 
     Returns:
         The trajectories, in the order of the seeds. A game whose prompt outgrows the context ends
-        there (turn_limit, its prompt's tokens as `extra["overflow"]`), and a warning counts them.
+        there (turn_limit, its prompt's tokens as `extra["overflow"]`), one whose world raises,
+        hangs or answers nonsense as well (unknown, `extra["error"]`), and a warning counts them.
 
     Raises:
         ValueError: unknown world, no seeds, or another number of texts.
         TypeError: seeds or texts are something else, a text for a list of them say.
+        RuntimeError: the world failed in every game.
     """
     given.a_policy(policy)
     seeds, texts = given.seeds("seeds", seeds), given.texts("experience", experience)
@@ -81,11 +87,12 @@ def rollout(
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
     room = policy.context_length - options["max_new_tokens"]
     bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
-    with bar, ExitStack() as worlds:  # closed also where one of them raises
-        games = [
-            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), s, t)
-            for s, t in zip(seeds, texts)
-        ]
+    games: list[_Game] = []
+    with bar, ExitStack() as worlds:  # closed also where something raises
+        for s, text in zip(seeds, texts):
+            games.append(_Game(envs.make(env_id, **kwargs), env_id, s, text))
+            worlds.callback(games[-1].close)
+            games[-1].begin()
         for turn in range(max(game.env.max_turns for game in games)):
             live = [game for game in games if game.outcome is None]
             prompts = [game.prompt(prompt_set) for game in live]
@@ -110,25 +117,64 @@ def rollout(
         outcome = game.outcome or Outcome.UNKNOWN
         feedback = game.turns[-1].feedback if game.turns else ""
         out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, game.extra))
+    _complain(games, policy.context_length)
+    return out
+
+
+def _complain(games: list[_Game], context: int) -> None:
+    """Warn of the games that did not come to their end; RuntimeError where none could."""
     if over := [game.seed for game in games if "overflow" in game.extra]:
         warnings.warn(
-            f"{len(over)} of {len(games)} games outgrew the context of {policy.context_length} "
+            f"{len(over)} of {len(games)} games outgrew the context of {context} "
             f"tokens and ended there (maps {', '.join(map(str, over[:5]))})",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return out
+    if failed := [game for game in games if game.error]:
+        said = f"{len(failed)} of {len(games)} games ended in an error of their world, first "
+        said += failed[0].extra["error"]
+        if len(failed) == len(games):
+            raise RuntimeError(said) from failed[0].error
+        warnings.warn(said, stacklevel=3)
 
 
 class _Game:
     """A game that is going on, and the experience text that its player reads."""
 
-    def __init__(self, env: Any, seed: int, text: str):
-        self.env, self.seed, self.text = env, seed, text
-        self.board, info = env.reset(seed=seed)
-        self.about = _about(info)
+    def __init__(self, env: Any, world: str, seed: int, text: str):
+        self.env, self.world, self.seed, self.text = env, world, seed, text
+        self.board, self.about = "", dict[str, Any]()
         self.turns: list[Turn] = []
         self.outcome: Outcome | None = None
-        self.extra: dict[str, int] = {}
+        self.extra: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever the world does wrong ends this game, and no other."""
+        try:
+            with _time_limit(WORLD_SECONDS):
+                yield
+        except MemoryError:
+            raise
+        except Exception as error:  # of a world of the user's own
+            self.error, self.outcome = error, Outcome.UNKNOWN
+            said = f"{self.world}, map {self.seed}: {type(error).__name__}: {error}"
+            self.extra["error"] = said
+
+    def begin(self) -> None:
+        """Let the world show its first situation."""
+        with self._guarded():
+            board, info = self.env.reset(seed=self.seed)
+            self.board, self.about = _text(board, "observation"), _about(info)
+
+    def close(self) -> None:
+        """Close the world; where it fails, the game is whole all the same."""
+        try:
+            with _time_limit(WORLD_SECONDS):
+                self.env.close()
+        except Exception as error:
+            what = f"{self.world}, map {self.seed}: its world was not closed"
+            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 
     def prompt(self, prompt_set: PromptSet) -> list[dict]:
         """The messages of this turn."""
@@ -138,12 +184,41 @@ class _Game:
 
     def play(self, prompt: list[dict], prompt_tokens: int, reply: Reply, answer: str) -> None:
         """Record the reply and give its answer to the world."""
-        before = self.board
-        self.board, _, _, _, info = self.env.step(answer)
-        move, lengths = (info["action"], info["feedback"]), (prompt_tokens, len(reply.ids))
-        rest = reply.truncated, self.about
-        self.turns.append(Turn(before, prompt, reply.text, *move, *lengths, *rest))
-        self.outcome, self.about = info["outcome"], _about(info)
+        action, feedback, about = None, "", self.about
+        before, lengths = self.board, (prompt_tokens, len(reply.ids))
+        with self._guarded():
+            board, _, _, _, info = self.env.step(answer)
+            self.board, feedback = _text(board, "observation"), _text(info["feedback"], "feedback")
+            action = None if info["action"] is None else _text(info["action"], "action")
+            self.outcome = None if info["outcome"] is None else Outcome(info["outcome"])
+            self.about = _about(info)
+        rest = reply.truncated, about
+        self.turns.append(Turn(before, prompt, reply.text, action, feedback, *lengths, *rest))
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"its {what} is a {type(value).__name__}, not text")
+    return value
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError after so long; only where signals can be had, in the main thread of a Unix."""
+    if current_thread() is not main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it hung for {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where it was caught
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
 
 
 def _about(info: dict[str, Any]) -> dict[str, Any]:

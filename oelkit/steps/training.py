@@ -1,36 +1,26 @@
-"""What a training is made of, checked before its first step; its updates and its checkpoint.
-
-A checkpoint is one safetensors file with the student's and the optimiser's tensors; all else is
-JSON in its header. From it a stopped training goes on with the same bytes.
-"""
+"""What a training is made of, checked before its first step, and its updates."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from signal import SIGINT, default_int_handler, getsignal, signal
-from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .. import given
 from ..config import DistillConfig
 from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix
+from ..model.sampling import Reply
 from ..prompts import PromptSet, load_prompt_set, with_experience
-from ..records import State, sync_folder, to_dict
+from ..records import State, write_jsonl
 
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
 OFF_POLICY = ("forward_kl", "sft")  # learn from the teacher's
@@ -59,6 +49,7 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     beginnings: dict[str, list[int]] = field(default_factory=dict)  # of prompts, by experience text
     prefixes: dict[str, SharedPrefix] = field(default_factory=dict)  # their KV, last used last
+    failed: Path | None = None  # where a batch is kept that gave no finite loss
 
 
 def prepare(
@@ -92,10 +83,10 @@ def prepare(
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
-    plain, read = _lengths(policy, states, texts, prompt_set, longest)
+    states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
     plan = memory_plan(
         policy,
-        read - plain,
+        added,
         state_tokens=plain,
         reply_tokens=longest,
         batch_size=c.batch_size,
@@ -108,42 +99,52 @@ def prepare(
     return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
 
 
-def _lengths(
+def _fitting(
     policy: Policy,
     states: Sequence[State],
     experiences: Sequence[str],
     prompt_set: PromptSet,
     max_new_tokens: int,
-) -> tuple[int, int]:
-    """Tokens of the longest state, alone and with the longest experience.
+) -> tuple[list[State], int, int]:
+    """The states that fit the context behind each experience, the tokens of the longest, and what
+    the longest experience adds; the others are counted in a warning.
 
-    What does not fit is said before the first step, not when chance draws the pair. A pair has the
-    tokens of its parts but for a few where they meet: only pairs near the limit are counted.
+    A pair has the tokens of its parts but for a few where they meet: only pairs near the limit are
+    counted.
     """
+    room, why = policy.context_length - max_new_tokens, ""
 
     def tokens(state: State, text: str) -> int:
+        nonlocal why
         try:
             n = len(policy.encode(with_experience(prompt_set, state.prompt, text)))
         except ValueError as error:
             raise ValueError(f"state {state.id!r}: {error}") from error
-        if n + max_new_tokens > policy.context_length:
+        if n > room and not why:
             what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
             todo = "lower budget_tokens or reject items" if text else "leave such states out"
-            raise ValueError(
+            why = (
                 f"{what}state {state.id!r} makes {n} tokens: with a reply of {max_new_tokens} that "
                 f"is more than the context of {policy.context_length}; {todo}"
             )
         return n
 
-    plain = [tokens(state, "") for state in states]
-    longest = plain.index(max(plain))
-    read = {text: tokens(states[longest], text) for text in experiences}
-    text = max(read, key=lambda text: read[text])
-    room = policy.context_length - max_new_tokens - MEET - (read[text] - plain[longest])
-    for state, alone in zip(states, plain, strict=True):
-        if alone > room or not any(m["role"] == "user" for m in state.prompt):
-            tokens(state, text)
-    return plain[longest], read[text]
+    plain = [(tokens(state, ""), state) for state in states]
+    fits = [(n, state) for n, state in plain if n <= room]
+    alone, longest = max(fits or plain, key=lambda pair: pair[0])
+    added = {text: tokens(longest, text) - alone for text in experiences}
+    text = max(added, key=lambda text: added[text])
+    near = room - MEET - added[text]
+    for n, state in list(fits):
+        user = any(m["role"] == "user" for m in state.prompt)
+        if (n > near or not user) and tokens(state, text) > room:
+            fits.remove((n, state))
+    if not fits:
+        raise ValueError(why)
+    if why:
+        few = f"{len(states) - len(fits)} of {len(states)} states are left out"
+        warnings.warn(f"{few}: {why}", stacklevel=4)
+    return [state for _, state in fits], max(n for n, _ in fits), added[text]
 
 
 def _adamw(policy: Policy, lr: float) -> torch.optim.Optimizer:
@@ -161,13 +162,17 @@ def _scaler(policy: Policy, tokens: int) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(policy.device.type, init_scale=scale, enabled=half)
 
 
-def update(t: Training, step: int, loss: float) -> tuple[float, bool]:
+Sample = tuple[State, str, list[int], list[int], Reply]  # state, text, both prompts, reply
+
+
+def update(t: Training, step: int, loss: float, batch: Iterable[Sample]) -> tuple[float, bool]:
     """One optimiser step on the student's gradient: (its norm before clipping, skipped or not).
 
     A float16 gradient that overflows is left out, and the next one is scaled by half.
 
     Raises:
-        RuntimeError: loss or gradient are not finite; the weights are as they were.
+        RuntimeError: loss or gradient are not finite; the weights are as they were, and the batch
+            is kept beside the checkpoint.
     """
     fault = f"the loss is {loss}"
     if math.isfinite(loss):
@@ -182,7 +187,40 @@ def update(t: Training, step: int, loss: float) -> tuple[float, bool]:
         fault = f"the gradient is {norm}"
     raise RuntimeError(
         f"step {step}: {fault}; lower lr (now {t.config.lr:g}), or train in another dtype"
+        + _kept(t, step, fault, batch)
     )
+
+
+def _kept(t: Training, step: int, fault: str, batch: Iterable[Sample]) -> str:
+    """Write down a batch for a person to look at; where, in words."""
+    if t.failed is None:
+        return ""
+    rows = [
+        {
+            **{"step": step, "fault": fault, "state": state.id, "experience": text},
+            **{"student_ids": student, "teacher_ids": teacher},
+            **{"reply_ids": reply.ids, "reply": reply.text},
+        }
+        for state, text, student, teacher, reply in batch
+    ]
+    write_jsonl(t.failed, rows)
+    return f". The batch is in {t.failed}"
+
+
+@contextmanager
+def oom_hint(what: str, **settings: int) -> Iterator[None]:
+    """Turn "out of memory" into the settings that decide; what was computed so far stays."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not full and "can't allocate memory" not in str(error):  # as torch says it on a CPU
+            raise
+        lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
+        raise RuntimeError(
+            f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what takes how "
+            "much. The steps before are done"
+        ) from error
 
 
 def warn_of(t: Training) -> None:
@@ -203,88 +241,3 @@ def warn_of(t: Training) -> None:
             "from now on",
             stacklevel=3,
         )
-
-
-class Checkpoint:
-    """The checkpoint of a training; it belongs to these states, texts, settings and weights."""
-
-    def __init__(self, training: Training, path: Path):
-        t = self.training = training
-        self.path, self.student = path, t.policy.trainable()
-        about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
-        about += [[to_dict(state) for state in t.states], torch.__version__]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for p in self.student:
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self.identity = digest.hexdigest()
-
-    def save(self) -> None:
-        """Write the file as a whole or not at all; it is on disk when this returns."""
-        t, scalars = self.training, {}
-        tensors = {f"student.{i}": p.detach().cpu() for i, p in enumerate(self.student)}
-        for i, values in t.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
-                else:
-                    scalars.setdefault(str(i), {})[name] = value
-        state = {"history": t.history, "pending": t.pending, "random": t.rng.getstate()}
-        state["scaler"] = t.scaler.state_dict()
-        header = {"identity": self.identity, "state": json.dumps({**state, "scalars": scalars})}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        save_file(tensors, partial, metadata=header)
-        sync_folder(partial)  # the file, as well
-        os.replace(partial, self.path)
-        sync_folder(self.path.parent)
-
-    def restore(self) -> None:
-        """Go on from the file; one that is not there, damaged or of another training is ignored."""
-        t = self.training
-        try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("identity") != self.identity:
-                    return
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return
-        state = json.loads(header["state"])
-        optimizer = {int(i): values for i, values in state["scalars"].items()}
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                kind, i, *rest = name.split(".")
-                if kind == "student":
-                    self.student[int(i)].copy_(tensor)
-                else:
-                    optimizer.setdefault(int(i), {})[".".join(rest)] = tensor
-        t.optimizer.load_state_dict({**t.optimizer.state_dict(), "state": optimizer})
-        t.scaler.load_state_dict(state["scaler"])
-        version, numbers, gauss = state["random"]
-        t.rng.setstate((version, tuple(numbers), gauss))
-        t.pending[:], t.history[:] = state["pending"], state["history"]
-
-
-@contextmanager
-def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl+C was pressed; a second Ctrl+C interrupts at once.
-
-    Only in the main thread and where nobody else handles it; elsewhere Ctrl+C is as ever.
-    """
-    pressed = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        print("\nstopping after this step (Ctrl+C again: at once)", flush=True)
-
-    if current_thread() is not main_thread() or getsignal(SIGINT) is not default_int_handler:
-        yield lambda: False
-        return
-    signal(SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        signal(SIGINT, default_int_handler)

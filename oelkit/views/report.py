@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from matplotlib.figure import Figure
 
-from ..records import Outcome, Trajectory, read_jsonl
-from ..runs.files import write_text
+from ..records import Outcome, Trajectory, read_jsonl, write_text
+from ..runs.files import read_json, refuse_links
 from ..runs.stages import StageStatus, status
 from . import plots
 from .findings import chain, findings
@@ -35,7 +34,7 @@ def write_report(run_folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: The run is not finished.
-        RecordError: A record file is damaged.
+        ValueError: A file of it is damaged, or a link leads out of the folder.
     """
     folder = Path(run_folder)
     if not (folder / "metrics.json").is_file():
@@ -43,13 +42,22 @@ def write_report(run_folder: str | Path) -> Path:
             f"{folder} holds no finished run (no metrics.json): go on with "
             f"`oelkit loop --run {folder.name} --resume`"
         )
-    metrics, run = (
-        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("metrics", "run")
-    )
+    metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
+    refuse_links(folder)
     (folder / "figures").mkdir(exist_ok=True)
+    try:
+        page = _page(folder, metrics, run)
+    except (LookupError, TypeError, AttributeError, TemplateError) as error:
+        what = "metrics.json or run.json is damaged, or of another oelkit"
+        raise ValueError(f"{folder}: its {what} ({error!r})") from error
+    # a lone surrogate of a broken reply has no UTF-8
+    write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
+    return folder / "report.html"
+
+
+def _page(folder: Path, metrics: dict, run: dict) -> str:
     known = {**run["settings"], **run["versions"]}
-    page = _template().render(
+    return _template().render(
         metrics=metrics,
         about=[f"{name} {value}" for name, value in known.items() if value is not None],
         stale=_stale(folder),
@@ -62,9 +70,6 @@ def write_report(run_folder: str | Path) -> Path:
         games=[_picture(folder, *drawn) for drawn in _games(folder, metrics)],
         experience=[_experience(folder, r["round"]) for r in metrics["rounds"]],
     )
-    # a lone surrogate of a broken reply has no UTF-8
-    write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
-    return folder / "report.html"
 
 
 def _template() -> Any:
@@ -121,6 +126,7 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     last = metrics["rounds"][-1]["round"]
     for k in dict.fromkeys((1, last)):
         played = read_jsonl(folder / f"round_{k}" / "trajectories.jsonl", Trajectory)
+        played = [game for game in played if game.turns]  # else its world failed at once
         won = [game for game in played if game.outcome is Outcome.SUCCESS]
         lost = [game for game in played if game.outcome is not Outcome.SUCCESS]
         shown = (lost + won if k == 1 else won + lost)[0]

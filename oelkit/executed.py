@@ -1,0 +1,99 @@
+"""Executed copies of notebooks: what is published of one, where it failed, and what became of a
+batch, for programs: NAME.status.json and junit.xml. Nothing is executed here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as xml
+
+from .records import write_text
+from .runs.files import write_json
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class NotebookResult:
+    """What became of one notebook of a batch."""
+
+    notebook: str
+    status: str
+    """passed, failed, or skipped: one before it failed."""
+    seconds: float = 0.0
+    copy: str = ""
+    """File name of the executed copy, beside this."""
+    cell: int | None = None
+    """The cell that failed, counted from 1; None where none was begun."""
+    reason: str = ""
+
+
+def write_results(folder: Path, results: list[NotebookResult]) -> None:
+    """Write NAME.status.json of each notebook that was begun, and junit.xml of the batch."""
+    counts = {s: sum(r.status == s for r in results) for s in ("failed", "skipped")}
+    about = {"name": "notebooks", "tests": len(results), "errors": 0, "failures": counts["failed"]}
+    about |= {"skipped": counts["skipped"], "time": f"{sum(r.seconds for r in results):.1f}"}
+    suite = xml.Element("testsuite", {k: str(v) for k, v in about.items()})
+    for result in results:
+        case = {"classname": "notebooks", "name": result.notebook, "time": f"{result.seconds:.1f}"}
+        test = xml.SubElement(suite, "testcase", case)
+        if result.status != "skipped":
+            write_json(folder / f"{result.notebook}.status.json", asdict(result))
+        if result.status != "passed":
+            kind = "skipped" if result.status == "skipped" else "failure"
+            xml.SubElement(test, kind, message=_NO_XML.sub("\ufffd", result.reason))
+    text = xml.tostring(suite, encoding="unicode")
+    write_text(folder / "junit.xml", f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n')
+
+
+def clean(notebook: Any) -> list[Any]:
+    """Leave the cells that can be published: of a text bar its last state, of a widget bar (frozen
+    at 0 %) nothing, no dead widget views, no cell of papermill's own.
+    """
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
+    notebook.metadata.pop("widgets", None)
+    notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags(c)]
+    for cell in notebook.cells:
+        for output in list(cell.get("outputs", [])):
+            data = output.get("data", {})
+            widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)
+            if widget and "%|" in data.get("text/plain", ""):
+                cell.outputs.remove(output)
+    return notebook.cells
+
+
+def unrun(cell: Any) -> bool:
+    """Whether a cell of code was not executed to its end."""
+    code = cell.cell_type == "code" and cell.source.strip()
+    return bool(code) and (not cell.execution_count or _has_error(cell))
+
+
+def _has_error(cell: Any) -> bool:
+    return any(output.output_type == "error" for output in cell.outputs)
+
+
+def mark_failure(cells: list[Any], at: int, reason: str) -> None:
+    """Correct papermill's marks: the cell `at` failed for `reason`, those after it never ran."""
+    import nbformat
+
+    for index, cell in enumerate(cells[at:]):
+        marks = cell.metadata.setdefault("papermill", {})
+        marks.update(status="pending" if index else "failed", exception=not index)
+    if cells[at].cell_type == "code" and not _has_error(cells[at]):
+        about = {"ename": "NotebookError", "evalue": reason, "traceback": [reason]}
+        cells[at].outputs.append(nbformat.v4.new_output("error", **about))
+
+
+def tags(cell: Any) -> list[str]:
+    """The tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def first_line(message: object) -> str:
+    """What an error says, in one line."""
+    return (str(message).strip() or type(message).__name__).splitlines()[0].strip()

@@ -1,0 +1,111 @@
+"""The checkpoint of a training, and Ctrl+C in it.
+
+A checkpoint is one safetensors file with the student's and the optimiser's tensors; all else is
+JSON in its header. From it a stopped training goes on with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from signal import SIGINT, default_int_handler, getsignal, signal
+from threading import current_thread, main_thread
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..records import sync_folder, to_dict
+from .training import Training
+
+
+class Checkpoint:
+    """The checkpoint of a training; it belongs to these states, texts, settings and weights."""
+
+    def __init__(self, training: Training, path: Path):
+        t = self.training = training
+        self.path, self.student = path, t.policy.trainable()
+        t.failed = path.with_name(path.stem.lstrip(".") + ".failed.jsonl")
+        about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
+        about += [[to_dict(state) for state in t.states], torch.__version__]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for p in self.student:
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self.identity = digest.hexdigest()
+
+    def save(self) -> None:
+        """Write the file as a whole or not at all; it is on disk when this returns."""
+        t, scalars = self.training, {}
+        tensors = {f"student.{i}": p.detach().cpu() for i, p in enumerate(self.student)}
+        for i, values in t.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
+                else:
+                    scalars.setdefault(str(i), {})[name] = value
+        state = {"history": t.history, "pending": t.pending, "random": t.rng.getstate()}
+        state["scaler"] = t.scaler.state_dict()
+        header = {"identity": self.identity, "state": json.dumps({**state, "scalars": scalars})}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        save_file(tensors, partial, metadata=header)
+        sync_folder(partial)  # the file, as well
+        os.replace(partial, self.path)
+        sync_folder(self.path.parent)
+
+    def restore(self) -> None:
+        """Go on from the file; one that is not there, damaged or of another training is ignored."""
+        t = self.training
+        try:
+            with safe_open(self.path, "pt") as file:
+                header = file.metadata() or {}
+                if header.get("identity") != self.identity:
+                    return
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return
+        state = json.loads(header["state"])
+        optimizer = {int(i): values for i, values in state["scalars"].items()}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                kind, i, *rest = name.split(".")
+                if kind == "student":
+                    self.student[int(i)].copy_(tensor)
+                else:
+                    optimizer.setdefault(int(i), {})[".".join(rest)] = tensor
+        t.optimizer.load_state_dict({**t.optimizer.state_dict(), "state": optimizer})
+        t.scaler.load_state_dict(state["scaler"])
+        version, numbers, gauss = state["random"]
+        t.rng.setstate((version, tuple(numbers), gauss))
+        t.pending[:], t.history[:] = state["pending"], state["history"]
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl+C was pressed; a second Ctrl+C interrupts at once.
+
+    Only in the main thread and where nobody else handles it; elsewhere Ctrl+C is as ever.
+    """
+    pressed = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        print("\nstopping after this step (Ctrl+C again: at once)", flush=True)
+
+    if current_thread() is not main_thread() or getsignal(SIGINT) is not default_int_handler:
+        yield lambda: False
+        return
+    signal(SIGINT, handler)
+    try:
+        yield lambda: pressed
+    finally:
+        signal(SIGINT, default_int_handler)
