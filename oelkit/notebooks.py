@@ -197,8 +197,8 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             raise NotebookError(f"{path.stem} could not be executed: {reason}")
         notebook = nbformat.read(partial, as_version=4)
         cells = clean(notebook)
-        if not reason and (unrun := [i for i, c in enumerate(cells) if unrun(c)]):
-            at, reason = unrun[0], "the notebook exits here, before its end"
+        if not reason and (left := [i for i, c in enumerate(cells) if unrun(c)]):
+            at, reason = left[0], "the notebook exits here, before its end"
         if reason:
             mark_failure(cells, at, reason)
             _write(failed, nbformat.writes(notebook), partial)

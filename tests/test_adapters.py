@@ -172,10 +172,11 @@ def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"r": 10**9}, "says a rank of 1000000000, its matrices have 8 at most"),
+        ({"r": 10**9}, "says a rank of 1000000000, its matrices have 4 at most"),
         ({"rank_pattern": {"q_proj": 10**9}}, "says a rank of 1000000000, its matrices"),
-        ({"r": "8"}, "settings of another kind"),
-        ({"rank_pattern": [8]}, "settings of another kind"),
+        ({"r": "8"}, "r='8', which is of another kind"),
+        ({"rank_pattern": [8]}, r"rank_pattern=\[8\], which is of another kind"),
+        ({"alpha_pattern": {"x": "8"}}, r"a pattern with \['8'\], which are no numbers"),
     ],
 )
 def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(

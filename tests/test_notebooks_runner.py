@@ -208,7 +208,8 @@ def test_a_missing_kernel_is_named(root, monkeypatch):
 
     monkeypatch.setattr(kernelspec, "get_kernel_dict", command)
     fails(root, "01_a .*no-python")
-    assert told(root)[0]["01_a"]["status"] == "failed" and published(root) == []
+    assert told(root)[0]["01_a"]["status"] == "failed"
+    assert published(root) == ["01_a.failed.ipynb"]
 
 
 @pytest.fixture
@@ -376,6 +377,7 @@ def test_refuses_the_ill_typed(kinds, default, value):
 
 
 def test_command_line(root, monkeypatch, capsys):
+    write(root, "00_tour", "")  # by which the root is known
     write(root, "01_a", "assert steps == 5 and run == 'mine'")
     monkeypatch.chdir(root / "notebooks")  # the root is found from below
 

@@ -29,6 +29,7 @@ from .source import notes
 # settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
 SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
+PATTERNS = "rank_pattern", "alpha_pattern"
 # these say nothing of what the adapter computes; fan_in_fan_out follows from the base
 SILENT = ["task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"]
 SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qalora_group_size"]
@@ -137,10 +138,17 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
         )
     if start in OFF_BASE and given.get("use_dora"):
         raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
-    try:
-        return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
-    except (TypeError, AttributeError) as error:  # a text where a number belongs, say
-        raise ValueError(f"{what} has settings of another kind ({error})") from error
+    for key, kind in {
+        "r": int,
+        "lora_alpha": (int, float),
+        **dict.fromkeys(PATTERNS, dict),
+    }.items():
+        if not isinstance(given.get(key) or getattr(default, key), kind):
+            raise ValueError(f"{what} has {key}={given[key]!r}, which is of another kind")
+    numbers = [n for key in PATTERNS for n in (given.get(key) or {}).values()]
+    if not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError(f"{what} has a pattern with {numbers}, which are no numbers")
+    return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
 
 
 def plain_lora(config: LoraConfig) -> LoraConfig:
