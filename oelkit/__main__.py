@@ -10,16 +10,17 @@ import os
 import re
 import sys
 from dataclasses import Field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from . import __version__, commands
 from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
+from .given import did_you_mean
 from .logs import FORMATS
 from .runs.settings import SCALES, Settings
 
 EPILOG = """\
-oelkit COMMAND --help says more, with an example. To begin with:
-  oelkit loop --run first
+oelkit COMMAND --help says more, with an example. To begin with, in a minute:
+  oelkit demo
 
 A mistake ends with one line and exit status 1; OELKIT_DEBUG=1 shows where it came from."""
 FILES = (
@@ -28,6 +29,11 @@ FILES = (
 )
 LOOP = (ModelConfig, ExtractConfig, DistillConfig, EvalConfig, Settings)
 COMMANDS = {  # what each does, an example, and the settings that it takes
+    "demo": ("let a small model learn while you watch, in a minute", "demo", ()),
+    "doctor": ("say what this machine has, which models fit it, and what is missing", "doctor", ()),
+    "init": ("leave a world, a prompt set and a script of your own", "init my_world", ()),
+    "curate": ("open the editor of experience items in the browser", "curate first", ()),
+    "view": ("open the viewer of games and chats in the browser", "view chats.jsonl", ()),
     "notebooks": (
         "execute notebooks in order on one run; the first error stops",
         "notebooks 01_rollout --run look -p seed=1",
@@ -94,11 +100,21 @@ FIELDS = {field.name: field for field in fields(Settings)}
 KINDS = get_type_hints(Settings)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that asks "did you mean …?"; that of a flag does `main`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and one sentence; exit status 2."""
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands; the flags of the loop and of its steps are the fields of `Settings`."""
     how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     about = "Online Experiential Learning in rounds."
-    top = argparse.ArgumentParser("oelkit", description=about, epilog=EPILOG, **how)
+    top = Parser("oelkit", description=about, epilog=EPILOG, **how)
     top.add_argument("--version", action="version", version=f"oelkit {__version__}")
     choices = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example, settings) in COMMANDS.items():
@@ -106,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
         end += f"\n\n{FILES}" if name in STEPS[:-1] else ""
         one = choices.add_parser(name, help=text, description=f"{name}: {text}.", epilog=end, **how)
         one.usage = "oelkit loop [options]" if name == "loop" else None  # so many
+        one.set_defaults(parser=one)
         _add_own(one, name)
         if settings:
             scale = "defaults for the embedded model (tiny), for one of 0.5-2 B parameters (small),"
@@ -149,6 +166,17 @@ def _or_none(kind: type) -> Any:
 def _add_own(one: argparse.ArgumentParser, name: str) -> None:
     """The arguments of a command that are no settings."""
     add = one.add_argument
+    if name == "init":
+        add("folder", metavar="FOLDER", help="made where it is missing")
+    if name == "demo":
+        add("--run", default="first", metavar="NAME", help="run folder runs/NAME (default: first)")
+    if name in ("curate", "view"):
+        what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
+        add("what", metavar="FILE|RUN", help=f"a file ({what}), a name in runs/, or a run's folder")
+        add("--round", type=int, metavar="K", help="of a run (default: its last)")
+        add("--port", type=int, metavar="N", help="at 127.0.0.1 (default: one that is free)")
+        text = "open the page there"
+        add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "export", "data"):
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
@@ -240,7 +268,11 @@ def _seeds(text: str) -> range:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    args = parser().parse_args(argv)
+    args, rest = parser().parse_known_args(argv)
+    if rest:
+        flags = re.findall(r"--[a-z][a-z-]+", args.parser.format_help())
+        meant = did_you_mean(rest[0].split("=")[0], flags)
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
     args.argv = sys.argv[1:] if argv is None else argv
     try:
         # `import` is a word of Python

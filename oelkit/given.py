@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -58,3 +59,10 @@ def _listed(values: Any, what: str) -> list[Any]:
 
 def _shown(value: Any) -> str:
     return f"the {type(value).__name__} {str(value)[:40]!r}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Which of the known words was meant, in parentheses; nothing where none is close."""
+    known = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), known, 1)
+    return f" (did you mean {known[close[0]]}?)" if close else ""

@@ -234,7 +234,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
         at, deadline = cell_index, deadline or time.monotonic() + timeout
 
     fixed: Any = {"kernel_name": "python3", "language": "python", "start_timeout": 600}
-    bar: Any = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
+    bar: Any = {"desc": path.stem, "leave": False, "file": sys.stdout}
     try:
         papermill.execute_notebook(
             nbformat.read(path, as_version=4),
@@ -242,7 +242,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
             parameters,
             **fixed,
             cwd=cwd,
-            progress_bar=bar,
+            progress_bar=bar if sys.stdout.isatty() else False,
             # the rest goes to nbclient: the time that is left for this cell, and our interpreter
             timeout_func=lambda cell: max(1, round(deadline - time.monotonic())),
             on_cell_start=began,

@@ -136,7 +136,7 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
     assert [i.text for i in extract(tiny, games(3), progress=True, prompt_set="paper")] == [
         "from game 0"
     ]
-    assert "empty=2" in capsys.readouterr().err
+    assert "empty=2" in capsys.readouterr().out
 
 
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):

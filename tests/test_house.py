@@ -15,7 +15,7 @@ from house import arrows, excused, functions, imports, lines, modules, parameter
 ROOT = Path(__file__).parents[1]
 # A module imports from its own floor and from those below it.
 FLOORS = (
-    "records text stats config messages redaction given project likeness tables",
+    "records text stats config messages redaction given project progress likeness tables",
     "envs prompts operations statements curation auto_curation exchange logs rows",
     "model",
     "steps",

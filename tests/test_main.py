@@ -24,6 +24,7 @@ from oelkit.runs.driver import WORK
 from oelkit.runs.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PROGRESS = re.compile(r"^(round \d+: |\w+$|\w+: \d+ (of \d+ )?\w+ in ).*\n", re.M)
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def call(place, capsys):
 
 
 def refused(answer, *parts):
-    """It ended with 1 and one line on stderr that says `parts`."""
+    """It ended with 1 and one line on stderr that says `parts`; on stdout only what it did."""
     status, out, err = answer
     lines = err.strip().splitlines()
-    assert (status, out, len(lines)) == (1, "", 1), answer
+    assert (status, PROGRESS.sub("", out), len(lines)) == (1, "", 1), answer
     assert lines[0].startswith("error: ") and all(part in lines[0] for part in parts), lines[0]
 
 
@@ -257,7 +258,9 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     )
     assert "H is a hole." in (run / "report.html").read_text(encoding="utf-8")
     (run / "report.html").unlink()
-    assert call("report", "--run", "first") == (0, out, "") and (run / "report.html").exists()
+    assert "round 2: distill\ndistill: " in out and ", loss=" in out
+    again = call("report", "--run", "first")
+    assert again == (0, PROGRESS.sub("", out), "") and (run / "report.html").exists()
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     other = call("loop", "--run", "first", "--resume", "--seed", "3")
     refused(other, "other settings", "--seed was 0, is 3")
@@ -318,7 +321,8 @@ def test_steps_on_files(call, place, settings):
     status, out, err = call(
         "play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl"
     )
-    assert (status, out) == (0, "written: new/games.jsonl\n"), err
+    assert (status, PROGRESS.sub("", out)) == (0, "written: new/games.jsonl\n"), err
+    assert re.match(r"rollout: 3 games in \S+, won=\d\n", out)
     games = read_jsonl("new/games.jsonl", Trajectory)
     assert [g.seed for g in games] == [4, 5, 6]
     refused(
@@ -480,7 +484,7 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; go on with")
     assert (status, out, err) == (
         130,
-        "",
+        "round 1: rollout\n",
         "stopped in rollout of round 1; go on with `oelkit loop --run first --resume`\n",
     )
 

@@ -2,6 +2,7 @@
 
 They call the library and print; a library is imported where a command needs it."""
 
+from .doctor import doctor
 from .runs import (
     compare,
     export,
@@ -14,18 +15,23 @@ from .runs import (
     settings_of,
     status,
 )
+from .start import curate, demo, init, view
 from .steps import data, distill, evaluate, experience_texts, extract, ifeval, play
 
 __all__ = [
     "compare",
+    "curate",
     "data",
+    "demo",
     "distill",
+    "doctor",
     "evaluate",
     "experience_texts",
     "export",
     "extract",
     "ifeval",
     "import_chats",
+    "init",
     "loop",
     "notebooks",
     "play",
@@ -34,4 +40,5 @@ __all__ = [
     "rollback",
     "settings_of",
     "status",
+    "view",
 ]

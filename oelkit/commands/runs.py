@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..project import find_root
 from ..runs.settings import SCALES, Settings, run_folder
-from .start import copy_notebooks
+from .start import TREE, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ def notebooks(args: Namespace) -> None:
     from ..notebooks import NotebookError, run_notebooks
 
     if args.copy:
-        return copy_notebooks(Path(args.copy))
+        return lay_out(TREE, Path(), Path(args.copy), "open them: cd {} && jupyter lab")
     parameters: dict[str, str] = {}
     for pair in args.parameter:
         name, equals, value = pair.partition("=")
@@ -55,11 +54,9 @@ def loop(args: Namespace) -> None:
         raise ValueError(f"{folder} holds no run to go on with: leave out --resume and --redo")
     settings = _resumed(folder, args) if there else settings_of(args)
     try:
-        from ..model.loading import hide_progress_bars
         from ..runs.run import run_loop
 
-        hide_progress_bars(but_on=sys.stderr)
-        run_loop(folder, settings, progress=sys.stderr.isatty(), redo=args.redo)
+        run_loop(folder, settings, redo=args.redo)
     except KeyboardInterrupt as stop:
         resume = f"go on with `oelkit loop --run {args.run} --resume`"
         raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
@@ -161,14 +158,12 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
 
 def export(args: Namespace) -> None:
     """Write a run's model in other forms, and let each play the held-out maps again."""
-    from ..model.loading import hide_progress_bars
     from ..runs.card import export_table
     from ..runs.export import check_exports, export, push_to_hub
 
     forms = list(dict.fromkeys(args.to or ["peft"]))
     if len(forms) > 1 and (args.out or args.push):
         raise ValueError("--out and --push take one form: give --to once")
-    hide_progress_bars(but_on=sys.stderr)
     run = folder_of(args)
     folders = [export(run, form, args.out, private=args.private) for form in forms]
     if not args.out:  # which is said at the end of each command

@@ -2,36 +2,113 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..project import shipped
+from ..project import find_root, shipped
+from ..runs.settings import Settings, run_folder
 
 # what the notebooks read, by its path in a clone; the model stays where it is
 TREE = ("notebooks", "examples", "data/sample", "data/logs", "data/results", "tests/benchmarks")
-KINDS = (".ipynb", ".py", ".toml", ".md", ".jsonl")
+_KINDS = (".ipynb", ".py", ".toml", ".md", ".jsonl")
 
 
-def copy_notebooks(folder: Path) -> None:
-    """Lay out the notebooks and what they read in a folder.
+def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
+    """Copy what comes with oelkit into a folder.
+
+    Args:
+        parts: paths as in a clone.
+        top: what their paths in the folder begin behind.
+        folder: made where it is missing.
+        then: the next command, with {} for the folder.
 
     Raises:
-        ValueError: There is one of the files already, and it differs; then none is written.
+        ValueError: one of the files is there already and differs; then none is written.
     """
-    root = shipped("")
-    files = [
-        path
-        for part in TREE
-        for path in sorted((root / part).rglob("*"))
-        if path.suffix in KINDS and not {p[0] for p in path.relative_to(root).parts} & {".", "_"}
-    ]
-    pairs = [(path, folder / path.relative_to(root)) for path in files]
+    root = shipped("") / top
+    found = [path for part in parts for path in sorted((root / part).rglob("*"))]
+    found = [p for p in found if p.suffix in _KINDS and "." not in {n[0] for n in p.parts[1:]}]
+    pairs = [(path, folder / path.relative_to(root)) for path in found]
     for path, to in pairs:
         if to.exists() and to.read_bytes() != path.read_bytes():
             raise ValueError(f"{to} is there already and differs: choose another folder")
     for path, to in pairs:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
-    notebooks = folder / "notebooks"
-    print(f"laid out: {len(list(notebooks.glob('*.ipynb')))} notebooks in {notebooks}")
-    print(f"open them: cd {folder} && jupyter lab  (pip install jupyterlab)")
+    print(f"laid out: {len(pairs)} files in {folder}", then.format(folder), sep="\n")
+
+
+def init(args: Namespace) -> None:
+    """Leave a world, a prompt set and a script of the user's own."""
+    then = (
+        "world.py is your world, prompts.toml what is asked, learn.py learns it: python {}/learn.py"
+    )
+    lay_out([""], Path("examples/start"), Path(args.folder), then)
+
+
+def demo(args: Namespace) -> None:
+    """Let a model learn while one watches: one round in a run folder, and what it changed."""
+    from ..runs.run import Run
+    from ..views import plots
+
+    folder = run_folder(args.run, find_root() / "runs")
+    # a world that the embedded model learns in one round, and no more of it than shows that
+    few: dict[str, Any] = {"extract_games": 32, "num_draws": 4, "eval_maps": 64, "rounds": 1}
+    few |= {"run_ablations": False, "gate": "off", "env": "oelkit/FrozenLake4x4-v0"}
+    few |= {"steps": 20, "lr": 1e-3}
+    print("A small model plays a game whose rules nobody tells it. It writes down what it learned,")
+    print("is trained until it needs that text no more, and plays maps that it has never seen.\n")
+    metrics = Run(folder, Settings.of("tiny", **few)).run_all()
+    texts = (folder / "round_1/experience.md").read_text("utf-8").split("## Draw ")
+    wrote = " ".join(line.split(":", 1)[1].strip() for line in texts[1].splitlines() if ":" in line)
+    about = {
+        "base": ("before", "untrained, nothing to read"),
+        "in_context": ("in context", f"untrained, reads what it wrote: {wrote}"),
+        "consolidated": ("after", "trained on that text, reads nothing"),
+    }
+    rates = metrics["rounds"][0]["pass_rate"]
+    print(f"\nWon, of {rates['base']['maps']} maps never seen (95 % intervals):")
+    for arm, (name, what) in about.items():
+        r = rates[arm]
+        print(f"  {name:<10} {r['pass_rate']:4.0%} [{r['low']:.0%}, {r['high']:.0%}]  {what}")
+    picture = Path(os.path.relpath(folder)) / "figures/demo.png"
+    picture.parent.mkdir(exist_ok=True)
+    names = {arm: name for arm, (name, _) in about.items()}
+    plots.styled(_before_and_after)(metrics, names).savefig(picture, dpi=150)
+    print(f"\npicture: {picture}", f"next, edit what it wrote: oelkit curate {args.run}", sep="\n")
+    print(f"then train on your edit:  oelkit loop --run {args.run} --redo")
+
+
+def _before_and_after(metrics: dict, names: dict[str, str]) -> Any:
+    from ..views import plots
+
+    figure, axis = plots.new_figure(size=(6.5, 2.4))
+    rates = metrics["rounds"][0]["pass_rate"]
+    for y, arm in enumerate(names):
+        row = rates[arm]
+        rate = row["pass_rate"], row["low"], row["high"]
+        plots.rate_bar(axis, y, rate, color=plots.COLOURS[arm])
+    plots.percent_axis(axis)
+    axis.set_yticks(range(len(names)), names.values())
+    axis.invert_yaxis()
+    before, after = (f"{rates[arm]['pass_rate']:.0%}" for arm in ("base", "consolidated"))
+    axis.set_title(f"{before} before, {after} after: {rates['base']['maps']} maps never seen")
+    return figure
+
+
+def curate(args: Namespace) -> int:
+    """Open the editor as an app."""
+    from ..views.app import serve
+
+    return serve("curate", args.what, args.round, args.port, args.browser)
+
+
+def view(args: Namespace) -> int:
+    """Open the viewer as an app."""
+    from ..views.app import serve
+
+    return serve("view", args.what, args.round, args.port, args.browser)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 import time
 from argparse import Namespace
 from importlib.metadata import version
@@ -129,11 +128,9 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
 
 def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
     """The policy, and the options that all steps take; last, as it takes long."""
-    from ..model.loading import hide_progress_bars, policy_from_config
+    from ..model.loading import policy_from_config
 
-    hide_progress_bars(but_on=sys.stderr)
-    options = {"prompt_set": settings.prompt_set, "seed": settings.seed}
-    options["progress"] = sys.stderr.isatty()
+    options = {"prompt_set": settings.prompt_set, "seed": settings.seed, "progress": True}
     return policy_from_config(settings, adapter=args.adapter), options
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from ..given import did_you_mean
 from .board import DESCENT_LETTERS
 from .text_env import TextEnv, TextEnvWrapper
 
@@ -59,7 +60,8 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
-        raise ValueError(f"unknown environment {env_id!r} ({error}): known are {known}") from error
+        meant = did_you_mean(env_id, gym.registry) or f" ({error})"
+        raise ValueError(f"unknown environment {env_id!r}{meant}: known are {known}") from error
     except gym.error.Error as error:
         if "Malformed" not in str(error):
             raise

@@ -7,11 +7,15 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -120,10 +124,18 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
     return policy
 
 
-def hide_progress_bars(but_on: TextIO) -> None:
-    """No progress bars of Transformers, for instance in a log, unless the stream is a terminal."""
-    if not but_on.isatty():
-        logging.disable_progress_bar()
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without Transformers' bar of loading weights; those of downloads stay."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        if shown:
+            enable_progress_bars()
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _pick_device(device: str | torch.device) -> torch.device:
@@ -181,7 +193,7 @@ def _load_base(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with clear_errors(name):
+    with clear_errors(name), _no_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..config import Sampling
+from ..progress import Bar
 from ..prompts import load_prompt_set
 from .attention import growing_cache
 from .lora import seeded
@@ -84,7 +84,7 @@ def generate(
         return policy.generate(prompts, replace(sampling, max_new_tokens=new_tokens), seed)
     replies: dict[int, Reply] = {}
     eos, rng = policy.eos_ids, seeded(seed, policy.device)
-    bar = tqdm(desc="generate", total=len(prompts), unit="reply", disable=not progress)
+    bar = Bar("generate", len(prompts), "reply", progress)
     with _generating(policy, sampling), rng, torch.no_grad(), policy.adapter(adapter, True), bar:
         groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
         if any(shared for shared, _ in groups) and not can_share(policy):

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from huggingface_hub import errors as hub
 
+from ..given import did_you_mean
 from ..project import shipped
+from .known import KNOWN
 
 
 def model_folder(name_or_path: str | Path) -> str:
@@ -61,16 +63,30 @@ def clear_errors(name: str) -> Iterator[None]:
             chain.append(e)
             e = e.__cause__ or e.__context__
         kinds = {type(e) for e in chain}
+        meant = did_you_mean(name, ("micro", *KNOWN))
         if hub.GatedRepoError in kinds:
             accept = "accept its terms on the hub and log in to it"
             raise FileNotFoundError(f"{name}: a gated model; {accept}") from error
         if hub.RepositoryNotFoundError in kinds:
             neither = "neither a folder here nor a (public) model on the hub"
-            raise FileNotFoundError(f"{name}: {neither}") from error
+            raise FileNotFoundError(f"{name}{meant}: {neither}") from error
         if kinds & {hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled}:
             raise ConnectionError(
-                f"{name}: no such folder here, and the hub cannot be reached to look for that id; "
-                "check the name, the network, or pass a local folder"
+                f"{name}{meant}: no such folder here, and the hub cannot be reached to look for "
+                "that id; check the name, the network, or pass a local folder"
             ) from error
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{name}: not a usable causal language model ({reason})") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model that is here already: nothing is fetched.
+
+    Raises:
+        OSError: it is not here.
+        ValueError: not a model.
+    """
+    from transformers import AutoTokenizer
+
+    with clear_errors(name):
+        return AutoTokenizer.from_pretrained(model_folder(name), local_files_only=True)

@@ -44,6 +44,7 @@ class Driver:
     settings: Settings
     policy: Policy
     prompts: PromptSet
+    progress: bool
     _writing = False
 
     @property
@@ -152,6 +153,8 @@ class Driver:
         manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
         at = stages.manifest_path(k, stage)
         folder = at.with_name(f".{stage}.partial")
+        if self.progress:
+            print(f"round {k}: {stage}" if k else stage, flush=True)
         files.remove(folder)
         folder.mkdir(parents=True)
         self._note_settings()

@@ -85,7 +85,7 @@ def exported_round(stages: Stages) -> int:
             name = stages.folder.name
             raise ValueError(
                 f"{stages.folder}: {status.name} is {status.state} ({status.why}); finish the run "
-                f"first: python -m oelkit loop --run {name} --resume --redo"
+                f"first: oelkit loop --run {name} --resume --redo"
             )
     return k
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
+from ..given import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         for another scale.
         """
         if scale not in SCALES:
-            raise ValueError(f"no scale {scale!r}: say one of {', '.join(SCALES)}")
+            raise ValueError(
+                f"no scale {scale!r}{did_you_mean(scale, SCALES)}: say one of {', '.join(SCALES)}"
+            )
         return cls(**SCALES[scale] | changes)
 
     @property

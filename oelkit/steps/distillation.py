@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..config import DistillConfig
 from ..model import losses
@@ -36,6 +35,7 @@ from ..model.policy import Policy
 from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
 from ..model.scoring import reply_hidden, token_batches
+from ..progress import Bar
 from ..prompts import PromptSet, with_experience
 from ..records import State
 from .checkpoint import Checkpoint, interrupt_deferred
@@ -94,10 +94,11 @@ def distill(
     saved = checkpoint and Checkpoint(training, Path(checkpoint))
     if saved:
         saved.restore()
-    steps = range(len(history), config.steps)
+    bar = Bar("distill", range(len(history), config.steps), "step", progress)
     with interrupt_deferred() as interrupted:
-        for step in tqdm(steps, "distill", unit="step", disable=not progress, mininterval=1):
+        for step in bar:
             history.append(distill_step(training, step))
+            bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
             warn_of(training)
             if on_step:
                 on_step(history[-1])

@@ -20,12 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from .. import given
 from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
+from ..progress import Bar
 from ..prompts import PromptSet, extract_messages, load_prompt_set
 from ..records import Evidence, ExperienceItem, Message, Trajectory
 from ..text import (
@@ -112,7 +111,7 @@ def extract(
     if not show_previous:  # nothing depends on what came before: one call
         lanes = [_Lane(lane.draw, [lane.games[i]], False) for i in range(n) for lane in lanes]
     counts: Counter[str] = Counter()
-    step, bar = 0, tqdm(total=n * num_draws, desc="extract", disable=not progress, mininterval=1)
+    step, bar = 0, Bar("extract", n * num_draws, "game", progress)
     with bar:
         while lanes:
             messages = [lane.messages(prompt_set, room) for lane in lanes]

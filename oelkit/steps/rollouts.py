@@ -15,12 +15,11 @@ from itertools import compress
 from threading import current_thread, main_thread
 from typing import Any
 
-from tqdm import tqdm
-
 from .. import envs, given
 from ..config import Sampling
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
+from ..progress import Bar
 from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience
 from ..records import Outcome, State, Trajectory, Turn
 
@@ -93,6 +92,12 @@ def rollout(
             games.append(_Game(envs.make(env_id, **kwargs), env_id, s, text))
             worlds.callback(games[-1].close)
             games[-1].begin()
+    bar = Bar("rollout", len(seeds), "game", progress)
+    with bar, ExitStack() as worlds:  # closed also where one of them raises
+        games = [
+            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), s, t)
+            for s, t in zip(seeds, texts)
+        ]
         for turn in range(max(game.env.max_turns for game in games)):
             live = [game for game in games if game.outcome is None]
             prompts = [game.prompt(prompt_set) for game in live]
@@ -110,6 +115,7 @@ def rollout(
             for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
                 game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
             bar.update(sum(game.outcome is not None for game in live))
+            bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
     out = []
     for i, game in enumerate(games):
         name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"

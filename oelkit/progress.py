@@ -1,0 +1,43 @@
+"""What one sees of long work: a bar where it can move, in a log one line when it is done."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def moves() -> bool:
+    """Whether a bar can move on stdout: on a terminal, and in a notebook."""
+    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
+
+
+class Bar(tqdm):
+    """A bar with what is left, on stdout, because notebooks show stderr as if something was wrong.
+
+    Args:
+        name: what is done.
+        work: how many units there are; or their numbers, to walk over, of which those below the
+            first are done.
+        unit: one of them, in the singular.
+        show: False for neither bar nor line.
+    """
+
+    def __init__(self, name: str, work: int | range, unit: str, show: bool):
+        self._moves = moves()
+        how: dict[str, Any] = {"desc": name, "unit": unit, "disable": not show, "mininterval": 1}
+        if isinstance(work, range):
+            how |= {"iterable": work, "initial": work.start}
+            work = work.stop
+        super().__init__(total=work, file=sys.stdout if self._moves else io.StringIO(), **how)
+
+    def close(self) -> None:
+        """Leave the bar as it stands, or print the line."""
+        if not (self.disable or self._moves):
+            done = self.n if self.n == self.total else f"{self.n} of {self.total}"
+            took = self.format_interval(self.format_dict["elapsed"])
+            more = f", {self.postfix}" if self.postfix else ""
+            print(f"{self.desc}: {done} {self.unit}s in {took}{more}", flush=True)
+        super().close()

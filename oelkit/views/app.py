@@ -1,0 +1,146 @@
+"""Editor and viewer as apps of their own: one notebook, whose only cell calls `page`, in Voila."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..curation import Curation
+from ..logs import read_chats
+from ..project import find_root
+from ..prompts import PromptSet, with_experience
+from ..records import RecordError, Trajectory, read_jsonl
+from ..runs.settings import run_folder
+
+NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
+# nothing else on the page, and the view as high as it is
+STYLE = """<style>
+body { overflow: hidden; }
+body, .jp-Cell, .jp-OutputArea-output, .jp-OutputArea-child {
+  padding: 0 !important; margin: 0 !important;
+}
+.oel {
+  height: 100vh !important; border: 0 !important; border-radius: 0 !important;
+  resize: none !important;
+}
+</style>"""
+# as in voila.json: no page asks for anything outside this machine
+CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+def serve(kind: str, what: str, round: int | None, port: int | None, browser: bool) -> int:
+    """Serve a view at 127.0.0.1 until Ctrl+C; returns Voila's exit status.
+
+    Args:
+        kind: "curate" or "view".
+        what: a file, or a run by name or folder.
+        round: of a run (None: the last that has what is shown).
+        port: None: one that is free.
+        browser: whether the page is opened in the browser.
+
+    Raises:
+        ValueError: there is nothing to show; said before the server starts.
+        ImportError: Voila is not installed.
+    """
+    if find_spec("voila") is None:
+        raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
+    path = place(kind, what, round)
+    (editor if kind == "curate" else viewer)(path)
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    headers = {"headers": {"Content-Security-Policy": CSP}}
+    command = [sys.executable, "-W", "ignore", "-m", "voila", str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
+    command += [f"--port={port}", f"--Voila.tornado_settings={headers}", "--Voila.log_level=ERROR"]
+    # a kernel that has imported everything waits for the next page
+    command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
+    command += [] if browser else ["--no-browser"]
+    print(f"{path}: http://127.0.0.1:{port}/ (Ctrl+C ends it)", flush=True)
+    given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
+    try:
+        return subprocess.run(command, env=os.environ | given, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def place(kind: str, what: str, round: int | None) -> Path:
+    """The file that is shown: of a run that of its last round, or of the round that is named."""
+    name = "items.jsonl" if kind == "curate" else "trajectories.jsonl"
+    path = Path(what)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        path = run_folder(what, find_root() / "runs")
+    if (path / name).is_file():  # a round's folder
+        return path / name
+    rounds = sorted(path.glob(f"round_*/{name}"), key=lambda p: int(p.parent.name[6:]))
+    found = [p for p in rounds if round in (None, int(p.parent.name[6:]))]
+    if not found:
+        raise ValueError(f"{what}: no such file, and no run in {path} with a {name} to show")
+    return found[-1]
+
+
+def page() -> None:
+    """Show what `serve` was asked for; the notebook's only cell."""
+    from IPython.display import HTML, display
+
+    kind, path = json.loads(os.environ["OELKIT_APP"])
+    display(HTML(STYLE), (editor if kind == "curate" else viewer)(Path(path)))
+
+
+def editor(path: Path) -> Any:
+    """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one."""
+    from .widgets import experience_editor
+
+    options: dict[str, Any] = {"games": games(path.with_name("trajectories.jsonl"))}
+    record = path.parent.parent / "run.json"
+    if record.is_file():
+        about = json.loads(record.read_text("utf-8"))
+        options |= _teacher(about, options["games"])
+    return experience_editor(Curation.open(path, path.with_name("curation.jsonl")), **options)
+
+
+def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
+    """Tokens, budget and the whole prompt, if the run's model is there."""
+    from ..model.source import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(about["settings"]["model"])
+    except (OSError, ValueError):
+        return {}
+    prompts = PromptSet(**about["prompts"])
+    first = [{"role": "user", "content": ""}]
+    state = next((turn.prompt for game in games for turn in game.turns), first)
+
+    def prompt(experience: str) -> str:
+        messages = with_experience(prompts, state, experience)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    budget = about["settings"]["budget_tokens"]
+    return {"tokenizer": tokenizer, "budget_tokens": budget, "prompt": prompt}
+
+
+def viewer(path: Path) -> Any:
+    """The viewer of trajectories, or of a chat log; with the items of its round, if any."""
+    from .widgets import trajectory_viewer
+
+    items, log = path.with_name("items.jsonl"), path.with_name("curation.jsonl")
+    seen = Curation.open(items, log) if items.is_file() else ()
+    return trajectory_viewer(games(path), items=seen)
+
+
+def games(path: Path) -> list[Trajectory]:
+    """Trajectories of a file, which may be a chat log; none where there is no file."""
+    if not path.is_file():
+        return []
+    try:
+        return [game for game in read_jsonl(path, Trajectory) if game.turns]
+    except RecordError:
+        return list(read_chats(path, on_bad="skip"))
