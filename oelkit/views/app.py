@@ -22,12 +22,9 @@ NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
 # nothing else on the page, and the view as high as it is
 STYLE = """<style>
 body { overflow: hidden; }
-body, .jp-Cell, .jp-OutputArea-output, .jp-OutputArea-child {
-  padding: 0 !important; margin: 0 !important;
-}
 .oel {
-  height: 100vh !important; border: 0 !important; border-radius: 0 !important;
-  resize: none !important;
+  position: fixed !important; inset: 0; width: 100vw; height: 100vh !important;
+  border: 0 !important; border-radius: 0 !important; resize: none !important;
 }
 </style>"""
 # as in voila.json: no page asks for anything outside this machine

@@ -1,0 +1,31 @@
+"""`oelkit curate` and `oelkit view`: the widgets alone on a page, in Voila."""
+
+import shutil
+
+import pytest
+
+from oelkit.records import read_jsonl
+
+from .pages import PICTURES, SAMPLE, SLOW, press, until
+
+
+@pytest.mark.parametrize("kind, row", [("curate", ".oel-editor"), ("view", ".oel-viewer")])
+def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row):
+    mine = shutil.copytree(SAMPLE, place / "mine")
+    (mine / "curation.jsonl").unlink()
+    what = mine / ("items.jsonl" if kind == "curate" else "trajectories.jsonl")
+    url = serve("oelkit", kind, str(what), "--no-browser")
+    page = new_page(1400, 900)
+    page.goto(url, timeout=SLOW, wait_until="commit")
+    page.locator(".oel-row, .ov-row").first.click(timeout=SLOW)
+    box = page.locator(row).bounding_box()
+    assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
+    assert page.evaluate("document.documentElement.scrollHeight") == 900
+    if PICTURES:
+        page.screenshot(path=f"{PICTURES}/app_{kind}.png")
+    if kind == "curate":
+        press(page, "x")
+        log = mine / "curation.jsonl"
+        until(page, lambda: log.exists() and [o["op"] for o in read_jsonl(log)] == ["reject"])
+    else:
+        assert page.locator(".ov-row").count() > 3

@@ -1,0 +1,175 @@
+"""The first ten minutes: what is installed, and what the commands leave in an empty folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from oelkit import __main__ as cli
+from oelkit.given import did_you_mean
+from oelkit.model.known import KNOWN
+from oelkit.project import shipped
+from oelkit.records import Trajectory, read_jsonl
+from oelkit.views import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def said(capsys, *arguments):
+    try:
+        status = cli.main(list(arguments))
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(
+    "line, meant",
+    [
+        ("plya --out x", "play"),
+        ("play --sedes 0:3 --out x", "--seeds"),
+        ("loop --scale smal", "small"),
+        ("play --env oelkit/FrozenLak4x4-v0 --out x", "oelkit/FrozenLake4x4-v0"),
+        ("play --model Qwen/Qwen3-1.7 --out x", "Qwen/Qwen3-1.7B"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(line, meant, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "oelkit", *line.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (1, 2) and f"(did you mean {meant}?)" in done.stderr, done.stderr
+
+
+def test_what_is_far_from_everything_is_not_guessed(capsys):
+    assert did_you_mean("frozen", ["sokoban", "sql"]) == ""
+    status, _, err = said(capsys, "play", "--out", "x", "--frobnicate")
+    assert status == 2 and "unrecognized arguments: --frobnicate" in err and "mean" not in err
+
+
+def test_version_and_doctor(capsys):
+    assert said(capsys, "--version")[:2] == (0, "oelkit 0.1.0\n")
+    status, out, _ = said(capsys, "doctor")
+    assert status == 0 and "runs on: " in out and "GiB free of" in out
+    assert all(f"\n{name} " in out for name in KNOWN) and "missing" in out
+
+
+def test_the_sizes_of_known_models_are_theirs():
+    """By the numbers of weights that their model cards give."""
+    cards = {"Qwen3-1.7B": 1.7e9, "Qwen3-8B": 8.2e9, "SmolLM2-135M": 135e6, "Qwen2.5-0.5B": 494e6}
+    for name, sizes in KNOWN.items():
+        for card, weights in cards.items():
+            if card in name:
+                assert sizes.linear + sizes.embedding == pytest.approx(weights, rel=0.02)
+        assert sizes.training_bytes("nf4") < sizes.training_bytes("bfloat16")
+        assert sizes.training_bytes("bfloat16") < sizes.training_bytes("float32")
+
+
+@pytest.mark.slow
+def test_what_init_leaves_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = said(capsys, "init", "mine")
+    assert status == 0 and "python mine/learn.py" in out
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {
+        "learn.py",
+        "prompts.toml",
+        "world.py",
+    }
+    done = subprocess.run(
+        [sys.executable, "mine/learn.py", "micro", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["before", "in", "after"]
+    assert (tmp_path / "mine/my_adapter/adapter_config.json").exists()
+    (tmp_path / "mine/world.py").write_text("mine")
+    assert "there already and differs" in said(capsys, "init", "mine")[2]
+
+
+def files_below(*folders):
+    return {p for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_needs_no_clone(tmp_path):
+    """pip installs the project into a new environment, which borrows the other packages from this
+    one; the demo then runs in an empty folder, and writes nowhere else.
+    """
+    place, home, empty = (tmp_path / name for name in ("env", "home", "empty"))
+    for folder in (home, empty):
+        folder.mkdir()
+    venv.create(place, with_pip=False)
+    scripts = place / ("Scripts" if os.name == "nt" else "bin")
+    python, oelkit = scripts / "python", scripts / "oelkit"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, str(ROOT)], check=True)
+    vary = {"base": str(place), "platbase": str(place)}
+    site = Path(sysconfig.get_path("purelib", "venv", vars=vary))
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "XDG", "MPL"))}
+    env |= {"HOME": str(home), "USERPROFILE": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*command):
+        done = subprocess.run(command, cwd=empty, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert str(site) in run(python, "-c", "import oelkit; print(oelkit.__file__)")
+    before = files_below(home, place)
+    out = run(oelkit, "demo")
+    assert [line.split()[0] for line in out.splitlines() if "%" in line] == [
+        "before",
+        "in",
+        "after",
+    ]
+    assert "oelkit curate first" in out and (empty / "runs/first/figures/demo.png").exists()
+    assert {path.name for path in empty.iterdir()} == {"runs"}
+    # matplotlib keeps a list of fonts, once for all programs
+    written = files_below(home, place) - before
+    assert {p.name for p in written if "fontlist" not in p.name} == set(), written
+    run(oelkit, "notebooks", "--copy", "mine")
+    assert (empty / "mine/notebooks/00_tour.ipynb").exists()
+
+
+def test_what_an_app_shows_of_a_run_of_a_round_and_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k in (1, 2, 10):
+        folder = tmp_path / f"runs/mine/round_{k}"
+        folder.mkdir(parents=True)
+        (folder / "items.jsonl").write_text("")
+    last = tmp_path / "runs/mine/round_10/items.jsonl"
+    assert app.place("curate", "mine", None) == last
+    assert app.place("curate", "runs/mine", 2).parent.name == "round_2"
+    assert app.place("curate", "runs/mine/round_1", None).parent.name == "round_1"
+    assert app.place("curate", str(last), None) == last
+    for what, k in (("mine", 3), ("other", None)):
+        with pytest.raises(ValueError, match="no run"):
+            app.place("curate", what, k)
+    with pytest.raises(ValueError, match=r"trajectories\.jsonl"):
+        app.place("view", "mine", None)
+
+
+def test_apps_say_what_is_missing_before_a_server_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "no such file" in said(capsys, "curate", "nothing")[2]
+    (tmp_path / "items.jsonl").write_text("{}\n")
+    assert "items.jsonl, line 1" in said(capsys, "curate", "items.jsonl")[2]
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert "pip install voila" in said(capsys, "view", "items.jsonl")[2]
+
+
+def test_a_chat_log_is_viewed_as_it_is():
+    games = app.games(shipped("data/logs/lake_chats.jsonl"))
+    assert len(games) > 5 and all(isinstance(game, Trajectory) for game in games)
+    sample = shipped("data/sample/trajectories.jsonl")
+    assert app.games(sample) == [g for g in read_jsonl(sample, Trajectory) if g.turns]
