@@ -491,7 +491,7 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
 
 def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     status, out, _ = call("notebooks", "--copy", "mine")
-    assert status == 0 and "notebooks in mine/notebooks" in out
+    assert status == 0 and "files in mine\nopen them: cd mine" in out
     theirs = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {path.name for path in (place / "mine/notebooks").iterdir()} == theirs
     sources = "".join(path.read_text("utf-8") for path in (place / "mine/notebooks").iterdir())

@@ -31,8 +31,8 @@ def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
     """
     root = shipped("") / top
     found = [path for part in parts for path in sorted((root / part).rglob("*"))]
-    found = [p for p in found if p.suffix in _KINDS and "." not in {n[0] for n in p.parts[1:]}]
-    pairs = [(path, folder / path.relative_to(root)) for path in found]
+    inside = [path.relative_to(root) for path in found if path.suffix in _KINDS]
+    pairs = [(root / p, folder / p) for p in inside if not any(n[0] == "." for n in p.parts)]
     for path, to in pairs:
         if to.exists() and to.read_bytes() != path.read_bytes():
             raise ValueError(f"{to} is there already and differs: choose another folder")
