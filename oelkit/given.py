@@ -63,6 +63,6 @@ def _shown(value: Any) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Which of the known words was meant, in parentheses; nothing where none is close."""
-    known = {name.lower(): name for name in known}
-    close = get_close_matches(word.lower(), known, 1)
+    known = {name.lower().lstrip("-"): name for name in known}
+    close = get_close_matches(word.lower().lstrip("-"), known, 1, cutoff=0.74)
     return f" (did you mean {known[close[0]]}?)" if close else ""

@@ -50,7 +50,7 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(line, meant, tm
 
 
 def test_what_is_far_from_everything_is_not_guessed(capsys):
-    assert did_you_mean("frozen", ["sokoban", "sql"]) == ""
+    assert did_you_mean("oelkit/Nowhere-v0", ["oelkit/Sql-v0", "oelkit/Sokoban-v0"]) == ""
     status, _, err = said(capsys, "play", "--out", "x", "--frobnicate")
     assert status == 2 and "unrecognized arguments: --frobnicate" in err and "mean" not in err
 
