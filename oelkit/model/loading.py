@@ -7,7 +7,6 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature

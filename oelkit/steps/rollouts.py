@@ -85,19 +85,13 @@ def rollout(
     options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
     room = policy.context_length - options["max_new_tokens"]
-    bar = tqdm(total=len(seeds), desc="rollout", unit="game", disable=not progress, mininterval=1)
+    bar = Bar("rollout", len(seeds), "game", progress)
     games: list[_Game] = []
     with bar, ExitStack() as worlds:  # closed also where something raises
         for s, text in zip(seeds, texts):
             games.append(_Game(envs.make(env_id, **kwargs), env_id, s, text))
             worlds.callback(games[-1].close)
             games[-1].begin()
-    bar = Bar("rollout", len(seeds), "game", progress)
-    with bar, ExitStack() as worlds:  # closed also where one of them raises
-        games = [
-            _Game(worlds.enter_context(closing(envs.make(env_id, **kwargs))), s, t)
-            for s, t in zip(seeds, texts)
-        ]
         for turn in range(max(game.env.max_turns for game in games)):
             live = [game for game in games if game.outcome is None]
             prompts = [game.prompt(prompt_set) for game in live]
