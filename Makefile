@@ -42,9 +42,10 @@ test-fast: .venv/installed-test
 test: .venv/installed-test
 	$(PYTEST) $(ARGS)
 
-# 30 runs killed at random moments and resumed; figures in data/results
+# 30 runs killed at random moments and resumed, a million hostile inputs; figures in data/results
 soak: .venv/installed-test
 	OMP_NUM_THREADS=1 $(PY) tests/soak.py $(ARGS)
+	$(PY) tests/fuzz.py
 
 bench: .venv/installed-bench
 	$(PY) tests/benchmarks/bench.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)

@@ -31,6 +31,7 @@ import oelkit.envs.sql  # registers its worlds
 from oelkit import envs, logs, prompts, text
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
+from oelkit.likeness import similar
 from oelkit.notebooks import NotebookError, Parameter, convert
 from oelkit.operations import Op, Operation, read_log
 from oelkit.records import (
@@ -348,7 +349,7 @@ def items(reply: str) -> None:
         assert told.count("\n") == max(0, len(found) - 1)
         assert text.parse_items(told, strict=True) == [text.well_formed(item) for item in found]
         assert len(text.truncate_to_budget(told, 40, len)) <= 40
-        text.similar([reply, *found[:20]], 0.8)
+        similar([reply, *found[:20]])
         for item in found[:3]:
             text.word_diff(reply, item)
 
