@@ -35,8 +35,9 @@ def doctor(args: Namespace) -> None:
         told = [f"{_gib(n)} {'fits' if n < 0.9 * here.free else 'no'}" for n in needs]
         print(f"{name:<36}" + "".join(f"{text:>16}" for text in told))
     print(
-        f"The most that a step takes: sequences of {SEQUENCE_TOKENS:,} tokens one at a time, an "
-        f"experience of {EXPERIENCE_TOKENS:,}.\nprint(memory_plan(load_policy(NAME))) measures it. "
+        f"What a step takes at least: a sequence of {SEQUENCE_TOKENS:,} tokens at a time, "
+        f"checkpointed, an experience of {EXPERIENCE_TOKENS:,}.\n"
+        "print(memory_plan(load_policy(NAME))) measures it. "
         "The embedded model, micro, fits everywhere."
     )
     missing = [row for row in _OPTIONAL if find_spec(row[0]) is None]
