@@ -132,10 +132,6 @@ def test_a_fresh_environment_needs_no_clone(tmp_path):
     out = run(oelkit, "demo")
     arms = re.findall(r"^  (before|in context|after) +\d+% \[", out, re.M)
     assert arms == ["before", "in context", "after"]
-        "before",
-        "in",
-        "after",
-    ]
     assert "oelkit curate first" in out and (empty / "runs/first/figures/demo.png").exists()
     assert {path.name for path in empty.iterdir()} == {"runs"}
     # matplotlib keeps a list of fonts, once for all programs
