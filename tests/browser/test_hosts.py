@@ -10,7 +10,7 @@ import pytest
 
 from oelkit.records import read_jsonl
 
-from .pages import JUPYTER, ROOT, SLOW, open_notebook, press, until
+from .pages import JUPYTER, PICTURES, ROOT, SLOW, open_notebook, press, until
 
 
 def test_voila_is_the_curation_app(serve, place, new_page):
@@ -149,3 +149,28 @@ def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder
             in json.dumps(nbformat.read(place / "notebooks" / "lab.ipynb", 4))
         ),
     )
+
+
+def test_after_a_reload_without_the_kernel_the_table_stands_in_its_place(serve, place, new_page):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LAB)], metadata=kernel)
+    nbformat.write(notebook, place / "notebooks" / "lab.ipynb")
+    url = serve("jupyterlab", *JUPYTER, "--LabApp.expose_app_in_browser=True")
+    page = new_page()
+    open_notebook(page, f"{url}/lab/tree/notebooks/lab.ipynb")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.locator(".oel-row").first.click(timeout=SLOW)
+    assert not page.locator(".oel-static").is_visible()
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    saved = place / "notebooks" / "lab.ipynb"
+    until(page, lambda: "oel-static" in saved.read_text("utf-8"))
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.reload(timeout=SLOW, wait_until="commit")
+    page.locator(".oel-static table").wait_for(timeout=SLOW)
+    until(page, lambda: page.get_by_text("note 3").first.is_visible())
+    until(page, lambda: page.get_by_text("Loading widget").count() == 0)
+    page.wait_for_timeout(3000)
+    if PICTURES:
+        page.screenshot(path=f"{PICTURES}/editor_without_kernel.png")
+    assert page.locator(".oel-static table").is_visible()
+    assert not page.get_by_text("Error displaying widget").is_visible()

@@ -19,9 +19,10 @@ from ...envs.board import symbol_kinds
 
 # the error stands alone in its element, a live widget has elements in it
 STATIC = """<div class="oel-static">{html}<style>
-.jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none; }}
-.jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none; }}
-</style></div>"""  # noqa: E501
+.jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *),
+.jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*))
+{{ display: none; }}
+</style></div>"""
 
 
 def source(*names: str) -> str:
