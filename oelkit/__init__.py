@@ -71,6 +71,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runs":  # a package, and a mapping
+        return import_module(".runs", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'oelkit' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)

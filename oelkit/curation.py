@@ -32,13 +32,13 @@ from .operations import (
 )
 from .records import AnyPath, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
 from .statements import Statement, items_for_draw, said_once, statements
-from .tables import frame
+from .tables import Brief, Shown, frame
 from .text import experience_text, one_line, over_budget, word_diff, wording
 
 Ids = str | Sequence[str]
 
 
-class Curation:
+class Curation(Shown):
     """Items, their log and the state that follows from both.
 
     If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an
@@ -224,10 +224,15 @@ class Curation:
         done = [op for op in self._done if id in op.ids or id in op.new]
         return [replace(op, reason=why.get(op.n, op.reason)) for op in done]
 
-    def __repr__(self) -> str:
+    plotted = "item", "draws"
+
+    def brief(self) -> Brief:
+        """How many items are in which status; a row for each statement."""
         counts = Counter(item.status for item in self.items)
         parts = ", ".join(f"{n} {status}" for status, n in counts.items())
-        return f"Curation({len(self.items)} items: {parts})"
+        rows = [(s.status, s.text, len(s.draws), len(s.evidence)) for s in self.statements()]
+        columns = ("status", "item", "draws", "evidence")
+        return f"Curation({len(self.items)} items: {parts})", columns, rows
 
     def kept(self, draw: int | None = None) -> list[CuratedItem]:
         """The accepted items in order, of all draws or one; once what is for every draw."""
@@ -251,9 +256,9 @@ class Curation:
         self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None
     ) -> str:
         """The text that the teacher reads: the kept items, one a line, within a budget if given."""
-        if budget_tokens is None:
-            return experience_text(self.kept(draw))
-        return experience_text(self.within_budget(budget_tokens, tokenizer, draw)[0])
+        within = budget_tokens is not None
+        kept = self.within_budget(budget_tokens, tokenizer, draw)[0] if within else self.kept(draw)
+        return experience_text(kept)
 
     def statements(self) -> list[Statement]:
         """The view by what is said, first what most draws wrote in the same words."""
@@ -266,31 +271,18 @@ class Curation:
 
     def duplicates(self, threshold: float = 0.75) -> list[list[str]]:
         """Groups of ids whose items say nearly the same; see `likeness.similar`."""
-        items = self.items
-        groups = similar([item.text for item in items], threshold)
-        return [[items[k].id for k in group] for group in groups]
+        ids, texts = [item.id for item in self.items], [item.text for item in self.items]
+        return [[ids[k] for k in group] for group in similar(texts, threshold)]
 
     def to_frame(self) -> Any:
         """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
-        columns = [
-            "id",
-            "status",
-            "text",
-            "original",
-            "evidence",
-            "parents",
-            "model",
-            "round",
-            "draw",
-        ]
+        columns = ["id", "status", "text", "original", "evidence", "parents"]
+        columns += ["model", "round", "draw"]
         return frame(columns, [[getattr(item, c) for c in columns] for item in self.items])
 
 
 def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) -> Curation:
-    """A recorded session, a log file or its operations, on the same items.
-
-    Later operations are not written to it.
-    """
+    """A recorded session, a log file or its operations, on the same items; it is not written to."""
     curation = Curation(items)
     curation.load(read_log(Path(log)) if isinstance(log, str | os.PathLike) else log)
     return curation

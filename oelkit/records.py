@@ -1,9 +1,8 @@
 """What the steps hand to each other: frozen dataclasses, kept as JSON Lines.
 
 One line on disk is `{"schema": 1, ...fields...}`. Fields that this version does not know are kept
-in `extra` and written back, so that a file may pass through an older oelkit unharmed. Nothing is
-pickled; token ids and tensors do not live here, nor is decided here where files lie. Departure: the
-paper's code keeps pickles in a temporary folder.
+in `extra` and written back, so that a file may pass through an older oelkit unharmed. Departure:
+the paper's code keeps pickles in a temporary folder.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
+from .tables import Brief, Shown
+
 try:
     import fcntl
 except ImportError:  # Windows: an append is then guarded by the size check alone
     fcntl = None
-
 SCHEMA = 1
 _ESCAPE = "backslashreplace"  # a lone surrogate, as broken model output has it, as in JSON
 T = TypeVar("T")
@@ -58,8 +58,8 @@ class Turn:
     extra: Fields = field(default_factory=Fields, hash=False)
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Shown):
     """One whole game (or one logged conversation)."""
 
     id: str
@@ -71,6 +71,12 @@ class Trajectory:
     outcome: Outcome
     feedback: str
     extra: Fields = field(default_factory=Fields, hash=False)
+
+    def brief(self) -> Brief:
+        """How it ended; a row for each turn."""
+        rows = [(n, t.action, t.feedback, t.reply) for n, t in enumerate(self.turns, 1)]
+        columns = ("turn", "action", "feedback", "reply")
+        return f"Trajectory {self.id}: {self.outcome} in {len(rows)} turns", columns, rows
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,8 @@ class ExperienceItem:
 
 
 class RecordError(ValueError):
-    """A bad record.
-
-    `records` holds the good ones of the file, `bad` a (line, field, message) for each bad line; a
-    field of None says that the line is not JSON at all, as one is that a crash has cut off.
+    """A bad record: `records` are the good ones of the file, `bad` is a (line, field, message) for
+    each bad line; field None: not JSON at all, as a line is that a crash has cut off.
     """
 
     def __init__(self, message: str, records: Iterable[Any] = (), bad: Iterable[BadLine] = ()):
@@ -236,8 +240,7 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
 
 def write_text(path: AnyPath, text: str) -> None:
     """Write a text file as a whole or not at all; it is on disk (fsync) when this returns."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "wb") as f:
@@ -268,9 +271,8 @@ def write_jsonl(path: AnyPath, records: Iterable[Any]) -> None:
 def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None) -> int:
     """Append one record or dict; it is on disk (fsync) when this returns its new size in bytes.
 
-    With `expected_size` (bytes, as last seen) another size is a ConflictError, and nothing is
-    written. If writing fails (a full disk), the file is left as it was. A last line without its
-    newline is closed first.
+    With `expected_size` (bytes, as last seen) another size is a ConflictError and nothing is
+    written; nor is anything where writing fails. A last line without its newline is closed first.
     """
     path, line = Path(path), _line(record).encode("utf-8", _ESCAPE)
     path.parent.mkdir(parents=True, exist_ok=True)

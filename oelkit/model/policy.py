@@ -19,13 +19,14 @@ from jinja2 import TemplateError
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
+from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, content_text, well_formed
 from .adapters import Adapters
 from .head import Head, head_of
 
 
-@dataclass(eq=False)
-class Policy(Adapters):
+@dataclass(eq=False, repr=False)
+class Policy(Shown, Adapters):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -38,6 +39,19 @@ class Policy(Adapters):
     """The model folder, or the hub id again; a folder may hold an oelkit.json and a probe.jsonl."""
     date: str = ModelConfig.date
     """What a chat template that prints today's date prints."""
+
+    def brief(self) -> Brief:
+        """Name, size and place; a row for each setting."""
+        size, trained = (
+            f"{sum(p.numel() for p in ps) / 1e6:.3g} M"
+            for ps in (self.base_lm.parameters(), self.trainable())
+        )
+        where = f"{str(self._embedding.dtype).removeprefix('torch.')} on {self.device}"
+        line = f"Policy {self.name}: {size} parameters, {trained} of them trained, {where}"
+        rows = [("architecture", type(self.base_lm).__name__)]
+        rows += [("context", f"{self.context_length:,} tokens"), ("source", self.source)]
+        rows += [("prompt set", self.default_prompt_set), ("thinking", str(self.enable_thinking))]
+        return line, ("setting", "value"), rows
 
     @property
     def context_length(self) -> int:

@@ -1,1 +1,25 @@
-"""Rounds in a run folder: settings, stages, resume."""
+"""Rounds in a run folder: settings, stages, resume.
+
+As a mapping it holds the runs of the runs folder by name, to look at: `oelkit.runs["demo"]`.
+"""
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+from ..project import find_root
+from .saved import SavedRun
+
+
+class _Runs(ModuleType):
+    def __getitem__(self, name: str) -> SavedRun:
+        return SavedRun(find_root() / "runs" / name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(p.parent.name for p in (find_root() / "runs").glob("*/run.json")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+sys.modules[__name__].__class__ = _Runs  # subscripts are looked up in the class

@@ -23,8 +23,10 @@ from ..model.policy import Policy
 from ..prompts import load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..steps.evaluation import probe
+from ..tables import Brief, Shown
 from . import files, gate, measures, work
 from .driver import Driver, versions
+from .saved import SavedRun
 from .settings import Settings, check_ranges, run_folder
 from .stages import read_run
 from .table import ARMS
@@ -33,7 +35,7 @@ HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have
 _LATER = ("rounds", "run_ablations", "gate")  # settings that may change in a run
 
 
-class Run(Driver):
+class Run(Driver, Shown):
     """A run folder, its settings and its policy; the methods are the stages of a round."""
 
     def __init__(
@@ -91,6 +93,12 @@ class Run(Driver):
         return cls(
             folder, Settings(**read_run(Path(folder))["settings"]), policy, progress=progress
         )
+
+    plotted = SavedRun.plotted
+
+    def brief(self) -> Brief:
+        """As of `SavedRun`."""
+        return SavedRun(self.folder).brief()
 
     def _load_policy(self, policy: Policy | None) -> None:
         s = self.settings

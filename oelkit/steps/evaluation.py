@@ -5,6 +5,7 @@ best fixed plan and the ceiling from `envs.bounds`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import Outcome, Trajectory, read_jsonl
 from ..stats import paired_bootstrap, wilson_interval
+from ..tables import Brief, Shown, frame
 from .rollouts import rollout
 
 
-@dataclass(frozen=True)
-class EvalReport:
+@dataclass(frozen=True, repr=False)
+class EvalReport(Shown):
     """Pass rate over n episodes with its 95 % interval; reply tokens and truncation per turn."""
 
     pass_rate: float
@@ -34,6 +36,25 @@ class EvalReport:
     reply_tokens: float
     truncated: float
     trajectories: list[Trajectory]
+
+    plotted = "outcome", "games"
+
+    def brief(self) -> Brief:
+        """The pass rate with its interval; a row for each outcome."""
+        rate = f"{self.pass_rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
+        line = f"EvalReport: {rate} passed, {self.n} games on {self.maps} maps, "
+        line += f"{self.reply_tokens:.1f} tokens per reply, {self.truncated:.1%} cut off"
+        counts = Counter(str(t.outcome) for t in self.trajectories)
+        rows = [(name, n, f"{n / self.n:.1%}") for name, n in counts.most_common()]
+        return line, ("outcome", "games", "share"), rows
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a game. Raises ImportError without pandas."""
+        rows = [
+            (t.id, t.seed, str(t.outcome), len(t.turns), sum(turn.reply_tokens for turn in t.turns))
+            for t in self.trajectories
+        ]
+        return frame(("id", "map", "outcome", "turns", "reply_tokens"), rows)
 
     @property
     def passes(self) -> list[bool]:

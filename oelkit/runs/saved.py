@@ -1,0 +1,54 @@
+"""A run folder to look at: settings, metrics and what each round holds. No model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..curation import Curation
+from ..records import AnyPath, ExperienceItem, Trajectory, read_jsonl
+from ..tables import Brief, Shown
+from .files import read_json
+from .settings import Settings
+from .stages import read_run
+
+
+class SavedRun(Shown):
+    """A run by its folder; ValueError where there is none."""
+
+    plotted = "model", "passed, %"
+
+    def __init__(self, folder: AnyPath):
+        self.folder = Path(folder)
+        self.settings = Settings(**read_run(self.folder)["settings"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is in its metrics.json; {} where nothing was measured yet."""
+        return read_json(self.folder / "metrics.json") or {}
+
+    def trajectories(self, k: int = 1) -> list[Trajectory]:
+        """The games that round k read."""
+        return read_jsonl(self.folder / f"round_{k}/trajectories.jsonl", Trajectory)
+
+    def items(self, k: int = 1) -> list[ExperienceItem]:
+        """The items of round k, as they were extracted."""
+        return read_jsonl(self.folder / f"round_{k}/items.jsonl", ExperienceItem)
+
+    def curation(self, k: int = 1) -> Curation:
+        """The items of round k with what was decided on them; further decisions go to its log."""
+        return Curation.open(*(self.folder / f"round_{k}/{n}.jsonl" for n in ("items", "curation")))
+
+    def brief(self) -> Brief:
+        """What is passed after which round, with 95 % intervals."""
+        rounds = self.metrics.get("rounds", [])
+        measured = [("base", rounds[0]["pass_rate"]["base"])] if rounds else []
+        measured += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
+        rows = [
+            (name, round(100 * r["pass_rate"], 1), f"{r['low']:.0%} to {r['high']:.0%}", r["n"])
+            for name, r in measured
+        ]
+        steps = " -> ".join(f"{row[1]:g}" for row in rows)
+        line = f"Run {self.folder.name}: {self.settings.model} in {self.settings.env}, "
+        line += f"{steps} % passed" if rows else "nothing measured yet"
+        return line, ("model", "passed, %", "interval", "games"), rows
