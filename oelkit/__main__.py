@@ -45,6 +45,11 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
         "  oelkit loop --run two --resume --rounds 3",
         LOOP,
     ),
+    "estimate": (
+        "say what a run will need: memory, tokens, minutes by stage, and money; tries it in small",
+        "estimate --scale small --model Qwen/Qwen2.5-1.5B-Instruct --price-per-hour 0.80",
+        LOOP,
+    ),
     "status": ("say of each stage of a run: done, missing, or stale and why", "status two", ()),
     "promote": ("let the round after K start from round K", "promote two 1", ()),
     "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
@@ -189,10 +194,8 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
             help="names in runs/, or paths; the first is the measure",
         )
         add("--out", metavar="FILE", help="picture that is written, .png, .svg or .pdf")
-    if name == "export":
-        _add_export(add)
-    if name == "data":
-        _add_data(add)
+    if name in ("export", "data"):
+        _add_out(add, name)
     if name == "import":
         add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
         add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
@@ -209,7 +212,10 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
         limit = "seconds that one notebook may take, against hangs (default: %(default)s)"
         add("--timeout", type=float, default=3600, metavar="S", help=limit)
+    if name == "estimate":
+        add("--price-per-hour", type=float, metavar="X", help="of the machine, in any currency")
     if name == "loop":
+        add("--track", choices=("tensorboard", "wandb", "trackio"), help="send steps there, too")
         add("--resume", action="store_true", help="go on with the run, with its own settings")
         add("--redo", action="store_true", help="resume, and do again what is stale and no more")
     if name in STEPS:
@@ -238,25 +244,21 @@ def _add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--replies", metavar="FILE", help="a .jsonl that is written: replies with verdicts")
 
 
-def _add_export(add: Any) -> None:
-    forms = "peft: adapter folder (default); merged: whole model in 16 bits; gguf: for llama.cpp"
-    add("--to", action="append", choices=("peft", "merged", "gguf"), help=forms)
-    add("--out", metavar="FOLDER", help="folder that is written (default: export/FORM in the run)")
-    text = "keep the experience text out of folder and model card"
-    add("--private", action="store_true", help=text)
-    text = "let the exported form play the held-out maps again, loaded by plain libraries"
-    add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
-    add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
-
-
-def _add_data(add: Any) -> None:
+def _add_out(add: Any, name: str) -> None:
+    """The arguments of `export` and `data`."""
+    if name == "export":
+        add("--to", action="append", choices=("peft", "merged", "gguf"), help="(default: peft)")
+        add("--out", metavar="FOLDER", help="what is written (default: export/FORM in the run)")
+        add("--private", action="store_true", help="keep the experience text out of it")
+        text = "play the held-out maps again, loaded by plain libraries"
+        add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
+        add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
+        return
+    text = "games; items kept; states with experience for TRL or ms-swift (default: %(default)s)"
     kinds = ("trajectories", "items", "trl", "ms-swift")
-    text = "games; items that were kept; states with the experience, for TRL's SDFTTrainer (prompt,"
-    text += " privileged_context) or for ms-swift (messages, teacher_prompt)"
-    add("--what", choices=kinds, default="trajectories", help=f"{text} (default: %(default)s)")
+    add("--what", choices=kinds, default="trajectories", help=text)
     add("--round", type=int, metavar="K", help="one round only (default: all)")
-    text = "a .jsonl or .parquet file, or else the folder of a Hugging Face data set"
-    add("--out", required=True, metavar="PATH", help=text)
+    add("--out", required=True, metavar="PATH", help="a .jsonl, a .parquet or a folder")
     add("--force", action="store_true", help="write over what is there")
 
 

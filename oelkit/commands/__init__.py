@@ -5,6 +5,7 @@ They call the library and print; a library is imported where a command needs it.
 from .doctor import doctor
 from .runs import (
     compare,
+    estimate,
     export,
     import_chats,
     loop,
@@ -25,6 +26,7 @@ __all__ = [
     "demo",
     "distill",
     "doctor",
+    "estimate",
     "evaluate",
     "experience_texts",
     "export",

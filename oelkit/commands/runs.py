@@ -56,7 +56,12 @@ def loop(args: Namespace) -> None:
     try:
         from ..runs.run import run_loop
 
-        run_loop(folder, settings, redo=args.redo)
+        on_step = None
+        if args.track:
+            from ..views.live import tracker
+
+            on_step = tracker(args.track, folder / "track", args.run)
+        run_loop(folder, settings, redo=args.redo, on_step=on_step)
     except KeyboardInterrupt as stop:
         resume = f"go on with `oelkit loop --run {args.run} --resume`"
         raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
@@ -154,6 +159,16 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     weights = f"round {first}" if first else "the untrained model"
     print(f"round {args.round + 1} starts from {weights}")
     print(f"what that makes stale: oelkit status {args.run}")
+
+
+def estimate(args: Namespace) -> None:
+    """Try a run in small, and say what the whole will need."""
+    from ..model.loading import policy_from_config
+    from ..runs.estimate import estimate
+    from ..runs.run import Run
+
+    settings = settings_of(args)
+    print(estimate(Run, settings, policy_from_config(settings), args.price_per_hour))
 
 
 def export(args: Namespace) -> None:

@@ -12,7 +12,7 @@ has absorbed takes them back, and on a quarter of each batch the student reads t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ..steps.evaluation import probe
 from ..tables import Brief, Shown
 from . import files, gate, measures, work
 from .driver import Driver, versions
+from .estimate import Estimate, estimate
 from .saved import SavedRun
 from .settings import Settings, check_ranges, run_folder
 from .stages import read_run
@@ -45,14 +46,18 @@ class Run(Driver, Shown):
         policy: Policy | None = None,
         *,
         progress: bool = True,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
     ):
         """Open a run, or start one; looking at a run that is there writes nothing.
+
+        `on_step` gets the row of each training step, with its arm and round.
 
         Raises:
             ValueError: wrong settings, a folder that cannot be written, or that holds a run with
                 other settings or of an older form.
         """
         self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
+        self.on_step = on_step
         self.settings = settings = replace(settings, model=policy.name) if policy else settings
         check_ranges(asdict(settings))
         if settings.gate not in (*gate.GATES, None):
@@ -209,6 +214,10 @@ class Run(Driver, Shown):
             self.ensure(0, arm)
         return measures.arm_metrics(self)
 
+    def estimate(self, price_per_hour: float | None = None) -> Estimate:
+        """What a whole run with these settings needs on this machine; see `estimate`."""
+        return estimate(type(self), self.settings, self.policy, price_per_hour)
+
     def write_experience(self, k: int, texts: Sequence[str]) -> None:
         """Let the teacher of round k read these texts, one per draw, in place of what `curate`
         would write; they stay until a person deletes the file.
@@ -225,6 +234,7 @@ def run_loop(
     *,
     progress: bool = True,
     redo: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
-    return Run(folder, settings, policy, progress=progress).run_all(redo)
+    return Run(folder, settings, policy, progress=progress, on_step=on_step).run_all(redo)

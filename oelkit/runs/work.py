@@ -156,6 +156,8 @@ def train(
 
     def log(row: dict[str, Any]) -> None:
         append_jsonl(lines, about | row)
+        if run.on_step:
+            run.on_step(about | row)
 
     history = distillation.distill(
         run.policy,

@@ -1,0 +1,168 @@
+"""What a run will need, before it is begun: memory, tokens, time by stage, and money.
+
+Two trial runs of seconds, in a folder that is thrown away, do every stage in small with the run's
+own model and settings; a straight line through both gives the whole. What cannot be seen in a trial
+is left out: replies that become longer as the model learns, and longer experience texts."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..model.memory import MemoryPlan, memory_plan
+from ..model.policy import Policy
+from ..records import State, Trajectory, read_jsonl
+from . import gate
+from .settings import Settings
+from .table import ARMS
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SIZES, STEPS = (4, 16), 3  # games, and maps, of the two trials; steps of each
+TRIAL_TEXT = "- EXPERIENCE ITEM: Read the situation, and choose what it allows."
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need; print it for a table."""
+
+    seconds: dict[str, float]
+    """By stage, all rounds together; "trial": what the estimate took."""
+    sampled_tokens: int
+    """Tokens that the model writes in games and in training."""
+    memory: MemoryPlan
+    """Of a training step, with the experience as long as it may become."""
+    price_per_hour: float | None = None
+
+    @property
+    def minutes(self) -> float:
+        """Of the whole run, the trial left out."""
+        return sum(s for stage, s in self.seconds.items() if stage != "trial") / 60
+
+    @property
+    def price(self) -> float | None:
+        """In the currency of the price per hour."""
+        return None if self.price_per_hour is None else self.minutes / 60 * self.price_per_hour
+
+    def __str__(self) -> str:
+        lines = [f"{stage:<12} {s / 60:>8.1f} min" for stage, s in self.seconds.items()]
+        lines += [f"{'whole run':<12} {self.minutes:>8.1f} min, without the trial"]
+        lines += [f"tokens       about {self.sampled_tokens:,} sampled in games and in training"]
+        peak, free = (x / 2**30 for x in (self.memory.peak, self.memory.free))
+        fits = "fits" if self.memory.fits else "does NOT fit"
+        lines += [f"memory       {peak:.2f} GiB above the loaded model, {free:.2f} free: {fits}"]
+        lines += [f"price        {self.price:.2f}"] if self.price is not None else []
+        return "\n".join(lines)
+
+
+def estimate(
+    kind: type[Run], settings: Settings, policy: Policy, price_per_hour: float | None = None
+) -> Estimate:
+    """What a run with these settings will need on this machine.
+
+    Args:
+        kind: the class of the run.
+        settings: of the run.
+        policy: its model; left as it is.
+        price_per_hour: of the machine, in any currency.
+
+    Raises:
+        ValueError: settings with which no run would start.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trials = [_trial(kind, Path(folder) / f"trial{n}", settings, policy, n) for n in SIZES]
+    s, last = settings, trials[-1]
+
+    def whole(stage: str, n: float) -> float:
+        return max(0.0, _line([t.seconds[stage] for t in trials], n))
+
+    maps, rounds = s.eval_maps * s.samples_per_map, s.rounds
+    validation = gate.VALIDATION_MAPS * (s.gate != "off")
+    seconds = {
+        "base": whole("base", maps + validation),
+        "rollout": rounds * whole("rollout", s.extract_games),
+        "extract": rounds * whole("extract", s.extract_games),
+        "collect": rounds * whole("collect", s.state_games),
+        "distill": rounds * _training(last, s.steps),
+        # two arms on the held-out maps, and one on the validation maps
+        "evaluate": rounds * whole("evaluate", maps + validation / 2),
+    }
+    if s.run_ablations:  # one arm each, and the raw games in context as well
+        one = _training(last, s.steps) + whole("evaluate", maps / 2)
+        seconds["other arms"] = len(ARMS) * one + whole("evaluate", maps) / 2
+    seconds["metrics"] = last.seconds["metrics"]
+    seconds["trial"] = sum(sum(t.seconds.values()) for t in trials)
+    played = rounds * (s.extract_games + s.state_games + 2 * maps + validation) + maps + validation
+    trained = rounds * s.steps * s.batch_size * last.step_tokens
+    longest = min(s.budget_tokens or policy.context_length, policy.context_length)
+    memory = memory_plan(
+        policy,
+        longest,
+        state_tokens=last.state_tokens,
+        reply_tokens=last.most_reply_tokens,
+        batch_size=s.batch_size,
+        retain=s.retention > 0,
+        batch_tokens=s.batch_tokens,
+        texts=s.num_draws,
+    )
+    return Estimate(seconds, int(played * last.game_tokens + trained), memory, price_per_hour)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What one trial took, in seconds by stage, and how long its texts were, in tokens."""
+
+    seconds: dict[str, float]
+    steps: list[float]  # seconds of each training step
+    game_tokens: float
+    step_tokens: float  # per reply in training
+    state_tokens: int
+    most_reply_tokens: int
+
+
+def _trial(kind: type[Run], folder: Path, settings: Settings, policy: Policy, n: int) -> _Trial:
+    """A whole run of one round with n games and maps."""
+    less: dict[str, Any] = {"extract_games": n, "state_games": n, "eval_maps": n}
+    small = replace(
+        settings, **less, rounds=1, samples_per_map=1, steps=STEPS, run_ablations=False, gate="off"
+    )
+    run = kind(folder, small, policy, progress=False)
+    run.extract(1)
+    if not any(run.curate(1)):  # it wrote no item about so few games
+        run.write_experience(1, [TRIAL_TEXT] * small.num_draws)
+    metrics, games = run.run_all(), run.rollout(1)
+    states = read_jsonl(folder / "round_1/states.jsonl", State)
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return _Trial(
+        {**metrics["seconds"], **metrics["rounds"][0]["seconds"], "metrics": _seconds(run)},
+        [row["seconds"] for row in rows],
+        _tokens(games),
+        sum(row["reply_tokens"] for row in rows) / len(rows),
+        max(len(policy.encode(state.prompt)) for state in states),
+        run.prompts.max_new_tokens,
+    )
+
+
+def _seconds(run: Run) -> float:
+    return (run.stages.manifest(0, "metrics") or {"seconds": 0.0})["seconds"]
+
+
+def _tokens(games: list[Trajectory]) -> float:
+    return sum(turn.reply_tokens for game in games for turn in game.turns) / len(games)
+
+
+def _line(seconds: list[float], n: float) -> float:
+    """A straight line through both trials, never steeper than in proportion: noise would grow."""
+    (small, large), (low, high) = SIZES, seconds
+    slope = min(max(0.0, (high - low) / (large - small)), high / large)
+    return high + slope * (n - large)
+
+
+def _training(trial: _Trial, steps: int) -> float:
+    """What comes before the first step and the first step, which read the experience, and the
+    others."""
+    later = trial.steps[1:]
+    return trial.seconds["distill"] + sum(later) / len(later) * (steps - len(trial.steps))

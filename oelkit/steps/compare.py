@@ -1,0 +1,83 @@
+"""One state, three answers: of the base, of the model that reads the experience, and of the trained
+one, with what each would have thought of the others' tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..model.policy import Policy
+from ..model.sampling import generate
+from ..model.scoring import token_logprobs
+from ..prompts import PromptSet, load_prompt_set, with_experience
+from ..records import Message
+
+ARMS = {"base": None, "in_context": "teacher", "distilled": "student"}  # and their adapters
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The greedy answer of one arm."""
+
+    arm: str
+    """One of ARMS."""
+    text: str
+    tokens: list[str]
+    """The answer token by token."""
+    logprobs: dict[str, list[float]]
+    """By arm, the log-probability of each token (nats)."""
+
+    def differences(self) -> list[float]:
+        """By token, how far the other arms are from this one: the largest difference, in nats."""
+        own, others = self.logprobs[self.arm], [self.logprobs[a] for a in ARMS if a != self.arm]
+        return [max(abs(p - q[i]) for q in others) for i, p in enumerate(own)]
+
+
+def compare_answers(
+    policy: Policy,
+    messages: list[Message],
+    experience: str,
+    *,
+    prompt_set: str | PromptSet | None = None,
+    max_new_tokens: int | None = None,
+) -> list[Answer]:
+    """The answers of all ARMS to one state, greedy.
+
+    Args:
+        policy: after a training; its teacher is the model before it.
+        messages: the state, without experience.
+        experience: what the in-context arm reads.
+        prompt_set: places the experience (None: the policy's own).
+        max_new_tokens: of an answer (None: the prompt set's).
+
+    Raises:
+        ValueError: no experience, or a prompt over the context.
+    """
+    if not experience.strip():
+        raise ValueError("nothing to compare: the experience is empty")
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    plain = policy.encode(messages)
+    read = policy.encode(with_experience(prompt_set, messages, experience))
+    prompts = {arm: read if arm == "in_context" else plain for arm in ARMS}
+    how: dict[str, Any] = {"temperature": 0}
+    how["max_new_tokens"] = max_new_tokens or prompt_set.max_new_tokens
+    replies = {
+        arm: generate(policy, [prompts[arm]], adapter=adapter, **how)[0]
+        for arm, adapter in ARMS.items()
+    }
+    logprobs = {  # of all three replies, by each arm
+        arm: token_logprobs(
+            policy, [prompts[arm]] * len(ARMS), [r.ids for r in replies.values()], adapter=adapter
+        )
+        for arm, adapter in ARMS.items()
+    }
+    return [
+        Answer(
+            arm,
+            reply.text,
+            [policy.tokenizer.decode([token]) for token in reply.ids],  # type: ignore[misc]
+            {other: logprobs[other][i].tolist() for other in ARMS},
+        )
+        for i, (arm, reply) in enumerate(replies.items())
+    ]

@@ -1,0 +1,102 @@
+"""A playground: pick or type a state, and see three answers to it side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+import ipywidgets as w
+
+from ...records import Message, State
+from ...steps.compare import Answer
+from ...text import content_text, one_line
+from .base import StaticFallback
+
+TITLES = {"base": "base", "in_context": "experience in context", "distilled": "distilled"}
+MOST = 3  # tokens of an answer that are named
+_STEEP = 5.0  # nats at which a token has its full colour
+
+
+class Playground(StaticFallback, w.VBox):
+    """Base, in-context and distilled answers to a state, with the tokens on which they differ most.
+
+    Asks once when it is made, so that a saved notebook shows the first state's answers.
+
+    Args:
+        ask: gives the answers to messages, say `lambda m: compare_answers(policy, m, text)`.
+        states: states to pick from; what is typed stands in place of the last message.
+
+    Raises:
+        ValueError: there are no states.
+    """
+
+    def __init__(self, ask: Callable[[list[Message]], Sequence[Answer]], states: Sequence[State]):
+        if not states:
+            raise ValueError("no states to pick from")
+        self._ask, self._states = ask, list(states)
+        names = [(f"{s.id}: {one_line(_last(s))[:60]}", i) for i, s in enumerate(states)]
+        self._state = w.Dropdown(options=names, description="state", layout=w.Layout(width="95%"))
+        self._text = w.Textarea(rows=6, description="asked", layout=w.Layout(width="95%"))
+        self._button = w.Button(description="Ask", button_style="primary")
+        self._answers = w.HTML()
+        super().__init__([self._state, self._text, self._button, self._answers])
+        self._state.observe(lambda _: self._pick(), "value")
+        self._button.on_click(lambda _: self.ask())
+        self._pick()
+
+    def _pick(self) -> None:
+        self._text.value = _last(self._states[int(self._state.value or 0)])
+        self.ask()
+
+    def ask(self) -> None:
+        """Answer what is in the field; what goes wrong is said in place of the answers."""
+        state = self._states[int(self._state.value or 0)]
+        messages = [*state.prompt[:-1], {**state.prompt[-1], "content": self._text.value}]
+        try:
+            html = answers_html(self._ask(messages))
+        except (ValueError, RuntimeError) as error:
+            html = f"<p>{escape(str(error))}</p>"
+        self._answers.value = html
+        self.static_html = f"<pre>{escape(self._text.value)}</pre>{html}"
+
+
+def _last(state: State) -> str:
+    return content_text(state.prompt[-1].get("content"))
+
+
+def answers_html(answers: Sequence[Answer]) -> str:
+    """The answers as columns; a token is the darker, the further the other two are from it."""
+    return (
+        f'<div style="display:flex;flex-wrap:wrap;gap:1em">{"".join(map(_column, answers))}</div>'
+    )
+
+
+def _column(answer: Answer) -> str:
+    far = answer.differences()
+    spans = "".join(_token(answer, i, d) for i, d in enumerate(far))
+    most = sorted(range(len(far)), key=lambda i: -far[i])[:MOST]
+    head = "".join(f"<th>{escape(title)}</th>" for title in ("token", *TITLES.values()))
+    rows = "".join(
+        f"<tr><td><code>{escape(repr(answer.tokens[i]))}</code></td>"
+        + "".join(f"<td>{_chance(answer.logprobs[arm][i])}</td>" for arm in TITLES)
+        + "</tr>"
+        for i in sorted(most)
+    )
+    return (
+        f'<div style="flex:1 1 16em;min-width:0"><h4>{escape(TITLES[answer.arm])}</h4>'
+        f'<p style="white-space:pre-wrap;overflow-wrap:anywhere">{spans}</p>'
+        f"<table><caption>where they differ most: probability of the token</caption>"
+        f"<tr>{head}</tr>{rows}</table></div>"
+    )
+
+
+def _token(answer: Answer, i: int, difference: float) -> str:
+    shade = min(1.0, difference / _STEEP) * 0.6
+    said = ", ".join(f"{TITLES[a]} {_chance(answer.logprobs[a][i])}" for a in TITLES)
+    style = f"background:rgba(230,159,0,{shade:.2f})"
+    return f'<span style="{style}" title="{escape(said)}">{escape(answer.tokens[i])}</span>'
+
+
+def _chance(logprob: float) -> str:
+    return f"{math.exp(logprob):.1%}"
