@@ -154,6 +154,9 @@ def show(new_page):
 def place(tmp_path):
     """A repository root of its own, so that runs/ lies in it."""
     (tmp_path / "notebooks").mkdir()
+    shutil.copy(
+        ROOT / "notebooks" / "00_tour.ipynb", tmp_path / "notebooks"
+    )  # by it a root is known
     for name in ("oelkit", "data", "voila.json"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path

@@ -314,3 +314,20 @@ def test_two_thousand_games_stay_fluid(show, work, record_property):
     # below 50 where nothing else runs; recorded, not judged: a busy machine must not fail the build
     record_property("milliseconds", worst)
     assert page.locator(".ov-row").count() < 60, "nor are more of them after it"
+
+
+def test_a_filter_opens_its_first_game_keeps_the_header_in_sight_and_exports(show, tmp_path):
+    long = "many words " * 900
+    turn = Turn(long, [], long, "left", "ok", 1, 1, False)
+    games = [Trajectory(f"g{n}", "e", n, "m", 1, (turn,), Outcome.SUCCESS, "ok") for n in range(4)]
+    item = ExperienceItem("i", "x", (Evidence("g2", 0),), "m", 1, 0)
+    page = show(trajectory_viewer(games, items=[item]))
+    page.get_by_label("has items").select_option(label="has items (1)")
+    page.locator(".ov-title", has_text="g2").wait_for()
+    page.locator(".ov-detail").evaluate("(node) => { node.scrollTop = 600; }")
+    box, pane = (page.locator(x).bounding_box() for x in (".ov-title", ".ov-detail"))
+    assert pane["y"] <= box["y"] < pane["y"] + 60
+    with page.expect_download() as taken:
+        page.get_by_role("button", name="export 1").click()
+    taken.value.save_as(tmp_path / "some.jsonl")
+    assert read_jsonl(tmp_path / "some.jsonl", Trajectory) == [games[2]]

@@ -1,7 +1,7 @@
 // Games turn by turn. The index of all games is here; the text of a game is asked for when it is opened.
 
 const GLYPH = { success: "✓", failure: "✕", invalid: "!", turn_limit: "…", unknown: "?" };
-const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map"];
+const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught"];
 const ROW = 46;
 
 export default { render({ model, el: host }) {
@@ -36,7 +36,7 @@ export default { render({ model, el: host }) {
 
   function passes(i) {
     const r = rows[i], low = parseInt(filter.low), high = parseInt(filter.high);
-    return ["outcome", "round", "arm", "cut"].every((key) => !filter[key] || String(r[key]) === filter[key])
+    return ["outcome", "round", "arm", "cut", "taught"].every((key) => !filter[key] || String(r[key]) === filter[key])
       && (!filter.seed || String(r.seed ?? "").startsWith(filter.seed.trim()))
       && !(r.turns < low) && !(r.turns > high) && (!byGame || byGame.has(i));
   }
@@ -51,8 +51,14 @@ export default { render({ model, el: host }) {
     const all = count(rows.length, "game");
     status.textContent = shown.length === rows.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
     reset.hidden = !query && !Object.values(filter).some(Boolean);
+    take.textContent = `export ${shown.length.toLocaleString("en")}`;
     showHits();
     followList();
+  }
+  /** After a filter or search: if the open game is not listed, the first that is. */
+  function refilter() {
+    relist();
+    if (shown.length && !shown.includes(at().game)) choose(shown[0], hits[0]?.game === shown[0] ? hits[0].turn : 0);
   }
   function followList() {
     const i = shown.indexOf(at().game);
@@ -110,6 +116,8 @@ export default { render({ model, el: host }) {
 
   // -- filters
 
+  const take = el("button", { title: "The games that are listed, as JSON Lines",
+    onclick: () => model.send({ kind: "export", games: shown }) }, "export");
   const reset = el("button", { hidden: true, onclick() {
     for (const key of Object.keys(filter)) delete filter[key];
     for (const field of bar.querySelectorAll("[data-filter]")) field.value = "";
@@ -122,12 +130,12 @@ export default { render({ model, el: host }) {
     for (const r of rows) counts.set(r[key], (counts.get(r[key]) ?? 0) + 1);
     if (counts.size < 2) return null;
     const values = [...counts.keys()].sort((a, b) => (a > b ? 1 : -1));
-    return el("select", { "aria-label": key === "cut" ? "cut off" : key, "data-filter": key,
-      onchange(e) { filter[key] = e.target.value; relist(); } }, el("option", { value: "" }, any),
+    return el("select", { "aria-label": { cut: "cut off", taught: "has items" }[key] ?? key, "data-filter": key,
+      onchange(e) { filter[key] = e.target.value; refilter(); } }, el("option", { value: "" }, any),
     ...values.map((v) => el("option", { value: String(v) }, `${label(v)} (${counts.get(v)})`)));
   }
   const field = (key, label) => el("input", { "data-filter": key, "aria-label": label, placeholder: label, type: "text",
-    inputmode: "numeric", oninput(e) { filter[key] = e.target.value; relist(); } });
+    inputmode: "numeric", oninput(e) { filter[key] = e.target.value; refilter(); } });
   const order = el("button", { title: "descending", "aria-label": "descending", "aria-pressed": "false", onclick() {
     sort.down = !sort.down;
     order.setAttribute("aria-pressed", String(sort.down));
@@ -143,6 +151,7 @@ export default { render({ model, el: host }) {
     filters.replaceChildren(...[
       select("outcome", "any outcome", name), select("round", "any round", (v) => `round ${v}`),
       select("arm", "any arm", (v) => visible(v) || "no arm"),
+      select("taught", "with items or not", (v) => (v ? "has items" : "no items")),
       select("cut", "cut off or not", (v) => (v ? "cut off" : "not cut off")),
       lengths && el("span", { class: "ov-pair" }, field("low", "min turns"), "–", field("high", "max turns")),
       seeds && field("seed", "map seed"), el("span", { class: "ov-pair" }, sorts, order)].filter(Boolean));
@@ -161,8 +170,8 @@ export default { render({ model, el: host }) {
   const differ = el("button", { onclick: () => go({ turn: differ.turn }) });
   const body = el("div", {});
   const detail = el("div", { class: "ov-detail", role: "region", "aria-label": "game", tabindex: 0 },
-    el("div", { class: "ov-head" }, title, compare),
-    el("div", { class: "ov-steps" }, back, slider, on, place, differ), body);
+    el("div", { class: "ov-top" }, el("div", { class: "ov-head" }, title, compare),
+      el("div", { class: "ov-steps" }, back, slider, on, place, differ)), body);
 
   const wanted = () => [at().game, at().other].filter((i) => i != null && i < rows.length);
   function turnBy(by) {
@@ -249,7 +258,7 @@ export default { render({ model, el: host }) {
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
   bar,
   el("div", { class: "ov-body" },
-    el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset), list.box), detail),
+    el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), list.box), detail),
   el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
     [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), `${keys.at(-1)}  `])));
   ownKeys(root);
@@ -263,12 +272,13 @@ export default { render({ model, el: host }) {
       relist();
       move();
     },
+    file(message) { download(message.name, message.text); },
     game(message) { games.set(message.game, message); draw(); },
     hits(message) {
       if (message.text !== query) return;
       byGame = new Map();
       for (const [game, turn] of message.hits) byGame.set(game, [...(byGame.get(game) ?? []), turn]);
-      relist();
+      refilter();
       draw();
     },
     reveal() { root.scrollIntoView({ block: "nearest" }); detail.focus({ preventScroll: true }); },

@@ -16,7 +16,7 @@ import traitlets
 
 from ...curation import Curation
 from ...envs import parse_action, parse_board
-from ...records import ExperienceItem, Trajectory, Turn
+from ...records import ExperienceItem, Trajectory, Turn, to_dict
 from ...text import answer_text, one_line
 from .base import LiveView, board_of, source
 
@@ -100,6 +100,10 @@ class TrajectoryViewer(LiveView):
                 self.send_json(kind="game", game=i, **self._game(self._games[i][1]))
             case {"kind": "search", "text": str(text)}:
                 self.send_json(kind="hits", text=text, hits=self._search(text))
+            case {"kind": "export", "games": list(games)}:
+                lines = [to_dict(self._games[i][1]) for i in games if 0 <= i < len(self._games)]
+                text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+                self.send_json(kind="file", name="trajectories.jsonl", text=text)
             case {"kind": "item", "id": str(id)} if self._on_item:
                 self._on_item(id)
 
@@ -107,10 +111,12 @@ class TrajectoryViewer(LiveView):
         """For each game what viewer.js calls COLUMNS."""
         maps: dict[Any, int] = {}
         rows = []
+        items = self._items.items if isinstance(self._items, Curation) else self._items
+        cited = {e.trajectory_id for item in items for e in item.evidence}
         for arm, g in self._games:
             cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
             row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
-            rows.append([*row, maps.setdefault(_map(g), len(maps))])
+            rows.append([*row, maps.setdefault(_map(g), len(maps)), g.id in cited])
         return rows
 
     def _search(self, text: str) -> list[list[int]]:
