@@ -47,7 +47,7 @@ def test_voila_is_the_curation_app(serve, place, new_page):
     again.get_by_role("button", name="Rejected").click()
     assert again.locator(".oel-rejected .oel-text").all_inner_texts() == [first]
     again.get_by_role("button", name="Edited").click()
-    assert "mine " in again.locator(".oel-row .oel-text").first.inner_text()
+    assert "mine" in again.locator(".oel-row .oel-text").first.inner_text()
     assert len(read_jsonl(log)) == 2
 
 
