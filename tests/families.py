@@ -1,12 +1,30 @@
-"""Tiny random models of many families, for tests: four layers of 64, a byte-level tokenizer."""
+"""Tiny random models of all families that Transformers' AutoModelForCausalLM knows, and what oelkit
+makes of each: `python tests/families.py` writes the table of docs/families.md.
+"""
 
+import os
+import re
+import tempfile
 import warnings
 from pathlib import Path
 
-import torch
-from helpers import make_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+# Before torch is loaded: threads that wait sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
+from helpers import make_tokenizer, shake, some_prompts
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from oelkit.model.loading import load_policy
+from oelkit.model.losses import reverse_kl
+from oelkit.model.prefix import can_share
+from oelkit.model.sampling import generate
+from oelkit.model.scoring import reply_hidden, token_logprobs
+
+PAGE = Path(__file__).parents[1] / "docs/families.md"
+MOST = 10_000_000  # parameters of a tiny model
 BASE = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -19,45 +37,163 @@ BASE = {
     "pad_token_id": 0,
     "initializer_range": 0.15,
 }
-# kind of model in Transformers, and what differs from BASE
-FAMILIES = {
-    "Qwen3": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-    "Cohere": ("cohere", {"logit_scale": 0.25}),
-    "Gemma 2": ("gemma2", {"head_dim": 32, "sliding_window": 40, "final_logit_softcapping": 2.0}),
-    "Granite": (
-        "granite",
-        {
-            "logits_scaling": 8.0,
-            "attention_multiplier": 0.1,
-            "residual_multiplier": 0.5,
-            "embedding_multiplier": 3.0,
-        },
-    ),
-    "Phi": ("phi", {}),
-    "Falcon-H1": (
-        "falcon_h1",
-        {
-            "lm_head_multiplier": 0.3,
-            "mamba_d_ssm": 64,
-            "mamba_n_heads": 4,
-            "mamba_d_head": 16,
-            "mamba_d_state": 16,
-            "mamba_n_groups": 1,
-            "mamba_chunk_size": 16,
-        },
-    ),
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
 }
+LINEAR = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+    "mamba_expand": 2,
+}
+MLA = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 24,
+    "head_dim": 8,
+}
+# what a kind of model needs beside BASE, or what its trained models set
+CHANGES = {
+    "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
+    "codegen": {"rotary_dim": 8},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"head_dim": 16, "sliding_window": 40},
+    "deepseek_v2": {**MOE, **MLA},
+    "deepseek_v3": {**MOE, **MLA},
+    "dots1": {**MOE, "n_shared_experts": 1},
+    "ernie4_5_moe": {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 48,
+        "moe_layer_start_index": 1,
+        "moe_num_shared_experts": 1,
+    },
+    "exaone4": {"head_dim": 16, "sliding_window": 40, "sliding_window_pattern": 4},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 128, "lm_head_multiplier": 0.3},
+    "gemma2": {"head_dim": 32, "sliding_window": 40, "final_logit_softcapping": 2.0},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 40,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 40,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 264,
+        "num_kv_shared_layers": 2,
+    },
+    "glm4_moe": {**MOE, "head_dim": 16},
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 40,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 40},
+    "gptj": {"rotary_dim": 8},
+    "granite": {
+        "logits_scaling": 8.0,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 3.0,
+    },
+    "granitemoehybrid": {
+        **MAMBA,
+        "attention_multiplier": 0.25,
+        "layer_types": ["mamba", "attention"] * 2,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 96,
+        "position_embedding_type": None,
+    },
+    "jamba": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+        "use_mamba_kernels": False,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
+    "lfm2_moe": {
+        **MOE,
+        "layer_types": ["conv", "full_attention"] * 2,
+        "conv_L_cache": 3,
+        "num_dense_layers": 1,
+    },
+    "mamba2": {"state_size": 16, "num_heads": 8, "expand": 2, "n_groups": 1, "chunk_size": 16},
+    "mistral": {"head_dim": 16, "sliding_window": 40},
+    "phi3": {"sliding_window": None},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen3_5_moe_text": {**MOE, **LINEAR, "shared_expert_intermediate_size": 48},
+    "qwen3_5_text": LINEAR,
+    "qwen3_moe": {**MOE, "head_dim": 16, "decoder_sparse_step": 1},
+    "qwen3_next": {
+        **MOE,
+        **LINEAR,
+        "shared_expert_intermediate_size": 48,
+        "decoder_sparse_step": 1,
+    },
+}
+COLUMNS = "replies", "log-probs", "gradient", "shared beginning", "NF4", "in PEFT"
+START = some_prompts(1, seed=1, low=70, high=71)[0]  # longer than a sliding window of 40
+PROMPTS = [*some_prompts(3, seed=2), *([*START, *p] for p in some_prompts(2, seed=3))]
+REPLIES = some_prompts(5, seed=4, low=2, high=9)
+NEW_TOKENS = 6
 
 
-def make_family(name: str, folder: Path) -> Path:
-    """A folder with such a model, all of whose parameters say something."""
-    kind, changes = FAMILIES[name]
+def make_family(kind: str, folder: Path) -> Path:
+    """A folder with a model of this kind, all of whose parameters say something.
+
+    Raises:
+        Exception: it cannot be built so small.
+    """
     tokenizer = make_tokenizer()
-    config = AutoConfig.for_model(kind, **{**BASE, "vocab_size": len(tokenizer), **changes})
+    start = {**BASE, "vocab_size": len(tokenizer)}
+    tries = [{}, {"head_dim": 16}, {**MOE, "head_dim": 16}, MOE, {**MOE, **MLA}]
+    error = ValueError(f"{kind} wants what is not known here")
     with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        for changes in [CHANGES[kind]] if kind in CHANGES else tries:
+            torch.manual_seed(0)
+            try:
+                config = AutoConfig.for_model(kind, **{**start, **changes})
+                with torch.device("meta"):
+                    if AutoModelForCausalLM.from_config(config).num_parameters() > MOST:
+                        continue
+                model = AutoModelForCausalLM.from_config(config).eval()
+                model(input_ids=torch.arange(8)[None])
+                break
+            except Exception as fault:
+                error = fault
+        else:
+            raise error
         for key, p in model.named_parameters():  # a new model has zeros and ones there
             if p.ndim == 1 and "bias" in key:
                 p.normal_(0, 0.05)
@@ -66,3 +202,174 @@ def make_family(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def plain_logits(model, prompt, reply=()):
+    """Of a model of Transformers or PEFT: one row, no padding, no cache."""
+    return model(input_ids=torch.tensor([[*prompt, *reply]]), use_cache=False).logits[0]
+
+
+def greedy(model, eos):
+    """Replies of whole forward passes, one prompt at a time."""
+    replies = []
+    for prompt in PROMPTS:
+        ids = []
+        while len(ids) < NEW_TOKENS and not (ids and ids[-1] in eos):
+            ids.append(int(plain_logits(model, prompt, ids)[-1].argmax()))
+        replies.append(ids)
+    return replies
+
+
+def same(got, want, tolerance):
+    return bool((got - want).norm() <= tolerance * want.norm())
+
+
+def of_replies(model, temperature=1.0):
+    """Log-softmax [N, V] of the model's own logits where the reply tokens are predicted."""
+    rows = [
+        plain_logits(model, p, r)[len(p) - 1 : -1] / temperature
+        for p, r in zip(PROMPTS, REPLIES, strict=True)
+    ]
+    return torch.cat(rows).log_softmax(-1)
+
+
+def gradients(policy):
+    """Of the reverse KL by the student's weights: the library's, and full logits' by autograd."""
+    with torch.no_grad(), policy.adapter("teacher"):
+        teacher, t = reply_hidden(policy, PROMPTS, REPLIES), of_replies(policy.model, 0.7)
+    s = of_replies(policy.model, 0.7)
+    hidden = reply_hidden(policy, PROMPTS, REPLIES)
+    losses = (
+        reverse_kl(hidden, teacher, policy.head, temperature=0.7),
+        (s.exp() * (s - t)).sum(-1).mean(),
+    )
+    for loss in losses:
+        found = torch.autograd.grad(loss, policy.trainable(), allow_unused=True)
+        yield torch.cat([g.flatten() for g in found if g is not None])
+
+
+def log_probs(policy):
+    """The library's of all reply tokens, and the model's own."""
+    ids = torch.tensor(sum(REPLIES, []))[:, None]
+    with torch.no_grad():
+        want = of_replies(policy.model).gather(1, ids)[:, 0]
+    return torch.cat(token_logprobs(policy, PROMPTS, REPLIES)), want
+
+
+def attempt(work):
+    """A cell: what `work` answers, and the error's name where it does not."""
+    try:
+        found = work()
+        return {True: "yes", False: "**no**"}.get(found, found)
+    except Exception as error:
+        return f"**{type(error).__name__}**"
+
+
+def measure(folder: Path) -> tuple[str, ...]:
+    """The cells of a family's row, or one cell with the sentence by which it is refused."""
+    try:
+        policy = load_policy(folder, device="cpu")
+        _ = policy.head
+    except ValueError as error:
+        said = str(error).partition(": ")[2]
+        return (re.sub("^a [a-z0-9_-]+ model ", "it ", said),)
+    shake(policy), shake(policy, "teacher", 2)
+    policy.save_adapter(folder / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    peft = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    shares = can_share(policy)
+
+    def replies():
+        with torch.no_grad():
+            want = greedy(peft, policy.eos_ids)
+        got = generate(policy, PROMPTS, temperature=0, max_new_tokens=NEW_TOKENS)
+        return [r.ids for r in got] == want
+
+    def in_peft():
+        with torch.no_grad():
+            return same(of_replies(policy.model), of_replies(peft), 1e-4)
+
+    def nf4():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            four = load_policy(folder, quantize="nf4", device="cpu")
+        shake(four), shake(four, "teacher", 2)
+        exact = same(*gradients(four), 1e-3) and same(*log_probs(four), 1e-4)
+        dense = any("in 4 bits" in str(w.message) for w in said)
+        return "in part" if exact and dense else exact
+
+    return (
+        attempt(replies),
+        attempt(lambda: same(*log_probs(policy), 1e-4)),
+        attempt(lambda: same(*gradients(policy), 1e-3)),
+        "yes" if shares else "in full",
+        attempt(nf4),
+        attempt(in_peft),
+    )
+
+
+def row_of(kind: str) -> tuple[str, ...] | None:
+    """Its cells; None where no tiny model of this kind can be built."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            made = make_family(kind, Path(folder))
+        except Exception:
+            return None
+        return measure(made)
+
+
+def page(rows: dict) -> str:
+    """docs/families.md."""
+    lines = [HEAD, "| family | " + " | ".join(COLUMNS) + " |", "|---" * 7 + "|"]
+    lines += [f"| `{k}` | {' | '.join(c)} |" for k, c in rows.items() if c and len(c) > 1]
+    lines += ["", "## Refused, in one sentence", ""]
+    refused: dict = {}
+    for kind, cells in rows.items():
+        if cells and len(cells) == 1:
+            refused.setdefault(cells[0], []).append(f"`{kind}`")
+    lines += [f"- {', '.join(kinds)}: {why}" for why, kinds in sorted(refused.items())]
+    untried = ", ".join(f"`{kind}`" for kind, cells in rows.items() if not cells)
+    return "\n".join([*lines, "", "## Not built so small, and not tried", "", f"{untried}.", ""])
+
+
+def read_page() -> dict:
+    """The rows of docs/families.md."""
+    rows: dict = {}
+    for line in PAGE.read_text("utf-8").splitlines():
+        kinds, *cells = [part.strip() for part in line.strip("|").split(" | ")]
+        if line.startswith("- `"):
+            kinds, _, sentence = line.partition(": ")
+            rows |= {k.strip("`- "): (sentence,) for k in kinds.split(", ")}
+        elif line.startswith("| `"):
+            rows[kinds.strip("` ")] = tuple(cells)
+    return rows
+
+
+HEAD = """# Families of models
+
+What comes of each kind of model (`model_type` of its config.json) that Transformers 5.23 loads as a
+causal language model and that can be built with at most ten million parameters: tiny random models
+in float32 on a CPU. `python tests/families.py` makes this page, and a test compares them.
+
+- **replies:** greedy replies to prompts of unequal length, in one batch, are those of plain PEFT,
+  one at a time and without a cache.
+- **log-probs:** of given replies, against the model's own logits without padding (1e-4).
+- **gradient:** of the reverse KL by the adapter, against autograd on full logits (1e-3).
+- **shared beginning:** computed once where prompts begin alike; or each prompt in full, which costs
+  time only.
+- **NF4:** the last two in 4 bits; "in part" where Transformers leaves more than half of the inner
+  weights dense, of which loading warns.
+- **in PEFT:** the saved adapter gives the same logits in plain Transformers and PEFT.
+
+What stands in bold is a fault that is known and not mended.
+"""
+
+
+def main() -> None:
+    rows = {kind: row_of(kind) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    PAGE.write_text(page(rows), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

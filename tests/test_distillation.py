@@ -2,6 +2,7 @@
 while it trains.
 """
 
+import json
 import signal
 import warnings
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import make_model, shake, spy_on_generate
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from oelkit.config import DistillConfig
 from oelkit.model.loading import load_policy
@@ -574,6 +576,29 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bytes(tiny, tmp_path,
     assert timeless(again) == timeless(rows) and same(end, weights(tiny))
     assert [row["step"] for row in seen] == list(range(stop // 2 * 2, 7))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_from_before_losses_were_scaled_is_gone_on_with(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    file = tmp_path / "training.safetensors"
+    tiny.reset()
+    rows = train(tiny, steps=3)
+    tiny.reset()
+
+    def kill(row):
+        if row["step"] == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny, steps=3, checkpoint=file, on_step=kill)
+    with safe_open(file, "pt") as old:
+        header, tensors = old.metadata(), {k: old.get_tensor(k) for k in old.keys()}  # noqa: SIM118
+    state = json.loads(header["state"])
+    del state["scaler"], state["history"][0]["skipped"], state["history"][1]["skipped"]
+    save_file(tensors, file, {**header, "state": json.dumps(state)})
+    tiny.reset()
+    again = train(tiny, steps=3, checkpoint=file)
+    assert "skipped" not in again[1] and again[2]["loss"] == rows[2]["loss"]
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(tiny, tmp_path):

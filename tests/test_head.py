@@ -11,12 +11,12 @@ from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
 
 HEADS = {  # scale, cap, whether there is a bias
-    "Qwen3": (1.0, None, False),
-    "Cohere": (0.25, None, False),
-    "Gemma 2": (1.0, 2.0, False),
-    "Granite": (0.125, None, False),
-    "Phi": (1.0, None, True),
-    "Falcon-H1": (0.3, None, False),
+    "qwen3": (1.0, None, False),
+    "cohere": (0.25, None, False),
+    "gemma2": (1.0, 2.0, False),
+    "granite": (0.125, None, False),
+    "phi": (1.0, None, True),
+    "falcon_h1": (0.3, None, False),
 }
 PROMPTS, REPLIES = [[5, 6, 7, 9], [20, 30, 40, 50]], [[8, 2, 11], [11, 12, 13]]
 

@@ -6,9 +6,12 @@ import importlib
 
 import pytest
 import torch
+from helpers import some_prompts
 
 from oelkit import distill, load_policy, memory_plan, rollout, states
 from oelkit.model.memory import peak_bytes
+from oelkit.model.prefix import SharedPrefix
+from oelkit.model.scoring import reply_hidden
 from oelkit.prompts import load_prompt_set, with_experience
 from oelkit.text import truncate_to_budget
 
@@ -66,6 +69,20 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
     print(f"{held / MB:.1f} MiB held, {plan.peak / MB:.1f} planned")
     assert held == pytest.approx(plan.peak, rel=0.15)
     assert plan.fits and not plan.gradient_checkpointing
+
+
+def test_scores_behind_a_shared_beginning_are_in_the_plan(tiny):
+    """They grow with the square of a state's length, and once were left out of it."""
+    start, *prompts = some_prompts(5, low=250, high=251)
+    tiny.base_lm.config.max_position_embeddings = 1024
+    plan = memory_plan(tiny, 250, state_tokens=251, reply_tokens=8, batch_size=4)
+    with torch.no_grad(), tiny.adapter("teacher"):
+        beginning = SharedPrefix(tiny, start)
+        asked, answers = [start + p for p in prompts], [[5] * 8] * 4
+        held = peak_bytes(lambda: reply_hidden(tiny, asked, answers, beginning), tiny.device)
+    print(f"{held / MB:.1f} MiB held, {plan.phases['scoring'] / MB:.1f} planned")
+    # the count does not see what logsumexp holds within itself, up to 8 of 12 bytes per score
+    assert held < plan.phases["scoring"] < 2.5 * held
 
 
 def test_a_plan_leaves_the_policy_alone(tiny):

@@ -120,6 +120,7 @@ def test_a_thought_that_the_template_opens_is_not_the_answer(tiny_model, player)
     player("[down] or [left]? and no end", "maybe [down]</think>[right]", "[up]", "[up]")
     game = rollout(thinking, LAKE, [1], prompt_set="brief")[0]
     assert [turn.action for turn in game.turns] == [None, "right", None, None]
+    assert game.extra == {"enable_thinking": True}
 
 
 def test_games_of_other_arms_have_other_ids(tiny):

@@ -139,6 +139,13 @@ class Adapters:
             hook.remove()
         return len(called) == len(self.lora_layers)
 
+    def train(self) -> None:
+        """Train mode, for LoRA's dropout and gradient checkpointing; routers add no noise."""
+        self.model.train()
+        for module in self.base_lm.modules():
+            if any("jitter" in name for name in vars(module)):
+                module.training = False
+
     def is_untrained(self, name: str = "student") -> bool:
         """Whether the adapter adds nothing yet."""
         return not any(

@@ -6,6 +6,7 @@ their public ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -120,6 +121,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
         raise NotImplementedError("capped, sunk, windowed or biased attention")
     (batch, heads, s, d), kv_heads = query.shape, key.shape[1]
     scale = d**-0.5 if scaling is None else scaling
+    whole = 2.0 ** math.floor(math.log2(scale))  # exact; q k alone may be too large for float16
     query = query.reshape(batch, kv_heads, -1, d)  # a key head serves heads / kv_heads query heads
     # all rows' queries as one long list: the prefix is read once, not once per row
     flat = query.transpose(0, 1).reshape(1, kv_heads, -1, d)
@@ -133,7 +135,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
     parts = []
     for first in range(0, batch, rows_at_once):
         rows = slice(first, first + rows_at_once)  # a view: an index would copy keys and values
-        scores = (query[rows] @ key[rows].transpose(2, 3)).float().mul_(scale)
+        scores = (query[rows] * whole @ key[rows].transpose(2, 3)).float().mul_(scale / whole)
         seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)
         if seen.dtype == torch.bool:
             scores.masked_fill_(~seen, -torch.inf)

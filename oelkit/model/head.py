@@ -100,7 +100,10 @@ def head_of(model: Any, name: str) -> Head:
         hook.remove()
     exact = plain.weight.dtype.itemsize >= 4
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    fault = (seen[0] - hidden).norm() > (1e-4 if exact else 0.05) * hidden.norm()
+    fault = (
+        seen[0].shape != hidden.shape
+        or (seen[0] - hidden).norm() > (1e-4 if exact else 0.05) * hidden.norm()
+    )
     z = plain.logits(seen[1])
     numbers = vars(model.config.get_text_config()).items()
     found = {float(v) for k, v in numbers if NUMBERS.search(k) and type(v) in (int, float) and v}

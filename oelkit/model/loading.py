@@ -7,6 +7,7 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -105,7 +106,7 @@ def load_policy(
     if adapter is not None:
         policy.load_adapter(adapter)
     policy.sync_teacher()
-    policy.check_finite()
+    policy.check_hidden()
     return policy
 
 
@@ -159,13 +160,13 @@ def _pick_dtype(dtype: str | torch.dtype, device: torch.device, exact: bool) -> 
 
 
 def _settled(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Without dropout and noise, so that student and teacher are measured alike.
+    """Without dropout, so that student and teacher are measured alike.
 
     A padding id beyond the embedding, which Transformers cannot build, goes as well.
     """
     for part in (config, config.get_text_config()):
         for key, value in vars(part).items():
-            if ("drop" in key or "jitter" in key) and type(value) in (int, float):
+            if "drop" in key and type(value) in (int, float):
                 setattr(part, key, 0.0)
         pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
         if isinstance(pad, int) and size and not 0 <= pad < size:
@@ -204,6 +205,10 @@ def _load_base(
             **options,
         )
     base, info = loaded
+    if base.base_model is base:
+        raise ValueError(
+            f"{name}: a {config.model_type} model shows no hidden states; it is not supported"
+        )
     if "past_key_values" not in signature(base.base_model.forward).parameters:
         raise ValueError(
             f"{name}: a {config.model_type} model keeps its state in a way of its own, in which "
@@ -214,6 +219,7 @@ def _load_base(
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
     if quantize == "nf4" or "bitsandbytes" in method:
         _keep_gradients(base)
+        _say_what_stays_dense(base, name)
         for module in base.modules():  # a folder may name another dtype, for another card
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = dtype
@@ -222,6 +228,21 @@ def _load_base(
     head = base.get_output_embeddings()
     head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return base.requires_grad_(False)
+
+
+def _say_what_stays_dense(base: PreTrainedModel, name: str) -> None:
+    """Transformers quantises linear layers only; experts of a mixture in one tensor stay."""
+    outer: Any = base.get_input_embeddings(), base.get_output_embeddings()
+    ends = {id(m.weight) for m in outer}
+    inner = [p for p in base.parameters() if id(p) not in ends]
+    packed = sum(2 * p.numel() for p in inner if p.dtype == torch.uint8)
+    share = packed / max(1, packed + sum(p.numel() for p in inner if p.dtype != torch.uint8))
+    if share < 0.5:
+        warnings.warn(
+            f"{name}: only {share:.0%} of its inner weights are in 4 bits, for Transformers "
+            "quantises no others of this kind of model; the rest takes its full memory",
+            stacklevel=4,
+        )
 
 
 def _quantised_with(config: PreTrainedConfig) -> str:

@@ -42,7 +42,8 @@ def no_adapter(base: PreTrainedModel) -> str | None:
     """A pattern of linear layers that get no adapter; None where all may have one.
 
     Text passes no tower of pictures or sounds. Mamba's kernels read some matrices without calling
-    their layer, so that an adapter there would be passed by.
+    their layer, so that an adapter there would be passed by. Some layers are linear by type only
+    (Llama 4's router).
     """
     modules, decoder = dict(base.named_modules()), base.get_decoder()
     path = next((name for name, m in modules.items() if m is decoder), "")
@@ -51,8 +52,20 @@ def no_adapter(base: PreTrainedModel) -> str | None:
     out = [n for n in linear if path and not n.startswith(path + ".")]
     mamba = [n for n, m in modules.items() if "mamba" in f"{n.split('.')[-1]} {type(m)}".lower()]
     read = [f"{n}.{x}" for n in mamba for x in ("out_proj", "dt_proj") if f"{n}.{x}" in modules]
+    read += [n for n in linear if not _is_product(modules[n])]
     patterns = {re.sub(r"\.\d+\.", ".[0-9]+.", name).replace(".", r"\.") for name in out + read}
     return "|".join(sorted(patterns)) or None
+
+
+def _is_product(layer: Any) -> bool:
+    """Whether a linear layer of a class that comes with a model answers just x W + bias."""
+    if not type(layer).__module__.startswith("transformers.models"):
+        return True
+    x = layer.weight.new_ones(2, layer.in_features)
+    try:
+        return torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+    except (TypeError, RuntimeError, ValueError, IndexError):
+        return False
 
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from ..prompts import load_prompt_set
 from . import losses
+from .attention import MAX_SCORES
 from .policy import Policy
 from .prefix import can_share, min_shared_prefix
 from .sampling import BATCH_TOKENS
@@ -148,13 +149,17 @@ def memory_plan(
         return max(longest, min(batch_tokens or most, batch_size * longest))
 
     learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
+    # behind a beginning: scores of own tokens, of some rows or of one; three times in float32
+    told = batch_size * reply * head.weight.shape[1] * head.weight.itemsize  # hidden states
+    heads = shared * getattr(policy.base_lm.config.get_text_config(), "num_attention_heads", 0)
+    scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher**2))
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
     per_row = _cache_bytes(policy) * student + 16 * len(head.weight)
     phases = {
         "sampling": per_row * rows + reading(rows * (student - reply)),
         "reading the experience": reading(experience_tokens) if shared else 0,
-        "scoring": reading(scored),
-        "training": training(learned),
+        "scoring": reading(scored) + told + scores,
+        "training": training(learned) + told,
     }
     return MemoryPlan(held, phases, free, learned, scored, checkpointing, kept)
 
@@ -183,7 +188,7 @@ def _read(policy: Policy, tokens: int) -> None:
 def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
     """What the student does, with so many rows of the loss."""
     with policy.adapter("student"):
-        policy.model.train()
+        policy.train()
         try:
             hidden = policy.hidden(_ids(policy, tokens))[0]
             hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]

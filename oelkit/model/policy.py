@@ -201,19 +201,26 @@ class Policy(Shown, Adapters):
         ).last_hidden_state
 
     @torch.no_grad()
-    def check_finite(self) -> None:
-        """Refuse float16 where activations exceed its largest number, 65,504 (as in Gemma 3).
+    def check_hidden(self) -> None:
+        """Refuse what no step would survive; a short prompt and its first half are run.
 
         Raises:
-            ValueError: hidden states of a short prompt are not finite.
+            ValueError: activations exceed float16's largest number, 65,504 (as in Gemma 3), or
+                hidden states depend on what comes after them (as in encoders).
         """
-        if self._embedding.dtype != torch.float16:
-            return
         ids = self.encode([{"role": "user", "content": "The quick brown fox. 1 + 1 = ?"}])
-        if not self.hidden(torch.tensor([ids], device=self.device)).isfinite().all():
+        prompt = torch.tensor([ids], device=self.device)
+        whole, half = (self.hidden(x)[0] for x in (prompt, prompt[:, : len(ids) // 2]))
+        if whole.dtype == torch.float16 and not whole.isfinite().all():
             raise ValueError(
                 f"{self.name}: its hidden states overflow in float16; load it with "
                 'dtype="float32", or "bfloat16" on a card of compute capability 8 or more'
+            )
+        off = (whole[: len(half)] - half).norm(dim=-1) > 0.05 * half.norm(dim=-1)
+        if off.float().mean() > 0.5:  # in 16 bits, a few tokens may take another expert
+            raise ValueError(
+                f"{self.name}: not a causal language model, for its hidden states depend on what "
+                "comes after them"
             )
 
     @cached_property

@@ -80,7 +80,7 @@ class Checkpoint:
                 else:
                     optimizer.setdefault(int(i), {})[".".join(rest)] = tensor
         t.optimizer.load_state_dict({**t.optimizer.state_dict(), "state": optimizer})
-        t.scaler.load_state_dict(state["scaler"])
+        t.scaler.load_state_dict(state.get("scaler") or t.scaler.state_dict())  # none in old files
         version, numbers, gauss = state["random"]
         t.rng.setstate((version, tuple(numbers), gauss))
         t.pending[:], t.history[:] = state["pending"], state["history"]

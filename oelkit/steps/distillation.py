@@ -28,7 +28,6 @@ import torch
 
 from ..config import DistillConfig
 from ..model import losses
-from ..model.head import Head
 from ..model.lora import seeded
 from ..model.memory import checkpointed
 from ..model.policy import Policy
@@ -248,17 +247,16 @@ def _backward(
 ) -> tuple[float, float]:
     """Accumulate a batch's gradient; (loss, student's entropy), over tokens, then over replies."""
     total = entropy = 0.0
-    policy, head, lengths = t.policy, t.policy.head, []
-    for prompt, reply in zip(student_ids, replies, strict=True):
-        lengths.append(len(prompt) + len(reply.ids))
+    policy, head = t.policy, t.policy.head
+    lengths = [len(p) + len(r.ids) for p, r in zip(student_ids, replies, strict=True)]
     for rows in token_batches(lengths, t.plan.batch_tokens):
         ids = [replies[i].ids for i in rows]
-        per_token = [torch.full((len(y),), 1 / len(y) / len(replies)) for y in ids]
-        weights = torch.cat(per_token).to(policy.device)
+        per_token = [1 / len(y) / len(replies) for y in ids for _ in y]
+        weights = torch.tensor(per_token, device=policy.device)
         sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
         with policy.adapter("student"):
-            policy.model.train()  # LoRA's dropout and gradient checkpointing; the base has none
+            policy.train()
             try:
                 hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
                 value = _loss(hidden, teacher, sampled, head, weights, t.config)
@@ -275,7 +273,7 @@ def _loss(
     hidden: torch.Tensor,
     teacher: torch.Tensor | None,
     sampled: torch.Tensor,
-    head: Head,
+    head: losses.Head,
     weights: torch.Tensor,
     config: DistillConfig,
 ) -> torch.Tensor:

@@ -110,13 +110,15 @@ def rollout(
                 game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
             bar.update(sum(game.outcome is not None for game in live))
             bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
-    out = []
+    out, asked = [], policy.enable_thinking
+    thinking = {} if asked is None else {"enable_thinking": asked}
     for i, game in enumerate(games):
         name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"
         about = name + _arm(adapter, game.text), env_id, game.seed, policy.name, round
         outcome = game.outcome or Outcome.UNKNOWN
         feedback = game.turns[-1].feedback if game.turns else ""
-        out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, game.extra))
+        extra = game.extra | thinking
+        out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, extra))
     _complain(games, policy.context_length)
     return out
 

@@ -234,7 +234,7 @@ def warn_of(t: Training) -> None:
             stacklevel=3,
         )
     if row["skipped"]:
-        skipped = sum(old["skipped"] for old in t.history)
+        skipped = sum(old.get("skipped", False) for old in t.history)
         warnings.warn(
             f"step {row['step']}: a gradient overflowed in float16, so that the step was skipped "
             f"({skipped} of {len(t.history)} so far); the loss scale is {t.scaler.get_scale():g} "

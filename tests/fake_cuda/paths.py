@@ -1,0 +1,198 @@
+"""The paths for CUDA on fake tensors: no card and no numbers, but devices, dtypes, shapes and
+operators are those of a card. Not NF4: its packed tensors cannot be fake. test_fake_cuda.py runs
+this, with noop_guard.cpp preloaded; it prints a line per path, and ends with 1 where one fails.
+"""
+
+import itertools
+import random
+import sys
+import traceback
+import warnings
+
+import torch
+from helpers import make_tokenizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationMixin,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from oelkit.config import DistillConfig
+from oelkit.model import attention, losses, prefix
+from oelkit.model.adapters import Adapters
+from oelkit.model.head import Head
+from oelkit.model.loading import LORA
+from oelkit.model.lora import attach, lora_config
+from oelkit.model.memory import MemoryPlan
+from oelkit.model.policy import Policy
+from oelkit.model.prefix import SharedPrefix
+from oelkit.model.sampling import Reply, generate
+from oelkit.model.scoring import token_logprobs
+from oelkit.prompts import load_prompt_set
+from oelkit.steps import distillation, training
+
+warnings.simplefilter("ignore")
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"sliding_window": 40}),
+}
+LEFT = [0]  # tokens of the generate that is going on
+DTYPES = torch.bfloat16, torch.float16, torch.float32
+PROMPTS = [[5 + i % 7 for i in range(300)] + [9, 8, j] for j in range(3)]
+REPLIES = [[7, 8, 9], [4], [5, 6]]
+STUDENTS = [p[-20:] for p in PROMPTS]
+
+
+def without_values() -> None:
+    """What asks a fake tensor for its numbers gets zeros, ones, or "false"."""
+    tensor = torch.Tensor
+    tensor.item = lambda self: {torch.bool: False, torch.int64: 9}.get(self.dtype, 1.0)
+    tensor.__float__ = lambda self: 1.0
+    tensor.__bool__ = lambda self: False
+    tensor.nonzero = lambda self: torch.arange(len(self), device=self.device)[:, None]
+    tensor.data_ptr = lambda self: self.untyped_storage()._cdata  # fake ones all say 0
+    GenerationMixin.generate = counted(GenerationMixin.generate)
+    GenerationMixin._has_unfinished_sequences = goes_on
+    prefix._trial = lambda policy: ""
+    torch.isin = lambda x, y: torch.zeros_like(x, dtype=torch.bool)
+    Adapters.is_untrained = lambda self, name="student": False
+    torch.cuda.get_device_capability = lambda device=None: CAPABILITY
+    torch.nn.Module._apply = _apply
+
+
+def counted(generate):
+    """Transformers' own generate, which would wait for a tensor to say that it is done."""
+
+    def wrapped(self, *args, max_new_tokens, **options):
+        LEFT[:] = [max_new_tokens]
+        return generate(self, *args, max_new_tokens=max_new_tokens, **options)
+
+    return wrapped
+
+
+def goes_on(self, *args, **options):
+    LEFT[0] -= 1
+    return LEFT[0] >= 0
+
+
+def _apply(self, fn, recurse=True):
+    for module in self.children():
+        module._apply(fn)
+    for key, p in self._parameters.items():
+        if p is not None:  # fake parameters cannot be swapped in place
+            self._parameters[key] = torch.nn.Parameter(fn(p.detach()), p.requires_grad)
+    for key, b in self._buffers.items():
+        if b is not None:
+            self._buffers[key] = fn(b)
+    return self
+
+
+def build(family, dtype):
+    cls, config, changes = FAMILIES[family]
+    tokenizer = make_tokenizer()
+    torch.set_default_dtype(dtype)
+    with torch.device("cuda"):
+        base = cls(config(vocab_size=len(tokenizer), **SIZE, **changes)).requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    attention.repeat_key_heads(base)
+    model = attach(base, lora_config({**LORA, "task_type": "CAUSAL_LM"}, ""), "fake")
+    policy = Policy(model, "fake", tokenizer, "brief")
+    weight = base.get_output_embeddings().weight.detach()
+    policy.head = Head(weight, scale=0.5, cap=30.0) if family == "gemma2" else Head(weight)
+    return policy
+
+
+def trainings(policy, all_losses):
+    """The default with gradient checkpointing; and one of each loss."""
+    options = [{"loss": loss} for loss in training.LOSSES if loss != "reverse_kl"]
+    options += [{"top_k": 9, "tail": tail} for tail in losses.TAILS] + [{"clip": 1.0}]
+    for changes in [{}, *(options if all_losses else [])]:
+        checkpointing = not changes
+        config = DistillConfig(**changes)
+        plan = MemoryPlan({}, {}, 0, 700, 700, checkpointing)
+        optimizer = torch.optim.AdamW(policy.trainable())
+        scaler = training._scaler(policy, 128)
+        state = policy, [], ["a text"], config, load_prompt_set("brief"), 0, plan, optimizer, scaler
+        yield f"{changes}", training.Training(*state, random.Random(0))
+
+
+def learn(t):
+    """Score, loss, backward and update, as a step of `distill` does them."""
+    t.beginnings["a text"] = PROMPTS[0][:300]
+    replies = [Reply(ids, "", False) for ids in REPLIES]
+    shares = attention.prefix_obstacle(t.policy.base_lm) == ""
+    groups = [("a text" if shares else None, [0, 1, 2])]
+    with torch.no_grad():
+        teacher = distillation._score(t, PROMPTS, replies, groups)
+    context = distillation.checkpointed(t.policy) if t.plan.gradient_checkpointing else None
+    t.optimizer.zero_grad()
+    with context or torch.enable_grad():
+        distillation._backward(t, STUDENTS, replies, None if t.config.loss == "sft" else teacher)
+    for p in t.policy.trainable():
+        assert p.dtype == torch.float32 and p.device.type == "cuda" and p.grad is not None
+        assert p.grad.dtype == torch.float32 and p.grad.device.type == "cuda"
+    training.update(t, 0, 1.0)
+
+
+def paths(policy, all_losses):
+    yield "log-probabilities", lambda: token_logprobs(policy, STUDENTS, REPLIES)
+    for name, t in trainings(policy, all_losses):
+        yield f"a step {name}", lambda t=t: learn(t)
+    policy.model.eval()
+    if attention.prefix_obstacle(policy.base_lm) == "":
+
+        def kept():
+            kept = SharedPrefix(policy, PROMPTS[0][:300], "cpu")
+            assert {x.device.type for pair in kept.kv for x in pair} == {"cpu"}
+            assert {x.device.type for pair in kept.to("cuda").kv for x in pair} == {"cuda"}
+
+        yield "a beginning in main memory", kept
+        yield "replies behind a beginning", lambda: replies(policy, PROMPTS)
+    yield "replies", lambda: replies(policy, [*STUDENTS, STUDENTS[0]])
+
+
+def replies(policy, prompts):
+    found = generate(policy, prompts, max_new_tokens=20)
+    lengths = [len(r.ids) for r in found]
+    assert lengths == [20] * len(prompts), lengths
+
+
+def main() -> int:
+    global CAPABILITY
+    without_values()
+    failed = 0
+    for family, dtype in itertools.product(FAMILIES, DTYPES):
+        CAPABILITY = (9, 0) if dtype == torch.bfloat16 else (7, 5)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            policy = build(family, dtype)
+            for name, work in paths(policy, family == "qwen3"):
+                what = f"{family} {str(dtype)[6:]}: {name}"
+                try:
+                    work()
+                    print("ok  ", what, flush=True)
+                except Exception:
+                    failed += 1
+                    print("FAIL", what, traceback.format_exc(limit=-4), flush=True)
+    return int(failed > 0)
+
+
+CAPABILITY = 9, 0
+if __name__ == "__main__":
+    sys.exit(main())
