@@ -350,7 +350,8 @@ HEAD = """# Families of models
 
 What comes of each kind of model (`model_type` of its config.json) that Transformers 5.23 loads as a
 causal language model and that can be built with at most ten million parameters: tiny random models
-in float32 on a CPU. `python tests/families.py` makes this page, and a test compares them.
+in float32 on a CPU. `python tests/families.py` makes this page, and a test compares every tenth
+row and a few more.
 
 - **replies:** greedy replies to prompts of unequal length, in one batch, are those of plain PEFT,
   one at a time and without a cache.

@@ -1,4 +1,4 @@
-"""docs/families.md says what a test finds: tiny models of every family, through each part."""
+"""docs/families.md says what is found: tiny models of every family, through each part."""
 
 import families
 import pytest
@@ -13,9 +13,7 @@ def test_a_row_of_the_page(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", "abcdefghijklmnopqrstuvwxyz")
-def test_the_whole_page(first):
-    kinds = [k for k in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if k[0] == first and k not in FEW]
-    found = {kind: families.row_of(kind) for kind in kinds}
-    page = families.read_page()
-    assert found == {kind: page.get(kind) for kind in kinds}
+@pytest.mark.parametrize("kind", sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FEW))[::10])
+def test_every_tenth_row(kind):
+    """All of them take minutes: `python tests/families.py` makes the page anew."""
+    assert families.row_of(kind) == families.read_page().get(kind)
