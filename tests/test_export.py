@@ -24,8 +24,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory):
     """A run of one short round on the embedded model."""
-    less = {"rounds": 1, "extract_games": 8, "state_games": 16, "num_draws": 2, "eval_maps": 24}
-    settings = Settings.of("tiny", model="micro", steps=10, run_ablations=False, **less)
+    less = {"rounds": 1, "extract_games": 24, "state_games": 16, "num_draws": 2, "eval_maps": 24}
+    less |= {"env": "oelkit/FrozenLake4x4-v0", "lr": 1e-3, "steps": 20}  # learned in one round
+    settings = Settings(model="micro", run_ablations=False, **less)
     folder = tmp_path_factory.mktemp("runs") / "short"
     Run(folder, settings, progress=False).run_all()
     return folder

@@ -73,6 +73,7 @@ class PlainModel:
             enable_thinking: handed to the chat template (None: its own default).
         """
         self.name, self.source, self.default_prompt_set = base, model_folder(base), prompt_set
+        self.enable_thinking = enable_thinking
         options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}  # never a pickle
         folder = path
         if path.suffix == ".gguf":
