@@ -27,6 +27,7 @@ class Bar(tqdm):
 
     def __init__(self, name: str, work: int | range, unit: str, show: bool):
         self._moves = moves()
+        self.many = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
         how: dict[str, Any] = {"desc": name, "unit": unit, "disable": not show, "mininterval": 1}
         if isinstance(work, range):
             how |= {"iterable": work, "initial": work.start}
@@ -39,5 +40,5 @@ class Bar(tqdm):
             done = self.n if self.n == self.total else f"{self.n} of {self.total}"
             took = self.format_interval(self.format_dict["elapsed"])
             more = f", {self.postfix}" if self.postfix else ""
-            print(f"{self.desc}: {done} {self.unit}s in {took}{more}", flush=True)
+            print(f"{self.desc}: {done} {self.many} in {took}{more}", flush=True)
         super().close()

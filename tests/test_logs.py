@@ -1,6 +1,7 @@
 """Chat logs: what becomes of each format, of bad lines and of secrets."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -253,9 +254,9 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     chats = read_chats(lines(tmp_path, row))
     assert mail not in json.dumps(chats[0].extra) + str(chats[0])
     assert chats.replaced == {"e-mail": 7} and "replaced: 7 e-mail" in str(chats)
-    assert mail in str(read_chats([row], redact=None)[0])
+    assert mail in str(asdict(read_chats([row], redact=None)[0]))
     own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
-    assert mail not in str(own[0]) and own.replaced == {"text": 7} and mail in seen
+    assert mail not in str(asdict(own[0])) and own.replaced == {"text": 7} and mail in seen
     assert "assistant" not in seen  # names of the format are no texts
     with pytest.raises(RecordError, match="hook gave a NoneType"):
         read_chats([row], redact=lambda text: None)

@@ -67,7 +67,7 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
         lambda: distill(micro, found, [text], steps=2, max_new_tokens=reply, **given), micro.device
     )
     print(f"{held / MB:.1f} MiB held, {plan.peak / MB:.1f} planned")
-    assert held == pytest.approx(plan.peak, rel=0.15)
+    assert held == pytest.approx(plan.peak, rel=0.2)
     assert plan.fits and not plan.gradient_checkpointing
 
 

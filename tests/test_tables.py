@@ -82,7 +82,7 @@ def test_runs_are_there_by_name_without_a_model(tmp_path, monkeypatch):
     assert list(oelkit.runs) == []
     folder = tmp_path / "runs" / "demo"
     folder.mkdir(parents=True)
-    record = {"settings": asdict(Settings()), "form": FORM}
+    record = {"settings": asdict(Settings()), "form": FORM, "prompts": {}}
     (folder / "run.json").write_text(json.dumps(record))
     run = oelkit.runs["demo"]
     assert list(oelkit.runs) == ["demo"] and repr(run).endswith("nothing measured yet")

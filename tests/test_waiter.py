@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
@@ -121,6 +122,7 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
     learn, small, tmp_path, monkeypatch
 ):
     asked, extract = [], work.extraction.extract
+    lakes = replace(small, model=str(FOLDER.parents[1] / "data/micro_lakes"))
     monkeypatch.setattr(
         work.extraction,
         "extract",
@@ -129,8 +131,8 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
     for arm in ("own", "curated"):
         with pytest.raises(
             ValueError, match="nothing to distill|0 item"
-        ):  # micro writes nothing about a guest
-            learn["learn"](arm, small, tmp_path / "rows.jsonl")
+        ):  # that model writes nothing about a guest
+            learn["learn"](arm, lakes, tmp_path / "rows.jsonl")
     assert ["{reply}" in options["prompt_set"].turn for options in asked] == [False, True]
 
 

@@ -148,7 +148,7 @@ def learn(t):
     for p in t.policy.trainable():
         assert p.dtype == torch.float32 and p.device.type == "cuda" and p.grad is not None
         assert p.grad.dtype == torch.float32 and p.grad.device.type == "cuda"
-    training.update(t, 0, 1.0)
+    training.update(t, 0, 1.0, [])
 
 
 def paths(policy, all_losses):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
 from ...records import Message, State
-from ...steps.compare import Answer
 from ...text import content_text, one_line
 from .base import StaticFallback
+
+if TYPE_CHECKING:
+    from ...steps.compare import Answer
 
 TITLES = {"base": "base", "in_context": "experience in context", "distilled": "distilled"}
 MOST = 3  # tokens of an answer that are named
