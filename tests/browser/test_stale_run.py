@@ -5,6 +5,7 @@ over the editor does again what is out of date, and then they go on.
 import shutil
 
 import pytest
+
 from oelkit import Run, Settings
 from oelkit.runs.stages import status
 
