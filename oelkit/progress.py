@@ -11,7 +11,12 @@ from tqdm import tqdm
 
 def moves() -> bool:
     """Whether a bar can move on stdout: on a terminal, and in a notebook."""
-    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
+    return sys.stdout.isatty() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether what is printed goes to a notebook."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 class Bar(tqdm):

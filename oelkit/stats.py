@@ -29,6 +29,11 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
+def outcomes(passes: str, maps: int) -> np.ndarray:
+    """The episodes of a row of figures ("0110…") as [sampling seeds, maps] of 0 and 1."""
+    return np.array([int(c) for c in passes], float).reshape(-1, maps)
+
+
 def paired_bootstrap(
     a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -246,7 +246,8 @@ def test_command(tiny_model, tmp_path, capsys):
     ]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert re.search(r"strict: \d+\.\d% \[.*%\] of 2 prompts, .*% of 2 instructions\nloose: ", said)
+    rates = r"\d+\.\d% \[.*%\] of 2 prompts, .*% of 2 instructions"
+    assert re.match(rf"generate: 2 replies in \S+\nstrict: {rates}\nloose: ", said)
     row = json.loads(out.read_text())
     assert (row["n"], row["limit"], row["max_new_tokens"], row["seed"]) == (
         2,

@@ -3,6 +3,7 @@ is in `make bench`.
 """
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from oelkit.text import truncate_to_budget
 
 pytestmark = pytest.mark.slow
 
-MB = 2**20
+ROOT, MB = Path(__file__).parents[1], 2**20
 
 
 @pytest.fixture(scope="module")
-def micro():
-    return load_policy("micro")
+def micro():  # that of the lakes: its replies there are as long as the plan assumes
+    return load_policy(ROOT / "data/micro_lakes")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
         lambda: distill(micro, found, [text], steps=2, max_new_tokens=reply, **given), micro.device
     )
     print(f"{held / MB:.1f} MiB held, {plan.peak / MB:.1f} planned")
-    assert held == pytest.approx(plan.peak, rel=0.2)
+    assert held == pytest.approx(plan.peak, rel=0.15)
     assert plan.fits and not plan.gradient_checkpointing
 
 

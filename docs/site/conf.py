@@ -25,7 +25,6 @@ html_theme, html_title, html_copy_source = "furo", "oelkit", False
 html_show_sphinx = False
 nb_execution_mode = "off"
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False

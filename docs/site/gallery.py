@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from oelkit.executed import tags
+
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 320  # pixels of a thumbnail
 
@@ -21,7 +23,7 @@ WIDTH = 320  # pixels of a thumbnail
 def sources(path: Path) -> list[str]:
     """What a notebook says and does, without the cell that papermill puts in."""
     cells = nbformat.read(path, as_version=4).cells
-    return [c.source for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    return [cell.source for cell in cells if "injected-parameters" not in tags(cell)]
 
 
 def stale(notebooks: Path, gallery: Path) -> list[str]:

@@ -31,7 +31,7 @@ sys.path.insert(
     0, str(Path(__file__).parent)
 )  # a notebook that takes the functions has not done it
 import study_plots
-from study_plots import grouped
+from study_plots import grouped, spread
 
 ONLINE = Settings.of("tiny", gate="off")
 ROUNDS = ONLINE.rounds
@@ -125,25 +125,19 @@ def table(rows: list[dict]) -> str:
         last = by_round[max(by_round)]
         cells = [str(len(last))]
         for k in range(1, ROUNDS + 1):
-            cells.append(_spread([_rate(row, "consolidated") for row in by_round.get(k, [])]))
-        cells.append(_spread([_rate(row, "in_context") for row in last]))
+            cells.append(spread([_rate(row, "consolidated") for row in by_round.get(k, [])]))
+        cells.append(spread([_rate(row, "in_context") for row in last]))
         first = [row["pass_rate"]["base"]["reply_tokens"] for row in last]
         now = [row["pass_rate"]["consolidated"]["reply_tokens"] for row in last]
         cells.append(f"{statistics.mean(first):.0f} to {statistics.mean(now):.0f}")
-        cells.append(_spread([row["ood"] for row in last]))
+        cells.append(spread([row["ood"] for row in last]))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    base = _spread([row["ood_base"] for row in rows])
+    base = spread([row["ood_base"] for row in rows])
     return "\n".join([*lines, "", f"OOD of the untrained model: {base}. {gains(rows)}"])
 
 
 def _rate(row: dict, arm: str) -> float:
     return row["pass_rate"][arm]["pass_rate"]
-
-
-def _spread(found: list[float]) -> str:
-    if not found:
-        return "-"
-    return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})"
 
 
 def gains(rows: list[dict]) -> str:

@@ -10,7 +10,6 @@ makes the figures."""
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from collections import Counter
@@ -151,8 +150,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _spread(rows: list[dict], key: str) -> str:
-    found = [rate for rate, _ in study_plots.rates(rows, key)]
-    return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})" if found else "-"
+    return study_plots.spread([rate for rate, _ in study_plots.rates(rows, key)])
 
 
 def figures(rows: list[dict], seed: int = 0) -> dict:

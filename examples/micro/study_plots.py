@@ -6,6 +6,7 @@ or none, "seed", …}. Nothing here is a part of oelkit: it uses its figures' lo
 from __future__ import annotations
 
 import argparse
+import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ def pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
     """Rate of several (rate, n) together, with its Wilson interval; each is on maps of its own."""
     n, right = sum(n for _, n in parts), round(sum(rate * n for rate, n in parts))
     return right / n, *wilson_interval(right, n)
+
+
+def spread(found: Sequence[float]) -> str:
+    """Mean (lowest-highest) of rates, for a table."""
+    return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})" if found else "-"
 
 
 # -- figures

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..records import write_text
-from ..stats import paired_bootstrap
+from ..stats import outcomes, paired_bootstrap
 from . import card
 from .files import read_json, remove, write_json
 from .stages import Stages, stages_of
@@ -182,7 +182,9 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
             last = done.stderr.strip().splitlines()[-1:]
             raise RuntimeError(f"{folder}: could not be loaded and played ({''.join(last)})")
         row = json.loads(done.stdout.splitlines()[-1])
-        passes = [_grid(r["passes"], r["samples_per_map"]) for r in (rows[0], row)]
+        passes = [
+            outcomes(r["passes"], len(r["passes"]) // r["samples_per_map"]) for r in (rows[0], row)
+        ]
         difference, low, high = paired_bootstrap(*passes)
         row |= {"difference": difference, "difference_low": low, "difference_high": high}
         rows.append({"form": read_json(folder / card.ABOUT)["form"], **row})
@@ -190,8 +192,3 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
         write_json(folder / card.CHECKED, shown)
         write_text(folder / "README.md", card.model_card(folder))
     return rows
-
-
-def _grid(passes: str, samples: int) -> list[list[int]]:
-    width = len(passes) // samples
-    return [[int(c) for c in passes[i : i + width]] for i in range(0, len(passes), width)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..envs import describe
-from ..stats import paired_bootstrap, wilson_interval
+from ..stats import outcomes, paired_bootstrap, wilson_interval
 from .plots import NAMES
 from .summary import episodes_text, map_count, rate_text
 
@@ -33,7 +33,7 @@ def points_text(difference: tuple[float, float, float]) -> str:
 def _passes(row: dict) -> np.ndarray | None:
     """Success of each episode, [sampling seeds, maps], where the row tells them."""
     passes = row.get("passes")
-    return np.array([int(c) for c in passes], float).reshape(-1, map_count(row)) if passes else None
+    return outcomes(passes, map_count(row)) if passes else None
 
 
 def compare(row: dict, other: dict) -> tuple[int, str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..stats import wilson_interval
-from .plots import new_figure, styled, whiskers
+from ..progress import in_notebook
+from .plots import new_figure, pass_interval, probe_interval, styled, whiskers
 
 CURVES = {
     "loss": "loss, nats per token",
@@ -67,7 +67,7 @@ class LivePanel:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(self._path)
-        if _in_notebook():
+        if in_notebook():
             display: Any = import_module("IPython.display").display
             if self._shown is None:
                 self._shown = display(figure, display_id=True)
@@ -94,22 +94,12 @@ class LivePanel:
 
 
 def _share(found: dict[str, Any]) -> tuple[float, float, float]:
-    if "pass_rate" in found:
-        return found["pass_rate"], found["low"], found["high"]
     try:
-        return found["all"], *wilson_interval(round(found["all"] * found["n"]), found["n"])
+        return pass_interval(found) if "pass_rate" in found else probe_interval(found)
     except KeyError as error:
         raise ValueError(
             f"an evaluation gives all and n, or pass_rate, low and high; it gave {sorted(found)}"
         ) from error
-
-
-def _in_notebook() -> bool:
-    try:
-        shell = import_module("IPython").get_ipython()
-    except ImportError:
-        return False
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def several(*on_steps: OnStep) -> OnStep:

@@ -98,11 +98,13 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
         axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
-def _passed(row: dict) -> tuple[float, float, float]:
+def pass_interval(row: dict) -> tuple[float, float, float]:
+    """(rate, low, high) of a report's summary."""
     return row["pass_rate"], row["low"], row["high"]
 
 
-def _exact(ood: dict) -> tuple[float, float, float]:
+def probe_interval(ood: dict) -> tuple[float, float, float]:
+    """(share, low, high) of a probe's result."""
     return ood["all"], *wilson_interval(round(ood["all"] * ood["n"]), ood["n"])
 
 
@@ -112,7 +114,7 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
     for arm, shift in (("base", -0.2), ("in_context", 0.0), ("consolidated", 0.2)):
         rows, colour = [r["pass_rate"][arm] for r in rounds], COLOURS[arm]
         xs, ys = [k + shift for k in numbers], [row[key] for row in rows]
-        bars = whiskers([_passed(row) for row in rows]) if key == "pass_rate" else None
+        bars = whiskers([pass_interval(row) for row in rows]) if key == "pass_rate" else None
         look = {"color": colour, "capsize": 3, "markersize": 5, "label": NAMES[arm]}
         axis.errorbar(xs, ys, bars, fmt="o", **look)
         axis.plot(xs, ys, color=colour, lw=1, alpha=0.5)
@@ -173,9 +175,9 @@ def arms(metrics: dict) -> Figure:
     for y, (name, arm, row, ood) in enumerate(rows):
         look: dict[str, Any] = {"color": COLOURS.get(arm, "#999999")}
         look["hatch"] = "///" * ("context" in name)
-        rate_bar(left, y, _passed(row), height=0.62, **look)
+        rate_bar(left, y, pass_interval(row), height=0.62, **look)
         if ood:
-            rate_bar(right, y, _exact(ood), height=0.62, **look)
+            rate_bar(right, y, probe_interval(ood), height=0.62, **look)
     for axis in (left, right):
         percent_axis(axis)
     left.set_yticks(range(len(rows)), [row[0] for row in rows])
@@ -245,7 +247,7 @@ def ood(metrics: dict) -> Figure:
         colour = ROUND_COLOURS[min(i, len(ROUND_COLOURS)) - 1] if i else COLOURS["base"]
         axis.bar(xs, [row[k] for k in kinds], width * 0.92, color=colour, label=name)
         look = {"fmt": "none", "color": "#222222", "capsize": 3, "lw": 1}
-        axis.errorbar(xs[0], row["all"], whiskers([_exact(row)]), **look)
+        axis.errorbar(xs[0], row["all"], whiskers([probe_interval(row)]), **look)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set(ylim=(0, 1.04), ylabel="exact answers")
     axis.set_xticks(range(len(kinds)), [textwrap.fill(k.replace("_", " "), 12) for k in kinds])
