@@ -4,8 +4,6 @@ over the editor does again what is out of date, and then they go on.
 
 import shutil
 
-import pytest
-
 from oelkit import Run, Settings
 from oelkit.runs.stages import status
 
@@ -36,9 +34,6 @@ def picture(page, name):
         page.screenshot(path=f"{PICTURES}/{name}.png")
 
 
-@pytest.mark.xfail(
-    reason="the button of the notice is not found where other notebooks were open meanwhile"
-)
 def test_an_edit_after_training_is_refused_until_the_button_does_it_again(serve, place, new_page):
     folder = place / "runs" / "demo"
     run = Run(folder, Settings.of("tiny"), progress=False)

@@ -17,10 +17,12 @@ from IPython.display import publish_display_data
 from ...envs import parse_board
 from ...envs.board import symbol_kinds
 
-# the error stands alone in its element, a live widget has elements in it
+# the error stands alone in its element, a live widget has elements in it; what lies within another
+# widget (a button, which holds text alone) is not meant
 STATIC = """<div class="oel-static">{html}<style>
 .jp-OutputArea-child:has(.oel-static):has(+ .jp-OutputArea-child .jupyter-widgets > *),
-.jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*))
+.jp-OutputArea-child:has(.oel-static) + .jp-OutputArea-child
+.jupyter-widgets:not(.jupyter-widgets *):not(:has(*))
 {{ display: none; }}
 </style></div>"""
 
