@@ -58,7 +58,7 @@ def demo(args: Namespace) -> None:
     folder = run_folder(args.run, find_root() / "runs")
     # a world that the embedded model learns in one round, and no more of it than shows that
     few: dict[str, Any] = {"extract_games": 32, "num_draws": 4, "eval_maps": 64, "rounds": 1}
-    few |= {"run_ablations": False, "gate": "off", "env": "oelkit/FrozenLake4x4-v0"}
+    few |= {"run_ablations": False, "gate": "off", "env": "oelkit/Descent1-v0"}
     few |= {"steps": 20, "lr": 1e-3}
     print("A small model plays a game whose rules nobody tells it. It writes down what it learned,")
     print("is trained until it needs that text no more, and plays maps that it has never seen.\n")

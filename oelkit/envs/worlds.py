@@ -29,6 +29,7 @@ for _name, _entry_point, _kwargs in (
     ("FrozenLake4x4Slippery", _LAKE, _4X4 | {"slippery": True}),
     ("FrozenLake4x4Other", _LAKE, _4X4 | {"symbols": _OTHER_LAKE, "moves": _OTHER_MOVES}),
     ("Descent", _DESCENT, {}),
+    ("Descent1", _DESCENT, {"levels": 1}),
     ("Descent2", _DESCENT, {"levels": 2}),
     ("Descent3", _DESCENT, {"levels": 3}),
     ("DescentOther", _DESCENT, _OTHER_DESCENT),
