@@ -3,11 +3,12 @@ prompt, and its games as a chat log.
 
     python examples/sql/trial.py --model MODEL --questions 24 --games 48
 
-Arms on held-out questions: base; hand (all facts, written by hand); own (items that the model
-extracts from its training games); curated (those of them that say a fact, each fact once, as a
-person would keep them). One JSON line per arm with its command in data/results/sql.jsonl; the
-training games as OpenAI chat messages in data/logs/sql_chats.jsonl. To be run where `oelkit` is
-installed, or with PYTHONPATH=."""
+Arms on held-out questions: base; own (items that the model extracts from its training games);
+curated (those of them that say a fact, each fact once, as a person would keep them); consolidated
+(the curated items distilled on the states of the games, nothing in the prompt); hand (all facts,
+written by hand). Base and consolidated also on the other database. One JSON line per arm with its
+command in data/results/sql.jsonl; the training games as OpenAI chat messages in
+data/logs/sql_chats.jsonl. To be run where `oelkit` is installed, or with PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import shlex
 import time
 from pathlib import Path
 
-from oelkit import evaluate, extract, load_policy, rollout
+from oelkit import distill, evaluate, extract, load_policy, rollout, states
 from oelkit.envs.sql_databases import shop
 from oelkit.records import append_jsonl
 from oelkit.text import MARKER, experience_text, wording
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--questions", type=int, default=24, help="held-out questions per arm")
     parser.add_argument("--games", type=int, default=48, help="training games")
+    parser.add_argument("--steps", type=int, default=24, help="of the training, four states each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/sql.jsonl")
     parser.add_argument("--chats", type=Path, default=ROOT / "data/logs/sql_chats.jsonl")
@@ -60,13 +62,13 @@ def main() -> None:
     policy = load_policy(args.model, dtype=args.dtype)
     how = {"prompt_set": "rules", "max_new_tokens": 80, "seed": args.seed}
     given = {"model": Path(args.model).name, "dtype": args.dtype, "questions": args.questions}
-    given |= {"games": args.games, "seed": args.seed}
+    given |= {"games": args.games, "steps": args.steps, "seed": args.seed}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["python", "examples/sql/trial.py", *words])
 
-    def arm(name: str, text: str, env: str = "oelkit/SqlUnseen-v0") -> None:
+    def arm(name: str, text: str, env: str = "oelkit/SqlUnseen-v0", **weights) -> None:
         began = time.time()
-        options = {k: v for k, v in how.items() if k != "seed"}
+        options = {k: v for k, v in how.items() if k != "seed"} | weights
         seeds = range(HELD_OUT, HELD_OUT + args.questions)
         report = evaluate(policy, env, seeds, text, sampling_seeds=[args.seed], **options)
         row = {"arm": name, "env": env, "model": Path(args.model).name, "seed": args.seed}
@@ -75,20 +77,26 @@ def main() -> None:
         append_jsonl(args.out, row)
         print(name, row["pass_rate"], f"{row['seconds']} s", flush=True)
 
-    facts = "\n".join(f"{MARKER} {fact.says}" for fact in shop().facts.values())
-    arm("base", "")
-    arm("hand", facts)
     games = rollout(policy, "oelkit/Sql-v0", range(args.games), **how)
     args.chats.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(as_chat(game), ensure_ascii=False) + "\n" for game in games]
     args.chats.write_text("".join(lines), encoding="utf-8")
     items = extract(policy, games[: args.games // 2], show_previous=False, **how)
-    arm("own", experience_text(items[-40:]))
     kept = says_a_fact(items)
     print(len(items), "items,", len(kept), "kept", flush=True)
+    arm("base", "")
+    arm("own", experience_text(items[-40:]))
     if kept:
-        arm("curated", experience_text(kept))
-    arm("base, unseen database", "", "oelkit/SqlOther-v0")
+        text = experience_text(kept)
+        arm("curated", text)
+        options = {"lr": 1e-4, "warmup": 5, "batch_size": 4, "steps": args.steps}
+        rows = distill(policy, states(games), text, **options, **how)
+        print("loss", [round(row["loss"], 3) for row in rows], flush=True)
+        arm("consolidated", "")
+        arm("consolidated, unseen database", "", "oelkit/SqlOther-v0")
+    arm("base, unseen database", "", "oelkit/SqlOther-v0", adapter=None)
+    facts = "\n".join(f"{MARKER} {fact.says}" for fact in shop().facts.values())
+    arm("hand", facts)
 
 
 if __name__ == "__main__":

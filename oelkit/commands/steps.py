@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import time
@@ -47,6 +48,7 @@ def extract(args: Namespace) -> None:
 def distill(args: Namespace) -> None:
     """Train an adapter."""
     from ..config import DistillConfig, part
+    from ..model import ranks
     from ..records import State, Trajectory, read_jsonl
     from ..steps.distillation import distill
     from ..steps.rollouts import states
@@ -57,7 +59,11 @@ def distill(args: Namespace) -> None:
     else:
         prompts = states(read_jsonl(args.trajectories, Trajectory))
     policy, options = _load(args, s)
+    options["progress"] = ranks.rank() == 0
     rows = distill(policy, prompts, texts, part(DistillConfig, s), **options)
+    if ranks.rank():  # the first process writes and tells
+        args.out = None
+        return
     policy.save_adapter(args.out)
     for row in rows[:1] + rows[-1:]:
         print(f"loss {row['loss']:.4f} at step {row['step']}")
@@ -117,6 +123,8 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
     """The settings and the experience texts of a step, once it is sure that it may write."""
     from .. import envs
 
+    if args.command != "distill" and os.environ.get("LOCAL_RANK", "0") != "0":
+        raise ValueError(f"{args.command} is for one process: start it without accelerate launch")
     for path in filter(None, (args.out, getattr(args, "replies", None))):
         if Path(path).exists() and not args.force:
             raise ValueError(f"{path} is there already: choose another file, or give --force")

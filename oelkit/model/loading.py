@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..config import ModelConfig
+from . import ranks
 from .attention import repeat_key_heads
 from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
 from .policy import Policy
@@ -140,6 +141,8 @@ def _no_bar() -> Iterator[None]:
 
 def _pick_device(device: str | torch.device) -> torch.device:
     cuda = torch.cuda.is_available()
+    if device == "auto" and (own := ranks.join()):
+        return own
     device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
     if device.type == "cuda" and not cuda:
         raise RuntimeError('no usable CUDA device on this machine; pass device="cpu" or "auto"')

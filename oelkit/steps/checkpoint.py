@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..model import ranks
 from ..records import sync_folder, to_dict
 from .training import Training
 
@@ -31,7 +32,8 @@ class Checkpoint:
     def __init__(self, training: Training, path: Path):
         t = self.training = training
         self.path, self.student = path, t.policy.trainable()
-        t.failed = path.with_name(path.stem.lstrip(".") + ".failed.jsonl")
+        own = f".{ranks.rank()}" if ranks.rank() else ""
+        t.failed = path.with_name(f"{path.stem.lstrip('.')}{own}.failed.jsonl")
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
         about += [[to_dict(state) for state in t.states], torch.__version__]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

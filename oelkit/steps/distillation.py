@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from ..config import DistillConfig
-from ..model import losses
+from ..model import losses, ranks
 from ..model.lora import seeded
 from ..model.memory import checkpointed
 from ..model.policy import Policy
@@ -101,8 +101,9 @@ def distill(
             warn_of(training)
             if on_step:
                 on_step(history[-1])
-            stop = interrupted()
-            if saved and (stop or step + 1 == config.steps or (step + 1) % CHECKPOINT_EVERY == 0):
+            stop = any(ranks.total([interrupted()], policy.device))
+            last = stop or step + 1 == config.steps
+            if saved and ranks.rank() == 0 and (last or (step + 1) % CHECKPOINT_EVERY == 0):
                 saved.save()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step} of {config.steps}")
@@ -111,7 +112,10 @@ def distill(
 
 
 def distill_step(training: Training, step: int) -> dict[str, Any]:
-    """One optimiser step: draw a batch, sample replies, score them with the teacher, learn."""
+    """One optimiser step: draw a batch, sample replies, score them with the teacher, learn.
+
+    Of several processes each draws and samples the same, and scores and learns from its share.
+    """
     t, c, policy, began = training, training.config, training.policy, time.perf_counter()
     batch, texts, student_ids, teacher_ids = _draw(t, step)
 
@@ -128,6 +132,10 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
             max_new_tokens=longest,
             temperature=c.temperature,
         )
+    counts = [sum(len(r.ids) for r in replies), sum(r.truncated for r in replies)]
+    mine = slice(ranks.rank(), None, ranks.count())
+    batch, texts, replies = batch[mine], texts[mine], replies[mine]
+    student_ids, teacher_ids = student_ids[mine], teacher_ids[mine]
 
     for group in t.optimizer.param_groups:
         group["lr"] = c.lr * min(1.0, (step + 1) / (c.warmup + 1))
@@ -140,15 +148,17 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
         with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
             loss, entropy = _backward(t, student_ids, replies, teacher_hidden)
+        ranks.add_gradients(policy.trainable())
+        loss, entropy = ranks.total([loss, entropy], policy.device)
     grad_norm, skipped = update(t, step, loss, zip(batch, texts, student_ids, teacher_ids, replies))
     return {
         "step": step,
         "loss": loss,
         "entropy": entropy,
         "lr": t.optimizer.param_groups[0]["lr"],
-        "replies": len(batch),
-        "reply_tokens": sum(len(r.ids) for r in replies) / len(batch),
-        "truncated": sum(r.truncated for r in replies) / len(batch),
+        "replies": c.batch_size,
+        "reply_tokens": counts[0] / c.batch_size,
+        "truncated": counts[1] / c.batch_size,
         "grad_norm": grad_norm,
         "skipped": skipped,
         "seconds": time.perf_counter() - began,
@@ -245,13 +255,13 @@ def _backward(
     replies: list[Reply],
     teacher_hidden: list[torch.Tensor] | None,
 ) -> tuple[float, float]:
-    """Accumulate a batch's gradient; (loss, student's entropy), over tokens, then over replies."""
+    """Accumulate a gradient; what these replies add to the step's (loss, student's entropy)."""
     total = entropy = 0.0
     policy, head = t.policy, t.policy.head
     lengths = [len(p) + len(r.ids) for p, r in zip(student_ids, replies, strict=True)]
     for rows in token_batches(lengths, t.plan.batch_tokens):
         ids = [replies[i].ids for i in rows]
-        per_token = [1 / len(y) / len(replies) for y in ids for _ in y]
+        per_token = [1 / len(y) / t.config.batch_size for y in ids for _ in y]
         weights = torch.tensor(per_token, device=policy.device)
         sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None

@@ -15,6 +15,7 @@ import torch
 
 from .. import given
 from ..config import DistillConfig
+from ..model import ranks
 from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix
@@ -80,6 +81,9 @@ def prepare(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
             "need at least 1, above 0, and 0 to 1"
         )
+    if c.batch_size < ranks.count():
+        few = f"batch_size={c.batch_size} with {ranks.count()} processes"
+        raise ValueError(f"{few}: each needs a state of its own; raise it, or start fewer")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
