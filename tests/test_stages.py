@@ -21,6 +21,7 @@ from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
 from oelkit.runs import files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.stages import StaleRunError
+from oelkit.views import app
 
 
 @pytest.fixture(scope="module")
@@ -675,3 +676,13 @@ def test_a_draw_that_was_taken_out_is_an_error_that_names_the_file(tmp_path):
         known(tmp_path, work.as_draws(["a", "b"]))
     with pytest.raises(ValueError, match=r"experience\.md: text before the first heading"):
         known(tmp_path, "mine\n" + work.as_draws(["a", "b", "c"]))
+
+
+def test_the_editor_of_a_run_says_what_an_edit_makes_out_of_date(run):
+    editor = app.editor(run.round_folder(1) / "items.jsonl")
+    said = []
+    editor.send = lambda content, buffers=None: said.append(json.loads(content["json"]))
+    editor._handle_custom_msg({"op": "hello"}, [])
+    assert said[-1]["hint"] == ""
+    editor._handle_custom_msg({"op": "edit", "ids": said[-1]["order"][:1], "texts": ["New."]}, [])
+    assert said[-1]["hint"].endswith("out of date; to do it again: oelkit loop --run run --redo")

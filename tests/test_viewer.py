@@ -10,7 +10,9 @@ from helpers import make_game
 
 from oelkit.curation import Curation
 from oelkit.envs import make
-from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
+from oelkit.logs import read_chats
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, write_jsonl
+from oelkit.views import app
 from oelkit.views.widgets import experience_editor, trajectory_viewer
 
 EVIL = "<script>alert(1)</script>"
@@ -64,9 +66,10 @@ def test_index_is_light_and_knows_arms_and_maps():
     many = [dataclasses.replace(b, id=f"FrozenLake4x4-v0-r1-m{i}-s1-0") for i in range(2000)]
     view = trajectory_viewer(many)
     assert len(json.dumps(asked(view, kind="index"))) < 250_000
-    assert len(json.dumps(view.get_state(), default=str)) < 50_000, (
-        "a saved notebook would carry it"
+    whole, small = (
+        len(json.dumps(v.get_state(), default=str)) for v in (view, trajectory_viewer(many[:1]))
     )
+    assert whole == small < 60_000, "a saved notebook would carry it"
     assert len(view.static_html) < 20_000 and "1,960 more" in view.static_html
 
 
@@ -180,6 +183,68 @@ def test_an_id_of_several_games_opens_none_silently():
     twice = trajectory_viewer([base, base])  # the same game, listed twice
     twice.show(base.id)
     assert twice.at["game"] == 0
+
+
+def test_messages_of_a_transcript():
+    """A log grows by its messages; a game of words that tells all so far has what was observed."""
+    call = {"function": {"name": "look", "arguments": {"at": "7"}}}
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "On it.", "tool_calls": [call]},
+        {"role": "tool", "content": "7 it is"},
+        {"role": "assistant", "content": "7."},
+        {"role": "user", "content": "thanks"},
+    ]
+    game = asked(trajectory_viewer(read_chats([{"messages": talk}])), kind="game", game=0)
+    said = [[(m["role"], m["text"]) for m in turn["before"]] for turn in game["turns"]]
+    assert said == [[("system", "Be brief."), ("user", "hi")], [("tool", "7 it is")]]
+    assert [turn["calls"] for turn in game["turns"]] == [[["look", '{\n "at": "7"\n}']], []]
+    assert ["".join(turn["reply"]) for turn in game["turns"]] == ["On it.", "7."]
+    assert [turn["feedback"] for turn in game["turns"]] == ["", "thanks"]
+    turns = [
+        Turn(
+            f"so far {n}",
+            [{"role": "user", "content": f"all, so far {n}"}],
+            "x",
+            "x",
+            f,
+            1,
+            1,
+            False,
+        )
+        for n, f in enumerate(("so far 1", "lost"))
+    ]
+    words = Trajectory("w", "words", None, "m", 1, tuple(turns), Outcome.FAILURE, "lost")
+    game = asked(trajectory_viewer([words]), kind="game", game=0)
+    assert [turn["before"][0]["text"] for turn in game["turns"]] == ["so far 0", "so far 1"]
+    assert [turn["feedback"] for turn in game["turns"]] == ["", "lost"], "once is enough"
+    board = asked(trajectory_viewer([make_game()]), kind="game", game=0)
+    assert not board["chat"] and "before" not in board["turns"][0]
+
+
+def test_notes_of_an_arm_are_of_that_arm(tmp_path):
+    game, log = make_game(("[left]",)), tmp_path / "notes.jsonl"
+    view = trajectory_viewer({"base": [game], "after": [game]}, notes=Curation([], log))
+    heard = asked(view, kind="note", game=1, turn=0, texts=["#odd"])
+    assert [note[:4:3] for note in heard["notes"]] == [[1, "#odd"]] and heard["wrong"] == ""
+    assert asked(view, kind="note", game=5, turn=0, texts=["x"]) is None
+    assert "empty" in asked(view, kind="note", game=0, turn=0, texts=[" "])["wrong"]
+    alone = trajectory_viewer([game], notes=Curation([], log))
+    assert asked(alone, kind="undo")["notes"] == []
+    assert "nothing to undo" in asked(alone, kind="undo")["wrong"]
+
+
+def test_apps_keep_notes_with_the_run_or_beside_the_file(tmp_path):
+    one = tmp_path / "run/round_1"
+    one.mkdir(parents=True)
+    for folder in (one, tmp_path):
+        write_jsonl(folder / "trajectories.jsonl", [make_game(("[left]",))])
+    paths = [app.viewer(f / "trajectories.jsonl").notes.log_path for f in (one, tmp_path)]
+    assert paths == [f / "trajectories.notes.jsonl" for f in (one, tmp_path)]
+    (tmp_path / "run/run.json").write_text("{}")
+    view = app.viewer(one / "trajectories.jsonl")
+    assert view.notes.log_path == tmp_path / "run/notes.jsonl"
 
 
 def test_strange_messages_are_ignored():

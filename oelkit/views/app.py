@@ -17,6 +17,7 @@ from ..project import find_root
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.settings import run_folder
+from ..runs.stages import status
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
 # nothing else on the page, and the view as high as it is
@@ -101,6 +102,7 @@ def editor(path: Path) -> Any:
     if record.is_file():
         about = json.loads(record.read_text("utf-8"))
         options |= _teacher(about, options["games"])
+        options |= {"on_change": lambda: _out_of_date(record.parent)}
     return experience_editor(Curation.open(path, path.with_name("curation.jsonl")), **options)
 
 
@@ -124,13 +126,27 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
     return {"tokenizer": tokenizer, "budget_tokens": budget, "prompt": prompt}
 
 
+def _out_of_date(run: Path) -> str:
+    """What of a run does not fit what is decided now, and the command that does it again."""
+    stale = [stage for stage in status(run) if stage.state == "stale" and not stage.follows]
+    if not stale:
+        return ""
+    return f"{stale[0].name} is out of date; to do it again: oelkit loop --run {run.name} --redo"
+
+
 def viewer(path: Path) -> Any:
-    """The viewer of trajectories, or of a chat log; with the items of its round, if any."""
+    """The viewer of trajectories, or of a chat log; with the items of its round, if any.
+
+    Tags and comments go to the run's notes.jsonl, or to a .notes.jsonl beside the file.
+    """
     from .widgets import trajectory_viewer
 
     items, log = path.with_name("items.jsonl"), path.with_name("curation.jsonl")
     seen = Curation.open(items, log) if items.is_file() else ()
-    return trajectory_viewer(games(path), items=seen)
+    run = path.parent.parent
+    of_run = (run / "run.json").is_file()
+    log = run / "notes.jsonl" if of_run else path.with_name(f"{path.stem}.notes.jsonl")
+    return trajectory_viewer(games(path), items=seen, notes=Curation([], log))
 
 
 def games(path: Path) -> list[Trajectory]:

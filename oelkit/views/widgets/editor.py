@@ -32,7 +32,8 @@ class ExperienceEditor(LiveView):
         games: Where the evidence is looked up.
         on_turn: Gets trajectory id and turn (from 0) where a person wants to see it, as
             `TrajectoryViewer.show` does.
-        on_change: Called after each operation.
+        on_change: Called at the start and after each operation; a text that it returns stands in
+            the foot, what an edit makes out of date say.
 
     Raises:
         ValueError: There is a budget, and no tokenizer.
@@ -66,6 +67,7 @@ class ExperienceEditor(LiveView):
         self._rows, self._state = {}, {}
         self._groups: dict[str, tuple[str, ...]] = {}  # ids of the items in each row
         self._likeness = Likeness()
+        self._hint: Any = on_change() if on_change else ""
         self.on_msg(lambda _, message, buffers: self._receive(message))
 
     @property
@@ -107,7 +109,7 @@ class ExperienceEditor(LiveView):
         try:
             answer = self._do(**message)
             if self.on_change and len(self.curation.log) != before:
-                self.on_change()
+                self._hint = self.on_change()
         # an empty text, somebody else's write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
@@ -213,4 +215,5 @@ class ExperienceEditor(LiveView):
             "viewer": self.on_turn is not None,
             "author": c.author,
             "log": [None if c.log_path is None else str(c.log_path), len(c.log)],
+            "hint": self._hint if isinstance(self._hint, str) else "",
         }

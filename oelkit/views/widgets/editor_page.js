@@ -70,6 +70,7 @@ function editorPage(on) {
   const author = el("button", { class: "oel-link", title: "Change the name",
     onclick() { name.hidden = false; name.focus(); } });
   const saved = el("span", { class: "oel-saved" });
+  const hint = el("span", { class: "oel-hint", role: "status" });
   const every = el("input", { type: "checkbox", "aria-label": "Select all that are shown", onclick: on.selectAll });
   const adding = el("div", { class: "oel-adding" });
   const none = el("p", { class: "oel-none" });
@@ -112,7 +113,7 @@ function editorPage(on) {
     el("div", { class: "oel-strip" }, after, why, name));
   const main = el("div", { class: "oel-main" }, el("div", { class: "oel-left" }, adding, none, list.box));
   main.append(divider(main, 56), right);
-  root.append(main, el("footer", { class: "oel-foot" }, saved, author));
+  root.append(main, el("footer", { class: "oel-foot" }, saved, hint, author));
 
   function showFilters(kind, count, choose) {
     const some = Object.keys(FILTERS).filter((which) => which === kind || which === "all" || count(which));
@@ -130,8 +131,9 @@ function editorPage(on) {
     spent.textContent = `${number(tokens)} ${unit} of `;
     if (budget.getRootNode().activeElement !== budget) budget.value = most ?? "";
   }
-  function showSaved({ log: [path, n], author: who }) {
+  function showSaved({ log: [path, n], author: who, hint: then }) {
     saved.textContent = path ? `saved to ${path}: ${several(n, "operation")}` : `not saved: this curation has no log file`;
+    hint.textContent = hint.title = visible(then);
     author.textContent = `as ${who}`;
     if (who !== "user") name.hidden = true;
     else if (n && name.dataset.asked == null) { name.hidden = false; name.dataset.asked = ""; }  // once

@@ -46,12 +46,14 @@ function divergence(a, b) {
 
 function strip({ game, turn: now, differs, key, go }) {
   if (game.turns.length < 2 || game.turns.length > 40 || !game.turns.every((t) => t.cells.length)) return null;
-  return el("div", { class: "ov-strip" }, ...game.turns.map((t, i) => {
-    const label = `turn ${i + 1}: ${visible(t.action ?? "no move")}${i === differs ? ", first difference" : ""}`;
+  return el("div", { class: `ov-strip${game.turns.some((t) => t.level) ? " ov-levels" : ""}` }, ...game.turns.map((t, i) => {
+    const label = `turn ${i + 1}: ${visible(t.action ?? "no move")}${i === differs ? ", first difference" : ""}`
+      + (t.items.length ? ", has items" : "");
+    const step = i + 1 + (t.items.length ? " •" : "");
     return el("button", { "data-focus": `${key}/${i}`, "aria-label": label, "aria-current": i === now && "step",
       class: i === differs && "ov-differs", onclick: () => go({ turn: i }) },
     board(t), el("span", { "aria-hidden": "true" }, t.level && t.level !== game.turns[i - 1]?.level
-      ? `${i + 1} · level ${t.level}` : `${i + 1}`));
+      ? `${step} · level ${t.level}` : step));
   }));
 }
 
@@ -63,9 +65,18 @@ function replyOf(turn, query) {
   return [...long(before, query), found, ...long(after, query)];
 }
 
+/** The items that a turn is evidence for. */
+function learned(turn, openItem) {
+  if (!turn.items.length) return [];
+  const item = ([id, words, status]) => el(openItem ? "button" : "p",
+    openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words), " ",
+    el("span", { class: "ov-dim" }, status));
+  return [el("section", { class: "ov-items" }, el("h4", {}, "items from this turn"), ...turn.items.map(item))];
+}
+
 /** key: of the game on the page; row: of the index; differs: turn of the first difference, -1: none; caption: whose
- *  game; go, openItem: what a click on a turn of the strip, on an item, does (openItem may be null). */
-function gameView({ key, row, game, turn: now, differs, caption, query, open, go, openItem }) {
+ *  game; go, openItem: what a click on a turn of the strip, on an item, does (openItem may be null); comments(turn): on it. */
+function gameView({ key, row, game, turn: now, differs, caption, query, open, go, openItem, comments }) {
   const turn = game.turns[now], drawn = turn?.cells.length > 0;
   const text = (value) => el("div", { class: "ov-text", dir: "auto" }, ...long(value, query));
   const top = [caption && el("h3", {}, pill(row.outcome, name(row.outcome)), " ", caption),
@@ -75,9 +86,6 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
   const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
   const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
     : el("b", { class: "ov-action" }, visible(turn.action));
-  const item = ([id, words, status]) => el(openItem ? "button" : "p",
-    openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words), " ",
-    el("span", { class: "ov-dim" }, status));
   const last = now === game.turns.length - 1 ? ` ov-${row.outcome}` : "";
   return el("div", { class: "ov-game" }, ...top,
     el("div", { class: drawn && "ov-turn" },
@@ -90,8 +98,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
         turn.level && el("p", { class: "ov-dim" }, `level ${turn.level}`),
         el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
         block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
-    turn.items.length > 0
-      && el("section", { class: "ov-items" }, el("h4", {}, "items from this turn"), ...turn.items.map(item)),
+    ...learned(turn, openItem), ...comments(now),
     fold("prompt", `prompt · ${count(turn.prompt_tokens, "token")}`, open,
       ...turn.prompt.flatMap(([role, words]) => [el("h4", {}, visible(role)), text(words)])),
     drawn && fold("observation", "board as text", open, text(turn.observation)));

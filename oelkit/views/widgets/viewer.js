@@ -1,7 +1,7 @@
 // Games turn by turn. The index of all games is here; the text of a game is asked for when it is opened.
 
 const GLYPH = { success: "✓", failure: "✕", invalid: "!", turn_limit: "…", unknown: "?" };
-const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught"];
+const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught", "chat"];
 const ROW = 46;
 
 export default { render({ model, el: host }) {
@@ -10,9 +10,17 @@ export default { render({ model, el: host }) {
   const games = new Map(), open = new Set();          // text of the games on screen; names of unfolded parts
   const filter = {}, sort = { by: "", down: false };
   const at = () => model.get("at");
-  const go = (change) => { model.set("at", { ...at(), ...change }); model.save_changes(); };
+  let still = false, last = "";                       // not to scroll the transcript; the turn that it was scrolled to
+  function go(change, stay = false) {
+    still = stay;
+    model.set("at", { ...at(), ...change });
+    model.save_changes();
+  }
   const focused = () => host.getRootNode().activeElement;
   const uid = `oel${Math.random().toString(36).slice(2, 9)}`;
+
+  const ofLog = (r) => r.chat && r.outcome === "unknown";  // of which there is nothing to say
+  const inRound = (r) => !(ofLog(r) && r.round === 0) && `round ${r.round}`;
 
   // -- list
 
@@ -22,13 +30,13 @@ export default { render({ model, el: host }) {
       const game = shown[i], r = rows[game], found = byGame?.get(game)?.length;
       return el("div", { class: "ov-row", role: "option", id: `${uid}-${game}`, onclick: () => choose(game),
         "aria-selected": String(game === at().game), "aria-posinset": i + 1, "aria-setsize": shown.length },
-      el("span", { class: `ov-dot ov-${r.outcome}`, "aria-hidden": "true" }, GLYPH[r.outcome] ?? "?"),
+      el("span", { class: `ov-dot ov-${r.outcome}`, "aria-hidden": "true" }, ofLog(r) ? "“" : GLYPH[r.outcome] ?? "?"),
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
           el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
-          el("span", { class: "ov-dim" }, dots(`round ${r.round}`, found && count(found, "hit"), visible(r.arm)))),
-        el("span", { class: "ov-dim" }, dots(name(r.outcome), r.cut && "cut off",
-          count(r.turns, "turn"), `${r.tokens.toLocaleString("en")} tok`))));
+          el("span", { class: "ov-dim" }, dots(inRound(r), found && count(found, "hit"), visible(r.arm)))),
+        el("span", { class: "ov-dim" }, dots(!ofLog(r) && name(r.outcome), r.cut && "cut off",
+          count(r.turns, "turn"), r.tokens > 0 && `${r.tokens.toLocaleString("en")} tok`, ...noted.tags(game).map(visible)))));
     },
     attributes: { role: "listbox", tabindex: 0, "aria-label": "games" },
   });
@@ -37,7 +45,7 @@ export default { render({ model, el: host }) {
   function passes(i) {
     const r = rows[i], low = parseInt(filter.low), high = parseInt(filter.high);
     return ["outcome", "round", "arm", "cut", "taught"].every((key) => !filter[key] || String(r[key]) === filter[key])
-      && (!filter.seed || String(r.seed ?? "").startsWith(filter.seed.trim()))
+      && (!filter.tag || noted.tags(i).includes(filter.tag)) && (!filter.seed || String(r.seed ?? "").startsWith(filter.seed.trim()))
       && !(r.turns < low) && !(r.turns > high) && (!byGame || byGame.has(i));
   }
   function relist() {
@@ -48,7 +56,7 @@ export default { render({ model, el: host }) {
     }
     hits = byGame ? shown.flatMap((game) => byGame.get(game).map((turn) => ({ game, turn }))) : [];
     list.refresh();
-    const all = count(rows.length, "game");
+    const all = count(rows.length, noun());
     status.textContent = shown.length === rows.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
     reset.hidden = !query && !Object.values(filter).some(Boolean);
     take.textContent = `export ${shown.length.toLocaleString("en")}`;
@@ -68,6 +76,7 @@ export default { render({ model, el: host }) {
     if (i >= 0) list.box.setAttribute("aria-activedescendant", `${uid}-${at().game}`);
     else list.box.removeAttribute("aria-activedescendant");
   }
+  const noun = () => (rows.length && rows.every((r) => r.chat) ? "conversation" : "game");
   const twins = (game) => rows.flatMap((r, i) => (i !== game && r.map === rows[game]?.map ? [i] : []));
   /** Open a game; where two were side by side, the one beside it is again of that arm and round. */
   function choose(game, turn = 0) {
@@ -83,7 +92,7 @@ export default { render({ model, el: host }) {
 
   // -- search
 
-  const search = el("input", { type: "search", placeholder: "search in games", oninput() {
+  const search = el("input", { type: "search", placeholder: "search", oninput() {
     clearTimeout(search.timer);
     search.timer = setTimeout(ask, 200);
   }, "aria-label": "search boards, replies and feedback" });
@@ -125,37 +134,6 @@ export default { render({ model, el: host }) {
     ask();
     list.box.focus();
   } }, "clear");
-  function select(key, any, label = String) {
-    const counts = new Map();
-    for (const r of rows) counts.set(r[key], (counts.get(r[key]) ?? 0) + 1);
-    if (counts.size < 2) return null;
-    const values = [...counts.keys()].sort((a, b) => (a > b ? 1 : -1));
-    return el("select", { "aria-label": { cut: "cut off", taught: "has items" }[key] ?? key, "data-filter": key,
-      onchange(e) { filter[key] = e.target.value; refilter(); } }, el("option", { value: "" }, any),
-    ...values.map((v) => el("option", { value: String(v) }, `${label(v)} (${counts.get(v)})`)));
-  }
-  const field = (key, label) => el("input", { "data-filter": key, "aria-label": label, placeholder: label, type: "text",
-    inputmode: "numeric", oninput(e) { filter[key] = e.target.value; refilter(); } });
-  const order = el("button", { title: "descending", "aria-label": "descending", "aria-pressed": "false", onclick() {
-    sort.down = !sort.down;
-    order.setAttribute("aria-pressed", String(sort.down));
-    order.textContent = sort.down ? "↓" : "↑";
-    relist();
-  } }, "↑");
-  function offer() {
-    const lengths = new Set(rows.map((r) => r.turns)).size > 1, seeds = rows.some((r) => r.seed != null);
-    const keys = ["outcome", "round", "arm", "seed", "turns", "tokens", "cut", "id"];
-    const sorts = el("select", { "aria-label": "sort by", onchange(e) { sort.by = e.target.value; relist(); } },
-      el("option", { value: "" }, "sort: as given"),
-      ...keys.map((key) => el("option", { value: key }, `sort: ${key === "cut" ? "cut off" : key}`)));
-    filters.replaceChildren(...[
-      select("outcome", "any outcome", name), select("round", "any round", (v) => `round ${v}`),
-      select("arm", "any arm", (v) => visible(v) || "no arm"),
-      select("taught", "with items or not", (v) => (v ? "has items" : "no items")),
-      select("cut", "cut off or not", (v) => (v ? "cut off" : "not cut off")),
-      lengths && el("span", { class: "ov-pair" }, field("low", "min turns"), "–", field("high", "max turns")),
-      seeds && field("seed", "map seed"), el("span", { class: "ov-pair" }, sorts, order)].filter(Boolean));
-  }
 
   // -- what is open
 
@@ -168,10 +146,16 @@ export default { render({ model, el: host }) {
   const on = button("next turn", "›", () => turnBy(1), "next turn (→)");
   const place = el("span", { class: "ov-place", role: "status" });
   const differ = el("button", { onclick: () => go({ turn: differ.turn }) });
+  const noted = notesPanel({
+    write: (texts) => model.send({ kind: "note", game: at().game, turn: at().turn, texts }),
+    drop: (id) => model.send({ kind: "unnote", id }),
+  });
+  const offers = filterBar({ filter, sort, rows: () => rows, tags: () => noted.counts(rows.length), refilter, relist });
+  const lessons = el("span", { class: "ov-chips" });
   const body = el("div", {});
   const detail = el("div", { class: "ov-detail", role: "region", "aria-label": "game", tabindex: 0 },
     el("div", { class: "ov-top" }, el("div", { class: "ov-head" }, title, compare),
-      el("div", { class: "ov-steps" }, back, slider, on, place, differ)), body);
+      el("div", { class: "ov-steps" }, back, slider, on, place, differ, lessons), noted.line), body);
 
   const wanted = () => [at().game, at().other].filter((i) => i != null && i < rows.length);
   function turnBy(by) {
@@ -187,33 +171,38 @@ export default { render({ model, el: host }) {
     if (!ids.length || !ids.every((i) => games.has(i))) return;  // what is there stays until the text comes
     const r = rows[ids[0]], texts = ids.map((i) => games.get(i));
     const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python may put any two side by side
-    title.replaceChildren(pill(r.outcome, name(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
-      el("span", { class: "ov-dim" }, dots(visible(texts[0].model), `round ${r.round}`, visible(r.arm),
-        r.seed != null && `map seed ${r.seed}`, count(r.tokens, "token"))));
+    title.replaceChildren(ofLog(r) ? "" : pill(r.outcome, name(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
+      el("span", { class: "ov-dim" }, dots(visible(texts[0].model), inRound(r), visible(r.arm),
+        r.seed != null && `map seed ${r.seed}`, r.tokens > 0 && count(r.tokens, "token"))));
     const any = others.length ? `compare… (${others.length} of this map)` : "no other game of this map";
     compare.replaceChildren(el("option", { value: "" }, any), ...others.map((i) => el("option", { value: i },
       dots(visible(rows[i].arm), `round ${rows[i].round}`, name(rows[i].outcome), visible(rows[i].id)))));
     compare.value = other ?? "";
     compare.disabled = !others.length;
-    const last = Math.max(...texts.map((g) => g.turns.length)), both = texts.length > 1;
+    compare.hidden = !others.length && r.chat;
+    noted.draw(ids[0]);
+    lessons.replaceChildren(...texts[0].turns.flatMap((t, k) => (t.items.length ? [el("button", { class: "ov-learned",
+      "data-focus": `lesson ${k}`, onclick: () => go({ turn: k }) }, `${count(t.items.length, "item")}: turn ${k + 1}`)] : [])));
+    const end = Math.max(...texts.map((g) => g.turns.length)), both = texts.length > 1;
     const differs = both ? divergence(...texts) : -1;
-    slider.max = last;
+    slider.max = end;
     slider.value = turn + 1;
-    slider.disabled = last === 1;
-    place.textContent = `turn ${turn + 1} of ${last}`;
+    slider.disabled = end === 1;
+    place.textContent = `turn ${turn + 1} of ${end}`;
     slider.setAttribute("aria-valuetext", place.textContent);
     back.disabled = turn <= 0;
-    on.disabled = turn >= last - 1;
+    on.disabled = turn >= end - 1;
     differ.hidden = !both;
     differ.disabled = differs < 0;
     differ.turn = differs;
     differ.textContent = differs < 0 ? "same moves" : `first difference: turn ${differs + 1}`;
     const had = body.contains(focused()) ? focused().dataset.focus ?? "" : null;
     body.className = both ? "ov-two" : "";
-    body.replaceChildren(...ids.map((i) => gameView({
+    body.replaceChildren(...ids.map((i) => (games.get(i).chat ? chatView : gameView)({
       key: i, row: rows[i], game: games.get(i), turn, differs, query, open, go,
       caption: both && el("bdi", { title: visible(rows[i].id) }, dots(visible(rows[i].arm), `round ${rows[i].round}`)),
       openItem: canOpen ? (id) => model.send({ kind: "item", id }) : null,
+      comments: (k) => noted.comments(i, k),
     })));
     detail.removeAttribute("aria-busy");
     if (had !== null) {  // the part with the focus was drawn anew
@@ -221,7 +210,11 @@ export default { render({ model, el: host }) {
       (same ?? detail).focus({ preventScroll: true });
     }
     if (toHit) body.querySelector("mark")?.scrollIntoView({ block: "nearest" });
-    toHit = false;
+    else if (last !== `${ids} ${turn}` && r.chat && !still) {  // the transcript alone, not the page it is on
+      const now = body.querySelector(".ov-exchange[aria-current]"), top = detail.firstChild.getBoundingClientRect().bottom;
+      if (now) detail.scrollTop = turn ? detail.scrollTop + now.getBoundingClientRect().top - top : 0;
+    }
+    [last, toHit, still] = [`${ids} ${turn}`, false, false];
   }
   /** Something else is open: ask for what is not here. */
   function move() {
@@ -239,6 +232,7 @@ export default { render({ model, el: host }) {
     ArrowLeft: () => turnBy(-1), ArrowRight: () => turnBy(1), ArrowUp: () => step(-1), ArrowDown: () => step(1),
     k: () => step(-1), j: () => step(1), n: () => hit(1), N: () => hit(-1), "/": () => search.focus(),
     PageUp: () => step(-page()), PageDown: () => step(page()),
+    c: () => noted.field.focus(), u: () => model.send({ kind: "undo" }),
     Home: () => step(-rows.length), End: () => step(rows.length),
   };
   function key(event) {
@@ -252,9 +246,8 @@ export default { render({ model, el: host }) {
     event.preventDefault();
   }
   const status = el("span", { class: "ov-dim", role: "status" }, "waiting for the kernel");
-  const filters = el("div", { class: "ov-group" });
-  const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), filters);
-  const help = [["←", "→", "turn"], ["↑", "↓", "game"], ["/", "search"], ["n", "N", "hit"]];
+  const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), offers.node);
+  const help = [["←", "→", "turn"], ["↑", "↓", "game"], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo it"]];
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
   bar,
   el("div", { class: "ov-body" },
@@ -268,9 +261,16 @@ export default { render({ model, el: host }) {
     index(message) {
       rows = message.rows.map((row) => Object.fromEntries(row.map((value, i) => [COLUMNS[i], value])));
       canOpen = message.items;
-      offer();
+      offers.draw();
       relist();
       move();
+    },
+    notes(message) {
+      noted.hear(message);
+      if (!noted.counts(rows.length).has(filter.tag)) delete filter.tag;  // the last of its kind was taken away
+      offers.draw();
+      relist();
+      draw();
     },
     file(message) { download(message.name, message.text); },
     game(message) { games.set(message.game, message); draw(); },

@@ -1,5 +1,5 @@
-"""Every game, turn by turn: list, filter, search, replay, two games of one map side by side. A
-view: it changes nothing.
+"""Every game, turn by turn, a conversation as a transcript: list, filter, search, replay, two games
+of one map side by side. It changes no game; tags and comments on them are a `Curation`'s notes.
 
 The page gets a light index of all games and the full text of those that are opened; the search runs
 here. So 2,000 games open at once, and a saved notebook holds a short table in their place."""
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -16,9 +17,10 @@ import traitlets
 
 from ...curation import Curation
 from ...envs import parse_action, parse_board
-from ...records import ExperienceItem, Trajectory, Turn, to_dict
+from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
 from ...text import answer_text, one_line
 from .base import LiveView, board_of, source
+from .transcript import after_turn, before_turns, is_chat, parts
 
 TABLE_ROWS = 40  # games in the table of a saved notebook
 
@@ -32,12 +34,16 @@ class TrajectoryViewer(LiveView):
         items: A curation, or items; a turn shows those that it is evidence for.
         on_item: Gets the id of an item that is clicked.
         kinds: What renamed symbols mean, as in `envs.picture.draw_board`.
+        notes: Where tags (#word) and comments on turns go: items of one's own in a curation, whose
+            evidence is the turn, so `Curation([], path)` for one with a log. None: they are not
+            kept.
 
     Raises:
         ValueError: No trajectory has a turn.
     """
 
-    _esm, _css = source("board.js", "game.js", "viewer.js"), source("viewer.css")
+    _esm = source("board.js", "game.js", "chat.js", "notes.js", "filters.js", "viewer.js")
+    _css = source("viewer.css", "chat.css")
     at = traitlets.Dict({"game": 0, "turn": 0, "other": None}).tag(sync=True)
     """What is open: position of the game among those with a turn, its turn, and the game beside it;
     all from 0.
@@ -50,6 +56,7 @@ class TrajectoryViewer(LiveView):
         items: Curation | Sequence[ExperienceItem] = (),
         on_item: Callable[[str], Any] | None = None,
         kinds: dict[str, str] | None = None,
+        notes: Curation | None = None,
     ):
         arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
         self._games = [
@@ -61,6 +68,10 @@ class TrajectoryViewer(LiveView):
         if not self._games:
             raise ValueError("nothing to view: there is no trajectory with a turn")
         self._items, self._on_item, self._symbols = items, on_item, kinds
+        self.notes = notes if notes is not None else Curation([])
+        self._places: dict[str, list[int]] = {}
+        for i, (_, game) in enumerate(self._games):
+            self._places.setdefault(game.id, []).append(i)
         super().__init__()
         self.on_msg(lambda _, message, buffers: self._answer(message))
         self.static_html = _table([game for _, game in self._games])
@@ -96,16 +107,63 @@ class TrajectoryViewer(LiveView):
             case {"kind": "index"}:
                 items = self._on_item is not None
                 self.send_json(kind="index", rows=self._index(), items=items)
+                self._send_notes()
             case {"kind": "game", "game": int(i)} if 0 <= i < len(self._games):
                 self.send_json(kind="game", game=i, **self._game(self._games[i][1]))
             case {"kind": "search", "text": str(text)}:
                 self.send_json(kind="hits", text=text, hits=self._search(text))
             case {"kind": "export", "games": list(games)}:
-                lines = [to_dict(self._games[i][1]) for i in games if 0 <= i < len(self._games)]
+                lines = self._lines([i for i in games if 0 <= i < len(self._games)])
                 text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
                 self.send_json(kind="file", name="trajectories.jsonl", text=text)
             case {"kind": "item", "id": str(id)} if self._on_item:
                 self._on_item(id)
+            case {"kind": "note", "game": int(i), "turn": int(k), "texts": list(texts)} if (
+                0 <= i < len(self._games)
+            ):
+                arm, game = self._games[i]
+                about = Evidence(game.id, k, {"arm": arm} if arm else {})
+                self._note(*(partial(self.notes.add, str(text), [about]) for text in texts))
+            case {"kind": "unnote", "id": str(id)}:
+                self._note(partial(self.notes.reject, id))
+            case {"kind": "undo"}:
+                self._note(self.notes.undo)
+
+    def _note(self, *todo: Callable[[], Any]) -> None:
+        wrong = ""
+        try:
+            for do in todo:
+                do()
+        # nothing to undo, somebody else's write, a full disk
+        except (ValueError, RuntimeError, OSError) as error:
+            wrong = str(error)
+            if isinstance(error, ConflictError):
+                self.notes.reload()
+        self._send_notes(wrong)
+
+    def _send_notes(self, wrong: str = "") -> None:
+        path = self.notes.log_path
+        self.send_json(kind="notes", notes=self._noted(), wrong=wrong, path=path and str(path))
+
+    def _noted(self) -> list[list[Any]]:
+        """[game, id, turn, text, author, time] of each note that was not taken away."""
+        found: list[list[Any]] = []
+        for note in self.notes.items:
+            made = self.notes.history(note.id)
+            for e in note.evidence if note.status == "accepted" else ():
+                about = note.id, e.turn, note.text, made[0].author, made[0].time[:16]
+                arm = e.extra.get("arm")
+                games = self._places.get(e.trajectory_id, ())
+                found += [[i, *about] for i in games if arm in (None, self._games[i][0])]
+        return found
+
+    def _lines(self, games: Sequence[int]) -> list[Fields]:
+        """Games as they are exported, with what was noted on them."""
+        names, notes = ("turn", "text", "author", "time"), dict[int, list[Fields]]()
+        for i, _, *about in self._noted():
+            notes.setdefault(i, []).append(dict(zip(names, about, strict=True)))
+        more: list[Fields] = [{"notes": notes[i]} if i in notes else {} for i in games]
+        return [to_dict(self._games[i][1]) | m for i, m in zip(games, more, strict=True)]
 
     def _index(self) -> list[list]:
         """For each game what viewer.js calls COLUMNS."""
@@ -116,7 +174,8 @@ class TrajectoryViewer(LiveView):
         for arm, g in self._games:
             cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
             row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
-            rows.append([*row, maps.setdefault(_map(g), len(maps)), g.id in cited])
+            row += [maps.setdefault(_map(g), len(maps)), g.id in cited, is_chat(g)]
+            rows.append(row)
         return rows
 
     def _search(self, text: str) -> list[list[int]]:
@@ -136,8 +195,14 @@ class TrajectoryViewer(LiveView):
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
+        if chat := is_chat(game):
+            for k, (turn, before) in enumerate(zip(turns, before_turns(game), strict=True)):
+                answer, calls = parts("".join(turn["reply"]))
+                turn |= {"before": before, "calls": calls, "feedback": after_turn(game, k)}
+                turn |= {"prompt": [], "reply": _mark(answer, game.turns[k].action)}
+                turns[k] = turn
         about = {"model": game.model, "env": game.env_id, "feedback": game.feedback}
-        return {**about, "turns": turns}
+        return {**about, "chat": chat, "turns": turns}
 
     def _turn(self, turn: Turn) -> dict:
         answer = answer_text(turn.reply)

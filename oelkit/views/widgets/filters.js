@@ -1,0 +1,39 @@
+// The menus and fields by which the list of games is filtered and sorted.
+
+/** filter, sort: what is chosen, changed here; rows(), tags(): of the index, of the notes; refilter, relist: after it. */
+function filterBar({ filter, sort, rows, tags, refilter, relist }) {
+  const node = el("div", { class: "ov-group" });
+  function select(key, any, label = String) {
+    const counts = key === "tag" ? tags() : new Map();
+    if (key !== "tag") for (const r of rows()) counts.set(r[key], (counts.get(r[key]) ?? 0) + 1);
+    if (counts.size < (key === "tag" ? 1 : 2)) return null;
+    const values = [...counts.keys()].sort((a, b) => (a > b ? 1 : -1));
+    return el("select", { "aria-label": { cut: "cut off", taught: "has items" }[key] ?? key, "data-filter": key,
+      onchange(e) { filter[key] = e.target.value; refilter(); } }, el("option", { value: "" }, any),
+    ...values.map((v) => el("option", { value: String(v), selected: filter[key] === String(v) },
+      `${label(v)} (${counts.get(v)})`)));
+  }
+  const field = (key, label) => el("input", { "data-filter": key, "aria-label": label, placeholder: label, type: "text", value: filter[key],
+    inputmode: "numeric", oninput(e) { filter[key] = e.target.value; refilter(); } });
+  const order = el("button", { title: "descending", "aria-label": "descending", "aria-pressed": "false", onclick() {
+    sort.down = !sort.down;
+    order.setAttribute("aria-pressed", String(sort.down));
+    order.textContent = sort.down ? "↓" : "↑";
+    relist();
+  } }, "↑");
+  function draw() {
+    const lengths = new Set(rows().map((r) => r.turns)).size > 1, seeds = rows().some((r) => r.seed != null);
+    const keys = ["outcome", "round", "arm", "seed", "turns", "tokens", "cut", "id"];
+    const sorts = el("select", { "aria-label": "sort by", onchange(e) { sort.by = e.target.value; relist(); } },
+      el("option", { value: "" }, "sort: as given"),
+      ...keys.map((key) => el("option", { value: key, selected: sort.by === key }, `sort: ${key === "cut" ? "cut off" : key}`)));
+    node.replaceChildren(...[
+      select("outcome", "any outcome", name), select("round", "any round", (v) => `round ${v}`),
+      select("arm", "any arm", (v) => visible(v) || "no arm"),
+      select("taught", "with items or not", (v) => (v ? "has items" : "no items")), select("tag", "any tag", visible),
+      select("cut", "cut off or not", (v) => (v ? "cut off" : "not cut off")),
+      lengths && el("span", { class: "ov-pair" }, field("low", "min turns"), "–", field("high", "max turns")),
+      seeds && field("seed", "map seed"), el("span", { class: "ov-pair" }, sorts, order)].filter(Boolean));
+  }
+  return { node, draw };
+}

@@ -1,0 +1,46 @@
+// Tags (#word) and comments that a person puts on turns. Python keeps them in a log; here is what it sent last.
+
+const isTag = (note) => note.text.startsWith("#");
+const COMMENT = "with a comment";
+
+/** write(texts), drop(id): hand on to Python. */
+function notesPanel({ write, drop }) {
+  let notes = new Map();  // of each game
+  const of = (game) => notes.get(game) ?? [];
+  const tags = (game) => [...new Set(of(game).map((note) => (isTag(note) ? note.text : COMMENT)))];
+  const chips = el("span", { class: "ov-chips" });
+  const field = el("input", { type: "text", placeholder: "#tag or comment  c", "aria-label": "tag or comment on this turn",
+    onkeydown(event) {
+      const words = field.value.trim().split(/\s+/);
+      if (event.key !== "Enter" || !words[0]) return;
+      write(words.every((word) => word.startsWith("#")) ? words : [field.value]);
+      field.value = "";
+    } });
+  const failure = el("span", { class: "ov-failure", role: "alert" });
+  const away = (note) => el("button", { "aria-label": `remove ${visible(note.text)}`, title: "remove (u brings it back)",
+    onclick({ target }) { target.closest("[tabindex]").focus({ preventScroll: true }); drop(note.id); } }, "×");
+
+  return {
+    line: el("div", { class: "ov-notes" }, chips, field, failure), field, tags,
+    hear({ notes: all, wrong, path }) {
+      notes = new Map();
+      for (const [game, id, turn, text, author, time] of all)
+        notes.set(game, [...of(game), { id, turn, text, author, time }]);
+      failure.textContent = wrong;
+      field.title = path ? `saved to ${path}` : "not saved: this viewer was given no log for notes";
+    },
+    /** The tags of a game, in its header. */
+    draw: (game) => chips.replaceChildren(...of(game).filter(isTag).map((note) =>
+      el("span", { class: "ov-pill ov-tag", title: `turn ${note.turn + 1}, ${note.author}, ${note.time}` },
+        el("bdi", {}, visible(note.text)), away(note)))),
+    /** The comments on a turn. */
+    comments: (game, turn) => of(game).filter((note) => note.turn === turn && !isTag(note)).map((note) =>
+      el("p", { class: "ov-comment", dir: "auto" }, visible(note.text), " ",
+        el("span", { class: "ov-dim" }, dots(visible(note.author), note.time.replace("T", " "))), away(note))),
+    counts(games) {
+      const found = new Map();
+      for (let i = 0; i < games; i++) for (const tag of tags(i)) found.set(tag, (found.get(tag) ?? 0) + 1);
+      return found;
+    },
+  };
+}

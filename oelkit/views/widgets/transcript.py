@@ -1,0 +1,73 @@
+"""A conversation as a transcript: for each turn the messages that came before its reply, and the
+reply in parts. Games on a board are no conversations: they are shown turn by turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ...messages import reply_text
+from ...records import Message, Trajectory
+from ...text import content_text
+from .base import board_of
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+
+
+def is_chat(game: Trajectory) -> bool:
+    """Whether it is a log, or a game without a board at its start."""
+    return game.env_id == "log" or not board_of(game.turns[0].observation)["cells"]
+
+
+def before_turns(game: Trajectory) -> list[list[dict[str, Any]]]:
+    """For each turn the messages that are new since the reply before it.
+
+    Where each prompt goes on from the one before, as in a log, those of the prompt; else (a game
+    that tells all so far in one message) what was observed.
+    """
+    prompts = [turn.prompt for turn in game.turns]
+    told = any(m.get("role") != "system" for m in prompts[0])
+    grows = told and all(b[: len(a)] == a for a, b in zip(prompts, prompts[1:], strict=False))
+    if grows and (len(prompts) > 1 or game.env_id == "log"):
+        ends = [0, *(len(prompt) + 1 for prompt in prompts)]  # past the reply
+        return [[_shown(m) for m in p[end:]] for p, end in zip(prompts, ends, strict=False)]
+    system = [_shown(m) for m in prompts[0] if m.get("role") == "system"]
+    seen = [[_shown({"role": "user", "content": turn.observation})] for turn in game.turns]
+    return [system + seen[0], *seen[1:]]
+
+
+def after_turn(game: Trajectory, k: int) -> str:
+    """What came back after turn k, unless the next turn begins with it."""
+    turn, rest = game.turns[k], game.turns[k + 1 :]
+    return "" if rest and turn.feedback in rest[0].observation else turn.feedback
+
+
+def parts(answer: str) -> tuple[str, list[list[str]]]:
+    """(an answer without its tool calls, [name, arguments] of each call)."""
+    calls = [_call(found) for found in _CALL.findall(answer)]
+    return _CALL.sub("", answer).strip() if calls else answer, calls
+
+
+def _shown(message: Message) -> dict[str, Any]:
+    """A message for the page."""
+    try:
+        text = content_text(message.get("content"))
+        said = message if message.get("role") != "assistant" else {**message, "content": text}
+        text = reply_text(said) if message.get("role") == "assistant" else text
+    except (ValueError, KeyError, TypeError):  # a stranger's record: as it is
+        text = json.dumps(message.get("content"), ensure_ascii=False, default=str)
+    given = message.get("tools")
+    tools = [json.dumps(tool, ensure_ascii=False, indent=1) for tool in given or ()]
+    name = str(message.get("name") or "")
+    return {"role": str(message.get("role", "")), "name": name, "text": text, "tools": tools}
+
+
+def _call(text: str) -> list[str]:
+    try:
+        call = json.loads(text)
+        arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False, indent=1)
+        return [str(call["name"]), arguments]
+    except (ValueError, RecursionError, KeyError, AttributeError):  # what a model wrote
+        return ["", text]
