@@ -128,7 +128,10 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
 
 def _out_of_date(run: Path) -> str:
     """What of a run does not fit what is decided now, and the command that does it again."""
-    stale = [stage for stage in status(run) if stage.state == "stale" and not stage.follows]
+    try:
+        stale = [stage for stage in status(run) if stage.state == "stale" and not stage.follows]
+    except ValueError as error:
+        return str(error)
     if not stale:
         return ""
     return f"{stale[0].name} is out of date; to do it again: oelkit loop --run {run.name} --redo"

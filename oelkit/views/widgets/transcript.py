@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 from ...messages import reply_text
@@ -29,7 +30,7 @@ def before_turns(game: Trajectory) -> list[list[dict[str, Any]]]:
     """
     prompts = [turn.prompt for turn in game.turns]
     told = any(m.get("role") != "system" for m in prompts[0])
-    grows = told and all(b[: len(a)] == a for a, b in zip(prompts, prompts[1:], strict=False))
+    grows = told and all(b[: len(a)] == a for a, b in pairwise(prompts))
     if grows and (len(prompts) > 1 or game.env_id == "log"):
         ends = [0, *(len(prompt) + 1 for prompt in prompts)]  # past the reply
         return [[_shown(m) for m in p[end:]] for p, end in zip(prompts, ends, strict=False)]
