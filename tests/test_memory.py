@@ -102,12 +102,12 @@ def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypat
     plenty = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     module = importlib.import_module("oelkit.model.memory")
     monkeypatch.setattr(
-        module, "_free", lambda device: plenty.peak // 4
+        module, "free_bytes", lambda device: plenty.peak // 4
     )  # 80 % of it: less than one of four sequences
     tight = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     assert tight.gradient_checkpointing and tight.batch_tokens < plenty.batch_tokens
     assert tight.phases["training"] < plenty.phases["training"]
-    monkeypatch.setattr(module, "_free", lambda device: MB // 8)
+    monkeypatch.setattr(module, "free_bytes", lambda device: MB // 8)
     none = memory_plan(tiny, state_tokens=400, reply_tokens=20, batch_size=4)
     assert not none.fits and "does NOT fit" in str(none)
     with pytest.warns(UserWarning, match="memory will probably run out"):
@@ -148,6 +148,6 @@ def test_the_keys_and_values_of_all_texts_are_counted_or_left_out(tiny, monkeypa
     one, ten = (memory_plan(tiny, 300, reply_tokens=8, texts=n) for n in (1, 10))
     kv = "keys and values of experience"
     assert ten.held[kv] == 10 * one.held[kv] and (one.kept_texts, ten.kept_texts) == (1, 10)
-    monkeypatch.setattr(module, "_free", lambda device: 7 * one.held[kv])
+    monkeypatch.setattr(module, "free_bytes", lambda device: 7 * one.held[kv])
     few = memory_plan(tiny, 300, reply_tokens=8, texts=10)
     assert few.kept_texts == 3 and few.held[kv] == 3 * one.held[kv]

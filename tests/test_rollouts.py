@@ -151,7 +151,7 @@ def test_sampling_as_settings_or_as_keywords(tiny, calls):
     rollout(tiny, LAKE, [3], prompt_set="brief")
     one, two, default = ({**calls[i][1]} for i in (0, 2, -1))  # a random model plays two turns
     for options in (one, two, default):
-        del options["seed"], options["adapter"]
+        del options["seed"], options["adapter"], options["kept"]
     assert one == {"temperature": 0, "top_p": 0.5, "top_k": 3} | {
         "max_new_tokens": 2,
         "batch_tokens": 300,

@@ -9,6 +9,7 @@ import torch
 from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 from oelkit.config import Sampling
+from oelkit.model.kept import Kept
 from oelkit.model.loading import load_policy
 from oelkit.model.memory import memory_plan
 from oelkit.model.sampling import generate
@@ -150,6 +151,53 @@ def test_adapters_differ(tiny):
     )
     assert student != base and teacher == base
     assert [r.ids for r in student] == [greedy_by_hand(tiny, p, 8) for p in prompts]
+
+
+def turns_of(games, shared=300):
+    """Prompts of games, turn by turn: each goes on where the one before ends, but for its end."""
+    begin = torch.arange(shared).remainder(200).add(3).tolist()
+    parts = [some_prompts(5, seed=9 + g) for g in range(games)]
+    for turn in range(1, 5):
+        yield [begin + sum(p[:turn], []) + p[4] for p in parts[turn // 3 :]]  # two go home
+
+
+@pytest.mark.parametrize("shared", [0, 300])
+@pytest.mark.parametrize("room", [None, 150_000])
+def test_keys_and_values_are_kept_from_turn_to_turn(tmp_path, shared, room, monkeypatch):
+    """Replies are those of whole forward passes, games that end and equal prompts among them; fewer
+    tokens are read; where room is short, others are read again.
+    """
+    tiny = load_policy(make_model(tmp_path, max_position_embeddings=1024))
+    shake(tiny)
+    read, forward = [], tiny.base_lm.base_model.forward
+    monkeypatch.setattr(
+        tiny.base_lm.base_model,
+        "forward",
+        lambda **kwargs: read.append(kwargs["input_ids"].numel()) or forward(**kwargs),
+    )
+    tokens = {}
+    for keep in (Kept(room), Kept(0)):
+        read.clear()
+        for prompts in turns_of(5, shared):
+            prompts = [*prompts, prompts[0]]
+            got = generate(tiny, prompts, max_new_tokens=20, temperature=0, kept=keep)
+            ids, before = [r.ids for r in got], list(read)
+            assert ids == [greedy_by_hand(tiny, p, 20) for p in prompts]
+            read[:] = before
+        tokens[keep.keeps] = sum(read)
+        held = [x.nbytes for row in keep.rows for pair in row.kv for x in pair]
+        assert bool(held) is keep.keeps and (room is None or sum(held) <= room)
+    assert tokens[True] < tokens[False] * (0.8 if room is None else 1)
+
+
+def test_nothing_is_kept_of_a_cache_that_cannot_be_cut(tmp_path):
+    policy = load_policy(make_model(tmp_path, max_position_embeddings=1024, **SLIDING))
+    kept = Kept()
+    with pytest.warns(UserWarning, match="in full"):
+        for prompts in turns_of(3, 70):
+            replies = generate(policy, prompts, max_new_tokens=9, temperature=0, kept=kept)
+            assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 9) for p in prompts]
+    assert not kept.rows and not kept.prefixes
 
 
 def test_sliding_window_and_other_cache_layers(tmp_path):

@@ -7,6 +7,8 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
+import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,17 +88,19 @@ def load_policy(
         config = _settled(AutoConfig.from_pretrained(source, revision=revision))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with torch.device("meta"):
-            params = AutoModelForCausalLM.from_config(config).num_parameters()
+            empty: Any = AutoModelForCausalLM.from_config(config)
     if not tokenizer.chat_template:
         raise ValueError(
             f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
             "chat_template.jinja into the model folder"
         )
-    small = params < SMALL_MODEL_PARAMS
+    small = empty.num_parameters() < SMALL_MODEL_PARAMS
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
     dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
-    base = _load_base(name, source, revision, config, device, dtype, quantize)
+    nf4 = quantize == "nf4" and not _quantised_with(config)
+    packed = _four_bits(empty, dtype) if nf4 else None
+    base = _load_base(name, source, revision, config, device, dtype, packed)
     prompts = str(notes(Path(source)).get("prompts", "paper"))
     if adapter is None and lora_settings.exclude_modules is None:
         lora_settings.exclude_modules = no_adapter(base)
@@ -177,6 +181,27 @@ def _settled(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def _four_bits(empty: Any, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 of a model's linear layers but its head and routers.
+
+    Some routers' weights are read past their layer, and the choice of an expert is a matter of
+    rounding. A router is a layer with as many outputs as the config counts experts.
+    """
+    counts = vars(empty.config.get_text_config()).items()
+    experts = {v for k, v in counts if "expert" in k and type(v) is int and v > 1}
+    experts |= {a + b for a, b in itertools.combinations(experts, 2)}  # real ones and empty ones
+    head = empty.get_output_embeddings()
+    linear = ((n, m) for n, m in empty.named_modules() if isinstance(m, torch.nn.Linear))
+    dense = {n for n, m in linear if m is head or m.out_features in experts}
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=sorted({re.sub(r"\.\d+\.", ".[0-9]+.", n) for n in dense}),
+    )
+
+
 def _load_base(
     name: str,
     source: str,
@@ -184,18 +209,10 @@ def _load_base(
     config: PreTrainedConfig,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: str | None,
+    packed: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
     """The frozen base model, complete, on its device."""
-    options: dict[str, Any] = {}
-    method = _quantised_with(config)
-    if quantize == "nf4" and not method:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    options: dict[str, Any] = {"quantization_config": packed} if packed else {}
     with clear_errors(name), _no_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -220,7 +237,7 @@ def _load_base(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
-    if quantize == "nf4" or "bitsandbytes" in method:
+    if packed or "bitsandbytes" in _quantised_with(config):
         _keep_gradients(base)
         _say_what_stays_dense(base, name)
         for module in base.modules():  # a folder may name another dtype, for another card

@@ -26,7 +26,7 @@ from . import losses
 from .attention import MAX_SCORES
 from .policy import Policy
 from .prefix import can_share, min_shared_prefix
-from .sampling import BATCH_TOKENS
+from .scoring import BATCH_TOKENS
 
 MAX_BATCH_TOKENS = 16_384  # of a micro-batch; more keeps no card busier
 CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
@@ -125,7 +125,7 @@ def memory_plan(
     head, cuda = policy.head, policy.device.type == "cuda"
     kl_rows = min(head.chunk_rows, batch_size * reply)
     lora = {p for n, p in policy.model.named_parameters() if ".lora_" in n}
-    kv, free = _cache_bytes(policy) * experience_tokens * shared, _free(policy.device)
+    kv, free = _cache_bytes(policy) * experience_tokens * shared, free_bytes(policy.device)
     spare = TEXTS_SHARE * (psutil.virtual_memory().available if cuda else free)
     kept = max(1, min(texts, int(spare / max(kv, 1))))
     held = {
@@ -265,7 +265,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(x)
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device; of the CPU, in main memory."""
     if device.type == "cuda":
         # what the allocator keeps for later is free too; a process may be held to a share
         free, total = torch.cuda.mem_get_info(device)

@@ -52,7 +52,7 @@ class SharedPrefix:
 
     def crop(self, prompts: Sequence[Sequence[int]]) -> int:
         """Shorten it to what all prompts begin with, less than each of them; its length then."""
-        n = min(_shared(self.ids, p, len(self.ids)) for p in prompts)
+        n = min(shared_length(self.ids, p) for p in prompts)
         if n < len(self.ids):
             self.ids, self.kv = self.ids[:n], [(k[:, :, :n], v[:, :, :n]) for k, v in self.kv]
         return n
@@ -87,7 +87,7 @@ def group_by_shared_prefix(
         rows.sort(key=lambda i: list(prompts[i]))
         group, shared = [rows[0]], len(prompts[rows[0]]) - 1
         for i in rows[1:]:
-            n = _shared(prompts[group[0]], prompts[i], shared)
+            n = shared_length(prompts[group[0]][:shared], prompts[i])
             if n < shared / 2 and len(group) > 1:
                 pairs.append((shared, group))
                 group, shared = [i], len(prompts[i]) - 1
@@ -99,9 +99,9 @@ def group_by_shared_prefix(
     return alone + [(n, sorted(group)) for n, group in pairs if len(group) > 1]
 
 
-def _shared(a: Sequence[int], b: Sequence[int], most: int) -> int:
-    """Tokens with which both begin, at most `most` and less than all of b."""
-    return min(len(b) - 1, len(os.path.commonprefix([list(a[:most]), list(b[:most])])))
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens with which both begin, less than all of b."""
+    return min(len(b) - 1, len(os.path.commonprefix([list(a), list(b[: len(a)])])))
 
 
 def can_share(policy: Policy) -> bool:

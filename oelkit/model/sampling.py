@@ -15,22 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from ..config import Sampling
 from ..progress import Bar
 from ..prompts import load_prompt_set
 from .attention import growing_cache
+from .kept import Kept, KeysValues
 from .lora import seeded
 from .policy import Policy
 from .prefix import SharedPrefix, can_share, group_by_shared_prefix, min_shared_prefix
-from .scoring import token_batches
+from .scoring import BATCH_TOKENS, token_batches
 
-BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
 PRUNE_EVERY = 16  # new tokens between two looks at which rows have finished
+
+_batches: WeakKeyDictionary[Policy, tuple[bool, bool]] = WeakKeyDictionary()  # see _batching
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Reply:
     """True where max_new_tokens cut the reply off."""
 
 
+# why: nine, for a rollout hands on what it keeps from turn to turn
 def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -54,6 +60,7 @@ def generate(
     adapter: str | None = "student",
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
+    kept: Kept | None = None,
     **changes: Any,
 ) -> list[Reply]:
     """One reply per prompt, in the order given.
@@ -69,6 +76,7 @@ def generate(
         adapter: "student", "teacher" or None for the base model.
         batch_tokens: prompt + reply tokens in a batch at most; lower it when memory runs out.
         progress: show a bar.
+        kept: of calls with the same adapter before, whose prompts these go on with; updated.
         **changes: fields of `sampling` as keywords (temperature=0, max_new_tokens=64).
 
     Raises:
@@ -87,17 +95,27 @@ def generate(
     bar = Bar("generate", len(prompts), "reply", progress)
     with _generating(policy, sampling), rng, torch.no_grad(), policy.adapter(adapter, True), bar:
         groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
-        if any(shared for shared, _ in groups) and not can_share(policy):
-            groups = [(0, list(range(len(prompts))))]
+        if (kept or any(shared for shared, _ in groups)) and not can_share(policy):
+            groups, kept = [(0, list(range(len(prompts))))], None
+        kept = kept or Kept(0)
         for shared, group in groups:
-            prefix = SharedPrefix(policy, prompts[group[0]][:shared]) if shared else None
-            lengths = [len(prompts[i]) - shared + new_tokens for i in group]
-            for rows in token_batches(lengths, batch_tokens):
+            of_group = [prompts[i] for i in group]
+            prefix = kept.prefix(policy, of_group, shared) if shared else None
+            start = len(prefix.ids) if prefix else 0
+            lengths = [len(prompt) - start + new_tokens for prompt in of_group]
+            pads = len({*lengths}) == 1 or _batching(policy)[0]
+            # rows of which something is kept apart from those that are read from the beginning
+            kinds = [
+                (n * (not pads), kept.find(prompt, start)[0] > 0)
+                for n, prompt in zip(lengths, of_group, strict=True)
+            ]
+            for rows in _split(token_batches(lengths, batch_tokens), kinds):
                 batch = [group[row] for row in rows]
-                sampled = _sample(policy, [prompts[i] for i in batch], new_tokens, prefix)
+                sampled = _sample(policy, [prompts[i] for i in batch], new_tokens, prefix, kept)
                 for i, ids in zip(batch, sampled, strict=True):
                     replies[i] = Reply(ids, policy.reply_text(prompts[i], ids), ids[-1] not in eos)
                 bar.update(len(batch))
+        kept.turn()
     return [replies[i] for i in range(len(prompts))]
 
 
@@ -138,32 +156,62 @@ def _generating(policy: Policy, s: Sampling) -> Iterator[None]:
         policy.model.train(training)
 
 
+def _split(batches: list[list[int]], kinds: list[Any]) -> Iterator[list[int]]:
+    """The batches, rows of each kind apart."""
+    for rows in batches:
+        for _, same in groupby(sorted(rows, key=kinds.__getitem__), kinds.__getitem__):
+            yield list(same)
+
+
+def _batching(policy: Policy) -> tuple[bool, bool]:
+    """Whether padding leaves the model's rows as they are, and whether it takes our cache.
+
+    A trial says it. DeepSeek-V4 sums up blocks of tokens with the padding among them; MiniMax has a
+    cache of its own.
+    """
+    if policy not in _batches:
+        vocabulary = policy.base_lm.config.get_text_config().vocab_size
+        ids = torch.arange(24, device=policy.device)[None] % vocabulary
+        mask = torch.ones_like(ids)
+        mask[:, :7] = 0
+        call = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "use_cache": True,
+        }
+        want, ours = policy.hidden(ids[:, 7:])[0], True
+        try:
+            got = policy.base_lm.base_model(**call, past_key_values=growing_cache(policy.base_lm))
+        except ValueError:
+            ours, got = False, policy.base_lm.base_model(**call)
+        off = (got.last_hidden_state[0, 7:] - want).norm(dim=-1) / want.norm(dim=-1)
+        _batches[policy] = bool(off.median() < (1e-4 if off.dtype == torch.float32 else 0.05)), ours
+    return _batches[policy]
+
+
 def _sample(
-    policy: Policy, prompts: list[Sequence[int]], max_new_tokens: int, prefix: SharedPrefix | None
+    policy: Policy,
+    prompts: list[Sequence[int]],
+    max_new_tokens: int,
+    prefix: SharedPrefix | None,
+    kept: Kept,
 ) -> list[list[int]]:
     """Sampled ids of one batch; rows that have finished leave it and its KV cache."""
-    begin, pad, device = prefix.ids if prefix else [], policy.pad_id, policy.device
-    ends = torch.tensor(policy.eos_ids, device=device)
-    own = [list(p[len(begin) :]) for p in prompts]
-    pads = [max(map(len, own)) - len(p) for p in own]
-    ids = torch.tensor(
-        [begin + [pad] * n + p for n, p in zip(pads, own, strict=True)], device=device
-    )
-    mask = torch.tensor(
-        [[1] * len(begin) + [0] * n + [1] * len(p) for n, p in zip(pads, own, strict=True)],
-        device=device,
-    )
-    cache: Any  # Transformers' stub of reorder_cache wants a LongTensor
-    with prefix.as_cache(policy) if prefix else nullcontext(growing_cache(policy.base_lm)) as cache:
-        _read_once(policy, own, ids, mask, cache)
+    cache: Any = growing_cache(policy.base_lm) if prefix or _batching(policy)[1] else None
+    every = max_new_tokens if cache is None else PRUNE_EVERY
+    with prefix.as_cache(policy) if prefix else nullcontext(cache) as cache:
+        begin, ends = prefix.ids if prefix else [], torch.tensor(policy.eos_ids)
+        ends = ends.to(policy.device)
+        ids, mask = _read(policy, prompts, begin, cache, kept)
         rows, replies = list(range(len(prompts))), [[] for _ in prompts]
-        for start in range(0, max_new_tokens, PRUNE_EVERY):
+        for start in range(0, max_new_tokens, every):
             before = ids.shape[1]
             ids = policy.base_lm.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
-                max_new_tokens=min(PRUNE_EVERY, max_new_tokens - start),
+                max_new_tokens=min(every, max_new_tokens - start),
             )
             new = ids[:, before:]
             ended = torch.isin(new, ends)
@@ -179,21 +227,58 @@ def _sample(
     return replies
 
 
-def _read_once(
-    policy: Policy, own: list[list[int]], ids: torch.Tensor, mask: torch.Tensor, cache: Any
-) -> None:
-    """Fill the cache with all but the last token of each row, equal rows computed once."""
+def _read(
+    policy: Policy, prompts: list[Sequence[int]], begin: list[int], cache: Any, kept: Kept
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of a batch, in which its cache stands behind `begin`.
+
+    Where something is kept, or is to be, or prompts are equal, the cache is filled with all but the
+    last token of each; equal prompts are read once.
+    """
+    found = [kept.find(p, len(begin)) for p in prompts]
+    own = [p[len(begin) :] for p in prompts]
+    # each row is padding, what is kept of it, padding, the rest
+    wide = max(n for n, _ in found)
+    longest = max(len(p) - n for p, (n, _) in zip(own, found, strict=True))
+    table, masks = [], []
+    for p, (n, _) in zip(own, found, strict=True):
+        a, b = wide - n, longest - len(p) + n
+        table.append([*begin, *[policy.pad_id] * a, *p[:n], *[policy.pad_id] * b, *p[n:]])
+        masks.append([1] * len(begin) + [0] * a + [1] * n + [0] * b + [1] * (len(p) - n))
+    ids, mask = (torch.tensor(x, device=policy.device) for x in (table, masks))
     number: dict[tuple[int, ...], int] = {}  # of each different prompt
     copies = [number.setdefault(tuple(p), len(number)) for p in own]
-    start = ids.shape[1] - max(map(len, own))
-    if len(number) == len(own) or start == ids.shape[1] - 1:
-        return
     once = [copies.index(n) for n in range(len(number))]
-    policy.base_lm.base_model(
-        input_ids=ids[once, start:-1],
-        attention_mask=mask[once, :-1],
-        position_ids=(mask[once].cumsum(1) - 1).clamp(min=0)[:, start:-1],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    cache.reorder_cache(torch.tensor(copies, device=ids.device))
+    if cache is None or not (kept.keeps or len(once) < len(own)) or ids.shape[1] == len(begin) + 1:
+        return ids, mask
+    if wide:
+        _fill(cache, [found[row] for row in once], wide)
+    if longest > 1:
+        start = len(begin) + wide
+        policy.base_lm.base_model(
+            input_ids=ids[once, start:-1],
+            attention_mask=mask[once, :-1],
+            position_ids=(mask[once].cumsum(1) - 1).clamp(min=0)[:, start:-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    end = wide + longest - 1
+    for i, row in enumerate(once if kept.keeps else []):
+        n, new = found[row][0], len(own[row]) - found[row][0] - 1
+        there = slice(wide - n, wide), slice(end - new, end)
+        kept.add(list(prompts[row][:-1]), len(begin), cache.layers, i, there)
+    if len(once) < len(own):
+        cache.reorder_cache(torch.tensor(copies, device=ids.device))
+    return ids, mask
+
+
+def _fill(cache: Any, found: list[tuple[int, KeysValues]], wide: int) -> None:
+    """Put what is kept of each row into an empty cache, on the right of so many columns."""
+    some = next(kv for n, kv in found if n)
+    for i, layer in enumerate(cache.layers):
+        of_layer = [(n, kv[i] if n else some[i]) for n, kv in found]
+        keys, values = (
+            torch.stack([pad(kv[part][:, :n], (0, 0, wide - n, 0)) for n, kv in of_layer])
+            for part in (0, 1)
+        )
+        layer.update(keys, values)

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from .policy import Policy
 from .prefix import SharedPrefix
 
+BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
+
 
 def reply_hidden(
     policy: Policy,

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import envs, given
 from ..config import Sampling
+from ..model.kept import Kept
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
@@ -86,7 +87,7 @@ def rollout(
     kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
     room = policy.context_length - options["max_new_tokens"]
     bar = Bar("rollout", len(seeds), "game", progress)
-    games: list[_Game] = []
+    games, kept = list[_Game](), Kept()  # what a turn reads is read no more in the next
     with bar, ExitStack() as worlds:  # closed also where something raises
         for s, text in zip(seeds, texts):
             games.append(_Game(envs.make(env_id, **kwargs), env_id, s, text))
@@ -105,7 +106,8 @@ def rollout(
                 ids = [*compress(ids, fits)]
             if not live:
                 break
-            replies = generate(policy, ids, seed=seed * 1009 + turn, adapter=adapter, **options)
+            draw = {**options, "seed": seed * 1009 + turn, "kept": kept}
+            replies = generate(policy, ids, adapter=adapter, **draw)
             for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
                 game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
             bar.update(sum(game.outcome is not None for game in live))

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from oelkit import envs
 from oelkit.model import losses as kl
+from oelkit.model.kept import Kept
 from oelkit.model.loading import LORA, load_policy
 from oelkit.model.memory import memory_plan
 from oelkit.model.policy import Policy
@@ -310,8 +311,11 @@ def measure_turns(spec: dict) -> dict:
                 Turn(board, [], "", "up" if turn % 2 else "left", "You did not move.", 0, 0, False)
             )
 
+    kept = Kept(0 if spec["arm"] == "again" else None)
+
     def ours(batch):
-        generate(policy, batch, max_new_tokens=spec["reply"], temperature=0, adapter=None)
+        options = {"max_new_tokens": spec["reply"], "temperature": 0}
+        generate(policy, batch, adapter=None, kept=kept, **options)
 
     def padded(batch):
         width = max(map(len, batch))
@@ -345,14 +349,16 @@ def measure_turns(spec: dict) -> dict:
         )
         assert len(found) == len(batch)
 
-    run = {"ours": ours, "padded": padded, "alone": alone, "paged": paged}[spec["arm"]]
+    run = {"padded": padded, "alone": alone, "paged": paged}.get(spec["arm"], ours)
     with torch.no_grad(), policy.adapter(None):
         padded([asked[0][0][:32]])  # warm-up
         peak = Peak()
         peak.start()
+        began = time.process_time()
         seconds = timed(lambda: [run(batch) for batch in asked], spec["repeats"])
     return {
         "seconds": seconds,
+        "cpu_seconds": (time.process_time() - began) / spec["repeats"],
         "peak": peak.bytes(),
         "turns": spec["games"] * spec["turns"],
         "prompt_tokens": sum(map(len, sum(asked, []))) / spec["games"] / spec["turns"],

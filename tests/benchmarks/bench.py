@@ -337,12 +337,16 @@ class Bench:
         )
         if ours := self.run("turns", "ours", **size):
             for arm, name, games, target in (
+                ("again", "ours, nothing kept from turn to turn", self.args.games, None),
                 ("alone", "generate, one game at a time", self.args.alone, 8.0),
-                ("padded", "padded generate from scratch", self.args.padded, 2.0),
+                ("padded", "padded generate from scratch", self.args.padded, 5.0),
                 ("paged", "generate_batch (paged cache)", self.args.padded, None),
             ):
                 if peer := self.run("turns", arm, **size | {"games": games}):
-                    seconds = [found["median"] / found["turns"] for found in (ours, peer)]
+                    seconds, cpu = (
+                        [found[key] / found["turns"] for found in (ours, peer)]
+                        for key in ("median", "cpu_seconds")
+                    )
                     self.line(
                         what,
                         "s a turn",
@@ -351,6 +355,9 @@ class Bench:
                         1,
                         target=target,
                         peer_games=games,
+                        ours_cpu_seconds=cpu[0],  # of use where the machine does other work
+                        peer_cpu_seconds=cpu[1],
+                        load=os.getloadavg()[0],
                         ours_prompt_tokens=ours["prompt_tokens"],
                         peer_prompt_tokens=peer["prompt_tokens"],
                         ours_peak=ours["peak"],
