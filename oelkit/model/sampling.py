@@ -218,7 +218,7 @@ def _sample(
             for row, tokens, end in zip(rows, new.tolist(), ended.tolist(), strict=True):
                 replies[row] += tokens[: end.index(True) + 1] if True in end else tokens
             alive = (~ended.any(1)).nonzero()[:, 0]
-            if not len(alive):
+            if not len(alive) or start + every >= max_new_tokens:
                 break
             if len(alive) < len(rows):
                 cache.reorder_cache(alive)
