@@ -42,8 +42,10 @@ def main(size: str, folder: str) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.set_default_dtype(torch.bfloat16)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(Path(folder))
+    print("{}")  # what gpu.py reads
 
 
 if __name__ == "__main__":
