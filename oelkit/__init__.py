@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .model.loading import load_policy as load_policy
     from .model.memory import memory_plan as memory_plan
     from .model.policy import Policy as Policy
+    from .model.served import ServedModel as ServedModel
     from .prompts import load_prompt_set as load_prompt_set
     from .runs.export import check_exports as check_exports
     from .runs.export import export as export
@@ -52,6 +53,7 @@ _HOMES = {
     "model.loading": "load_policy",
     "model.memory": "memory_plan",
     "model.policy": "Policy",
+    "model.served": "ServedModel",
     "prompts": "load_prompt_set",
     "runs.export": "check_exports export push_to_hub",
     "runs.run": "Run run_loop",

@@ -48,6 +48,8 @@ class Reply:
     """Those ids decoded, with no special tokens but those that mark a thought."""
     truncated: bool
     """True where max_new_tokens cut the reply off."""
+    error: Exception | None = None
+    """Why a server gave none."""
 
 
 # why: nine, for a rollout hands on what it keeps from turn to turn

@@ -134,8 +134,8 @@ def _complain(games: list[_Game], context: int) -> None:
             stacklevel=3,
         )
     if failed := [game for game in games if game.error]:
-        said = f"{len(failed)} of {len(games)} games ended in an error of their world, first "
-        said += failed[0].extra["error"]
+        said = f"{len(failed)} of {len(games)} games ended in an error of their world or of the "
+        said += f"model's server, first {failed[0].extra['error']}"
         if len(failed) == len(games):
             raise RuntimeError(said) from failed[0].error
         warnings.warn(said, stacklevel=3)
@@ -191,6 +191,8 @@ class _Game:
         action, feedback, about = None, "", self.about
         before, lengths = self.board, (prompt_tokens, len(reply.ids))
         with self._guarded():
+            if reply.error:
+                raise reply.error
             board, _, _, _, info = self.env.step(answer)
             self.board, feedback = _text(board, "observation"), _text(info["feedback"], "feedback")
             action = None if info["action"] is None else _text(info["action"], "action")
