@@ -1,7 +1,8 @@
 """An OpenAI-compatible server for tests: the embedded model answers for real, over HTTP.
 
 `busy` is how many requests are refused with 503 first; a prompt that says REFUSE ME always is, with
-400. What was asked for is kept in `seen`. Adapters are loaded as vLLM loads them."""
+400; a `strict` server takes no fields that OpenAI has not. What was asked for is kept in `seen`.
+Adapters are loaded as vLLM loads them."""
 
 import json
 import threading
@@ -12,7 +13,7 @@ from oelkit.model.sampling import generate
 
 
 @contextmanager
-def serve(policy, name="micro", busy=0):
+def serve(policy, name="micro", busy=0, strict=False):
     """The server while the context lasts."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -27,13 +28,6 @@ def serve(policy, name="micro", busy=0):
             self.end_headers()
             self.wfile.write(data)
 
-        def do_GET(self):
-            models = [
-                {"id": one, "object": "model", "created": 0, "owned_by": "x"}
-                for one in server.models
-            ]
-            self.answer(200, {"object": "list", "data": models})
-
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path.endswith("/load_lora_adapter"):
@@ -44,6 +38,10 @@ def serve(policy, name="micro", busy=0):
                 busy = len(server.seen) <= server.busy
             if busy:
                 return self.answer(503, {"error": {"message": "busy"}})
+            if asked["model"] not in server.models:
+                return self.answer(404, {"error": {"message": "no such model"}})
+            if strict and "min_p" in asked:
+                return self.answer(422, {"error": {"message": "unexpected fields"}})
             if "REFUSE ME" in str(asked["messages"]):
                 return self.answer(400, {"error": {"message": "refused"}})
             with server.lock:  # one model, one thread

@@ -142,8 +142,10 @@ SMALLER = {
     # a model of a million parameters says nothing about single replies
     "experience_text(items)": '(experience_text(items) or "- EXPERIENCE ITEM: G is the goal.")',
 }
-# These need a server, a trainer or a run of ours: `test_export.py` and `test_rows.py` try them.
-ELSEWHERE = ("import openai", "openai.OpenAI", "SDFTTrainer", "runs/demo")
+# These need a server, a trainer or a run of ours: `test_export.py`, `test_rows.py`,
+# `test_capture.py` and `test_served.py` try them.
+ELSEWHERE = ("import openai", "openai.OpenAI", "SDFTTrainer", "runs/demo", "litellm", "llama.log")
+ELSEWHERE += ("ServedModel",)
 GUIDES = [page for page in PAGES if page.name == "README.md" or page.parent.name == "docs"]
 
 

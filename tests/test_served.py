@@ -52,11 +52,22 @@ def test_what_is_sent_is_the_sampling_and_each_request_has_a_seed_of_its_own(mic
         how = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=3)
         first, _ = served.generate([prompt, prompt], how, seed=1)
         assert len(first.ids) <= 3 and not first.error
-        a, b = server.seen
+        a, b = server.seen[-2:]
         assert a["seed"] != b["seed"] and (a["temperature"], a["top_p"]) == (0.5, 0.9)
         assert (a["top_k"], a["max_tokens"], a["model"]) == (7, 3, "micro")
+        assert (a["min_p"], a["repetition_penalty"]) == (0, 1)  # servers have defaults of their own
         assert a["chat_template_kwargs"] == {"enable_thinking": False}
         assert a["messages"] == asked
+
+
+def test_a_server_that_takes_openai_fields_alone_is_asked_with_those(micro):
+    with serve(micro, strict=True) as server:
+        with pytest.warns(UserWarning, match="takes no top_k, min_p"):
+            served = connect(server)
+        assert not served.generate(
+            [served.encode([{"role": "user", "content": "?"}])], Sampling(max_new_tokens=2), seed=0
+        )[0].error
+        assert "top_k" not in server.seen[-1]
 
 
 def test_a_busy_server_is_asked_again_and_a_request_that_fails_is_the_error_of_its_game(micro):
@@ -94,8 +105,8 @@ def test_an_adapter_is_handed_over_by_a_name(micro, tmp_path):
 
 def test_no_server_and_no_such_model_are_said_at_once(micro):
     with serve(micro) as server:
-        with pytest.raises(ValueError, match="no model 'other', but micro"):
+        with pytest.raises(ValueError, match="as 'other': .*no such model"):
             ServedModel(server.url, "other", "micro")
         url = server.url
-    with pytest.raises(ConnectionError, match="no models are listed there"):
+    with pytest.raises(ConnectionError, match="no server there"):
         ServedModel(url, "micro", "micro", retries=0)

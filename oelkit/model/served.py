@@ -38,7 +38,7 @@ class ServedModel:
         timeout: float = 600,
         api_key: str = "none",
     ):
-        """Connect, and see that the server has the model.
+        """Connect, and see that the model answers.
 
         Args:
             base_url: "http://localhost:8000/v1", say.
@@ -55,7 +55,7 @@ class ServedModel:
         Raises:
             ImportError: no `openai` package (pip install 'oelkit[server]').
             ConnectionError: no server there.
-            ValueError: it has no such model.
+            ValueError: it does not answer as this model.
         """
         try:
             import openai  # an optional extra
@@ -68,14 +68,21 @@ class ServedModel:
         self.context_length, self.concurrency = context_length, concurrency
         with clear_errors(str(tokenizer)):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(tokenizer))
-        try:
-            names = [one.id for one in self.client.models.list()]
-        except self.errors as error:
-            raise ConnectionError(f"{base_url}: no models are listed there ({error})") from error
-        if model not in names:
-            raise ValueError(f"{base_url} has no model {model!r}, but {', '.join(names)}")
-        asked = self.tokenizer.decode(self.encode([{"role": "user", "content": "?"}])).rstrip()
-        self._marks = next((marks for marks in THOUGHTS if asked.endswith(marks[0])), None)
+        asked = self.encode([{"role": "user", "content": "?"}])
+        begun = self.tokenizer.decode(asked).rstrip()
+        self._marks = next((marks for marks in THOUGHTS if begun.endswith(marks[0])), None)
+        refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
+        for self._beyond in (True, False):  # not all servers take fields that OpenAI has not
+            error = self._ask(asked, Sampling(max_new_tokens=1), 0).error
+            if not isinstance(error, refused):
+                break
+        if not (self._beyond or error):
+            said = "takes no top_k, min_p and repetition_penalty: its own defaults hold"
+            warnings.warn(f"{base_url} {said}", stacklevel=2)
+        if error:
+            if isinstance(error, openai.APIConnectionError):
+                raise ConnectionError(f"{base_url}: no server there ({error})") from error
+            raise ValueError(f"{base_url} does not answer as {model!r}: {error}") from error
 
     def use_adapter(self, folder: str | Path, name: str) -> None:
         """Let the server load a PEFT folder under a name, and answer with it from now on.
@@ -112,7 +119,8 @@ class ServedModel:
 
     def _ask(self, prompt: Any, sampling: Sampling, seed: int) -> Reply:
         """One request, and again after failures that may pass."""
-        extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        extra: dict[str, Any] = {"top_k": sampling.top_k, "min_p": 0, "repetition_penalty": 1}
+        extra = extra if self._beyond else {}
         if self.enable_thinking is not None:
             extra["chat_template_kwargs"] = {"enable_thinking": self.enable_thinking}
         how = {name: getattr(sampling, name) for name in ("temperature", "top_p")}
