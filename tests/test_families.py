@@ -2,6 +2,7 @@
 
 import families
 import pytest
+import torch
 from helpers import greedy_by_hand, shake, some_prompts
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -24,6 +25,24 @@ def test_a_row_of_the_page(kind):
 def test_odd_ones_and_every_tenth_row(kind):
     """All of them take minutes: `python tests/families.py` makes the page anew."""
     assert families.row_of(kind) == families.read_page().get(kind)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_a_saved_adapter_is_loaded_again(kind, tmp_path):
+    """PEFT itself moves the adapters of experts that lie in one tensor to `target_parameters`."""
+    folder, ids = families.make_family(kind, tmp_path), torch.arange(9)[None]
+    policy = load_policy(folder)
+    fresh = policy.model(ids).logits.detach()
+    shake(policy)
+    policy.save_adapter(tmp_path / "adapter")
+    again = load_policy(folder)
+    again.load_adapter(tmp_path / "adapter")
+    for other in (again, load_policy(folder, adapter=tmp_path / "adapter")):
+        with torch.no_grad():
+            assert torch.equal(other.model(ids).logits, policy.model(ids).logits)
+            assert not torch.allclose(other.model(ids).logits, fresh)
+            other.reset()
+            assert torch.allclose(other.model(ids).logits, fresh)
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v4", "minimax"])

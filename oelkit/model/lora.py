@@ -28,6 +28,7 @@ from .source import notes
 
 # settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
+WHERE += ["target_parameters"]  # PEFT's own choice for experts that lie in one tensor
 SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
 PATTERNS = "rank_pattern", "alpha_pattern"
 # these say nothing of what the adapter computes; fan_in_fan_out follows from the base
