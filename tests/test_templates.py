@@ -186,3 +186,9 @@ def test_a_game_that_outgrows_the_context_ends_and_the_others_go_on(tiny):
     assert sum(row["replies"] for row in rows) == 1
     with pytest.raises(ValueError, match="turn 1 of .* alone makes"):
         extract(tiny, games[1:2], max_new_tokens=4, prompt_set="brief")
+
+
+@pytest.mark.parametrize("message", [{"content": "Which way?"}, {"role": None, "content": "?"}])
+def test_a_message_without_a_role_is_said_to_be_one(tiny, message):
+    with pytest.raises(ValueError, match="a message has no role"):
+        tiny.encode([message])

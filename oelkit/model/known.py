@@ -42,16 +42,17 @@ class Sizes(NamedTuple):
         wide = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.keys)
         return LORA_RANK * self.layers * (wide + 3 * (self.hidden + self.ffn))
 
-    def training_bytes(self, kind: str) -> int:
+    def training_bytes(self, kind: str, experience_tokens: int = EXPERIENCE_TOKENS) -> int:
         """What a training takes at its worst moment, checkpointed, one sequence at a time.
 
         Args:
             kind: of the weights: float32, bfloat16, float16 or nf4.
+            experience_tokens: of the experience text.
         """
         width = 4 if kind == "float32" else 2
         weights = self.linear * (0.52 if kind == "nf4" else width) + self.embedding * width
         adapters = self.lora * (2 * 4 + 4 + (8 if kind == "float32" else 2))  # two, gradient, AdamW
-        cache = 2 * self.layers * self.keys * width * EXPERIENCE_TOKENS
+        cache = 2 * self.layers * self.keys * width * experience_tokens
         layer = 8 * self.hidden + 4 * (self.query + self.keys) + 6 * self.ffn
         activations = SEQUENCE_TOKENS * width * (self.layers * self.hidden + layer)
         chunks = 4 * 4 * (2**22 if kind == "float32" else 2**25)  # of logits: model/head.py

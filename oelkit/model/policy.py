@@ -104,6 +104,8 @@ class Policy(Shown, Adapters):
         Raises:
             ValueError: the chat template does not take these messages.
         """
+        if not all(isinstance(m.get("role"), str) for m in messages):
+            raise ValueError("a message has no role, such as user or assistant")
         messages = [{**m, "content": well_formed(content_text(m.get("content")))} for m in messages]
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         prompt = self._render(messages, tools)

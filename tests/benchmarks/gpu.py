@@ -71,7 +71,7 @@ class Call:
                 found = json.loads(done.stdout.strip().splitlines()[-1])
         except subprocess.TimeoutExpired:
             found = {"left_out": "cut off"}
-        self.line(**what, **found, whole_seconds=time.monotonic() - began)
+        self.line(**what | found, whole_seconds=time.monotonic() - began)
 
 
 def _path() -> str:

@@ -1,0 +1,131 @@
+"""What fits which card, as docs/cards.md: `python tests/benchmarks/cards.py`. Nothing is run.
+
+Bytes are counted from a model's sizes as `oelkit doctor` counts them, minutes from operations and
+bytes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+from oelkit.model.known import KNOWN, SEQUENCE_TOKENS, Sizes
+from oelkit.model.scoring import BATCH_TOKENS
+from oelkit.runs.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "docs/cards.md"
+
+
+class Card(NamedTuple):
+    """A card as its maker describes it, and what it may cost to rent."""
+
+    name: str
+    usable: float
+    """GiB that a process can take of it."""
+    tflops: float
+    """In 16 bits, dense, with tensor cores."""
+    bandwidth: float
+    """GB a second."""
+    euros: float
+    """An hour; a round figure of 2026, for comparison: put in your own."""
+
+
+CARDS = [
+    Card("T4 16 GB", 14.6, 65, 300, 0.35),
+    Card("L4 24 GB", 22.0, 121, 300, 0.70),
+    Card("A100 40 GB", 39.0, 312, 1555, 1.50),
+    Card("H100 80 GB", 79.0, 989, 3350, 3.00),
+]
+SHARE = 0.9  # of what is usable, as `oelkit doctor` has it
+USED = 0.35  # of operations and of bandwidth, an assumption
+MODELS = ["Qwen2.5-0.5B-Instruct", "Qwen3-1.7B", "Qwen3-4B-Instruct-2507", "Qwen3-8B"]
+EXPERIENCE = 2048, 8192
+REPLY, STATE, GAMES_AT_ONCE = 512, 512, 64  # tokens of a reply and of a state; games
+
+
+def weight_bytes(sizes: Sizes, kind: str) -> float:
+    return sizes.linear * (0.52 if kind == "nf4" else 2) + sizes.embedding * 2
+
+
+def sampling_bytes(sizes: Sizes, kind: str, experience: int) -> float:
+    """While replies are sampled, as many at once as there are by default."""
+    tokens = BATCH_TOKENS + experience
+    return weight_bytes(sizes, kind) + 14 * sizes.lora + 4 * sizes.layers * sizes.keys * tokens
+
+
+def minutes(sizes: Sizes, kind: str, card: Card, experience: int) -> float:
+    """Of a round at the scale `paper` with 20 steps: play, write, learn; without evaluation."""
+    s = Settings.of("paper")
+    weights = sizes.linear + sizes.embedding / sizes.heads
+    # one after the other: tokens of a turn, of a draw's games, of a step's replies
+    turns = 5 * -(-(s.extract_games + s.state_games) // GAMES_AT_ONCE)
+    decoded = REPLY * (turns + s.extract_games + s.steps)
+    slow = decoded * weight_bytes(sizes, kind) / (USED * card.bandwidth * 1e9)
+    sampled = REPLY * (turns * GAMES_AT_ONCE + s.extract_games * s.num_draws)
+    learned = s.steps * s.batch_size * (STATE + REPLY)
+    # operations a weight: 2 to read; with checkpoints 6 to learn from what is sampled and scored
+    tokens = 2 * (sampled + s.num_draws * experience) + (2 + 2 + 6) * learned
+    return (slow + weights * tokens / (USED * card.tflops * 1e12)) / 60
+
+
+def cell(sizes: Sizes, kind: str, card: Card, experience: int) -> str:
+    most = SHARE * card.usable * 2**30
+    if sizes.training_bytes(kind, experience) > most:
+        return "no"
+    time = minutes(sizes, kind, card, experience)
+    star = "\\*" * (sampling_bytes(sizes, kind, experience) > most)
+    return f"{time:.0f} min, {time / 60 * card.euros:.2f} €{star}"
+
+
+def rows() -> list[str]:
+    lines = []
+    known = {name.partition("/")[2]: sizes for name, sizes in KNOWN.items()}
+    for name, kind, tokens in itertools.product(MODELS, ("nf4", "bfloat16"), EXPERIENCE):
+        sizes = known[name]
+        needs = max(sizes.training_bytes(kind, tokens), sampling_bytes(sizes, kind, tokens))
+        first = [name, "QLoRA" if kind == "nf4" else "bf16", f"{tokens:,}", f"{needs / 2**30:.1f}"]
+        cells = [*first, *(cell(sizes, kind, card, tokens) for card in CARDS), "planned"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def page() -> str:
+    """docs/cards.md."""
+    names = " | ".join(card.name for card in CARDS)
+    s = Settings.of("paper")
+    prices = ", ".join(f"{card.name} {card.euros:.2f} €" for card in CARDS)
+    return "\n".join(
+        [
+            "# What fits which card",
+            "",
+            "**Everything here is planned: no row has been measured on a card.** Made by",
+            "`python tests/benchmarks/cards.py`. `memory_plan(policy)` measures the bytes on",
+            "yours, and `oelkit estimate` the minutes of your settings.",
+            "",
+            f"| model | weights | tokens of experience | GiB | {names} | |",
+            "|---" * (5 + len(CARDS)) + "|",
+            *rows(),
+            "",
+            "- **GiB:** at the worst moment of training (checkpointed, a sequence of",
+            f"  {SEQUENCE_TOKENS:,} tokens at a time, an adapter of rank 16) or of sampling",
+            f"  ({BATCH_TOKENS:,} tokens at once), counted from sizes. A card takes it if that is",
+            f"  at most {SHARE:.0%} of what a process can have of it; with a star, if fewer tokens",
+            "  are sampled at once (`batch_tokens`). A T4 has no bfloat16; float16 takes as much.",
+            f"- **Minutes and euros of a round:** {s.extract_games + s.state_games} games,",
+            f"  {s.num_draws} draws of items, {s.steps} steps of {s.batch_size} states, replies of",
+            f"  {REPLY} tokens; without evaluation. Counted from operations and bytes, of which a",
+            f"  card is assumed to reach {USED:.0%} of what its maker says; 4-bit weights are",
+            "  assumed to cost no time of their own.",
+            f"- **Prices an hour** are assumed, to compare cards: {prices}.",
+            "",
+            "## Measured",
+            "",
+            "None so far. `python tests/benchmarks/gpu.py figures --out FILE.jsonl` measures",
+            "steps, loss, rollouts and whole rounds in five minutes.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
