@@ -1,4 +1,4 @@
-# make run | check | test-fast | test | soak | bench | docs | gallery | lab | strip | clean.
+# make run | check | test-fast | test | soak | bench | docs | gallery | pictures | lab | strip | clean.
 # Everything is installed into .venv, at the versions of constraints.txt.
 #
 #   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
@@ -17,7 +17,7 @@ PY := .venv/bin/python
 # -p only for what was given: the notebooks' own defaults hold otherwise
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
-.PHONY: run check test-fast test soak bench docs gallery lab strip clean
+.PHONY: run check test-fast test soak bench docs gallery pictures lab strip clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -58,6 +58,13 @@ docs: .venv/installed-docs
 # executed copies of the notebooks with their figures, from a run
 gallery: run
 	$(PY) docs/site/gallery.py '$(RUN)'
+
+# the README's pictures of editor and viewer, taken by their browser tests
+pictures: .venv/installed-test
+	mkdir -p build/pictures
+	OELKIT_PICTURES=build/pictures $(PYTEST) tests/browser/test_editor.py tests/browser/test_viewer.py -k both_themes
+	for name in editor_light editor_dark viewer_light viewer_dark; do \
+	  cp "build/pictures/$${name}_1600.png" "data/results/$$name.png" || exit 1; done
 
 lab: .venv/installed-lab
 	$(PY) -m jupyterlab notebooks

@@ -155,7 +155,7 @@ export default { render({ model, el: host }) {
   const body = el("div", {});
   const detail = el("div", { class: "ov-detail", role: "region", "aria-label": "game", tabindex: 0 },
     el("div", { class: "ov-top" }, el("div", { class: "ov-head" }, title, compare),
-      el("div", { class: "ov-steps" }, back, slider, on, place, differ, lessons), noted.line), body);
+      el("div", { class: "ov-steps" }, back, slider, on, place, differ, lessons, noted.line)), body);
 
   const wanted = () => [at().game, at().other].filter((i) => i != null && i < rows.length);
   function turnBy(by) {
