@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,49 @@ def test_figures_are_whole_and_leave_nothing_behind(name, case):
     assert isinstance(figure, Figure) and given == METRICS[case]
     assert_whole(figure)
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize("name", ["pass_rates", "arms", "reply_tokens", "ood", "training"])
+def test_figures_are_read_on_white_and_on_black_pages(name):
+    given = make_rows() if name == "training" else make_metrics()
+    figure = getattr(plots, name)(given)
+    figure.draw_without_rendering()
+    grounds = [figure, *figure.axes]
+    assert all(part.patch.get_facecolor()[3] == 0 for part in grounds), "a slab on a dark page"
+    for text in texts(figure):
+        for page in ("white", "#0d1117"):
+            assert contrast(text.get_color(), page) > 2.2, text
+    boxes = [t.get_window_extent() for a in figure.axes for t in (a.title, a._left_title)]
+    boxes = [box for box in boxes if box.width > 1]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def contrast(one, two):
+    """Of two colours, from 1 to 21 (WCAG 2)."""
+
+    def light(colour):
+        parts = matplotlib.colors.to_rgb(colour)
+        parts = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)) + 0.05
+
+    high, low = sorted((light(one), light(two)), reverse=True)
+    return high / low
+
+
+def test_numbers_are_clear_of_floors_and_ceiling():
+    for figure in (plots.pass_rates(make_metrics((0.99, 0.97))), plots.arms(make_metrics())):
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            numbers = [t for t in axis.texts if re.fullmatch(r"\d+%", t.get_text())]
+            assert numbers
+            for line in axis.lines:
+                if line.get_linestyle() not in ("--", ":", "-."):
+                    continue
+                box = line.get_window_extent()
+                for t in numbers:
+                    one = t.get_window_extent()
+                    wide = one.x0 < box.x1 and box.x0 < one.x1
+                    assert not (wide and one.y0 < box.y1 + 1 and box.y0 - 1 < one.y1), t
 
 
 def test_pass_rates_shows_rates_intervals_floors_and_n():

@@ -76,16 +76,17 @@ def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact ans
             if parts := rates(same, key):
                 each = [rate for rate, _ in parts]
                 colour = plots.COLOURS[how]
-                plots.rate_bar(axis, y, pooled(parts), max(each), height=0.38, color=colour)
-                axis.plot(each, [y] * len(each), ".", color="#222222", ms=3, alpha=0.6)
+                plots.rate_bar(axis, y, pooled(parts), height=0.38, color=colour)
+                dots = {"mfc": "white", "mec": plots.INK, "mew": 0.7, "ms": 3.2}
+                axis.plot(each, [y] * len(each), "o", **dots)
                 sizes.add(sum(n for _, n in parts))
         n = "n = " + " or ".join(map(str, sorted(sizes)))
-        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 50)
+        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 38)
         axis.set_title(passed if key == "passed" else f"OOD: {probe}\n({n})")
         plots.percent_axis(axis)
     left = axes[0][0]
     if len(keys) == 1:
-        left.set_xlabel("no OOD probe", fontsize=8)
+        left.set_xlabel("no OOD probe", fontsize=9)
     left.set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
     left.invert_yaxis()
     for how in ("base", "in_context", "consolidated"):
@@ -128,7 +129,9 @@ def curves(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if bounds and key != "ood":
             plots.floors(axis, bounds)
-    figure.suptitle(textwrap.fill(title, 20 + 38 * len(panels)), x=0.01, ha="left", fontsize=9.5)
+    figure.suptitle(
+        textwrap.fill(title, 20 + 38 * len(panels)), x=0.01, ha="left", fontsize=10.5, weight="bold"
+    )
     return plots.legend_below(figure, axes[0][0])
 
 
@@ -138,10 +141,13 @@ def differences(rows: Sequence[dict], title: str) -> Figure:
     rows = sorted(rows, key=lambda row: row["difference"][0])
     found = [row["difference"] for row in rows]
     figure, axis = plots.new_figure(size=(7, 0.9 + 0.3 * len(rows)))
-    error = {"xerr": plots.whiskers(found), "error_kw": {"capsize": 3, "lw": 1}}
+    error = {
+        "xerr": plots.whiskers(found),
+        "error_kw": {"capsize": 3, "lw": 1.2, "ecolor": plots.INK},
+    }
     colour = plots.COLOURS["in_context"]
     axis.barh(range(len(rows)), [mean for mean, *_ in found], height=0.62, color=colour, **error)
-    axis.axvline(0, color="#555555", lw=1)
+    axis.axvline(0, color=plots.INK, lw=1)
     names = [textwrap.shorten(row["arm"], 48, placeholder=" …") for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()

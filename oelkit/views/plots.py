@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..envs import parse_board
@@ -28,20 +27,23 @@ from .summary import headline
 _ARMS = {
     "base": ("#7d7d7d", "base, no experience"),
     "in_context": ("#e69f00", "experience in context"),
-    "consolidated": ("#0072b2", "consolidated"),
-    "reverse_kl": ("#0072b2", "on-policy (reverse KL)"),
+    "consolidated": ("#1a80c0", "consolidated"),
+    "reverse_kl": ("#1a80c0", "on-policy (reverse KL)"),
     "forward_kl": ("#cc79a7", "off-policy (forward KL)"),
     "sft": ("#d55e00", "SFT on the teacher's replies"),
     "raw": ("#009e73", "raw games distilled"),
 }
 COLOURS, NAMES = ({arm: look[i] for arm, look in _ARMS.items()} for i in (0, 1))
-ROUND_COLOURS = ("#0072b2", "#56b4e9", "#a6d4f2", "#d6ebf8")
+ROUND_COLOURS = ("#1a80c0", "#2fa39a", "#79b04c", "#c9a227")
+INK = "#767676"
+"""Of lines and texts: read on white and on black pages, as figures have no ground."""
+TICKS = (0, 0.25, 0.5, 0.75, 1)
 styled: Any = plt.rc_context(fname=Path(__file__).with_name("figures.mplstyle"))
 """Decorator of a function that draws: the look of all figures."""
 
 
 def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.5), **options: Any) -> tuple:
-    """A figure and its axes (of plt.subplots); pyplot forgets it, and notebooks still show it."""
+    """A figure and its axes (of plt.subplots), which pyplot forgets."""
     figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", **options)
     plt.close(figure)
     return figure, axes
@@ -58,19 +60,17 @@ def legend_below(figure: Figure, axis: Any) -> Figure:
     return figure
 
 
-def rate_bar(
-    axis: Any, y: float, rate: tuple[float, float, float], end: float = 0, **look: Any
-) -> None:
-    """A horizontal bar of a (rate, low, high), its number behind the whisker and behind `end`."""
-    error = {"capsize": 3, "lw": 1}
-    axis.barh(y, rate[0], xerr=whiskers([rate]), error_kw=error, edgecolor="white", **look)
-    place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-    axis.annotate(f"{rate[0]:.0%}", (max(rate[2], end), y), fontsize=8, **place)
+def rate_bar(axis: Any, y: float, rate: tuple[float, float, float], **look: Any) -> None:
+    """A horizontal bar of a (rate, low, high), its number behind 100 %, clear of all lines."""
+    error = {"capsize": 3, "lw": 1.2, "ecolor": INK}
+    look = {"edgecolor": "white", "lw": 0, **look}  # of a hatch
+    axis.barh(y, rate[0], xerr=whiskers([rate]), error_kw=error, **look)
+    axis.text(1.025, y, f"{rate[0]:.0%}", fontsize=9, va="center")
 
 
 def percent_axis(axis: Any) -> None:
     """The horizontal axis of bars from 0 to 100 %."""
-    axis.set(xlim=(0, 1.16), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set(xlim=(0, 1.16), xticks=TICKS)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", visible=False)
 
@@ -91,11 +91,11 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
     for style, (y, name) in zip((":", "--", "-."), known, strict=False):
         name = f"{name} {y:.1%}"
         if vertical:
-            axis.axvline(y, ls=style, lw=1, color="#555555", label=name, zorder=3)
+            axis.axvline(y, ls=style, lw=1, color=INK, label=name, zorder=3)
             continue
-        axis.axhline(y, ls=style, lw=1, color="#555555", zorder=1)
-        at = max(y, at + 0.06)  # labels of lines that nearly meet stand above each other
-        axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        axis.axhline(y, ls=style, lw=1, color=INK, zorder=1)
+        at = max(y, at + 0.08)  # labels of lines that nearly meet stand above each other
+        axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
 def pass_interval(row: dict) -> tuple[float, float, float]:
@@ -118,13 +118,14 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
         look = {"color": colour, "capsize": 3, "markersize": 5, "label": NAMES[arm]}
         axis.errorbar(xs, ys, bars, fmt="o", **look)
         axis.plot(xs, ys, color=colour, lw=1, alpha=0.5)
-        place = {"xytext": (6, 0), "va": "center"} if bars else {"xytext": (0, 7), "ha": "center"}
-        place["path_effects"] = [withStroke(linewidth=3, foreground="white")]
         if len(numbers) < 4:  # of more rounds the labels would overlap
-            for x, y in zip(xs, ys, strict=True):
+            for x, y, row in zip(xs, ys, rows, strict=True):
                 text = f"{y:.1f}" if key == "reply_tokens" else f"{y:.0%}"
-                look = {"textcoords": "offset points", "fontsize": 8, "color": colour, **place}
-                axis.annotate(text, (x, y), **look)
+                below = bool(bars) or arm == "consolidated"  # clear of the ceiling and each other
+                end = row["low"] if bars else y
+                look = {"ha": "center", "va": "top" if below else "bottom", "color": colour}
+                look |= {"textcoords": "offset points", "fontsize": 9, "weight": "bold"}
+                axis.annotate(text, (x, end), xytext=(0, -4 if below else 4), **look)
     axis.set(xlabel="round", xticks=numbers, xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
     axis.grid(axis="x", visible=False)
     if key != "reply_tokens":
@@ -133,9 +134,7 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
 
 @styled
 def pass_rates(metrics: dict) -> Figure:
-    """Pass rate by round: base, experience in context (small dots: the draws), consolidated; floors
-    and ceiling as lines.
-    """
+    """Pass rate by round: base, experience in context (small dots: the draws), consolidated."""
     figure, axis = new_figure()
     _by_round(axis, metrics, "pass_rate")
     spread = []
@@ -148,18 +147,16 @@ def pass_rates(metrics: dict) -> Figure:
     if spread:
         sd = " to ".join(dict.fromkeys(f"{x:.1%}" for x in (min(spread), max(spread))))
         about = f"round (dots: draws; beyond sampling noise they differ by {sd}, one sd)"
-        axis.set_xlabel(about, fontsize=8)
+        axis.set_xlabel(about, fontsize=9)
     floors(axis, metrics["bounds"])
-    axis.set(ylim=(-0.02, 1.04), ylabel="pass rate, 95 % intervals")
-    axis.set_title(headline(metrics))
+    axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95 % intervals")
+    axis.set_title(textwrap.fill(headline(metrics), 68))
     return legend_below(figure, axis)
 
 
 @styled
 def arms(metrics: dict) -> Figure:
-    """What being on-policy, and extracting, is worth: round 1 beside other ways from the same
-    games, with OOD.
-    """
+    """Round 1 beside other ways to learn from the same games, with OOD."""
     first = metrics["rounds"][0]
     passed, probes = first["pass_rate"], first["ood"]
     rows = [
@@ -171,7 +168,7 @@ def arms(metrics: dict) -> Figure:
         if "in_context" in row:
             rows.insert(2, ("raw games in context", arm, row["in_context"], None))
         rows.append((NAMES.get(arm, arm), arm, row["consolidated"], row.get("ood")))
-    figure, (left, right) = new_figure(2, size=(7, 1.3 + 0.37 * len(rows)), sharey=True)
+    figure, (left, right) = new_figure(2, size=(7.6, 1.5 + 0.37 * len(rows)), sharey=True)
     for y, (name, arm, row, ood) in enumerate(rows):
         look: dict[str, Any] = {"color": COLOURS.get(arm, "#999999")}
         look["hatch"] = "///" * ("context" in name)
@@ -183,18 +180,16 @@ def arms(metrics: dict) -> Figure:
     left.set_yticks(range(len(rows)), [row[0] for row in rows])
     left.invert_yaxis()
     floors(left, metrics["bounds"], vertical=True)
-    left.set_title(f"Pass rate after round 1 (n = {passed['base']['n']:,})")
+    left.set_title(f"Pass rate after round 1\n(n = {passed['base']['n']:,})")
     base = probes["base"]
-    right.set_title(f"OOD: exact answers (n = {base['n']})" if base else "no OOD probe")
-    left.set_xlabel("whiskers: 95 % intervals", fontsize=8)
+    right.set_title(f"OOD: exact answers\n(n = {base['n']})" if base else "no OOD probe")
+    left.set_xlabel("whiskers: 95 % intervals", fontsize=9)
     return legend_below(figure, left)
 
 
 @styled
 def training(rows: Sequence[dict]) -> Figure:
-    """Loss (KL in nats per token) and the student's entropy by training step, one line per arm or
-    round.
-    """
+    """Loss (KL) and the student's entropy by training step, one line per arm or round."""
     figure, axes = new_figure(2)
     blues = iter(ROUND_COLOURS)
     for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
@@ -203,10 +198,9 @@ def training(rows: Sequence[dict]) -> Figure:
         look |= {"lw": 1.4, "marker": "." if len(steps) == 1 else ""}
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], **look)
-    n = f", n = {rows[0]['replies']} replies per step" if rows and "replies" in rows[0] else ""
-    titles = (f"Loss, nats per token{n}", "Entropy of the student, nats per token")
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set(xlabel="step", title=title)
+    n = f" (n = {rows[0]['replies']} replies each)" if rows and "replies" in rows[0] else ""
+    for axis, title in zip(axes, ("Loss", "Entropy of the student"), strict=True):
+        axis.set(xlabel=f"step{n}", ylabel="nats per token", title=title)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if rows and all(row["loss"] > 0 for row in rows):
         axes[0].set_yscale("log")
@@ -216,14 +210,17 @@ def training(rows: Sequence[dict]) -> Figure:
 
 @styled
 def reply_tokens(metrics: dict) -> Figure:
-    """Tokens per reply, and the share of replies cut off at the limit, by round."""
-    figure, (left, right) = new_figure(2)
+    """Tokens per reply, and the share of replies cut off at the limit, if any, by round."""
+    cut = any(row["truncated"] for r in metrics["rounds"] for row in r["pass_rate"].values())
+    figure, axes = new_figure(1 + cut, squeeze=False)
+    left, n = axes[0][0], metrics["rounds"][0]["pass_rate"]["base"]["n"]
     _by_round(left, metrics, "reply_tokens")
-    _by_round(right, metrics, "truncated")
     left.set(ylim=(0, left.get_ylim()[1] * 1.08))
-    right.set(ylim=(-0.002, max(0.05, right.get_ylim()[1])), title="Replies cut off at the limit")
-    n = metrics["rounds"][0]["pass_rate"]["base"]["n"]
-    left.set_title(f"Tokens per reply ({n:,} games per arm)")
+    left.set_title(f"Tokens per reply ({n:,} games per arm{'' if cut else '; none was cut off'})")
+    if cut:
+        _by_round(right := axes[0][1], metrics, "truncated")
+        right.set(ylim=(-0.1 * (top := max(0.05, right.get_ylim()[1])), top))
+        right.set_title("Replies cut off at the limit")
     return legend_below(figure, left)
 
 
@@ -246,7 +243,7 @@ def ood(metrics: dict) -> Figure:
         xs = [x - 0.4 + (i + 0.5) * width for x in range(len(kinds))]
         colour = ROUND_COLOURS[min(i, len(ROUND_COLOURS)) - 1] if i else COLOURS["base"]
         axis.bar(xs, [row[k] for k in kinds], width * 0.92, color=colour, label=name)
-        look = {"fmt": "none", "color": "#222222", "capsize": 3, "lw": 1}
+        look = {"fmt": "none", "color": INK, "capsize": 3, "lw": 1}
         axis.errorbar(xs[0], row["all"], whiskers([probe_interval(row)]), **look)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set(ylim=(0, 1.04), ylabel="exact answers")
@@ -277,7 +274,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
     def write(x: float, y: float, text: str, **look: Any) -> None:  # inches from the top left
         figure.text(x / width, 1 - y / height, text, parse_math=False, **look)
 
-    colour = "#00734f" if trajectory.outcome == "success" else "#b3401c"
+    colour = "#158a5c" if trajectory.outcome == "success" else "#c8502a"
     title = f"{trajectory.id}: {trajectory.outcome.replace('_', ' ')}"
     write(0.06, 0.2, title, weight="bold", color=colour)
     for i, turn in enumerate(turns):
