@@ -247,6 +247,14 @@ def test_apps_keep_notes_with_the_run_or_beside_the_file(tmp_path):
     assert view.notes.log_path == tmp_path / "run/notes.jsonl"
 
 
+def test_wrong_types_are_told_in_a_sentence():
+    for wrong in ([{}], "games.jsonl", {"base": [None]}):
+        with pytest.raises(TypeError, match="trajectories: expected a list of Trajectory"):
+            trajectory_viewer(wrong)
+    with pytest.raises(TypeError, match="expected a Curation, as Curation.items. is, got a list"):
+        experience_editor([])
+
+
 def test_strange_messages_are_ignored():
     view = trajectory_viewer([log()])
     for message in (

@@ -54,6 +54,9 @@ class ExperienceEditor(LiveView):
         on_turn: Callable[[str, int], Any] | None = None,
         on_change: Callable[[], Any] | None = None,
     ):
+        if not isinstance(curation, Curation):
+            name = type(curation).__name__
+            raise TypeError(f"curation: expected a Curation, as Curation(items) is, got a {name}")
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")

@@ -15,6 +15,7 @@ from typing import Any
 
 import traitlets
 
+from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
@@ -62,7 +63,7 @@ class TrajectoryViewer(LiveView):
         self._games = [
             (arm or str(game.extra.get("arm") or ""), game)
             for arm, games in arms.items()
-            for game in games
+            for game in given.records("trajectories", games, Trajectory)
             if game.turns
         ]
         if not self._games:
