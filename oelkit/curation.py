@@ -181,7 +181,7 @@ class Curation(Shown):
         author = self.author if author is None else author
         line = Operation(n, op.value, author, time, reason, ids, before, tuple(new), **fields)
         # whatever can go wrong with the operation goes wrong here, before a byte is written
-        done, undone = undo_and_redo([*self._log, line])
+        done, undone = undo_and_redo([line], self._done, self._undone)
         state = self._state
         if op != Op.EXPLAIN:
             state = fold(self._source, done) if op == Op.UNDO else apply(state, done[-1])

@@ -10,9 +10,11 @@ a coin.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
+from math import ceil
 from typing import NamedTuple
 
 from .text import wording
@@ -61,7 +63,7 @@ def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
     masks = [sum(bits[word] for word in s.words) for s in said]  # a set of words as one number
     sizes, group_of = [len(s.words) for s in said], {i: [i] for i in range(len(said))}
     for places in _by_key(((s.exact, s.negated), i) for i, s in enumerate(said)):
-        for a, b in combinations(places, 2):
+        for a, b in _sharing(places, said, threshold):
             common, size = (masks[a] & masks[b]).bit_count(), sizes[a] + sizes[b]
             swapped = sizes[a] == sizes[b] == common + 1
             if 2 * common >= threshold * size and not swapped and group_of[a] is not group_of[b]:
@@ -72,16 +74,32 @@ def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
     return sorted(groups.values())
 
 
+def _sharing(places: list[int], said: list[_Said], threshold: float) -> Iterator[tuple[int, int]]:
+    """The pairs that can have so much in common: each then has one of the rarest words of the
+    other among its own (prefix filter; Chaudhuri et al. 2006). All pairs would be too many.
+    """
+    counts, having = Counter(w for i in places for w in said[i].words), dict[str, list[int]]()
+    for b in places:
+        words = sorted(said[b].words, key=lambda w: (counts[w], w))
+        common = ceil(threshold * len(words) / (2 - threshold) - 1e-9)  # at least, for Dice
+        rare = words[: len(words) - common + 1] or [""]
+        for a in {a: None for w in rare for a in having.get(w, ())}:
+            yield a, b
+        for w in rare:
+            having.setdefault(w, []).append(b)
+
+
 def contradictions(texts: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of texts that cannot both hold, or so it looks.
 
     Of one thing they say two ("H is a hole.", "H is the goal."), one says "not", or they differ in
     a number or an opposite alone ("within 45 days", "within 30 days"; "left first", "right first").
+    More than 100 texts that differ so alone are a list of things, which do not.
     """
     pairs = set[tuple[int, int]]()
     claims = {i: claim for i, text in enumerate(texts) if (claim := _claim(text))}
     for places in _by_key((claim[0], i) for i, claim in claims.items()):
-        for a, b in combinations(places, 2):
+        for a, b in _pairs(places):
             one, two = _said(claims[a][1]), _said(claims[b][1])
             things = _THING.match(claims[a][1]) and _THING.match(claims[b][1])
             apart = things and not (one.words & two.words or one.negated or two.negated)
@@ -89,7 +107,7 @@ def contradictions(texts: Sequence[str]) -> list[tuple[int, int]]:
                 pairs.add((a, b))
     said = [_said(text) for text in texts]
     for places in _by_key((s.frame, i) for i, s in enumerate(said) if s.frame):
-        for a, b in combinations(places, 2):
+        for a, b in _pairs(places):
             one, two = said[a], said[b]
             swapped = one.negated and two.negated and one.exact != two.exact  # H is, G is not
             if swapped or (_against(one, two) and not {a, b} & claims.keys()):
@@ -97,7 +115,11 @@ def contradictions(texts: Sequence[str]) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-@lru_cache(8192)
+def _pairs(places: list[int]) -> Iterable[tuple[int, int]]:
+    return combinations(places, 2) if len(places) <= 100 else ()
+
+
+@lru_cache(1 << 15)
 def _said(text: str) -> _Said:
     raw = wording(text)
     negated = any(w in _NOT or w.endswith(("n't", "n\u2019t")) for w in raw)

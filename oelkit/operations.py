@@ -135,10 +135,13 @@ def fold(
     return state
 
 
-def undo_and_redo(log: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
-    """(what makes the state, what can be done again): undo and redo move the last one over."""
-    done: list[Operation] = []
-    undone: list[Operation] = []
+def undo_and_redo(
+    log: Iterable[Operation], done: Iterable[Operation] = (), undone: Iterable[Operation] = ()
+) -> tuple[list[Operation], list[Operation]]:
+    """(what makes the state, what can be done again) after these that were so before: undo and redo
+    move the last one over.
+    """
+    done, undone = list(done), list(undone)
     for op in log:
         if op.op == Op.EXPLAIN:
             continue

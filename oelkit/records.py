@@ -219,16 +219,15 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
         RecordError: a line is bad; it names file, line and field and carries the good ones.
     """
     records, bad = list[Any](), list[BadLine]()
-    # Split at "\n" only: str.splitlines would also break at U+2028, which JSON text may contain.
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(from_dict(cls, json.loads(line.decode())))
-        except _FieldError as e:
-            bad.append((number, e.name, str(e)))
-        except (ValueError, RecursionError) as e:
-            bad.append((number, None, f"not JSON: {e}"))
+    with open(path, "rb") as lines:  # bytes end at "\n" only, str.splitlines also at U+2028
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    records.append(from_dict(cls, json.loads(line.decode())))
+            except _FieldError as e:
+                bad.append((number, e.name, str(e)))
+            except (ValueError, RecursionError) as e:
+                bad.append((number, None, f"not JSON: {e}"))
     if bad:
         number, _, message = bad[0]
         more = f" ({len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
@@ -238,13 +237,14 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
     return records
 
 
-def write_text(path: AnyPath, text: str) -> None:
-    """Write a text file as a whole or not at all; it is on disk (fsync) when this returns."""
+def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
+    """Write a text, or parts of one, whole or not at all; on disk (fsync) when this returns."""
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "wb") as f:
-            f.write(text.encode("utf-8", _ESCAPE))
+            for part in [text] if isinstance(text, str) else text:
+                f.write(part.encode("utf-8", _ESCAPE))
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
@@ -265,7 +265,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_jsonl(path: AnyPath, records: Iterable[Any]) -> None:
     """Write records or dicts, one to a line, as `write_text` does."""
-    write_text(path, "".join(map(_line, records)))
+    write_text(path, map(_line, records))
 
 
 def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None) -> int:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oelkit import curation
 from oelkit.curation import Curation, replay
 from oelkit.records import (
     ConflictError,
@@ -563,3 +564,20 @@ def test_a_reason_may_come_after_the_decision(tmp_path):
     again.undo()
     again.undo()  # the reason is no step of its own
     assert not again.can_undo and again.item("i0").status == "pending"
+
+
+def test_an_operation_looks_at_no_earlier_one(monkeypatch):
+    """Else a log of ten thousand operations takes minutes to write."""
+    looked, real = [], curation.undo_and_redo
+
+    def counted(log, *before):
+        looked.append(len(list(log)))
+        return real(log, *before)
+
+    monkeypatch.setattr(curation, "undo_and_redo", counted)
+    c = Curation(items())
+    looked.clear()
+    c.reject("i0"), c.accept("i1"), c.undo(), c.redo(), c.undo(), c.undo(), c.skip("i2")
+    assert looked == [1] * 7
+    assert not c.can_redo and [op.op for op in c._done] == ["skip"]
+    assert replay(items(), c.log).items == c.items

@@ -1,9 +1,12 @@
 """Which texts say nearly the same and which speak against each other, by words alone."""
 
+import itertools
+import random
 from pathlib import Path
 
 import pytest
 
+from oelkit import likeness
 from oelkit.likeness import contradictions, similar
 
 PAIRS = [
@@ -70,3 +73,37 @@ def test_what_cannot_both_hold_is_a_contradiction_and_no_duplicate(a, b):
 )
 def test_what_can_both_hold_is_no_contradiction(a, b):
     assert contradictions([a, b]) == []
+
+
+def by_all_pairs(texts, threshold):
+    said, groups = [likeness._said(text) for text in texts], [{i} for i in range(len(texts))]
+    for a, b in itertools.combinations(range(len(texts)), 2):
+        one, two = said[a], said[b]
+        common, sizes = len(one.words & two.words), (len(one.words), len(two.words))
+        if (
+            (one.exact, one.negated) == (two.exact, two.negated)
+            and 2 * common >= threshold * sum(sizes)
+            and sizes != (common + 1, common + 1)
+        ):
+            joined = groups[a] | groups[b]
+            for i in joined:
+                groups[i] = joined
+    return sorted(sorted(g) for g in {frozenset(g) for g in groups} if len(g) > 1)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1.0])
+def test_few_pairs_are_compared_and_none_is_missed(threshold):
+    rng, words = random.Random(1), ["ice", "fire", "wind", "rock", "sand", "snow", "rain", "heat"]
+    for _ in range(30):
+        texts = [" ".join(rng.choices(words, k=rng.randint(0, 7))) for _ in range(30)]
+        assert similar(texts, threshold) == by_all_pairs(texts, threshold)
+
+
+def test_thousands_of_texts_are_not_compared_pair_by_pair():
+    rng = random.Random(0)
+    words = ["".join(rng.choices("bcdfghklmn", k=6)) for _ in range(1000)]
+    said = [likeness._said(" ".join(rng.choices(words, k=8))) for _ in range(2000)]
+    pairs = list(likeness._sharing(list(range(2000)), said, 0.75))
+    assert 0 < len(pairs) < 2000 * 1999 / 2 / 50
+    assert contradictions([f"Rule {n} is for step {n}." for n in range(1000)]) == []
+    assert contradictions(["Return it within 30 days.", "Return it within 45 days."]) == [(0, 1)]

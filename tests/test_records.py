@@ -1,6 +1,7 @@
 import json
 import os
 import threading
+import tracemalloc
 
 import numpy
 import pytest
@@ -251,3 +252,23 @@ def test_of_many_writers_at_once_exactly_one_wins(tmp_path):
     for t in threads:
         t.join()
     assert won == list(range(100)) == [r["turn"] for r in read_jsonl(path)][1:]
+
+
+def test_files_are_written_and_read_line_by_line(tmp_path):
+    """Memory does not grow with a file: neither its text nor its bytes are there as a whole."""
+    path, written = tmp_path / "a.jsonl", []
+
+    def rows():
+        for n in range(2000):
+            written.append(sum(p.stat().st_size for p in tmp_path.iterdir()))
+            yield {"n": n, "text": "x" * 5000}
+
+    write_jsonl(path, rows())
+    assert written[1000] > 4_000_000, "the first lines are on their way before the last is made"
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordError, match="2000 more|1999 more"):  # bad lines are not kept
+            read_jsonl(path, ExperienceItem)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()

@@ -1,5 +1,7 @@
 """What is out of date in a run is said, refused or done again; what a person wrote stays."""
 
+import inspect
+import itertools
 import json
 import os
 import shutil
@@ -8,7 +10,9 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +22,10 @@ from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
 from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
-from oelkit.runs import files, gate, measures, stages, table, work
+from oelkit.runs import driver, files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
-from oelkit.runs.stages import StaleRunError
+from oelkit.runs.settings import Settings
+from oelkit.runs.stages import Stages, StaleRunError
 from oelkit.views import app
 
 
@@ -686,3 +691,87 @@ def test_the_editor_of_a_run_says_what_an_edit_makes_out_of_date(run):
     assert said[-1]["hint"] == ""
     editor._handle_custom_msg({"op": "edit", "ids": said[-1]["order"][:1], "texts": ["New."]}, [])
     assert said[-1]["hint"].endswith("out of date; to do it again: oelkit loop --run run --redo")
+
+
+class FilesRun(driver.Driver):
+    """Stages whose work is to write their files, and that know no model."""
+
+    def __init__(self, folder, rounds, monkeypatch):
+        self.folder, self.policy = folder, SimpleNamespace(as_found=nullcontext)
+        self.settings, self.progress = Settings(rounds=rounds, gate="off", run_ablations=False), 0
+        self.prompts, self._writing, self.asked = load_prompt_set("paper"), False, []
+        folder.mkdir()
+        files.write_json(folder / "run.json", self.record() | {"versions": {}})
+        for stage in driver.WORK:
+            monkeypatch.setitem(driver.WORK, stage, partial(self.write, stage))
+        monkeypatch.setattr(work, "known_texts", lambda *_: ["x"])
+        real = Stages._status
+
+        def counted(stages, k, *rest):
+            self.asked.append(k)
+            return real(stages, k, *rest)
+
+        monkeypatch.setattr(Stages, "_status", counted)
+
+    def write(self, stage, _, k, folder):
+        path = folder / self.stages.writes(k, stage).split("/", k > 0)[-1]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        if stage == "distill":
+            (path.parent / "experience.md").write_text("x")
+        return {}
+
+    def start_stage(self, *_):
+        pass
+
+
+def test_hundreds_of_rounds_stand_one_upon_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "sync_tree", lambda _: None)  # nothing is cut off here
+    run, limit = FilesRun(tmp_path / "run", 30, monkeypatch), sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 120)  # as a thousand is for hundreds of rounds
+    try:
+        run.ensure(30, "rollout")  # from the first round on, in one call
+        assert run.stages.status(30, "rollout").state == "done"
+    finally:
+        sys.setrecursionlimit(limit)
+    (run.folder / "round_1/states.jsonl").write_text("changed")
+    (run.folder / "round_1/manifests/collect.json").unlink()
+    assert run.stages.status(30, "rollout").follows
+    assert {s.why for s in run.status() if s.state == "stale" and not s.follows} == {
+        "round_1/states.jsonl has changed since"
+    }
+
+
+def test_earlier_rounds_are_looked_at_once_in_a_round(tmp_path, monkeypatch):
+    run = FilesRun(tmp_path / "run", 12, monkeypatch)
+    run.run_all()
+    assert {s.state for s in run.status()} == {"done"}
+    in_round = 6 * 13  # its six stages, at the start of each round and at the end
+    assert run.asked.count(1) < 3 * in_round  # not for every stage of every round
+    assert run.asked.count(1) < 2 * run.asked.count(11) + in_round
+
+
+def test_a_change_under_an_earlier_round_is_told_when_the_next_begins(tmp_path, monkeypatch):
+    run = FilesRun(tmp_path / "run", 4, monkeypatch)
+
+    def change(k, stage):
+        if (k, stage) == (2, "extract"):
+            (run.folder / "round_1/curation.jsonl").write_text("")
+
+    run.start_stage = change
+    with pytest.raises(StaleRunError, match=r"curate of round 1: round_1/curation.jsonl is new"):
+        run.run_all()
+    states = {(s.round, s.stage): s.state for s in run.status()}
+    assert states[2, "distill"] != "missing" and states[3, "rollout"] == "missing"
+
+
+def test_no_two_rounds_play_the_same_maps(monkeypatch):
+    played = []
+    monkeypatch.setattr(work.rollouts, "rollout", lambda p, e, seeds, **_: played.append(seeds))
+    for seed in (0, 1, 899):
+        run = SimpleNamespace(settings=Settings(seed=seed), policy=0, prompts=0, progress=False)
+        for k in (1, 2, 99, 100, 101, 199, 200, 999):
+            work._play(run, k, 0, 5000, 0), work._play(run, k, 5000, 5000, 0)
+    measured = [range(HELD_OUT, HELD_OUT + 10**6), range(gate.VALIDATION, gate.VALIDATION + 64)]
+    ends = sorted((maps[0], maps[-1]) for maps in [*played, *measured])
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))

@@ -6,7 +6,7 @@ folder of its own, leaves the policy as it found it, and puts outputs and manife
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +20,7 @@ from ..prompts import PromptSet
 from . import files, measures, work
 from .settings import Settings
 from .stages import FORM, Stages, StageStatus, StaleRunError, read_run
-from .table import ARMS, Node
+from .table import ARMS, STAGES, Node
 
 if TYPE_CHECKING:
     from .run import Run
@@ -46,6 +46,8 @@ class Driver:
     prompts: PromptSet
     progress: bool
     _writing = False
+    _seen: Mapping[Node, StageStatus] = {}
+    """How the stages stood when the round that is worked on began."""
 
     @property
     def stages(self) -> Stages:
@@ -87,9 +89,13 @@ class Driver:
         Raises:
             StaleRunError: one of them is out of date and redo is False; nothing was done then.
         """
-        if self.stages.status(k, stage).state != "done":
-            self._refuse(self._needs((k, stage)), redo)
+        if self._writing and stage == STAGES[0]:  # else each stage would look at all rounds again
+            self._seen = {(s.round, s.stage): s for s in self.status()}
+        if self.stages.status(k, stage, self._earlier(k)).state != "done":
+            self._refuse(needs := self._needs((k, stage)), redo)
             with self._locked():
+                for status in needs[:-1]:  # the first ones first: no deep recursion
+                    self.ensure(status.round, status.stage, redo)
                 self._ensure((k, stage))
 
     def run_all(self, redo: bool = False) -> dict[str, Any]:
@@ -118,24 +124,30 @@ class Driver:
                 self.ensure(status.round, status.stage, redo=True)
         return stale
 
+    def _earlier(self, k: int) -> dict[Node, StageStatus]:
+        """The stages of rounds before round k that are known to be done."""
+        seen = self._seen.items()
+        return {node: s for node, s in seen if 0 < node[0] < k and s.state == "done"}
+
     def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
         if not redo and (stale := self.stages.blocking(statuses)):
             raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
 
     def _needs(self, node: Node) -> list[StageStatus]:
-        """A stage and those before it, as far as they are not done, each once."""
-        stages, needs, nodes = self.stages, {}, [node]
+        """A stage and those before it, as far as they are not done, each once, the first first."""
+        stages, needs, nodes, known = self.stages, {}, [node], self._earlier(node[0])
         for node in nodes:  # grows while it is walked
-            if node not in needs and (status := stages.status(*node)).state != "done":
+            if node not in needs and (status := stages.status(*node, known)).state != "done":
                 needs[node] = status
                 nodes += stages.before(*node)
-        return list(needs.values())
+        return list(needs.values())[::-1]
 
     def _ensure(self, node: Node) -> None:
-        if self.stages.status(*node).state == "done":
+        known = self._earlier(k := node[0])
+        if self.stages.status(*node, dict(known)).state == "done":
             return
-        k = node[0]
-        if k > 1 and self.settings.gate in ("stop", "rollback"):  # what it starts from is judged
+        judge = self.settings.gate in ("stop", "rollback")  # what it starts from
+        if k > 1 and judge and (k - 1, "evaluate") not in known:
             self._ensure((k - 1, "evaluate"))
         lost = self.stages.lost(k - 1) if self.settings.gate == "stop" else ""
         if lost and not self.stages.decided(k):
@@ -144,8 +156,9 @@ class Driver:
                 f"with run.promote({k - 1}), or from the one before with run.rollback({k - 1})"
             )
         for other in self.stages.before(*node):
-            self._ensure(other)
-        if self.stages.status(*node).state != "done":  # it may fit what was done again
+            if other not in known:
+                self._ensure(other)
+        if self.stages.status(*node, known).state != "done":  # it may fit what was done again
             self._do(*node)
 
     def _do(self, k: int, stage: str) -> None:
@@ -201,7 +214,7 @@ class Driver:
             try:
                 yield
             finally:
-                self._writing = False
+                self._writing, self._seen = False, {}
 
 
 def versions() -> dict[str, str]:

@@ -107,7 +107,7 @@ SCALES: dict[str, dict[str, Any]] = {
 
 _RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "seed": (0, 899),
-    "rounds": (1, 99),
+    "rounds": (1, 999),
     "extract_games": (1, 5_000),
     "state_games": (1, 5_000),
     "num_draws": (1, 1_000),

@@ -69,12 +69,14 @@ class Stages:
         """The round whose adapter round k starts from; 0 is the untrained model.
 
         What a person promoted or rolled back (chain.json) goes before the gate's rollback."""
-        if k <= 1:
-            return 0
-        if str(k) in (said := self._chain()):
-            return said[str(k)]
-        lost = self.settings.get("gate") == "rollback" and self.lost(k - 1)
-        return self.start(k - 1) if lost else k - 1
+        said, goes_back = self._chain(), self.settings.get("gate") == "rollback"
+        while k > 1:
+            if str(k) in said:
+                return said[str(k)]
+            k -= 1
+            if not (goes_back and self.lost(k)):
+                return k
+        return 0
 
     def decided(self, k: int) -> bool:
         """Whether a person said what round k starts from."""
@@ -134,9 +136,10 @@ class Stages:
 
     def before(self, k: int, stage: str) -> list[Node]:
         """The stages whose files a stage reads."""
-        made = {self.writes(j, name): (j, name) for j in range(1, k + 1) for name in STAGES}
-        made |= {READ.format(k=j): (j, "distill") for j in range(1, k + 1)}
-        made |= {self.writes(*node): node for node in self.nodes() if node != (0, "metrics")}
+        rounds = {k, self.start(k)} if k else self._rounds
+        made = {self.writes(j, name): (j, name) for j in rounds for name in STAGES}
+        made |= {READ.format(k=j): (j, "distill") for j in rounds}
+        made |= {self.writes(0, name): (0, name) for name in ("base", *ARMS)}
         nodes = [made[name] for name in self.reads(k, stage) if name in made]
         if k > 1 and self.settings.get("gate") in ("stop", "rollback"):  # the start is judged
             nodes = [(k - 1, "evaluate"), *nodes]
@@ -182,12 +185,16 @@ class Stages:
         self, k: int, stage: str, known: dict[Node, StageStatus] | None = None
     ) -> StageStatus:
         """How one stage stands; `known` keeps what was looked up on the way."""
-        known = {} if known is None else known
-        if (k, stage) not in known:
-            known[k, stage] = self._status(k, stage, known)
+        known, open_nodes = {} if known is None else known, [(k, stage)]
+        while (k, stage) not in known:  # no recursion: hundreds of rounds stand one upon the other
+            if isinstance(found := self._status(*open_nodes[-1], known), StageStatus):
+                known[open_nodes.pop()] = found
+            else:
+                open_nodes.append(found)
         return known[k, stage]
 
-    def _status(self, k: int, stage: str, known: dict) -> StageStatus:
+    def _status(self, k: int, stage: str, known: dict[Node, StageStatus]) -> StageStatus | Node:
+        """How one stage stands, or the stage before it that is to be known first."""
         name, manifest = self.writes(k, stage), self.manifest(k, stage)
         if not (self.folder / name).exists():
             return StageStatus(k, stage, "missing", f"{name} is not there")
@@ -204,7 +211,8 @@ class Stages:
         if manifest and (changed := self._changed(k, stage, manifest)):
             return replace(stale, why=changed)
         for node in self.before(k, stage):
-            other = self.status(*node, known)
+            if not (other := known.get(node)):
+                return node
             if other.state != "done":
                 return replace(stale, why=f"{other.name} is {other.state}", follows=True)
         return StageStatus(k, stage, "done")

@@ -52,7 +52,8 @@ def collect(run: Run, k: int, folder: Path) -> dict[str, Any]:
 
 def _play(run: Run, k: int, first: int, n: int, seed: int) -> tuple[list[Trajectory], dict]:
     s = run.settings
-    start = s.seed * 1_000_000 + k * 10_000 + first
+    # no two rounds of any two runs meet; those from the hundredth on lie above all others
+    start = k // 100 * 1_000_000_000 + s.seed * 1_000_000 + k % 100 * 10_000 + first
     games = rollouts.rollout(
         run.policy,
         s.env,

@@ -64,7 +64,7 @@ class ExperienceEditor(LiveView):
         self.games, self.on_turn = {game.id: game for game in games}, on_turn
         self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
         tokenizer = tokenizer or (lambda text: len(text.split()))
-        self.count = lru_cache(4096)(lambda text: count_tokens(text, tokenizer))
+        self.count = lru_cache(1 << 15)(lambda text: count_tokens(text, tokenizer))
         self.draw: int | None = None  # whose text is previewed
         self._shown: str | None = None  # the item that `show` was asked for last
         self._rows, self._state = {}, {}

@@ -1,0 +1,222 @@
+"""Long runs and large files: 200 rounds, 100,000 games and 10,000 items, a game of 32,000 tokens.
+
+    python tests/large.py                 # prints the figures as JSON
+    python tests/large.py --only files    # or rounds, context
+
+Each part is a process of its own. Times are CPU seconds of one thread, memory is resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from helpers import make_game, make_model
+
+from oelkit import Run, Settings, load_policy
+from oelkit.auto_curation import auto_curate
+from oelkit.curation import Curation
+from oelkit.records import (
+    Evidence,
+    ExperienceItem,
+    Outcome,
+    State,
+    Trajectory,
+    Turn,
+    read_jsonl,
+    write_jsonl,
+)
+from oelkit.runs.stages import status
+from oelkit.steps.distillation import distill
+from oelkit.steps.evaluation import report_of
+from oelkit.steps.extraction import extract
+from oelkit.views.widgets.editor import ExperienceEditor
+from oelkit.views.widgets.viewer import TrajectoryViewer
+
+GAMES, ITEMS, ROUNDS, TOKENS = 100_000, 10_000, 200, 32_000
+ONE_STEP = Settings.of(
+    "tiny",
+    env="oelkit/FrozenLake3x3-v0",
+    extract_games=2,
+    state_games=2,
+    num_draws=1,
+    steps=1,
+    batch_size=2,
+    eval_maps=1,
+    run_ablations=False,
+    gate="off",
+)
+
+
+def resident(peak: bool = False) -> int:
+    """Memory of this process in MiB, or the most since it was last asked for the peak."""
+    name = "VmHWM" if peak else "VmRSS"
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(lines[name].split()[0]) // 1024
+
+
+def rounds(folder: Path, n: int) -> dict[str, Any]:
+    """Rounds of one step: what each of them takes."""
+    rows: list[dict[str, float]] = []
+    run = Run(folder / "run", replace(ONE_STEP, rounds=n), load_policy("micro"), progress=False)
+    ensure, began = run.ensure, [time.process_time()]
+
+    def measured(k: int, stage: str, redo: bool = False) -> None:
+        ensure(k, stage, redo)
+        if stage == "evaluate":
+            kib = sum(p.stat().st_size for p in (run.folder / f"round_{k}").rglob("*")) / 1024
+            seconds, began[0] = time.process_time() - began[0], time.process_time()
+            files = len(os.listdir("/proc/self/fd"))
+            rows.append({"cpu_s": seconds, "mb": resident(), "files": files, "folder_kib": kib})
+            print(k, rows[-1], file=sys.stderr, flush=True)
+
+    run.ensure = measured
+    run.probe = lambda adapter=None: None  # the same questions each time would hide what grows
+    run.run_all()
+    last = time.process_time()
+    stages = status(run.folder)
+    assert {s.state for s in stages} == {"done"}, "a round was left behind"
+    parts = {f"{k + 1} to {k + 20}": rows[k : k + 20] for k in range(0, n - 20, 60)} | {
+        f"{max(1, n - 19)} to {n}": rows[-20:]
+    }
+    figures = {
+        name: {key: round(median(row[key] for row in part), 2) for key in part[0]}
+        for name, part in parts.items()
+    }
+    return {"medians of rounds": figures, "status_cpu_s": round(time.process_time() - last, 2)}
+
+
+def games(n: int) -> Iterator[Trajectory]:
+    """Games on different maps, each with words of its own."""
+    played = [make_game(seed=seed) for seed in range(1000)]
+    for i in range(n):
+        game = played[i % len(played)]
+        said = f" I am thinking of game {i}, and of all that I know about it. " * 3
+        turns = tuple(replace(t, reply=said + t.reply) for t in game.turns)
+        yield replace(game, id=f"g{i}", turns=turns)
+
+
+def items(n: int) -> list[ExperienceItem]:
+    """Sentences without numbers: what differs in a number is soon seen not to be alike."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghiklmnoprstu", k=rng.randint(3, 9))) for _ in range(2000)]
+    evidence = (Evidence("g1", 0),)
+    texts = [f"The {' '.join(rng.choices(words, k=rng.randint(6, 12)))}." for _ in range(n)]
+    return [ExperienceItem(f"i{k}", s, evidence, "m", 1, k % 10) for k, s in enumerate(texts)]
+
+
+def files(folder: Path, n: int) -> dict[str, Any]:
+    """Many games and items: what each step takes."""
+    rows: dict[str, Any] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        resident(peak=True)
+        began = time.process_time()
+        result = work()
+        spent = round(time.process_time() - began, 2)
+        rows[name] = {"cpu_s": spent, "peak_mb": resident(peak=True)}
+        print(name, rows[name], file=sys.stderr, flush=True)
+        return result
+
+    paths = [folder / name for name in ("trajectories.jsonl", "items.jsonl", "curation.jsonl")]
+    timed("write the games", lambda: write_jsonl(paths[0], games(n)))
+    read = timed("load the games", lambda: read_jsonl(paths[0], Trajectory))
+    timed("filter them", lambda: [g for g in read if g.outcome is Outcome.SUCCESS])
+    timed("evaluate them", lambda: report_of(read))
+    viewer = timed("open the viewer", lambda: TrajectoryViewer(read))
+    timed("index of the viewer", lambda: json.dumps(viewer._index()))
+    timed("search in the viewer", lambda: viewer._search("hole"))
+    written = items(n // 10)
+    timed("write the items", lambda: write_jsonl(paths[1], written))
+    curation = timed("open the curation", lambda: Curation.open(*paths[1:]))
+    timed("accept or reject them all by the draws", lambda: auto_curate(curation))
+    timed("undo", curation.undo)
+    words = "experience of a draw within 8,192 words"
+    timed(words, lambda: curation.experience(8192, lambda s: len(s.split()), draw=0))
+    timed("open it again", lambda: Curation.open(*paths[1:]))
+    timed("find items alike", curation.duplicates)
+    editor = ExperienceEditor(curation, games=read)
+    editor.send = lambda *_: None
+    timed("open the editor", lambda: editor._receive({"op": "hello"}))
+    timed("reject one in the editor", lambda: editor._receive({"op": "reject", "ids": ["i7"]}))
+    edit = {"op": "edit", "ids": ["i8"], "texts": ["Another text."]}
+    timed("edit one in the editor", lambda: editor._receive(edit))
+    timed("look at one in the editor", lambda: editor._receive({"op": "look", "ids": ["i9"]}))
+    megabytes = paths[0].stat().st_size >> 20
+    return {"games": n, "items": n // 10, "megabytes of games": megabytes, "steps": rows}
+
+
+def context(folder: Path, n: int) -> dict[str, Any]:
+    """A game of n tokens through extraction and distillation on a random model with the context."""
+    policy = load_policy(str(make_model(folder, max_position_embeddings=n + 4096)))
+    count = lambda text: len(policy.tokenizer(text)["input_ids"])  # noqa: E731
+    words, turns = "The ice is thin here and the wind turns. ", []
+    each = words * (n // 8 // count(words))
+    turns = [
+        Turn(each, [{"role": "user", "content": each}], "[left]", "left", "ok", n // 8, 3, False)
+    ]
+    game = Trajectory("long", "log", 0, "random", 1, tuple(turns * 8), Outcome.UNKNOWN, "done")
+    prompt = [{"role": "user", "content": each * 8}]
+    rows, seen = {}, []
+    for name, work in {
+        "extraction": lambda: extract(
+            policy, [game], prompt_set="paper", max_new_tokens=8, on_step=seen.append
+        ),
+        "distillation": lambda: seen.extend(
+            distill(
+                policy,
+                [State("s", "long", 7, prompt)],
+                "- EXPERIENCE ITEM: H is a hole.",
+                steps=1,
+                batch_size=1,
+                max_new_tokens=8,
+                prompt_set="paper",
+            )
+        ),
+    }.items():
+        resident(peak=True)
+        began = time.process_time()
+        work()
+        spent = round(time.process_time() - began, 1)
+        rows[name] = {"cpu_s": spent, "peak_mb": resident(peak=True)}
+        print(name, rows[name], seen, file=sys.stderr, flush=True)
+    return {"tokens": count(each * 8), "steps": rows}
+
+
+PARTS = {"rounds": (rounds, ROUNDS), "files": (files, GAMES), "context": (context, TOKENS)}
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description="long runs and large files")
+    parser.add_argument("--only", choices=list(PARTS))
+    parser.add_argument("--size", type=int, help="rounds, games or tokens")
+    args = parser.parse_args()
+    if args.only:
+        work, size = PARTS[args.only]
+        with tempfile.TemporaryDirectory() as folder:
+            found = work(Path(folder), args.size or size)
+    else:
+        runs = {name: [sys.executable, __file__, "--only", name] for name in PARTS}
+        found = {n: json.loads(subprocess.check_output(command)) for n, command in runs.items()}
+    print(json.dumps(found | {"command": " ".join(["python", *sys.argv])}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
