@@ -15,6 +15,7 @@ from oelkit.notebooks import run_notebooks
 from oelkit.redaction import redact
 from oelkit.runs.files import locked
 from oelkit.runs.stages import FORM, stages_of, status
+from oelkit.views import app
 from oelkit.views.report import write_report
 
 N = 40_000
@@ -155,3 +156,21 @@ def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
 def test_a_report_of_what_is_none_is_an_error_in_a_sentence(tmp_path, metrics):
     with pytest.raises(ValueError, match=r"metrics\.json or run\.json is damaged"):
         write_report(stranger(tmp_path, metrics=metrics))
+
+
+def test_editor_and_viewer_open_what_stands_beside_a_persons_own_folders(tmp_path):
+    for name in ("round_1", "round_10", "round_9", "round_old", "round_10 copy"):
+        folder = stranger(tmp_path, {"model": 3}) / name
+        folder.mkdir()
+        (folder / "items.jsonl").write_text("")
+    assert app.place("curate", str(tmp_path), None) == tmp_path / "round_10/items.jsonl"
+    assert app.place("curate", str(tmp_path), 9) == tmp_path / "round_9/items.jsonl"
+    with pytest.raises(ValueError, match="no run in .* to show"):
+        app.place("curate", str(tmp_path), 2)
+    assert app.editor(tmp_path / "round_1/items.jsonl").budget is None  # what names no model
+    for record in ('{"settings": {}}', "[]", '{"settings": {"model": "micro"}, "prompts": {}}'):
+        (tmp_path / "run.json").write_text(record)
+        assert app.editor(tmp_path / "round_1/items.jsonl").budget is None
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: damaged"):
+        app.editor(tmp_path / "round_1/items.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from ..logs import read_chats
 from ..project import find_root
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
-from ..runs.settings import run_folder
+from ..runs.files import read_json
+from ..runs.settings import check_settings, run_folder
 from ..runs.stages import status
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
@@ -60,8 +62,12 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     # a kernel that has imported everything waits for the next page
     command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
     command += [] if browser else ["--no-browser"]
-    print(f"{path}: http://127.0.0.1:{port}/ (Ctrl+C ends it)", flush=True)
+    # other users of this machine reach the port, too; Jupyter's variable, for `ps` shows arguments
+    command += ["--Voila.auto_token=True"]
+    token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
+    print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
+    given |= {"JUPYTER_TOKEN": token}
     try:
         return subprocess.run(command, env=os.environ | given, check=False).returncode
     except KeyboardInterrupt:
@@ -78,11 +84,12 @@ def place(kind: str, what: str, round: int | None) -> Path:
         path = run_folder(what, find_root() / "runs")
     if (path / name).is_file():  # a round's folder
         return path / name
-    rounds = sorted(path.glob(f"round_*/{name}"), key=lambda p: int(p.parent.name[6:]))
-    found = [p for p in rounds if round in (None, int(p.parent.name[6:]))]
+    rounds = {p.parent.name[6:]: p for p in path.glob(f"round_*/{name}")}
+    rounds = {int(k): p for k, p in rounds.items() if k.isdecimal()}  # others are a person's own
+    found = rounds.get(max(rounds, default=0) if round is None else round)
     if not found:
         raise ValueError(f"{what}: no such file, and no run in {path} with a {name} to show")
-    return found[-1]
+    return found
 
 
 def page() -> None:
@@ -100,7 +107,7 @@ def editor(path: Path) -> Any:
     options: dict[str, Any] = {"games": games(path.with_name("trajectories.jsonl"))}
     record = path.parent.parent / "run.json"
     if record.is_file():
-        about = json.loads(record.read_text("utf-8"))
+        about = read_json(record)
         options |= _teacher(about, options["games"])
         options |= {"on_change": lambda: _out_of_date(record.parent)}
     return experience_editor(Curation.open(path, path.with_name("curation.jsonl")), **options)
@@ -111,10 +118,11 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
     from ..model.source import load_tokenizer
 
     try:
+        check_settings(about["settings"])
         tokenizer = load_tokenizer(about["settings"]["model"])
-    except (OSError, ValueError):
+        prompts, budget = PromptSet(**about["prompts"]), about["settings"]["budget_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or a run of another form
         return {}
-    prompts = PromptSet(**about["prompts"])
     first = [{"role": "user", "content": ""}]
     state = next((turn.prompt for game in games for turn in game.turns), first)
 
@@ -122,7 +130,6 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
         messages = with_experience(prompts, state, experience)
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    budget = about["settings"]["budget_tokens"]
     return {"tokenizer": tokenizer, "budget_tokens": budget, "prompt": prompt}
 
 

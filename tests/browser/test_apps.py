@@ -10,13 +10,16 @@ from .pages import PICTURES, SAMPLE, SLOW, press, until
 
 
 @pytest.mark.parametrize("kind, row", [("curate", ".oel-editor"), ("view", ".oel-viewer")])
-def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row):
+def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, monkeypatch):
     mine = shutil.copytree(SAMPLE, place / "mine")
     (mine / "curation.jsonl").unlink()
     what = mine / ("items.jsonl" if kind == "curate" else "trajectories.jsonl")
+    monkeypatch.setenv("JUPYTER_TOKEN", "for-me-alone")
     url = serve("oelkit", kind, str(what), "--no-browser")
     page = new_page(1400, 900)
-    page.goto(url, timeout=SLOW, wait_until="commit")
+    stranger = page.goto(url, timeout=SLOW, wait_until="commit")
+    assert stranger.status == 403 or "/login" in page.url, "another user of the machine"
+    page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")
     page.locator(".oel-row, .ov-row").first.click(timeout=SLOW)
     box = page.locator(row).bounding_box()
     assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
