@@ -343,26 +343,22 @@ class Bench:
                 ("paged", "generate_batch (paged cache)", self.args.padded, None),
             ):
                 if peer := self.run("turns", arm, **size | {"games": games}):
-                    seconds, cpu = (
-                        [found[key] / found["turns"] for found in (ours, peer)]
-                        for key in ("median", "cpu_seconds")
-                    )
-                    self.line(
-                        what,
-                        "s a turn",
-                        *seconds,
-                        name,
-                        1,
-                        target=target,
-                        peer_games=games,
-                        ours_cpu_seconds=cpu[0],  # of use where the machine does other work
-                        peer_cpu_seconds=cpu[1],
-                        load=os.getloadavg()[0],
-                        ours_prompt_tokens=ours["prompt_tokens"],
-                        peer_prompt_tokens=peer["prompt_tokens"],
-                        ours_peak=ours["peak"],
-                        peer_peak=peer["peak"],
-                    )
+                    # CPU time is of use where the machine does other work as well
+                    for kind, key, most in (("", "median", target), ("CPU ", "cpu_seconds", None)):
+                        self.line(
+                            what.replace("time a turn", f"{kind}time a turn"),
+                            f"{kind}s a turn",
+                            *(found[key] / found["turns"] for found in (ours, peer)),
+                            name,
+                            1,
+                            target=most,
+                            peer_games=games,
+                            load=os.getloadavg()[0],
+                            ours_prompt_tokens=ours["prompt_tokens"],
+                            peer_prompt_tokens=peer["prompt_tokens"],
+                            ours_peak=ours["peak"],
+                            peer_peak=peer["peak"],
+                        )
 
     def scaling(self) -> None:
         for arm, counts in (("rollout", (16, 64, 256)), ("extract", (8, 32))):
