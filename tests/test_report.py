@@ -121,6 +121,8 @@ def test_unfinished_run_and_damaged_records(tmp_path):
     (run / "metrics.json").unlink()
     with pytest.raises(FileNotFoundError, match="loop --run demo --resume"):
         write_report(run)
+    with pytest.raises(FileNotFoundError, match="nothing holds no run$"):
+        write_report(tmp_path / "nothing")
 
 
 def missed(metrics):

@@ -33,10 +33,12 @@ def write_report(run_folder: str | Path) -> Path:
         The path of report.html.
 
     Raises:
-        FileNotFoundError: The run is not finished.
+        FileNotFoundError: There is no run, or it is not finished.
         ValueError: A file of it is damaged, or a link leads out of the folder.
     """
     folder = Path(run_folder)
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run")
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no finished run (no metrics.json): go on with "
