@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .curation import Curation
+from .likeness import contradictions
 from .operations import CuratedItem
 from .statements import for_every_draw
 from .text import wording
 
 
-def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
+def auto_curate(
+    curation: Curation, draws: int | None = None, known: Sequence[str] = ()
+) -> Curation:
     """Decide on what is pending (author "auto"), by the agreement of the draws; returns it.
 
     What was accepted or rejected before, as by a person, holds for its words in every draw; where
@@ -18,11 +23,18 @@ def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
     agree on nothing, as with free wording, every item is accepted but those with the words of an
     earlier one of its draw.
 
+    What says of a thing something else than a `known` sentence is rejected, with that sentence as
+    the reason ("M is the goal.", where "M is the key." is known): a model that knows a thing by now
+    misreads its next games about it, in all draws alike.
+
     Args:
         curation: is changed; a second call does nothing.
         draws: how many there were, where one that wrote nothing has found nothing new (default:
             those that wrote). If half of them found nothing new, what the others wrote is rejected.
+        known: sentences that hold already, as of earlier rounds.
     """
+    for id, against in _refuted(curation, known):
+        curation.reject(id, f"speaks against: {against}", author="auto")
     writers = len({i.draw for i in curation.items if i.model})
     draws = draws or writers
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
@@ -50,6 +62,16 @@ def auto_curate(curation: Curation, draws: int | None = None) -> Curation:
         else:
             curation.reject(ids, reason, author="auto")
     return curation
+
+
+def _refuted(curation: Curation, known: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Pending items that speak against what is known, and the sentence that they speak against."""
+    pending, known = _with(curation.items, "pending"), list(dict.fromkeys(known))
+    texts, n = [*known, *(item.text for item in pending)], len(known)
+    pairs = [(a, b) for a, b in contradictions(texts, claims_only=True) if a < n <= b]
+    first = {b: a for a, b in reversed(pairs)}  # an item is rejected once
+    by_sentence = {a: [pending[b - n].id for b in sorted(first) if first[b] == a] for a in first.values()}
+    return [(ids, known[a]) for a, ids in by_sentence.items()]
 
 
 def _with(group: list[CuratedItem], status: str) -> list[CuratedItem]:

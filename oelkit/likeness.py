@@ -89,12 +89,14 @@ def _sharing(places: list[int], said: list[_Said], threshold: float) -> Iterator
             having.setdefault(w, []).append(b)
 
 
-def contradictions(texts: Sequence[str]) -> list[tuple[int, int]]:
+def contradictions(texts: Sequence[str], claims_only: bool = False) -> list[tuple[int, int]]:
     """Pairs of texts that cannot both hold, or so it looks.
 
     Of one thing they say two ("H is a hole.", "H is the goal."), one says "not", or they differ in
     a number or an opposite alone ("within 45 days", "within 30 days"; "left first", "right first").
     More than 100 texts that differ so alone are a list of things, which do not.
+
+    claims_only: of sentences like the first alone, which name the thing that they speak of.
     """
     pairs = set[tuple[int, int]]()
     claims = {i: claim for i, text in enumerate(texts) if (claim := _claim(text))}
@@ -105,6 +107,8 @@ def contradictions(texts: Sequence[str]) -> list[tuple[int, int]]:
             apart = things and not (one.words & two.words or one.negated or two.negated)
             if apart or _against(one, two):
                 pairs.add((a, b))
+    if claims_only:
+        return sorted(pairs)
     said = [_said(text) for text in texts]
     for places in _by_key((s.frame, i) for i, s in enumerate(said) if s.frame):
         for a, b in _pairs(places):

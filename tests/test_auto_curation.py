@@ -163,3 +163,23 @@ def test_what_was_skipped_stays_skipped():
     c.skip(["i0", "i1"])
     auto_curate(c)
     assert statuses(c) == {"i0": "skipped", "i1": "skipped", "i2": "accepted"}
+
+
+# -- what speaks against what is known
+
+
+def test_what_speaks_against_what_is_known_is_rejected_with_the_sentence():
+    said = ["M is the goal.", "W is the goal.", "Room 2 opens at 10."]
+    c = curation(*((d, text) for d in range(4) for text in said))
+    auto_curate(c, 4, ["T is a hole.", "M is the key.", "Room 1 opens at 9."])
+    assert [i.text for i in c.kept()] == ["W is the goal.", "Room 2 opens at 10."]
+    said = [(op.ids, op.reason) for op in c.log if op.op == "reject"]
+    assert said == [(("i0", "i3", "i6", "i9"), "speaks against: M is the key.")]
+    assert again_does_nothing(c)
+
+
+def test_what_a_person_accepted_holds_also_against_what_is_known():
+    c = curation(*((d, "T is the goal.") for d in range(4)))
+    c.accept("i1")
+    auto_curate(c, 4, ["T is a hole."])
+    assert {i.text for i in c.kept()} == {"T is the goal."}

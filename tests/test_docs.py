@@ -200,3 +200,22 @@ def test_the_counters_find_what_is_there():
     found = [line for page in PAGES for line in command_lines(page.read_text("utf-8"))]
     assert len(found) > 10 and ["loop", "--run", "first", "--resume"] in found
     assert sum(len(python_blocks(page.read_text("utf-8"))) for page in GUIDES) > 6
+
+
+@pytest.mark.parametrize(("scale", "column"), [("paper", 2), ("tiny", 3)])
+def test_the_settings_that_the_departures_name_are_those_of_the_scale(scale, column):
+    text = (ROOT / "docs/departures.md").read_text("utf-8")
+    settings, checked = Settings.of(scale), 0
+    for line in text.splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        name = re.search(r"\(`(\w+)`\)$", row[0])
+        if not name or len(row) < 4:
+            continue
+        said = row[2] if row[column] == "the same" and column == 3 else row[column]
+        said = row[1] if said == "the same" else said
+        value = getattr(settings, name[1])
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            said = re.sub(r"\bnone\b", "0", said).replace(",", "")
+            assert float(re.match(r"[\d.e-]+", said)[0].rstrip(".")) == value, line
+            checked += 1
+    assert checked >= 9

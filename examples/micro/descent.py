@@ -108,7 +108,7 @@ def measure(policy, arm: str, seed: int, out: Path) -> None:
                 }
             )
             rates = {n: f"{rate['pass_rate']:.1%}" for n, rate in m["pass_rate"].items()}
-            print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
+            print(m["ood"]["consolidated"]); print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
     for row in rows:  # whole or not at all
         append_jsonl(out, row)
 

@@ -150,6 +150,19 @@ def with_experience(
     return [*messages[:first], new, *messages[first + 1 :]]
 
 
+def without_experience(
+    prompt_set: PromptSet, messages: Sequence[Message], experience: str
+) -> list[Message]:
+    """The messages that `with_experience` was given. Raises ValueError where it was not."""
+    first = next((i for i, m in enumerate(messages) if m.get("role") == "user"), 0)
+    block, content = prompt_set.experience.format(items=experience), messages[first]["content"]
+    new = {**messages[first], "content": content.replace(block, "", 1)}
+    plain = [*messages[:first], new, *messages[first + 1 :]]
+    if with_experience(prompt_set, plain, experience) != list(messages):
+        raise ValueError("the experience is not in the prompt as this prompt set puts it there")
+    return plain
+
+
 def extract_messages(
     prompt_set: PromptSet, trajectory: Trajectory, previous: str = ""
 ) -> list[Message]:

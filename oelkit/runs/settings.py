@@ -23,6 +23,9 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     seed: int = option(0, "of maps, sampling and batches")
     extract_games: int = option(64, "games per round to extract from")
     state_games: int = option(48, "games per round whose turns become training states")
+    states_with_experience: bool = option(
+        False, "play these games with the round's experience in the prompt"
+    )
     carry_experience: bool = option(
         True, "start a round's experience with that of the round it starts from"
     )

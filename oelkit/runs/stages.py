@@ -15,7 +15,7 @@ from typing import Any
 from ..prompts import load_prompt_set
 from .files import read_object, sha256, write_json
 from .settings import Settings, check_settings
-from .table import ARMS, BY_HAND, KNOWN, READ, STAGES, STARTED, TABLE, Node
+from .table import ARMS, BY_HAND, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # of the run folder; 1 had no manifests
 
@@ -125,6 +125,8 @@ class Stages:
         skip = {STARTED, KNOWN, judged} if s == 0 else set()
         skip |= set() if self.settings.get("carry_experience") else {KNOWN}
         skip |= set() if self.settings.get("gate") != "off" else {judged}
+        if stage == "collect" and not self.settings.get("states_with_experience"):
+            skip.add(READY)
         names = [name.format(k=k, s=s) for name in TABLE[stage].reads if name not in skip]
         if k and stage == "evaluate" and self.by_hand(k, "distill"):  # with no text beside it
             names = [name.replace("/adapter/experience.md", "/experience.md") for name in names]

@@ -14,6 +14,7 @@ _MODEL, _EXTRACT, _TRAIN, _EVAL = (
 _PLAY = (*_MODEL, "env", "seed", "temperature")
 _MEASURE = (*_MODEL, *_EVAL, "env", "seed")
 STARTED, KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
+READY = "round_{k}/experience.md"
 _TRAINED, READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
 
 
@@ -41,10 +42,14 @@ TABLE = {
         ("model", "num_draws", "budget_tokens"),
         False,
     ),
-    "collect": Stage("round_{k}/states.jsonl", (STARTED,), (*_PLAY, "state_games")),
+    "collect": Stage(
+        "round_{k}/states.jsonl",
+        (STARTED, READY),
+        (*_PLAY, "state_games", "states_with_experience"),
+    ),
     "distill": Stage(
         _TRAINED,
-        (STARTED, "round_{k}/experience.md", "round_{k}/states.jsonl"),
+        (STARTED, READY, "round_{k}/states.jsonl"),
         (*_MODEL, *_TRAIN, "seed"),
     ),
     "evaluate": Stage(

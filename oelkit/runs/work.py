@@ -27,7 +27,7 @@ from ..records import (
 )
 from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
-from ..text import join_experience, truncate_to_budget
+from ..text import join_experience, parse_items, truncate_to_budget
 from .files import append_bytes, keep_aside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -37,27 +37,33 @@ if TYPE_CHECKING:
 def rollout(run: Run, k: int, folder: Path) -> dict[str, Any]:
     """Play the games that experience is extracted from."""
     s = run.settings
-    games, notes = _play(run, k, 0, s.extract_games, s.seed * 100 + k)
+    games, notes = _play(run, k, 0, [""] * s.extract_games, s.seed * 100 + k)
     write_jsonl(folder / "trajectories.jsonl", games)
     return notes
 
 
 def collect(run: Run, k: int, folder: Path) -> dict[str, Any]:
-    """Play other games; their prompts are the states."""
-    s = run.settings
-    games, notes = _play(run, k, 5_000, s.state_games, s.seed * 100 + k + 50)
-    write_jsonl(folder / "states.jsonl", rollouts.states(games))
+    """Play other games; their prompts, without experience, are the states."""
+    s, texts = run.settings, [""]
+    if s.states_with_experience:
+        texts = known_texts(run, k)
+    dealt = [texts[i % len(texts)] for i in range(s.state_games)]
+    games, notes = _play(run, k, 5_000, dealt, s.seed * 100 + k + 50)
+    write_jsonl(folder / "states.jsonl", rollouts.states(games, dealt, run.prompts))
     return notes
 
 
-def _play(run: Run, k: int, first: int, n: int, seed: int) -> tuple[list[Trajectory], dict]:
-    s = run.settings
+def _play(
+    run: Run, k: int, first: int, texts: Sequence[str], seed: int
+) -> tuple[list[Trajectory], dict]:
+    s, n = run.settings, len(texts)
     # no two rounds of any two runs meet; those from the hundredth on lie above all others
     start = k // 100 * 1_000_000_000 + s.seed * 1_000_000 + k % 100 * 10_000 + first
     games = rollouts.rollout(
         run.policy,
         s.env,
         range(start, start + n),
+        texts,
         seed=seed,
         round=k,
         sampling=s.play_sampling,
@@ -98,7 +104,8 @@ def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     """Decide what no person has decided on, and write what the teacher reads."""
     s, log = run.settings, f"round_{k}/curation.jsonl"
     paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), known_before(run, k)
-    _decide(*paths, s.num_draws if any(before) else None, folder.with_name(".curate.decided"))
+    known = list(dict.fromkeys(item for text in before for item in parse_items(text)))
+    _decide(*paths, s.num_draws if known else None, known, folder.with_name(".curate.decided"))
     inputs = {log: sha256(run.folder / log)}
     # a person's line in between is not in the hash: stale, and done again
     kept = Curation.open(*paths).kept()
@@ -108,7 +115,9 @@ def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     return {"inputs": inputs}
 
 
-def _decide(items: Path, log: Path, draws: int | None, decided: Path) -> None:
+def _decide(
+    items: Path, log: Path, draws: int | None, known: Sequence[str], decided: Path
+) -> None:
     """Let `auto_curate` decide what no person has; also killed on the way, the log gets all of it.
 
     What it decides follows from what is undecided, so that half of it must not be left behind:
@@ -116,7 +125,7 @@ def _decide(items: Path, log: Path, draws: int | None, decided: Path) -> None:
     left, size = read_json(decided), log.stat().st_size if log.exists() else 0
     curation, of = Curation.open(items, log), sha256(items)
     if left is None or left["items"] != of:
-        plan = auto_curate(replay(read_jsonl(items, ExperienceItem), curation.log), draws)
+        plan = auto_curate(replay(read_jsonl(items, ExperienceItem), curation.log), draws, known)
         n = len(curation.log)
         left = {"items": of, "n": n, "operations": [to_dict(op) for op in plan.log[n:]]}
         write_json(decided, left)

@@ -21,7 +21,7 @@ from ..model.kept import Kept
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
-from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience
+from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience, without_experience
 from ..records import Outcome, State, Trajectory, Turn
 
 WORLD_SECONDS = 600  # that a world may take to begin or to go on; more is a hang
@@ -238,15 +238,29 @@ def _arm(adapter: str | None, text: str) -> str:
     return weights + (f"-{sha256(text.encode()).hexdigest()[:8]}" if text else "")
 
 
-def states(trajectories: Sequence[Trajectory]) -> list[State]:
-    """The training states of trajectories played without experience: every turn's prompt.
+def states(
+    trajectories: Sequence[Trajectory],
+    experience: str | Sequence[str] = "",
+    prompt_set: PromptSet | None = None,
+) -> list[State]:
+    """The training states of trajectories: every turn's prompt, without experience.
+
+    Args:
+        trajectories: games or conversations.
+        experience: the text that they were played with, or one each; it is taken out again.
+        prompt_set: that they were played with, where there was a text.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no state, or a prompt in which the experience is not found.
     """
-    out = []
-    for t in given.records("trajectories", trajectories, Trajectory):
-        out += [State(f"{t.id}/{i}", t.id, i, turn.prompt) for i, turn in enumerate(t.turns)]
+    out, games = [], given.records("trajectories", trajectories, Trajectory)
+    texts = [experience] * len(games) if isinstance(experience, str) else experience
+    for t, text in zip(games, texts, strict=True):
+        for i, turn in enumerate(t.turns):
+            prompt = turn.prompt
+            if text:
+                prompt = without_experience(prompt_set, prompt, text)
+            out.append(State(f"{t.id}/{i}", t.id, i, prompt))
     if not out:
         raise ValueError("no states: the trajectories are empty")
     return out
