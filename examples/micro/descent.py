@@ -46,6 +46,7 @@ ARMS = {
     ),
     "forward KL": replace(ONLINE, loss="forward_kl"),
     "SFT": replace(ONLINE, loss="sft"),
+    "states without experience": replace(ONLINE, states_with_experience=False),
     "no retention": replace(ONLINE, retention=0.0),
     "fresh items": replace(ONLINE, carry_experience=False),
     "gate": replace(ONLINE, gate="rollback"),
@@ -108,7 +109,7 @@ def measure(policy, arm: str, seed: int, out: Path) -> None:
                 }
             )
             rates = {n: f"{rate['pass_rate']:.1%}" for n, rate in m["pass_rate"].items()}
-            print(m["ood"]["consolidated"]); print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
+            print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
     for row in rows:  # whole or not at all
         append_jsonl(out, row)
 

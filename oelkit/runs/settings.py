@@ -77,8 +77,9 @@ SCALES: dict[str, dict[str, Any]] = {
         "rounds": 4,
         "extract_games": 24,
         "num_draws": 4,
-        "steps": 30,
-        "lr": 3e-4,
+        "states_with_experience": True,
+        "steps": 20,
+        "lr": 5e-4,
         "run_ablations": False,
     },
     "small": {
