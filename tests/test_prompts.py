@@ -15,6 +15,7 @@ from oelkit.prompts import (
     extract_messages,
     load_prompt_set,
     with_experience,
+    without_experience,
 )
 from oelkit.records import Outcome, State, Trajectory, Turn
 
@@ -82,6 +83,17 @@ def test_extraction_shows_the_whole_reply():
         )
     )
     assert read.index("MY THOUGHTS") < read.index("LOST")
+
+
+@pytest.mark.parametrize("name", ["brief", "paper", "rules"])
+def test_what_with_experience_adds_without_experience_takes_away(name):
+    prompts = load_prompt_set(name)
+    plain = act_messages(prompts, BOARD, [turn("I go down")])
+    told = with_experience(prompts, plain, "E {x}")
+    assert told != plain and without_experience(prompts, told, "E {x}") == plain
+    for messages in (plain, told[:-1], [{"role": "user", "content": None}]):
+        with pytest.raises(ValueError, match=f"prompt set '{name}'|no place|no text"):
+            without_experience(prompts, messages, "E {x}")
 
 
 def test_experience_stands_behind_the_intro_and_before_all_that_differs():

@@ -221,6 +221,20 @@ def test_states_are_the_prompts_of_all_turns(tiny):
         states([])
 
 
+def test_states_of_games_played_with_experience_are_without_it(tiny):
+    texts = ["- EXPERIENCE ITEM: H is a hole.", ""]
+    games = play(tiny, (3, 4), experience=texts)
+    assert texts[0] in str(games[0].turns[0].prompt)
+    found = states(games, texts)
+    assert not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
+    plain = states(play(tiny, (3, 4)))  # the first turns do not depend on what was answered
+    assert [s.prompt for s in found if not s.turn] == [s.prompt for s in plain if not s.turn]
+    with pytest.raises(ValueError, match="not where the prompt set .* puts it"):
+        states(games, "- EXPERIENCE ITEM: another")
+    with pytest.raises(ValueError, match="3 experience texts for 2 games"):
+        states(games, [*texts, ""])
+
+
 def test_raw_games_text(tiny):
     games = play(tiny, (3, 4))
     text = raw_games_text(games, load_prompt_set("brief"))

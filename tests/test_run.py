@@ -215,6 +215,30 @@ def test_what_is_carried_is_not_said_twice(settings, tmp_path):
     assert other == ["- EXPERIENCE ITEM: K is a hole.", "- EXPERIENCE ITEM: h is a hole"] + new
 
 
+def test_items_against_what_earlier_rounds_know_are_left_out(settings, tmp_path):
+    run = by_hand(start(tmp_path / "run", settings))
+    run.policy.save_adapter(run.round_folder(1) / "adapter")
+    run.write_experience(1, ["- EXPERIENCE ITEM: M is the key.", ""])
+    said = ("M is the goal.", "G is the goal.")
+    items = [ExperienceItem(f"n{n}{d}", said[n], (), "m", 2, d) for n in (0, 1) for d in (0, 1)]
+    write_jsonl(run.round_folder(2) / "items.jsonl", items)
+    assert not any("M is the goal." in text for text in run.curate(2))
+    assert all("G is the goal." in text for text in run.curate(2))
+
+
+def test_states_from_games_with_the_experience(settings, tmp_path):
+    """They are asked without it; another experience, and they are stale."""
+    run = by_hand(start(tmp_path / "run", replace(settings, states_with_experience=True)))
+    found = run.collect(1)
+    assert found and not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
+    assert "round_1/experience.md" in run.stages.manifest(1, "collect")["inputs"]
+    run.write_experience(1, ["- EXPERIENCE ITEM: other words.", "- EXPERIENCE ITEM: and more."])
+    assert {s.stage: s.state for s in run.status() if s.round == 1}["collect"] == "stale"
+    plain = by_hand(start(tmp_path / "plain", settings))
+    plain.collect(1)
+    assert plain.stages.manifest(1, "collect")["inputs"] == {}
+
+
 @pytest.mark.slow
 def test_a_new_process_for_every_stage_gives_the_same_run(done, settings, tmp_path):
     by_hand(start(tmp_path / "run", settings))

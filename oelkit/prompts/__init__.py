@@ -151,15 +151,25 @@ def with_experience(
 
 
 def without_experience(
-    prompt_set: PromptSet, messages: Sequence[Message], experience: str
+    prompt_set: str | PromptSet, messages: Sequence[Message], experience: str
 ) -> list[Message]:
-    """The messages that `with_experience` was given. Raises ValueError where it was not."""
-    first = next((i for i, m in enumerate(messages) if m.get("role") == "user"), 0)
-    block, content = prompt_set.experience.format(items=experience), messages[first]["content"]
-    new = {**messages[first], "content": content.replace(block, "", 1)}
-    plain = [*messages[:first], new, *messages[first + 1 :]]
+    """The messages to which `with_experience` added this text.
+
+    Raises:
+        ValueError: the text is not where the prompt set puts it.
+    """
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set)
+    block, plain = prompt_set.experience.format(items=experience), list(messages)
+    for i, message in enumerate(plain):
+        if message.get("role") == "user" and block in (said := str(message.get("content"))):
+            plain[i] = {**message, "content": said.replace(block, "", 1)}
+            break
     if with_experience(prompt_set, plain, experience) != list(messages):
-        raise ValueError("the experience is not in the prompt as this prompt set puts it there")
+        raise ValueError(
+            f"the experience is not where the prompt set {prompt_set.name!r} puts it: name the "
+            "text and the prompt set that these games were played with"
+        )
     return plain
 
 

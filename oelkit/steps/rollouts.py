@@ -241,25 +241,26 @@ def _arm(adapter: str | None, text: str) -> str:
 def states(
     trajectories: Sequence[Trajectory],
     experience: str | Sequence[str] = "",
-    prompt_set: PromptSet | None = None,
+    prompt_set: str | PromptSet = "brief",
 ) -> list[State]:
     """The training states of trajectories: every turn's prompt, without experience.
 
     Args:
         trajectories: games or conversations.
         experience: the text that they were played with, or one each; it is taken out again.
-        prompt_set: that they were played with, where there was a text.
+        prompt_set: the one that put the text there.
 
     Raises:
-        ValueError: there is no state, or a prompt in which the experience is not found.
+        ValueError: there is no state, another number of texts, or a prompt without its text.
     """
     out, games = [], given.records("trajectories", trajectories, Trajectory)
-    texts = [experience] * len(games) if isinstance(experience, str) else experience
+    texts = given.texts("experience", experience)
+    texts = texts * len(games) if isinstance(experience, str) else texts
+    if len(texts) != len(games):
+        raise ValueError(f"{len(texts)} experience texts for {len(games)} games: one, or one each")
     for t, text in zip(games, texts, strict=True):
         for i, turn in enumerate(t.turns):
-            prompt = turn.prompt
-            if text:
-                prompt = without_experience(prompt_set, prompt, text)
+            prompt = without_experience(prompt_set, turn.prompt, text) if text else turn.prompt
             out.append(State(f"{t.id}/{i}", t.id, i, prompt))
     if not out:
         raise ValueError("no states: the trajectories are empty")
