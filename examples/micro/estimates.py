@@ -21,7 +21,7 @@ from oelkit.runs.estimate import estimate  # noqa: E402
 from oelkit.runs.run import Run, run_loop  # noqa: E402
 
 RUNS = {
-    "two rounds": {"run_ablations": False},
+    "four rounds": {},
     "one round, few maps, all arms": {"rounds": 1, "eval_maps": 48, "steps": 10, "gate": "off"},
     "two samples per map": {"rounds": 1, "samples_per_map": 2, "eval_maps": 64, "num_draws": 4}
     | {"extract_games": 32, "batch_size": 16, "steps": 40, "run_ablations": False, "seed": 3},
