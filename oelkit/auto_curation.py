@@ -70,7 +70,9 @@ def _refuted(curation: Curation, known: Sequence[str]) -> list[tuple[list[str], 
     texts, n = [*known, *(item.text for item in pending)], len(known)
     pairs = [(a, b) for a, b in contradictions(texts, claims_only=True) if a < n <= b]
     first = {b: a for a, b in reversed(pairs)}  # an item is rejected once
-    by_sentence = {a: [pending[b - n].id for b in sorted(first) if first[b] == a] for a in first.values()}
+    by_sentence = dict[int, list[str]]()
+    for b in sorted(first):
+        by_sentence.setdefault(first[b], []).append(pending[b - n].id)
     return [(ids, known[a]) for a, ids in by_sentence.items()]
 
 

@@ -48,9 +48,7 @@ TABLE = {
         (*_PLAY, "state_games", "states_with_experience"),
     ),
     "distill": Stage(
-        _TRAINED,
-        (STARTED, READY, "round_{k}/states.jsonl"),
-        (*_MODEL, *_TRAIN, "seed"),
+        _TRAINED, (STARTED, READY, "round_{k}/states.jsonl"), (*_MODEL, *_TRAIN, "seed")
     ),
     "evaluate": Stage(
         "round_{k}/metrics.json",

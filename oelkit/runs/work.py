@@ -115,9 +115,7 @@ def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     return {"inputs": inputs}
 
 
-def _decide(
-    items: Path, log: Path, draws: int | None, known: Sequence[str], decided: Path
-) -> None:
+def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], decided: Path) -> None:
     """Let `auto_curate` decide what no person has; also killed on the way, the log gets all of it.
 
     What it decides follows from what is undecided, so that half of it must not be left behind:

@@ -21,7 +21,14 @@ from ..model.kept import Kept
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
-from ..prompts import PromptSet, act_messages, game_text, load_prompt_set, with_experience, without_experience
+from ..prompts import (
+    PromptSet,
+    act_messages,
+    game_text,
+    load_prompt_set,
+    with_experience,
+    without_experience,
+)
 from ..records import Outcome, State, Trajectory, Turn
 
 WORLD_SECONDS = 600  # that a world may take to begin or to go on; more is a hang
