@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=default.temperature)
     parser.add_argument("--tokens", type=int, default=32, help="of a reply at most")
     parser.add_argument("--held", type=int, default=32, help="states that the gap is measured on")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/lora.jsonl"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,9 @@ def main() -> None:
     )
     asked = [policy.encode(s.prompt) for s in held]
     replies = [r.ids for r in generate(policy, asked, seed=1, **options)]
-    ranks, lrs = (
-        [kind(x) for x in text.split(",")] for kind, text in ((int, args.ranks), (float, args.lrs))
-    )
-    for rank, lr, seed in itertools.product(ranks, lrs, range(args.seeds)):
+    lists = ((int, args.ranks), (float, args.lrs), (int, args.seeds))
+    chosen = ([kind(x) for x in text.split(",")] for kind, text in lists)
+    for rank, lr, seed in itertools.product(*chosen):
         began = time.perf_counter()
         lora = {"r": rank, "lora_alpha": 2 * rank}
         policy = load_policy(args.model, dtype=args.dtype, lora=lora)
