@@ -72,7 +72,7 @@ class DistillConfig:
     steps: int = option(20, "optimiser steps per round")
     batch_size: int = option(32, "states per step")
     lr: float = option(1e-4, "learning rate of the adapter")
-    warmup: int = option(0, "steps of linear warm-up; then the rate is constant")
+    warmup: int = option(5, "steps of linear warm-up; then the rate is constant")
     loss: Literal["reverse_kl", "jsd", "sampled_kl", "forward_kl", "sft"] = option(
         "reverse_kl", "on-policy are the first three, off-policy the last two"
     )

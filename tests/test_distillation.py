@@ -41,6 +41,7 @@ def train(policy, states=STATES, experiences=(TEXT,), **options):
             "batch_size": 6,
             "max_new_tokens": 5,
             "lr": 1e-3,
+            "warmup": 0,
             "retention": 0.0,
             **options,
         },

@@ -145,7 +145,7 @@ def test_help(call, command):
 
 def test_help_says_the_defaults_by_group(call):
     out = call("loop", "--help")[1]
-    assert "--lr FLOAT" in out and "(default: 0.0003)" in out  # the scale tiny's
+    assert "--lr FLOAT" in out and "(default: 0.0005)" in out  # the scale tiny's
     groups = "The model, and how", "How trajectories", "How a round trains", "How the pass rate"
     assert sorted(groups, key=out.index) == list(groups)
     assert "--no-enable-thinking" in out and "{auto,nf4,none}" in out
@@ -213,7 +213,7 @@ def test_steps_take_their_part_of_the_settings(call, place, settings, monkeypatc
             "renormalize",
         ),
     )
-    assert config == DistillConfig(steps=30, lr=3e-4, warmup=3, clip=2.0, tail="renormalize")
+    assert config == DistillConfig(steps=20, lr=5e-4, warmup=3, clip=2.0, tail="renormalize")
 
 
 def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):

@@ -161,7 +161,7 @@ def differences(rows: Sequence[dict], title: str) -> Figure:
 
 
 # the studies of lakes were made with the model of the first phase, and stand for it alone
-LAKES = Settings(model=str(Path(__file__).parents[2] / "data/micro_lakes"), lr=1e-3)
+LAKES = Settings(model=str(Path(__file__).parents[2] / "data/micro_lakes"), lr=1e-3, warmup=0)
 
 
 def options(doc: str | None, out: str, seeds: str) -> argparse.ArgumentParser:

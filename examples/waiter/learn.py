@@ -59,6 +59,7 @@ SETTINGS = Settings(
     steps=48,
     batch_size=8,
     lr=2e-4,
+    warmup=0,
     temperature=1.0,
     run_ablations=False,
 )

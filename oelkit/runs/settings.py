@@ -80,6 +80,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "states_with_experience": True,
         "steps": 20,
         "lr": 5e-4,
+        "warmup": 0,
         "run_ablations": False,
     },
     "small": {
