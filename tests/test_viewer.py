@@ -224,13 +224,13 @@ def test_messages_of_a_transcript():
 
 
 def test_notes_of_an_arm_are_of_that_arm(tmp_path):
-    game, log = make_game(("[left]",)), tmp_path / "notes.jsonl"
-    view = trajectory_viewer({"base": [game], "after": [game]}, notes=Curation([], log))
+    game, log = make_game(("[left]",)), tmp_path / "comments.jsonl"
+    view = trajectory_viewer({"base": [game], "after": [game]}, comments=Curation([], log))
     heard = asked(view, kind="note", game=1, turn=0, texts=["#odd"])
     assert [note[:4:3] for note in heard["notes"]] == [[1, "#odd"]] and heard["wrong"] == ""
     assert asked(view, kind="note", game=5, turn=0, texts=["x"]) is None
     assert "empty" in asked(view, kind="note", game=0, turn=0, texts=[" "])["wrong"]
-    alone = trajectory_viewer([game], notes=Curation([], log))
+    alone = trajectory_viewer([game], comments=Curation([], log))
     assert asked(alone, kind="undo")["notes"] == []
     assert "nothing to undo" in asked(alone, kind="undo")["wrong"]
 
@@ -240,11 +240,11 @@ def test_apps_keep_notes_with_the_run_or_beside_the_file(tmp_path):
     one.mkdir(parents=True)
     for folder in (one, tmp_path):
         write_jsonl(folder / "trajectories.jsonl", [make_game(("[left]",))])
-    paths = [app.viewer(f / "trajectories.jsonl").notes.log_path for f in (one, tmp_path)]
-    assert paths == [f / "trajectories.notes.jsonl" for f in (one, tmp_path)]
+    paths = [app.viewer(f / "trajectories.jsonl").comments.log_path for f in (one, tmp_path)]
+    assert paths == [f / "trajectories.comments.jsonl" for f in (one, tmp_path)]
     (tmp_path / "run/run.json").write_text("{}")
     view = app.viewer(one / "trajectories.jsonl")
-    assert view.notes.log_path == tmp_path / "run/notes.jsonl"
+    assert view.comments.log_path == tmp_path / "run/comments.jsonl"
 
 
 def test_wrong_types_are_told_in_a_sentence():

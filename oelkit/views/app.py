@@ -147,7 +147,7 @@ def _out_of_date(run: Path) -> str:
 def viewer(path: Path) -> Any:
     """The viewer of trajectories, or of a chat log; with the items of its round, if any.
 
-    Tags and comments go to the run's notes.jsonl, or to a .notes.jsonl beside the file.
+    Tags and comments go to the run's comments.jsonl, or to a .comments.jsonl beside the file.
     """
     from .widgets import trajectory_viewer
 
@@ -155,8 +155,8 @@ def viewer(path: Path) -> Any:
     seen = Curation.open(items, log) if items.is_file() else ()
     run = path.parent.parent
     of_run = (run / "run.json").is_file()
-    log = run / "notes.jsonl" if of_run else path.with_name(f"{path.stem}.notes.jsonl")
-    return trajectory_viewer(games(path), items=seen, notes=Curation([], log))
+    log = run / "comments.jsonl" if of_run else path.with_name(f"{path.stem}.comments.jsonl")
+    return trajectory_viewer(games(path), items=seen, comments=Curation([], log))
 
 
 def games(path: Path) -> list[Trajectory]:

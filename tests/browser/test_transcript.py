@@ -123,8 +123,8 @@ def test_words_of_a_conversation_neither_run_nor_hide(show):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_tags_and_comments_are_kept_in_a_log_filtered_by_and_exported(show, theme, tmp_path):
-    log = tmp_path / "notes.jsonl"
-    view = trajectory_viewer(conversations(), notes=Curation([], log, author="ada"))
+    log = tmp_path / "comments.jsonl"
+    view = trajectory_viewer(conversations(), comments=Curation([], log, author="ada"))
     page = show(view, theme)
     page.locator(".ov-row").nth(1).click()
     page.locator(".ov-title", has_text="chat-0").wait_for()
@@ -159,16 +159,16 @@ def test_tags_and_comments_are_kept_in_a_log_filtered_by_and_exported(show, them
     comment.wait_for()
     # the log is the editor's, and whoever opens it next sees the same
     assert [op["op"] for op in read_jsonl(log)] == ["add", "add", "add", "reject", "undo"]
-    again = show(trajectory_viewer(conversations(), notes=Curation([], log)))
+    again = show(trajectory_viewer(conversations(), comments=Curation([], log)))
     again.locator(".ov-comment").wait_for()
     assert again.locator(".ov-row").nth(1).inner_text().endswith("#polite · #short")
     assert again.get_by_label("tag or comment").get_attribute("title") == f"saved to {log}"
 
 
 def test_a_note_that_was_not_written_is_said(show, tmp_path):
-    log = tmp_path / "notes.jsonl"
+    log = tmp_path / "comments.jsonl"
     mine, other = Curation([], log), Curation([], log)
-    page = show(trajectory_viewer(conversations(), notes=mine))
+    page = show(trajectory_viewer(conversations(), comments=mine))
     page.locator(".ov-chat").wait_for()
     other.add("#theirs", [Evidence("chat-9", 0)])
     page.get_by_label("tag or comment").fill("#mine")

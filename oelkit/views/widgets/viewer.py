@@ -35,7 +35,7 @@ class TrajectoryViewer(LiveView):
         items: A curation, or items; a turn shows those that it is evidence for.
         on_item: Gets the id of an item that is clicked.
         kinds: What renamed symbols mean, as in `envs.picture.draw_board`.
-        notes: Where tags (#word) and comments on turns go: items of one's own in a curation, whose
+        comments: Where tags (#word) and comments on turns go: own items of a curation, whose
             evidence is the turn, so `Curation([], path)` for one with a log. None: they are not
             kept.
 
@@ -57,7 +57,7 @@ class TrajectoryViewer(LiveView):
         items: Curation | Sequence[ExperienceItem] = (),
         on_item: Callable[[str], Any] | None = None,
         kinds: dict[str, str] | None = None,
-        notes: Curation | None = None,
+        comments: Curation | None = None,
     ):
         arms = trajectories if isinstance(trajectories, Mapping) else {"": trajectories}
         self._games = [
@@ -69,7 +69,7 @@ class TrajectoryViewer(LiveView):
         if not self._games:
             raise ValueError("nothing to view: there is no trajectory with a turn")
         self._items, self._on_item, self._symbols = items, on_item, kinds
-        self.notes = notes if notes is not None else Curation([])
+        self.comments = comments if comments is not None else Curation([])
         self._places: dict[str, list[int]] = {}
         for i, (_, game) in enumerate(self._games):
             self._places.setdefault(game.id, []).append(i)
@@ -124,11 +124,11 @@ class TrajectoryViewer(LiveView):
             ):
                 arm, game = self._games[i]
                 about = Evidence(game.id, k, {"arm": arm} if arm else {})
-                self._note(*(partial(self.notes.add, str(text), [about]) for text in texts))
+                self._note(*(partial(self.comments.add, str(text), [about]) for text in texts))
             case {"kind": "unnote", "id": str(id)}:
-                self._note(partial(self.notes.reject, id))
+                self._note(partial(self.comments.reject, id))
             case {"kind": "undo"}:
-                self._note(self.notes.undo)
+                self._note(self.comments.undo)
 
     def _note(self, *todo: Callable[[], Any]) -> None:
         wrong = ""
@@ -139,18 +139,18 @@ class TrajectoryViewer(LiveView):
         except (ValueError, RuntimeError, OSError) as error:
             wrong = str(error)
             if isinstance(error, ConflictError):
-                self.notes.reload()
+                self.comments.reload()
         self._send_notes(wrong)
 
     def _send_notes(self, wrong: str = "") -> None:
-        path = self.notes.log_path
+        path = self.comments.log_path
         self.send_json(kind="notes", notes=self._noted(), wrong=wrong, path=path and str(path))
 
     def _noted(self) -> list[list[Any]]:
         """[game, id, turn, text, author, time] of each note that was not taken away."""
         found: list[list[Any]] = []
-        for note in self.notes.items:
-            made = self.notes.history(note.id)
+        for note in self.comments.items:
+            made = self.comments.history(note.id)
             for e in note.evidence if note.status == "accepted" else ():
                 about = note.id, e.turn, note.text, made[0].author, made[0].time[:16]
                 arm = e.extra.get("arm")
