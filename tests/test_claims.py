@@ -255,8 +255,8 @@ def test_bars_pool_the_seeds_and_show_each():
     assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
     (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
     assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson_interval(236, 256))
-    assert "n = 256 per arm, 95 % Wilson" in left.get_title(
-        loc="left"
+    assert "n = 256 per arm, 95 % Wilson" in left.get_title(loc="left").replace(
+        "\n", " "
     ) and "n = 384" in right.get_title(loc="left")
     assert (
         sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1]

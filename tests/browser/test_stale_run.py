@@ -98,4 +98,4 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(serve,
     page.locator(".oel-accepted").nth(1).click()  # the editor knows what the stages have added
     press(page, "x")
     notice.wait_for(timeout=SLOW)
-    assert not page.locator(".oel [role=alert]").is_visible()
+    assert not page.locator(".oel-failure").is_visible()
