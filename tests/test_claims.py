@@ -259,7 +259,7 @@ def test_bars_pool_the_seeds_and_show_each():
         "\n", " "
     ) and "n = 384" in right.get_title(loc="left")
     assert (
-        sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == ".")[-1]
+        sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "o")[-1]
         == 120 / 128
     )
     assert "random policy 3.1%" in words(figure) and "experience in context" in words(figure)
