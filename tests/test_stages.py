@@ -767,11 +767,13 @@ def test_a_change_under_an_earlier_round_is_told_when_the_next_begins(tmp_path, 
 
 def test_no_two_rounds_play_the_same_maps(monkeypatch):
     played = []
-    monkeypatch.setattr(work.rollouts, "rollout", lambda p, e, seeds, **_: played.append(seeds))
+    monkeypatch.setattr(
+        work.rollouts, "rollout", lambda p, e, seeds, *_, **__: played.append(seeds)
+    )
     for seed in (0, 1, 899):
         run = SimpleNamespace(settings=Settings(seed=seed), policy=0, prompts=0, progress=False)
         for k in (1, 2, 99, 100, 101, 199, 200, 999):
-            work._play(run, k, 0, 5000, 0), work._play(run, k, 5000, 5000, 0)
+            work._play(run, k, 0, [""] * 5000, 0), work._play(run, k, 5000, [""] * 5000, 0)
     measured = [range(HELD_OUT, HELD_OUT + 10**6), range(gate.VALIDATION, gate.VALIDATION + 64)]
     ends = sorted((maps[0], maps[-1]) for maps in [*played, *measured])
     assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
