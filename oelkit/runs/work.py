@@ -105,7 +105,9 @@ def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     s, log = run.settings, f"round_{k}/curation.jsonl"
     paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), known_before(run, k)
     known = list(dict.fromkeys(item for text in before for item in parse_items(text)))
-    _decide(*paths, s.num_draws if known else None, known, folder.with_name(".curate.decided"))
+    _decide(
+        *paths, s.num_draws if any(before) else None, known, folder.with_name(".curate.decided")
+    )
     inputs = {log: sha256(run.folder / log)}
     # a person's line in between is not in the hash: stale, and done again
     kept = Curation.open(*paths).kept()

@@ -80,12 +80,10 @@ def rollout(
         RuntimeError: the world failed in every game.
     """
     given.a_policy(policy)
-    seeds, texts = given.seeds("seeds", seeds), given.texts("experience", experience)
+    seeds = given.seeds("seeds", seeds)
     if not seeds:
         raise ValueError("no games to play: seeds is empty")
-    texts = texts * len(seeds) if isinstance(experience, str) else texts
-    if len(texts) != len(seeds):
-        raise ValueError(f"{len(texts)} experience texts for {len(seeds)} games: one, or one each")
+    texts = _one_each(experience, len(seeds))
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     if system is not None:
@@ -130,6 +128,15 @@ def rollout(
         out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, extra))
     _complain(games, policy.context_length)
     return out
+
+
+def _one_each(experience: str | Sequence[str], games: int) -> list[str]:
+    """A text for each game; ValueError for another number of them."""
+    texts = given.texts("experience", experience)
+    texts = texts * games if isinstance(experience, str) else texts
+    if len(texts) != games:
+        raise ValueError(f"{len(texts)} experience texts for {games} games: one, or one each")
+    return texts
 
 
 def _complain(games: list[_Game], context: int) -> None:
@@ -261,11 +268,7 @@ def states(
         ValueError: there is no state, another number of texts, or a prompt without its text.
     """
     out, games = [], given.records("trajectories", trajectories, Trajectory)
-    texts = given.texts("experience", experience)
-    texts = texts * len(games) if isinstance(experience, str) else texts
-    if len(texts) != len(games):
-        raise ValueError(f"{len(texts)} experience texts for {len(games)} games: one, or one each")
-    for t, text in zip(games, texts, strict=True):
+    for t, text in zip(games, _one_each(experience, len(games)), strict=True):
         for i, turn in enumerate(t.turns):
             prompt = without_experience(prompt_set, turn.prompt, text) if text else turn.prompt
             out.append(State(f"{t.id}/{i}", t.id, i, prompt))
