@@ -8,6 +8,7 @@ from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, 
 
 import oelkit.model.attention as attention
 from oelkit.model.loading import load_policy
+from oelkit.model.memory import peak_bytes
 from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden
@@ -19,8 +20,11 @@ PROMPTS = [START + end for end in ENDS]
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("adapter", ["teacher", None])
-def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, adapter, monkeypatch):
-    monkeypatch.setattr(attention, "MAX_SCORES", 20_000)  # a few rows at a time
+@pytest.mark.parametrize("at_once", [20_000, 1_000])  # a few rows, a few queries of one
+def test_same_hidden_states_as_the_full_forward(
+    tiny_model, dtype, tolerance, adapter, at_once, monkeypatch
+):
+    monkeypatch.setattr(attention, "MAX_SCORES", at_once)
     policy = load_policy(tiny_model, dtype=dtype)
     shake(policy, "teacher")
     with torch.no_grad(), policy.adapter(adapter):
@@ -41,6 +45,18 @@ def test_same_hidden_states_as_the_full_forward(tiny_model, dtype, tolerance, ad
     with torch.no_grad(), exact.adapter(adapter):
         true = reply_hidden(exact, PROMPTS, REPLIES)
     assert (got - true).norm() <= 1.5 * (want - true).norm() + 1e-5 * true.norm()
+
+
+def test_a_long_own_part_takes_no_memory_for_its_square(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "MAX_SCORES", 2**18)
+    policy = load_policy(make_model(tmp_path, max_position_embeddings=4096))
+    prompt, replies = START + some_prompts(1, seed=9, low=3000, high=3001)[0], [[5, 6, 7]]
+    with torch.no_grad():
+        prefix = SharedPrefix(policy, START)
+        read = lambda: reply_hidden(policy, [prompt], replies, prefix)  # noqa: E731
+        want = reply_hidden(policy, [prompt], replies)
+        assert (read() - want).norm() < 1e-5 * want.norm()
+        assert peak_bytes(read, policy.device) < 4 * 3000**2  # scores of one head of four
 
 
 def test_greedy_replies_are_those_by_hand(tiny):

@@ -122,29 +122,39 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
     (batch, heads, s, d), kv_heads = query.shape, key.shape[1]
     scale = d**-0.5 if scaling is None else scaling
     whole = 2.0 ** math.floor(math.log2(scale))  # exact; q k alone may be too large for float16
-    query = query.reshape(batch, kv_heads, -1, d)  # a key head serves heads / kv_heads query heads
+    # a key head serves heads / kv_heads query heads
+    query = query.reshape(batch, kv_heads, -1, s, d)
     # all rows' queries as one long list: the prefix is read once, not once per row
     flat = query.transpose(0, 1).reshape(1, kv_heads, -1, d)
     both_parts = _with_logsumexp(flat, key.shared[0], key.shared[1], scale)
-    out, total = (x.reshape(kv_heads, batch, -1, *x.shape[3:]).transpose(0, 1) for x in both_parts)
-    if attention_mask is None:
-        ones = torch.ones(s, key.shape[2], dtype=torch.bool, device=key.device)
-        attention_mask = ones.tril(key.shape[2] - s)
-    mask = attention_mask.expand(batch, 1, s, -1)
-    rows_at_once = max(1, MAX_SCORES // (heads * s * key.shape[2]))
-    parts = []
+    out, total = (
+        x.reshape(kv_heads, batch, *query.shape[2:4], *x.shape[3:]).transpose(0, 1)
+        for x in both_parts
+    )
+    queries_at_once = max(1, MAX_SCORES // (heads * key.shape[2]))
+    rows_at_once, found = max(1, queries_at_once // s), torch.empty_like(query)
     for first in range(0, batch, rows_at_once):
         rows = slice(first, first + rows_at_once)  # a view: an index would copy keys and values
-        scores = (query[rows] * whole @ key[rows].transpose(2, 3)).float().mul_(scale / whole)
-        seen = mask[rows].repeat(1, 1, heads // kv_heads, 1)
-        if seen.dtype == torch.bool:
-            scores.masked_fill_(~seen, -torch.inf)
-        else:
-            scores = scores + seen
-        both = torch.logaddexp(total[rows], scores.logsumexp(-1))
-        own = scores.sub_(both[..., None]).exp_().to(value.dtype) @ value[rows]
-        parts.append(out[rows] * (total[rows] - both).exp()[..., None].to(value.dtype) + own)
-    return torch.cat(parts).reshape(batch, heads, s, -1).transpose(1, 2).contiguous(), None
+        its_keys, its_values = key[rows].transpose(2, 3), value[rows]
+        for start in range(0, s, queries_at_once):
+            part = rows, slice(None), slice(None), slice(start, start + queries_at_once)
+            asked, before = query[part], total[part]
+            scores = (asked.flatten(2, 3) * whole @ its_keys).float().mul_(scale / whole)
+            scores = scores.unflatten(2, asked.shape[2:4])
+            if attention_mask is None:
+                ones = torch.ones(scores.shape[3:], dtype=torch.bool, device=key.device)
+                seen = ones.tril(key.shape[2] - s + start)
+            else:
+                seen = attention_mask.expand(batch, 1, s, -1)[rows, :, None, part[3]]
+            if seen.dtype == torch.bool:
+                scores.masked_fill_(~seen, -torch.inf)
+            else:
+                scores = scores + seen
+            both = torch.logaddexp(before, scores.logsumexp(-1))
+            own = scores.sub_(both[..., None]).exp_().to(value.dtype).flatten(2, 3) @ its_values
+            share = (before - both).exp()[..., None].to(value.dtype)
+            found[part] = out[part] * share + own.view_as(asked)
+    return found.reshape(batch, heads, s, -1).transpose(1, 2).contiguous(), None
 
 
 def _repeated_keys(module, query, key, value, attention_mask, **kwargs):

@@ -149,10 +149,10 @@ def memory_plan(
         return max(longest, min(batch_tokens or most, batch_size * longest))
 
     learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
-    # behind a beginning: scores of own tokens, of some rows or of one; three times in float32
+    # behind a beginning: scores of own tokens, of some queries or of one; three times in float32
     told = batch_size * reply * head.weight.shape[1] * head.weight.itemsize  # hidden states
     heads = shared * getattr(policy.base_lm.config.get_text_config(), "num_attention_heads", 0)
-    scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher**2))
+    scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher))
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
     per_row = _cache_bytes(policy) * student + 16 * len(head.weight)
     phases = {
