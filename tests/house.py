@@ -80,8 +80,10 @@ def functions(name):
 def excused(name, function):
     """A reason stands in a comment `# why: ...`, at the def or right above it."""
     lines = modules()[name][1].splitlines()
-    first = min([function.lineno, *(d.lineno for d in function.decorator_list)])
-    return any("# why: " in line for line in lines[max(0, first - 2) : function.body[0].lineno])
+    first = min([function.lineno, *(d.lineno for d in function.decorator_list)]) - 1
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return any("# why: " in line for line in lines[first : function.body[0].lineno])
 
 
 def lines(name):

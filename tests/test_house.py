@@ -20,7 +20,7 @@ FLOORS = (
     "model",
     "steps",
     "runs",
-    "views notebooks executed commands __main__",
+    "views notebooks executed commands flags __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The model's libraries stay in one room. Of the steps only the training loop knows them: it is made
@@ -164,9 +164,7 @@ def test_no_test_imports_another():
     assert not taken, "\n".join(taken)
 
 
-@pytest.mark.xfail(reason="not yet", strict=False)
-def test_sizes_are_within_the_contract():
-    whole, core, _ = sizes()
+def test_no_file_or_function_is_too_large():
     large = [f"{name}: {lines(name)} lines" for name in modules() if lines(name) > MOST_FILE_LINES]
     for name in modules():
         for function in functions(name):
@@ -175,11 +173,13 @@ def test_sizes_are_within_the_contract():
                 name, function
             ):
                 large.append(f"{name}.{function.name}: {height} lines, {wide} parameters")
-    if core > MOST_CORE_LINES:
-        large.append(f"core path: {core} lines")
-    if whole > MOST_LINES:
-        large.append(f"oelkit/: {whole} lines")
     assert not large, "\n".join(large)
+
+
+@pytest.mark.xfail(reason="not yet", strict=True)
+def test_the_package_is_within_its_size():
+    whole, core, _ = sizes()
+    assert core <= MOST_CORE_LINES and whole <= MOST_LINES, f"core {core}, oelkit/ {whole} lines"
 
 
 def in_a_process(code, **environment):

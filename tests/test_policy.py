@@ -364,7 +364,7 @@ def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkey
     if not workaround:
         if not has_avx512bf16():
             pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack the weights")
-        monkeypatch.setattr("oelkit.model.loading._keep_gradients", lambda model: None)
+        monkeypatch.setattr("oelkit.model.loading.keep_gradients", lambda model: None)
     used = load_policy(tiny_model, quantize="nf4", device="cpu")
     shake(fresh), shake(used)
     generate(used, PROMPTS, max_new_tokens=4)

@@ -61,6 +61,7 @@ def _day(draw: random.Random) -> int:
     return 20260000 + draw.randint(1, 6) * 100 + draw.randint(1, 28)
 
 
+# why: a database is data, read from top to bottom
 def shop() -> Database:
     """A shop with German names, prices in cents, dates as numbers, letters for a status."""
     draw = random.Random("shop")
@@ -128,6 +129,7 @@ def shop() -> Database:
     )
 
 
+# why: as above
 def clinic() -> Database:
     """A clinic with Dutch names: another database, of which no name is the shop's."""
     draw = random.Random("clinic")

@@ -7,9 +7,6 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
-import itertools
-import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -18,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,9 +28,17 @@ from transformers.utils import logging
 from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
-from .lora import adapter_config, attach, lora_config, no_adapter, plain_lora
+from .lora import adapter_config, attach, lora_config, plain_lora
 from .policy import Policy
+from .quantised import (
+    check_gradients,
+    four_bits,
+    keep_gradients,
+    quantised_with,
+    say_what_stays_dense,
+)
 from .source import clear_errors, model_folder, notes
+from .targets import no_adapter
 
 # data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
 # diverges first. PEFT's "all-linear" leaves the head out.
@@ -43,6 +47,7 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 SMALL_MODEL_PARAMS = 300_000_000
 
 
+# why: half of it says what its arguments are
 def load_policy(
     name_or_path: str | Path,
     *,
@@ -98,15 +103,15 @@ def load_policy(
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
     dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
-    nf4 = quantize == "nf4" and not _quantised_with(config)
-    packed = _four_bits(empty, dtype) if nf4 else None
+    nf4 = quantize == "nf4" and not quantised_with(config)
+    packed = four_bits(empty, dtype) if nf4 else None
     base = _load_base(name, source, revision, config, device, dtype, packed)
     prompts = str(notes(Path(source)).get("prompts", "paper"))
     if adapter is None and lora_settings.exclude_modules is None:
         lora_settings.exclude_modules = no_adapter(base)
     model = attach(base, lora_settings, name)
-    if (method := _quantised_with(config)) not in ("", "bitsandbytes"):
-        _check_gradients(model, name, method)
+    if (method := quantised_with(config)) not in ("", "bitsandbytes"):
+        check_gradients(model, name, method)
     policy = Policy(model, name, tokenizer, prompts, enable_thinking, source)
     if adapter is not None:
         policy.load_adapter(adapter)
@@ -181,27 +186,6 @@ def _settled(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _four_bits(empty: Any, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 of a model's linear layers but its head and routers.
-
-    Some routers' weights are read past their layer, and the choice of an expert is a matter of
-    rounding. A router is a layer with as many outputs as the config counts experts.
-    """
-    counts = vars(empty.config.get_text_config()).items()
-    experts = {v for k, v in counts if "expert" in k and type(v) is int and v > 1}
-    experts |= {a + b for a, b in itertools.combinations(experts, 2)}  # real ones and empty ones
-    head = empty.get_output_embeddings()
-    linear = ((n, m) for n, m in empty.named_modules() if isinstance(m, torch.nn.Linear))
-    dense = {n for n, m in linear if m is head or m.out_features in experts}
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=sorted({re.sub(r"\.\d+\.", ".[0-9]+.", n) for n in dense}),
-    )
-
-
 def _load_base(
     name: str,
     source: str,
@@ -237,9 +221,9 @@ def _load_base(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
-    if packed or "bitsandbytes" in _quantised_with(config):
-        _keep_gradients(base)
-        _say_what_stays_dense(base, name)
+    if packed or "bitsandbytes" in quantised_with(config):
+        keep_gradients(base)
+        say_what_stays_dense(base, name)
         for module in base.modules():  # a folder may name another dtype, for another card
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = dtype
@@ -248,59 +232,3 @@ def _load_base(
     head = base.get_output_embeddings()
     head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return base.requires_grad_(False)
-
-
-def _say_what_stays_dense(base: PreTrainedModel, name: str) -> None:
-    """Transformers quantises linear layers only; experts of a mixture in one tensor stay."""
-    outer: Any = base.get_input_embeddings(), base.get_output_embeddings()
-    ends = {id(m.weight) for m in outer}
-    inner = [p for p in base.parameters() if id(p) not in ends]
-    packed = sum(2 * p.numel() for p in inner if p.dtype == torch.uint8)
-    share = packed / max(1, packed + sum(p.numel() for p in inner if p.dtype != torch.uint8))
-    if share < 0.5:
-        warnings.warn(
-            f"{name}: only {share:.0%} of its inner weights are in 4 bits, for Transformers "
-            "quantises no others of this kind of model; the rest takes its full memory",
-            stacklevel=4,
-        )
-
-
-def _quantised_with(config: PreTrainedConfig) -> str:
-    """The method by which the folder's weights are quantised already; "" for dense ones."""
-    own = getattr(config, "quantization_config", None) or {}
-    own = own if isinstance(own, dict) else own.to_dict()
-    return str(own.get("quant_method") or ("bitsandbytes" if own.get("load_in_4bit") else ""))
-
-
-@torch.enable_grad()
-def _check_gradients(model: PeftModel, name: str, method: str) -> None:
-    """Refuse quantised layers through which no gradient passes; an evaluation goes before."""
-    base: Any = model.get_base_model()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    ids = torch.arange(8, device=base.device)[None]
-    with torch.no_grad():
-        base.base_model(ids)
-    try:
-        out = base.base_model(ids).last_hidden_state.float().square().sum()
-        passed = all(g is not None for g in torch.autograd.grad(out, weights, allow_unused=True))
-    except RuntimeError:
-        passed = False
-    if not passed:
-        raise ValueError(
-            f"{name}: no gradient passes through its layers of {method}; load the dense model, "
-            "or one in 4 bits of bitsandbytes"
-        )
-
-
-def _keep_gradients(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
-
-    Its packed product has no autograd, so that after one generate in eval mode every gradient
-    through the layer is silently lost (bitsandbytes 0.50).
-    """
-    # only where something is quantised: it prints and takes a second
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False

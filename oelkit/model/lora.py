@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,50 +36,6 @@ SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qal
 SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights"]
 STARTS = True, "gaussian"  # B = 0: the untrained student is the base
 OFF_BASE = "pissa", "olora"  # take the start of A and B off the base's weights
-
-
-def no_adapter(base: PreTrainedModel) -> str | None:
-    """A pattern of linear layers that get no adapter; None where all may have one.
-
-    Text passes no tower of pictures or sounds. Mamba's kernels read some matrices without calling
-    their layer, so that an adapter there would be passed by. Some layers are linear by type only
-    (Llama 4's router). Plain PEFT would not find some again, as it renames their weights (Laguna).
-    """
-    modules, decoder = dict(base.named_modules()), base.get_decoder()
-    path = next((name for name, m in modules.items() if m is decoder), "")
-    head = base.get_output_embeddings()
-    linear = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head]
-    out = [n for n in linear if path and not n.startswith(path + ".")]
-    mamba = [n for n, m in modules.items() if "mamba" in f"{n.split('.')[-1]} {type(m)}".lower()]
-    read = [f"{n}.{x}" for n in mamba for x in ("out_proj", "dt_proj") if f"{n}.{x}" in modules]
-    read += [n for n in linear if not _is_product(modules[n])]
-    read += _renamed(base, linear)
-    patterns = {re.sub(r"\.\d+\.", ".[0-9]+.", name).replace(".", r"\.") for name in out + read}
-    return "|".join(sorted(patterns)) or None
-
-
-def _renamed(base: PreTrainedModel, layers: list[str]) -> list[str]:
-    """Layers whose adapters PEFT takes for others when it loads a folder."""
-    try:
-        from peft.utils import transformers_weight_conversion as conversion
-    except ImportError:  # before 0.19 PEFT renames nothing
-        return []
-    keys = {f"base_model.model.{n}.lora_A.weight": n for n in layers}
-    state = {key: torch.zeros(1, 1) for key in keys}
-    convert = conversion.convert_peft_adapter_state_dict_for_transformers
-    loaded = convert(base, LoraConfig(), state, "default")
-    return [n for key, n in keys.items() if key not in loaded]
-
-
-def _is_product(layer: Any) -> bool:
-    """Whether a linear layer of a class that comes with a model answers just x W + bias."""
-    if not type(layer).__module__.startswith("transformers.models"):
-        return True
-    x = layer.weight.new_ones(2, layer.in_features)
-    try:
-        return torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
-    except (TypeError, RuntimeError, ValueError, IndexError):
-        return False
 
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:

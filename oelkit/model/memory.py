@@ -93,6 +93,7 @@ class _Cost(NamedTuple):
         return int(self.fixed + self.per_token * tokens)
 
 
+# why: a third of it says what its arguments are, the rest is one sum
 def memory_plan(
     policy: Policy,
     experience_tokens: int = 0,

@@ -1,0 +1,147 @@
+"""The flags of the command line: fields of `Settings`, and what a command needs besides."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import Field, fields
+from typing import Any, get_args, get_type_hints
+
+from .logs import FORMATS
+from .runs.settings import SCALES, Settings
+
+STEPS = ("play", "extract", "distill", "evaluate", "ifeval")
+FIELDS = {field.name: field for field in fields(Settings)}
+KINDS = get_type_hints(Settings)
+
+
+def add_setting(group: Any, field: Field) -> None:
+    """The flag of a field of Settings; the parsed arguments have it only where it is given."""
+    kinds = [kind for kind in get_args(KINDS[field.name]) if kind is not type(None)]
+    kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
+    literal = kinds and not isinstance(kinds[0], type)
+    kind = str if literal else kinds[0] if kinds else KINDS[field.name]
+    how: dict[str, Any] = {"metavar": kind.__name__.upper()}
+    how |= {"type": _or_none(kind) if type(None) in get_args(KINDS[field.name]) else kind}
+    if literal:
+        how = {"choices": kinds}
+    elif kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    default = SCALES["tiny"].get(field.name, field.default)
+    text = f"{field.metadata['help']} (default: {'none' if default is None else default})"
+    flag = f"--{field.name.replace('_', '-')}"
+    group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
+
+
+def _or_none(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names it in its message
+    return parse
+
+
+def add_own(one: argparse.ArgumentParser, name: str) -> None:
+    """The arguments of a command that are no settings."""
+    add = one.add_argument
+    if name == "init":
+        add("folder", metavar="FOLDER", help="made where it is missing")
+    if name == "demo":
+        add("--run", default="first", metavar="NAME", help="run folder runs/NAME (default: first)")
+    if name in ("curate", "view"):
+        what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
+        add("what", metavar="FILE|RUN", help=f"a file ({what}), a name in runs/, or a run's folder")
+        add("--round", type=int, metavar="K", help="of a run (default: its last)")
+        add("--port", type=int, metavar="N", help="at 127.0.0.1 (default: one that is free)")
+        text = "open the page there"
+        add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
+    if name in ("status", "promote", "rollback", "export", "data"):
+        add("run", metavar="RUN", help="a name in runs/, or a path")
+    if name in ("promote", "rollback"):
+        add("round", type=int, metavar="K", help="a round that is trained")
+    if name == "compare":
+        add(
+            "runs",
+            nargs="+",
+            metavar="RUN",
+            help="names in runs/, or paths; the first is the measure",
+        )
+        add("--out", metavar="FILE", help="picture that is written, .png, .svg or .pdf")
+    if name in ("export", "data"):
+        _add_out(add, name)
+    if name == "import":
+        add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
+        add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
+        bad = "what becomes of lines that cannot be read (default: raise, and nothing is written)"
+        add("--bad", choices=("raise", "skip"), default="raise", help=bad)
+        text = "keep e-mail addresses, phone numbers and keys as they are"
+        add("--no-redact", action="store_true", help=text)
+        add("--force", action="store_true", help="write over the logs that are there")
+    if name in ("notebooks", "loop", "report", "import"):
+        add("--run", default="demo", metavar="NAME", help="run folder runs/NAME (default: demo)")
+    if name == "notebooks":
+        add("names", nargs="*", metavar="NAME", help="notebooks (default: all, in order)")
+        add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+        add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
+        limit = "seconds that one notebook may take, against hangs (default: %(default)s)"
+        add("--timeout", type=float, default=3600, metavar="S", help=limit)
+    if name == "estimate":
+        add("--price-per-hour", type=float, metavar="X", help="of the machine, in any currency")
+    if name == "loop":
+        add("--track", choices=("tensorboard", "wandb", "trackio"), help="send steps there, too")
+        add("--resume", action="store_true", help="go on with the run, with its own settings")
+        add("--redo", action="store_true", help="resume, and do again what is stale and no more")
+    if name in STEPS:
+        _add_of_step(one, name)
+
+
+def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
+    """The same of a single step on files."""
+    add = one.add_argument
+    add("--adapter", metavar="FOLDER", help="LoRA adapter to start from")
+    needed = name not in ("evaluate", "ifeval")
+    add("--out", required=needed, metavar="PATH", help="file or folder that is written")
+    add("--force", action="store_true", help="write over what is there")
+    if name in STEPS[:-1]:
+        flag, needed = "--previous" if name == "extract" else "--experience", name == "distill"
+        text = "what the model reads (default: nothing)"
+        add(flag, dest="experience", metavar="FILE", required=needed, help=text)
+    if name == "play":
+        add("--seeds", type=_seeds, default=range(32), metavar="A:B", help="maps (default: 0:32)")
+    if name == "extract":
+        add("--trajectories", required=True, metavar="FILE", help="a trajectories.jsonl")
+    if name == "distill":
+        source = one.add_mutually_exclusive_group(required=True)
+        source.add_argument("--states", metavar="FILE", help="a states.jsonl to train on")
+        source.add_argument("--trajectories", metavar="FILE", help="train on its turns' prompts")
+    if name == "ifeval":
+        text = "a .jsonl of prompts, or a data set on the hub (default: %(default)s)"
+        add("questions", nargs="?", default="google/IFEval", metavar="FILE", help=text)
+        add("--limit", type=int, metavar="N", help="ask only the first N prompts")
+        text = "most tokens per reply (default: %(default)s)"
+        add("--max-new-tokens", type=int, default=1280, metavar="N", help=text)
+        add("--replies", metavar="FILE", help="a .jsonl that is written: replies with verdicts")
+
+
+def _add_out(add: Any, name: str) -> None:
+    """The arguments of `export` and `data`."""
+    if name == "export":
+        add("--to", action="append", choices=("peft", "merged", "gguf"), help="(default: peft)")
+        add("--out", metavar="FOLDER", help="what is written (default: export/FORM in the run)")
+        add("--private", action="store_true", help="keep the experience text out of it")
+        text = "play the held-out maps again, loaded by plain libraries"
+        add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
+        add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
+        return
+    text = "games; items kept; states with experience for TRL or ms-swift (default: %(default)s)"
+    kinds = ("trajectories", "items", "trl", "ms-swift")
+    add("--what", choices=kinds, default="trajectories", help=text)
+    add("--round", type=int, metavar="K", help="one round only (default: all)")
+    add("--out", required=True, metavar="PATH", help="a .jsonl, a .parquet or a folder")
+    add("--force", action="store_true", help="write over what is there")
+
+
+def _seeds(text: str) -> range:
+    if not re.fullmatch(r"\d{1,9}:\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of map seeds such as 0:32")
+    return range(*map(int, text.split(":")))
