@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from oelkit import likeness
-from oelkit.likeness import contradictions, similar
+from oelkit.likeness import contradictions, similar, teaching_turn
+from oelkit.logs import read_chats
+from oelkit.records import Turn
 
 PAIRS = [
     line.split("\t")
@@ -107,3 +109,51 @@ def test_thousands_of_texts_are_not_compared_pair_by_pair():
     assert 0 < len(pairs) < 2000 * 1999 / 2 / 50
     assert contradictions([f"Rule {n} is for step {n}." for n in range(1000)]) == []
     assert contradictions(["Return it within 30 days.", "Return it within 45 days."]) == [(0, 1)]
+
+
+CHATS = Path(__file__).parents[1] / "data/logs/sql_chats.jsonl"
+SAID = {  # by what only the turns that say it have
+    "auftrag": (
+        "Orders are in table auftrag.",
+        "Use the table auftrag for orders and auf_nr for their numbers.",
+        "The order table is called auftrag, not orders.",
+        "Query auftrag when asked about orders; the number column is auf_nr.",
+    ),
+    "kunde": (
+        "Customers are in table kunde.",
+        "The table of customers is called kunde.",
+        "Use kunde instead of customers, names are in column name.",
+    ),
+    "ware": (
+        "Products are in table ware, their names in bez.",
+        "The product table is ware.",
+        "Use ware for products and bez for the name.",
+    ),
+    "No query found": (
+        "Write the query in a ```sql block.",
+        "A query must stand in a ```sql block, else none is found.",
+        "Always put SQL queries into an ```sql block.",
+    ),
+}
+
+
+def test_the_turn_that_taught_an_item_is_found_in_chats():
+    """The figures of the function's docstring."""
+    found, last = [], []
+    for chat in read_chats(CHATS):
+        for sign, items in SAID.items():
+            taught = {k for k, turn in enumerate(chat.turns) if sign in turn.feedback}
+            for item in items if taught else ():
+                found.append(teaching_turn(item, chat.turns) in taught)
+                last.append(len(chat.turns) - 1 in taught)
+    assert (len(found), sum(found), sum(last)) == (190, 190, 108)
+
+
+def test_the_last_turn_taught_where_no_word_tells():
+    said = [("Board P H", "You moved up."), ("Board P H", "You moved into a hole.")]
+    turns = [Turn(seen, [], "", None, after, 0, 0, False) for seen, after in said]
+    assert teaching_turn("Think first.", turns) == 1
+    assert teaching_turn("H stands on the board.", turns) == 1  # all turns say so
+    assert teaching_turn("H is a hole.", turns) == 1
+    bye = Turn("You moved into a hole.", [], "", None, "Goodbye!", 0, 0, False)
+    assert teaching_turn("H is a hole.", [*turns, bye]) == 1

@@ -527,6 +527,19 @@ def test_a_round_that_lost(small, policy, tmp_path, losing, weights, how):
     assert metrics["next_start"] == 2 and set(states(run).values()) == {"done"}
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_what_the_gate_says_is_a_line_of_progress_else_a_warning(
+    small, policy, tmp_path, losing, capsys, progress
+):
+    run = by_hand(Run(tmp_path / "run", replace(small, gate="warn"), policy, progress=progress))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.evaluate(1)
+    warned = [str(w.message) for w in caught if "lost it" in str(w.message)]
+    assert warned == ([] if progress else ["round 1 lost it"])
+    assert ("gate: round 1 lost it\n" in capsys.readouterr().out) == progress
+
+
 def test_a_person_rolls_a_round_back_and_promotes_it_again(run):
     before = tree(run.folder)
     run.rollback(1)

@@ -46,8 +46,11 @@ def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
             before = read_json(run.folder / f"round_{start}/metrics.json")
             before |= {"ood": before["ood"]["consolidated"]}
         metrics |= {"validation": now["validation"], "gate": gate.judge(k, start, before, now)}
-        if metrics["gate"]["lost"]:
-            warnings.warn(metrics["gate"]["lost"], stacklevel=2)
+        if lost := metrics["gate"]["lost"]:
+            if run.progress:
+                print(f"gate: {lost}", flush=True)  # notebooks show a warning as if it had failed
+            else:
+                warnings.warn(lost, stacklevel=2)
     write_json(folder / "metrics.json", metrics)
     return {}
 

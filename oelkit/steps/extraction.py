@@ -22,6 +22,7 @@ from typing import Any
 
 from .. import given
 from ..config import Sampling
+from ..likeness import teaching_turn
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
@@ -144,13 +145,13 @@ class _Draw:
         self.known = truncate_to_budget(before, budget_tokens, policy.tokenizer)
         self.items: list[ExperienceItem] = []
 
-    def add(self, texts: list[str], evidence: Evidence, round: int, first: int) -> None:
+    def add(self, texts: dict[str, Evidence], round: int, first: int) -> None:
         """Append the items of a window that begins with turn `first`; the oldest go if too many."""
-        about = (evidence,), self.policy.name, round, self.index
+        about = self.policy.name, round, self.index
         place = f"-{first}" if first else ""
-        for i, text in enumerate(texts):
+        for i, (text, evidence) in enumerate(texts.items()):
             name = f"r{round}-d{self.index}-{evidence.trajectory_id}{place}-{i}"
-            self.items.append(ExperienceItem(name, text, *about))
+            self.items.append(ExperienceItem(name, text, (evidence,), *about))
         known = join_experience(self.before, self.items)
         self.known = truncate_to_budget(known, self.budget_tokens, self.policy.tokenizer)
         lines = self.known.count("\n") + bool(self.known)  # an item is one line
@@ -198,8 +199,9 @@ class _Lane:
     def add(self, texts: list[str], round: int) -> bool:
         """Hand on the items of the window; whether its game is done."""
         game = self.games[0]
-        evidence = Evidence(game.id, max(0, self.end - 1))
-        self.draw.add(texts, evidence, round, self.first)
+        turns = game.turns[self.first : self.end]
+        taught = {t: Evidence(game.id, self.first + teaching_turn(t, turns)) for t in texts}
+        self.draw.add(taught, round, self.first)
         self.first = 0 if (done := self.end >= len(game.turns)) else self.end
         self.games = self.games[done:]
         return done

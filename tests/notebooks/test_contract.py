@@ -114,6 +114,17 @@ def test_shows_by_hand_what_the_library_does_and_leaves_a_picture_and_metrics(pa
 
 
 @each
+def test_figures_drawn_here_are_read_on_dark_pages(path):
+    source = "\n".join(cell.source for cell in code(path))
+    drawn = source.find(".subplots(")
+    assert drawn < 0 or 0 <= source.find("plt.style.use(") < drawn, "a slab, or black on black"
+    lines = source[max(drawn, 0) :].splitlines()
+    for line in lines:  # bars draw theirs in black unless told
+        if re.search(r"\b(xerr|yerr)=", line):
+            assert re.search(r"ecolor=|color=INK", line), line
+
+
+@each
 def test_ends_with_what_comes_next(path):
     last = read(path).cells[-1]
     assert last.cell_type == "markdown" and "## Next" in last.source
