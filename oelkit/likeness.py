@@ -124,24 +124,20 @@ def contradictions(texts: Sequence[str], claims_only: bool = False) -> list[tupl
 def teaching_turn(text: str, turns: Sequence[Turn]) -> int:
     """The turn, from 0, that taught a text: its feedback shares the most telling words with it.
 
-    A word tells the more the fewer turns have it, and nothing if all have it; words that were seen
-    before the reply count half. The first of equals; the last turn where no word tells. Of 190
-    pairs of an item and a chat of data/logs/sql_chats.jsonl it finds the turn in 190, "the last"
-    in 108 (tests/test_likeness.py).
+    A word tells the more the fewer turns have it; words that were seen before the reply count half.
+    The first of equals; the last turn where all are equal. Of 190 pairs of an item and a chat of
+    data/logs/sql_chats.jsonl it finds the turn in 190, "the last" in 108 (tests/test_likeness.py).
     """
     before, news = "", list[tuple[frozenset[str], frozenset[str]]]()
     for turn in turns:
         seen = turn.observation.replace(before, " ") if before else turn.observation
         after, before = _said(turn.feedback).words, turn.feedback
         news.append((_said(seen).words - after, after))
-    having = Counter(word for seen, after in news for word in seen | after)
-    tells = {w: 1 / having[w] for w in _said(text).words if 0 < having[w] < len(turns)}
-
-    def score(turn: int) -> tuple[float, int]:
-        seen, after = (sum(tells.get(w, 0) for w in words) for words in news[turn])
-        return after + seen / 2, -turn
-
-    return max(range(len(turns)), key=score) if tells else len(turns) - 1
+    having, said = Counter(word for new in news for part in new for word in part), _said(text).words
+    tells = [[sum(1 / having[w] for w in said & part) for part in new] for new in news]
+    scores = [round(seen / 2 + after, 9) for seen, after in tells]
+    best = max(scores)
+    return len(turns) - 1 if min(scores) == best else scores.index(best)
 
 
 def _pairs(places: list[int]) -> Iterable[tuple[int, int]]:

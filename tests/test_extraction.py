@@ -197,7 +197,8 @@ def test_a_long_session_is_read_in_windows_of_whole_turns(tiny, script, shown):
 
 @pytest.mark.parametrize("context", [16_384, 2_200])
 def test_the_evidence_is_the_turn_that_taught_the_item_also_in_a_window(tiny, script, context):
-    script(lambda text: f"{MARKER} Answer with feedback8." if "FEEDBACK8" in text else "NOTHING NEW")
+    said = f"{MARKER} Answer with feedback8."
+    script(lambda text: said if "FEEDBACK8" in text else "NOTHING NEW")
     tiny.base_lm.config.max_position_embeddings = context
     asked = {"prompt_set": "rules", "max_new_tokens": 100, "show_previous": False}
     items = extract(tiny, [long_game(12)], **asked)
