@@ -156,10 +156,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if os.environ.get("OELKIT_DEBUG"):
             raise
-        message = str(error)
+        message = str(error) or "out of memory"
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         print("error:", " ".join(message.split()), file=sys.stderr)

@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .curation import Curation
-from .records import AnyPath, Fields, to_dict, write_text
+from .operations import GONE
+from .records import AnyPath, Fields, read_text, to_dict, write_text
 from .text import one_line
 
 COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 _DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pending": "restore"}
 
 
@@ -56,8 +57,13 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
             raise ValueError(f"row {n}: {status!r} is none of {', '.join(_DECISIONS)}")
         if not str(row.get("text") or "").strip():
             raise ValueError(f"row {n}: the text is empty; say rejected instead")
-        if row.get("id"):
-            curation.item(row["id"])
+        if not row.get("id"):
+            continue
+        item = curation.item(row["id"])
+        if item.status in GONE:
+            raise ValueError(f"row {n}: {item.id!r} is {item.status} by now; export the table anew")
+        if "\ufffd" in row["text"] and "\ufffd" not in item.text:
+            raise ValueError(f"row {n}: a letter is lost; save the table as UTF-8 (CSV UTF-8)")
     before = len(curation.log)
     decided: dict[str, list[str]] = {}
     for _, row in rows:
@@ -75,7 +81,7 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
 
 def load(curation: Curation, path: AnyPath, author: str | None = None) -> int:
     """`bring_in` of a file."""
-    return bring_in(curation, Path(path).read_text("utf-8-sig"), author)
+    return bring_in(curation, read_text(path), author)
 
 
 def _row(curation: Curation, id: str) -> Fields:
@@ -92,11 +98,15 @@ def _rows(text: str) -> list[tuple[int, Fields]]:
         else:
             table = csv.DictReader(io.StringIO(text, newline=""))
             rows = [{k: _plain(v or "") for k, v in row.items() if k} for row in table]
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
     rows = list(rows)
-    if not rows or not all(isinstance(row.get("text"), str) for row in rows):
+    if not rows or not all(isinstance(row, dict) and "text" in row for row in rows):
         raise ValueError("a table of items has a column text in every row, and at least one row")
+    for n, row in enumerate(rows, 1):
+        for name in ("id", "status", "text", "why"):
+            if not isinstance(row.get(name) or "", str):
+                raise ValueError(f"row {n}: {name} is {row[name]!r}, which is no text")
     return list(enumerate(rows, 1))
 
 

@@ -191,6 +191,7 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
 
     final, failed = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     partial = folder / f".{path.stem}.{os.getpid()}.partial.ipynb"  # another batch has its own
+    old = _mark(failed)
     try:
         at, reason = _run_cells(path, partial, parameters, timeout, cwd)
         if not partial.exists():
@@ -210,10 +211,16 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
         html, _ = HTMLExporter().from_notebook_node(notebook)
         _write(final.with_suffix(".html"), html, partial)
         _write(final, nbformat.writes(notebook), partial)
-        failed.unlink(missing_ok=True)
+        if old and _mark(failed) == old:  # of an earlier batch, and not of one beside this
+            failed.unlink()
     finally:
         partial.unlink(missing_ok=True)
     return final
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name; None where there is none."""
+    return ((s := path.stat()).st_ino, s.st_mtime_ns) if path.exists() else None
 
 
 def _write(path: Path, text: str, partial: Path) -> None:
@@ -254,7 +261,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
         return at, "the kernel died (often: out of memory)"
     except papermill.PapermillExecutionError as error:
         return error.cell_index, f"{error.ename}: {first_line(error.evalue)}"
-    except (RuntimeError, OSError) as error:  # the kernel does not start, the disk is full
+    except (RuntimeError, OSError, ImportError) as error:  # no kernel starts, the disk is full
         return at, first_line(error)
     return at, ""
 

@@ -237,6 +237,14 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
     return records
 
 
+def read_text(path: AnyPath) -> str:
+    """A text in UTF-8, a byte order mark left out; ValueError names a file that is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
 def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
     """Write a text, or parts of one, whole or not at all; on disk (fsync) when this returns."""
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)

@@ -57,18 +57,22 @@ def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     return pandas.DataFrame(list(rows), columns=list(columns))
 
 
+def plain(text: str) -> str:
+    """A text as a figure's label: a $ would begin a formula, a _ hide it from the legend."""
+    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
+
+
 def _bars(title: str, length: str, rows: Sequence[tuple[str, float]]) -> Any:
     from matplotlib.figure import Figure  # only here: it takes a second
 
     figure = Figure(figsize=(7, 0.9 + 0.32 * max(1, len(rows))), layout="constrained")
     axis: Any = figure.subplots()
-    # a $ would begin a formula
-    names = [_short(name, 50).replace("$", r"\$") for name, _ in rows]
+    names = [plain(_short(name, 50)) for name, _ in rows]
     bars = axis.barh(range(len(rows)), [n for _, n in rows], height=0.6, color="#0072b2")
     axis.bar_label(bars, [_short(n) for _, n in rows], padding=3)
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel=length, ylim=(len(rows) - 0.5, -0.5))
-    axis.set_title(_short(title, 90).replace("$", r"\$"), loc="left", fontsize=10)
+    axis.set_title(plain(_short(title, 90)), loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.12)
     return figure

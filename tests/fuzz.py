@@ -31,6 +31,7 @@ import oelkit.envs.sql  # registers its worlds
 from oelkit import envs, logs, prompts, text
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
+from oelkit.exchange import bring_in, export
 from oelkit.likeness import similar
 from oelkit.notebooks import NotebookError, Parameter, convert
 from oelkit.operations import Op, Operation, read_log
@@ -217,6 +218,23 @@ CHAT = st.one_of(
     ),
     GAME,
     mixed(SCALAR, ["messages", "conversations", "turns", "schema"]),
+)
+TABLE_ROW = nearly(
+    {
+        "id": st.sampled_from(["", "i0", "i1", "add-1"]),
+        "status": st.sampled_from(["", "accepted", "rejected", "pending", "maybe"]),
+        "text": TEXT,
+        "why": TEXT,
+    },
+    mixed(SCALAR, ["text"]),
+)
+CELL = st.one_of(TEXT, st.sampled_from(["i0", "i1", "accepted", "skipped"]))
+TABLE = st.one_of(
+    lines_of(TABLE_ROW).map(lambda data: data.decode("utf-8", "replace")),
+    st.lists(st.lists(CELL, max_size=5).map(",".join), max_size=4).map(
+        lambda rows: "\n".join(["id,status,text,why", *rows])
+    ),
+    TEXT,
 )
 SQL_WORD = st.sampled_from(
     [
@@ -441,6 +459,17 @@ def log(data: bytes) -> None:
         auto_curate(Curation(source), 2)
 
 
+def table(given: str) -> None:
+    """A table of items that is brought in: done whole, or refused; what is taken comes back."""
+    curation = Curation(ExperienceItem(f"i{n}", f"text {n}", (), "m", 1, n) for n in range(2))
+    try:
+        bring_in(curation, given)
+    except ValueError:
+        assert not curation.log
+    for format in ("jsonl", "csv"):
+        assert bring_in(curation, export(curation, format)) == 0
+
+
 def names(name: str) -> None:
     """A run's name: a folder right below the root, or refused."""
     with suppress(ValueError):
@@ -498,6 +527,7 @@ TARGETS: dict[str, tuple[Callable[..., None], list[Any]]] = {
     "chats": (chats, [lines_of(CHAT)]),
     "records": (records, [lines_of(st.one_of(GAME, ITEM, STATE, OPERATION))]),
     "log": (log, [lines_of(OPERATION)]),
+    "table": (table, [TABLE]),
     "names": (names, [NAME]),
     "prompt_set": (prompt_set, [PROMPT_SET]),
     "run": (run, [RUN_JSON, CHAIN, MANIFEST]),
@@ -583,7 +613,15 @@ def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None],
 
 
 # of 100 inputs: what is quick gets more of them
-SHARES = {"items": 25, "query": 20, "actions": 10, "parameter": 10, "names": 10, "prompt_set": 10}
+SHARES = {
+    "items": 22,
+    "table": 3,
+    "query": 20,
+    "actions": 10,
+    "parameter": 10,
+    "names": 10,
+    "prompt_set": 10,
+}
 SHARES |= {"chats": 5, "records": 4, "log": 4, "run": 2}
 
 

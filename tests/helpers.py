@@ -2,10 +2,14 @@
 
 import importlib.util
 import math
+import os
+import shlex
+import subprocess
 import warnings
 from pathlib import Path
 
 import gymnasium as gym
+import pytest
 import torch
 from matplotlib.text import Text
 
@@ -271,6 +275,26 @@ def spy_on_generate(monkeypatch, module):
 
     monkeypatch.setattr(module, "generate", spy)
     return calls
+
+
+def in_mounts(mounts, *command, **options):
+    """A finished command for which the mounts of a shell script hold, and for nothing else; skips
+    the test where the system allows none.
+    """
+    own = ["unshare", "-rm"]
+    try:
+        subprocess.run([*own, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no mounts of one's own here: unshare -rm")
+    shell = [*own, "sh", "-ec", f'{mounts}\nexec "$@"', "sh", *map(str, command)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    return subprocess.run(shell, capture_output=True, text=True, env=env, timeout=900, **options)
+
+
+def read_only(folder):
+    """The mount of a folder that nobody can write to, for `in_mounts`."""
+    at = shlex.quote(str(folder))
+    return f"mount --bind {at} {at}; mount -o remount,ro,bind {at}"
 
 
 def load_script(path):

@@ -1,9 +1,10 @@
 """Long runs and large files: 200 rounds, 100,000 games and 10,000 items, a game of 32,000 tokens.
 
     python tests/large.py                 # prints the figures as JSON
-    python tests/large.py --only files    # or rounds, context
+    python tests/large.py --only files    # or rounds, context, browser
 
-Each part is a process of its own. Times are CPU seconds of one thread, memory is resident.
+Each part is a process of its own. Times are CPU seconds of one thread, memory is resident; in the
+browser, times are those of the clock, with the load of the machine beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -199,7 +202,92 @@ def context(folder: Path, n: int) -> dict[str, Any]:
     return {"tokens": count(each * 8), "steps": rows}
 
 
+FRAMES = """async ([selector, step, n]) => {
+  const frame = () => new Promise(requestAnimationFrame), gaps = [];
+  const list = document.querySelector(selector);
+  let last = await frame();
+  for (let i = 0; i < n; i++) {
+    if (typeof step === "number") list.scrollBy(0, step);
+    else list.dispatchEvent(new KeyboardEvent("keydown", { key: step, bubbles: true }));
+    const now = await frame();
+    gaps.push(now - last);
+    last = now;
+  }
+  return gaps;
+}"""
+CHOOSE = """async ([selector, value]) => {
+  const began = performance.now(), field = document.querySelector(selector);
+  if (value === null) field.click();
+  else { field.value = value; field.dispatchEvent(new Event("change")); }
+  await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
+  return performance.now() - began;
+}"""
+# of each view: its file, a row, and what it is filtered by: a menu and a value of it, or a button
+VIEWS = {
+    "view": ("trajectories.jsonl", ".ov-row", "select[data-filter=outcome]", "failure"),
+    "curate": ("items.jsonl", ".oel-row", "[aria-label='Filter by status'] button", None),
+}
+
+
+def browser(folder: Path, n: int) -> dict[str, Any]:
+    """The apps `oelkit view` and `oelkit curate` with as many games and items, in Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    write_jsonl(folder / "trajectories.jsonl", games(n))
+    write_jsonl(folder / "items.jsonl", items(n // 10))
+    rows: dict[str, Any] = {}
+    token, chromium = "large", shutil.which("chromium") or shutil.which("chromium-browser")
+    env = {**os.environ, "JUPYTER_TOKEN": token, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
+        page.set_default_timeout(600_000)
+        for kind, (name, row, field, value) in VIEWS.items():
+            command = [sys.executable, "-m", "oelkit", kind, str(folder / name), "--no-browser"]
+            app = subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+            try:
+                rows[kind] = _measured(page, app, row, field, value)
+            finally:
+                os.killpg(app.pid, signal.SIGKILL)
+            print(kind, rows[kind], file=sys.stderr, flush=True)
+    load = {"load": [round(x, 1) for x in os.getloadavg()], "cores": os.cpu_count()}
+    return {"games": n, "items": n // 10, **rows, **load}
+
+
+def _measured(page: Any, app: Any, row: str, field: str, value: str | None) -> dict[str, Any]:
+    url = app.stdout.readline().split(": ", 1)[1].split(" (")[0]
+    while True:  # the server starts
+        try:
+            page.goto(url, wait_until="commit")
+            break
+        except Exception:
+            time.sleep(0.5)
+    began = time.monotonic()
+    page.locator(row).first.wait_for()
+    figures = {"open_s": round(time.monotonic() - began, 1)}
+
+    def frames(what: str, selector: str, step: float | str) -> None:
+        gaps = page.evaluate(FRAMES, [selector, step, 100])
+        figures[f"{what}_ms"] = round(median(gaps), 1)
+        figures[f"{what}_worst_ms"] = round(max(gaps), 1)
+
+    page.locator(row).first.click()
+    page.wait_for_timeout(2000)
+    frames("scroll", ".oel-list", 700)
+    page.evaluate("document.querySelector('.oel-list').scrollTop = 0")
+    frames("next", ".oel", "j")
+    figures["filter_ms"] = round(page.evaluate(CHOOSE, [field, value]), 1)
+    search = page.locator("input[type=search]")
+    began = time.monotonic()
+    search.fill("hole" if value else "the")
+    page.locator("mark").first.wait_for()
+    figures["search_s"] = round(time.monotonic() - began, 2)
+    return figures
+
+
 PARTS = {"rounds": (rounds, ROUNDS), "files": (files, GAMES), "context": (context, TOKENS)}
+PARTS["browser"] = browser, GAMES
 
 
 def main() -> None:

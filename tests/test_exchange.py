@@ -36,6 +36,11 @@ def test_no_cell_is_a_formula_and_a_text_that_looks_like_one_comes_back():
     table = list(csv.reader(io.StringIO(export(curation(), "csv"))))
     assert not [cell for row in table for cell in row if cell.startswith(("=", "+", "-", "@"))]
     assert "game, turn 3" in table[1]
+    c = curation(["＝1+1 is one in Japan"])
+    c.accept("i0", "\n=1+1")
+    cells = list(csv.reader(io.StringIO(export(c, "csv"))))[1]
+    assert cells[2] == "'＝1+1 is one in Japan" and cells[-1] == "'\n=1+1"
+    assert bring_in(c, export(c, "csv")) == 0
 
 
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5))
@@ -71,14 +76,29 @@ def test_decisions_edits_and_new_rows_are_operations():
         ("id,status,text\nnobody,accepted,x\n", "no item is called 'nobody'"),
         ("id,status,text\ni0,accepted,x\ni1,accepted, \n", "row 2: the text is empty"),
         ("[1]", "column text"),
-        ('{"text": 1}', "column text"),
+        ('{"text": 1}', "row 1: text is 1, which is no text"),
+        ('{"text": "x"}\n5', "column text"),
+        ('{"text": "x", "id": ["i0"]}', "row 1: id is"),
+        ('{"text": "x", "status": {}, "why": 3}', "row 1: why is 3"),
+        ('{"a":' + "[" * 100_000, "neither JSON Lines nor CSV"),
+        ("id,status,text\ni0,accepted," + "x" * 200_000, "neither JSON Lines nor CSV"),
+        ("id,status,text\n,,mine\ni6,accepted,pl\ufffdin\n", "row 2: a letter is lost; save"),
+        ("id,status,text\n,,mine\ni5,accepted,@home\n", "row 2: 'i5' is merged by now; export"),
     ],
 )
 def test_what_is_no_table_is_refused_and_nothing_is_changed(text, told):
     c = curation()
+    c.merge(["i4", "i5"])
     with pytest.raises(ValueError, match=told):
         bring_in(c, text)
-    assert c.log == []
+    assert len(c.log) == 1
+
+
+def test_a_table_in_another_encoding_names_the_file(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes("id,status,text\ni0,accepted,Löcher\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"table\.csv: not UTF-8 .*save it as UTF-8"):
+        load(curation(), path)
 
 
 def test_another_format_is_refused():

@@ -22,6 +22,7 @@ from oelkit.project import find_root
 from oelkit.records import Evidence, ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 from oelkit.runs.driver import WORK
 from oelkit.runs.settings import Settings
+from oelkit.runs.stages import FORM
 
 ROOT = Path(__file__).parent.parent
 PROGRESS = re.compile(r"^(round \d+: |\w+$|\w+: \d+ (of \d+ )?\w+ in ).*\n", re.M)
@@ -463,6 +464,46 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     assert call("play", "--seeds", "5", "--out", "x")[0] == 2
     assert call("distill", "--experience", "x", "--out", "y")[0] == 2
     assert sorted(place.rglob("*")) == before
+
+
+def test_damaged_files_of_a_run_and_texts_that_are_none_are_named(call, place, settings):
+    folder = place / "runs/odd"
+    folder.mkdir(parents=True)
+    record = {"form": FORM, "settings": {"rounds": 1}, "prompts": {"name": "x"}, "versions": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    for damaged in (
+        "{",
+        "[]",
+        "{}",
+        '{"rounds": []}',
+        '{"rounds": [{"pass_rate": 1}]}',
+        "\ufeff{}",
+    ):
+        (folder / "metrics.json").write_text(damaged, "utf-8")
+        refused(call("compare", "odd"), "odd")
+        refused(call("report", "--run", "odd"), "odd")
+    tiny = ["--model", settings.model, "--out", "x"]
+    (place / "told.md").write_bytes("## Draw 0\nLöcher\n".encode("cp1252"))
+    refused(call("play", *tiny, "--experience", "told.md"), "told.md: not UTF-8")
+    (place / "told.md").write_text("\ufeff## Draw 0 \nH is a hole.\n## Draw 1\t\nG is the goal.\n")
+    assert commands.experience_texts("told.md") == ["H is a hole.", "G is the goal."]
+
+
+def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, monkeypatch):
+    monkeypatch.setattr("oelkit.model.loading.policy_from_config", lambda *_, **__: 1 / 0)
+    (place / "folder").mkdir()
+    (place / "file").touch()
+    write_jsonl(place / "games.jsonl", [make_game()])
+    for arguments in (
+        ["play", "--out", "folder"],
+        ["play", "--out", os.devnull],
+        ["evaluate", "--out", "folder"],
+        ["distill", "--trajectories", "games.jsonl", "--experience", "file", "--out", "file"],
+        ["extract", "--trajectories", "games.jsonl", "--out", "folder"],
+    ):
+        answer = call(*arguments, "--force", "--model", settings.model)
+        refused(answer, f"{arguments[-1]} cannot be written")
+    assert (place / "file").read_bytes() == b""
 
 
 def test_unwritable_run_folder(call, place, settings):

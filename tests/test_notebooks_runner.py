@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as xml
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-from helpers import ROOT
+from helpers import ROOT, in_mounts, read_only
 
 from oelkit import notebooks
 from oelkit.__main__ import main
@@ -182,20 +183,46 @@ def test_two_batches_at_once_on_one_run_leave_two_whole_copies(root):
     assert all(cell.execution_count for cell in copy.cells if cell.cell_type == "code")
 
 
-def test_without_a_display_in_another_folder_and_a_read_only_checkout(root, tmp_path, monkeypatch):
+def test_of_two_batches_that_write_one_run_the_second_names_its_cell(root):
+    hold = "with locked(here):\n    while not Path('go').exists():\n        time.sleep(0.1)"
+    begin = "import time\nfrom pathlib import Path\nfrom oelkit.runs.files import locked"
+    write(root, "01_a", f"{begin}\nhere = Path('runs', run)", hold)
+    command = [sys.executable, "-m", "oelkit", "notebooks", "01_a"]
+    (root / "notebooks/00_tour.ipynb").write_text("{}")  # by which the root is known
+    first = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    lock = root / "runs/demo/run.lock"
+    while not (lock.exists() and lock.read_text()):
+        assert first.poll() is None
+        time.sleep(0.1)
+    fails(root, r"01_a failed in cell 4 .*runs/demo is being written by process \d+", ["01_a"])
+    assert told(root)[0]["01_a"]["cell"] == 4
+    (root / "go").touch()
+    assert first.wait() == 0
+    assert published(root) == ["01_a.failed.ipynb", "01_a.html", "01_a.ipynb"]
+    run_notebooks(["01_a"], root=root)
+    assert published(root) == ["01_a.html", "01_a.ipynb"]  # the stale failure is gone
+
+
+def test_a_checkout_that_nobody_can_write_to_is_run_elsewhere(tmp_path):
+    env = [sys.executable, "-m", "oelkit", "notebooks"]
+    here = in_mounts(read_only(ROOT), *env, "02_inspect", "--run", "read-only", cwd=ROOT)
+    assert here.returncode == 1 and "cannot write to the run folder" in here.stderr, here
+    copied = in_mounts(read_only(ROOT), *env, "--copy", ".", cwd=tmp_path)
+    assert copied.returncode == 0, copied
+    there = in_mounts(read_only(ROOT), *env, "02_inspect", "--run", "mine", cwd=tmp_path)
+    assert there.returncode == 0, there
+    assert published(tmp_path, "mine") == ["02_inspect.html", "02_inspect.ipynb"]
+
+
+def test_without_a_display_in_another_folder(root, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
-    elsewhere = root / "oelkit"
-    monkeypatch.chdir(elsewhere)
+    monkeypatch.chdir(root / "oelkit")
     write(
         root,
         "01_a",
         "import matplotlib.pyplot as plt; plt.plot([1]); import os; print(os.getcwd())",
     )
-    for path in (root / "notebooks").iterdir():
-        path.chmod(0o444)
-    (root / "notebooks").chmod(0o555)
     (copy,) = run_notebooks(root=root)
-    (root / "notebooks").chmod(0o755)
     assert str(root) in copy.read_text() and "image/png" in copy.read_text()
 
 
@@ -210,6 +237,9 @@ def test_a_missing_kernel_is_named(root, monkeypatch):
     fails(root, "01_a .*no-python")
     assert told(root)[0]["01_a"]["status"] == "failed"
     assert published(root) == ["01_a.failed.ipynb"]
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelspec", None)  # ipykernel is not installed
+    fails(root, "01_a could not be executed: .*ipykernel")
+    assert told(root)[0]["01_a"]["status"] == "failed"
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.curation import Curation
+from oelkit.records import ExperienceItem, Outcome, Trajectory, Turn
 from oelkit.stats import draw_spread
-from oelkit.views import plots
+from oelkit.views import comparison, plots
 
 METRICS = {
     "one round": make_metrics((115,)),
@@ -226,6 +227,28 @@ def test_strip_shows_foreign_text_as_it_is():
     assert_whole(figure)
     said = words(figure)
     assert r"$\frac{1$" in said and "the $end" in said and "…" in said
+
+
+def test_names_of_a_stranger_are_labels_and_no_formulas():
+    """Nor are they too long for a letter, or hidden from a legend."""
+    odd = r"_$\frac{1$ and $x^2$"
+    rows = make_metrics(probe=None)
+    rows["arms"] = {odd: rows["arms"]["sft"]}
+    probe = {"all": 0.5, odd: 0.5, "n": 20}
+    for r in rows["rounds"]:
+        r["ood"] = {"base": probe, "consolidated": probe}
+    runs = {odd: rows, "other": make_metrics()}
+    drawn = [plots.arms(rows), plots.ood(rows), plots.training(make_rows(arms=[(odd, 1)]))]
+    item = ExperienceItem("i", odd, (), "m", 1, 0)
+    for figure in [*drawn, comparison.figure(runs), Curation([item]).plot()]:
+        assert_whole(figure)
+        said = [t.get_text().replace("\\$", "$").replace("\n", " ") for t in texts(figure)]
+        assert any("$x^2$" in text for text in said), said
+    cells = "\n".join(
+        ["+-----+", r"|$\f$ |", "+-----+", "| $$  |", "+-----+", "|abcde|", "+-----+"]
+    )
+    turn = Turn(cells, [], "r", None, "f", 1, 1, False)
+    assert_whole(plots.strip(Trajectory("a", "logs", None, "m", 1, (turn,), Outcome.UNKNOWN, "f")))
 
 
 def test_episodes_are_not_called_maps():

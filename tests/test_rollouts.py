@@ -1,6 +1,7 @@
 """Playing: one call of the model a turn, and what the records hold."""
 
 import importlib
+import sys
 import time
 from dataclasses import replace
 
@@ -278,6 +279,8 @@ class Archive(gym.Env):
         match self.fault:
             case "step":
                 raise OSError("the shelf fell")
+            case "exit":
+                sys.exit("good bye")
             case "hang":
                 while True:
                     try:
@@ -313,6 +316,7 @@ def archive(monkeypatch):
 FAULTS = {
     "reset": "OSError: the shelf fell",
     "step": "OSError: the shelf fell",
+    "exit": "SystemExit: good bye",
     "hang": "TimeoutError: it hung for 1 s",
     "three values": "ValueError: not enough values to unpack",
     "no outcome": "ValueError: 'won' is not a valid Outcome",

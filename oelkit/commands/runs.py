@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -87,19 +86,24 @@ def _resumed(folder: Path, args: Namespace) -> Settings:
 
 def report(args: Namespace) -> None:
     """Write the report of a run and print its table."""
+    from ..runs.files import read_json
     from ..views.findings import findings
-    from ..views.report import write_report
+    from ..views.report import damage_told, write_report
     from ..views.summary import summary
 
     folder = run_folder(args.run, find_root() / "runs")
     path = write_report(folder)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    print(summary(metrics), *findings(metrics), f"report: {path}", sep="\n")
+    with damage_told(folder):
+        metrics = read_json(folder / "metrics.json")
+        told = [summary(metrics), *findings(metrics)]
+    print(*told, f"report: {path}", sep="\n")
 
 
 def compare(args: Namespace) -> None:
     """Put finished runs beside each other."""
+    from ..runs.files import read_json
     from ..views import comparison
+    from ..views.report import damage_told
 
     runs, settings = {}, {}
     for name in args.runs:
@@ -110,10 +114,10 @@ def compare(args: Namespace) -> None:
             )
         if name in runs:
             raise ValueError(f"{name} is named twice")
-        runs[name], run = (
-            json.loads((folder / f"{file}.json").read_text("utf-8")) for file in ("metrics", "run")
-        )
-        settings[name] = run["settings"]
+        runs[name], run = (read_json(folder / f"{file}.json") for file in ("metrics", "run"))
+        with damage_told(folder):
+            settings[name] = run["settings"]
+            comparison.table({name: runs[name]}, {name: settings[name]})
     print(comparison.table(runs, settings))
     if args.out:
         comparison.figure(runs).savefig(args.out, dpi=150)

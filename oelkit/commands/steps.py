@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -128,7 +127,10 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
     for path in filter(None, (args.out, getattr(args, "replies", None))):
         if Path(path).exists() and not args.force:
             raise ValueError(f"{path} is there already: choose another file, or give --force")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        (parent := Path(path).parent).mkdir(parents=True, exist_ok=True)
+        fits = Path.is_dir if args.command == "distill" else Path.is_file
+        if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
+            raise ValueError(f"{path} cannot be written: choose another place")
     settings = settings_of(args)
     envs.make(settings.env)  # this also imports the module of a "module:id"
     return settings, experience_texts(getattr(args, "experience", None))
@@ -143,9 +145,11 @@ def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
 
 
 def _write(args: Namespace, row: dict[str, Any]) -> None:
+    from ..runs.files import write_json
+
     if args.out:
         row = {"model": args.model, "adapter": args.adapter, **row}
-        Path(args.out).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(args.out), row)
 
 
 def data(args: Namespace) -> None:
@@ -181,7 +185,7 @@ def experience_texts(path: str | None) -> list[str]:
     Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
     heading per draw, as an experience.md has."""
     from ..curation import replay
-    from ..records import ExperienceItem, read_jsonl
+    from ..records import ExperienceItem, read_jsonl, read_text
     from ..statements import items_for_draw
     from ..text import experience_text
 
@@ -191,7 +195,7 @@ def experience_texts(path: str | None) -> list[str]:
         draws = sorted({item.draw for item in items if item.model})  # a person's are for every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
-        text = Path(path).read_text(encoding="utf-8") if path else ""
-        parts = re.split(r"^## Draw \d+$", text, flags=re.M)
+        # editors put blanks behind
+        parts = re.split(r"^## Draw \d+[ \t]*$", read_text(path) if path else "", flags=re.M)
         texts = [part.strip() for part in parts if part.strip()]
     return texts or [""]

@@ -38,6 +38,7 @@ class _Tile:
 
     def letter(self, x: float, y: float, text: str, size: float, color: str) -> None:
         style = {"ha": "center", "va": "center_baseline", "weight": "bold", "color": color}
+        style |= {"parse_math": False}  # of a world's own symbols
         self.ax.text(self.x + x, self.y + y, text, size=size * self.point, **style)
 
     def ellipse(self, x: float, y: float, width: float, height: float, *look: Any) -> None:
@@ -159,7 +160,7 @@ def draw_board(
     ax.set(xlim=(-0.03, len(cells[0]) + 0.03), ylim=(len(cells) + 0.03, -0.03), aspect="equal")
     ax.set_axis_off()
     if title:
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title, fontsize=8, parse_math=False)
 
 
 def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:
@@ -191,7 +192,7 @@ def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:
             tile.target()
             tile.person()
         case _:
-            tile.ground(_TILES[ord(symbol) % len(_TILES)], "white")
+            tile.ground(_TILES[ord(symbol[0]) % len(_TILES)], "white")
             tile.letter(0.5, 0.5, symbol, 0.5, "#333333")
 
 

@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 
-from .lora import add_adapter, fingerprint, fitting_weights, lora_state
+from .lora import add_adapter, fingerprint, fitting_weights, lora_state, save_tensors
 
 # of more weights, merging costs more than the adapter's own products (measured on a CPU)
 MERGE_MAX_PARAMS = 20_000_000
@@ -195,7 +194,7 @@ class Adapters:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous().cpu() for k, v in lora_state(self.model).items()}
-        save_file(tensors, folder / "adapter_model.safetensors")
+        save_tensors(tensors, folder / "adapter_model.safetensors")
         config = self.model.peft_config["student"]
         was = config.inference_mode, config.target_modules
         config.inference_mode = True

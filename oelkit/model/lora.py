@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from .source import notes
@@ -63,6 +63,16 @@ def _no_noise() -> Iterator[None]:
         for kind in (FutureWarning, PeftWarning, UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", kind)
         yield
+
+
+def save_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; OSError where that fails, as for any other file."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: not written ({error})") from error
 
 
 def adapter_config(folder: Path) -> LoraConfig:

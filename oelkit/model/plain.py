@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
@@ -43,7 +44,10 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
     half = torch.float16 if _stored_dtype(policy.source) == "float16" else torch.bfloat16
     merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
     config.eos_token_id = eos  # what ends a turn may be known to the chat template alone
-    merged.save_pretrained(out)
+    try:
+        merged.save_pretrained(out)
+    except SafetensorError as error:
+        raise OSError(f"{out}: not written ({error})") from error
     policy.tokenizer.save_pretrained(out)
 
 

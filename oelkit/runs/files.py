@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from ..records import sync_folder, write_text
@@ -29,6 +30,8 @@ def sha256(path: Path) -> str | None:
         s = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not S_ISREG(s.st_mode):  # a pipe of a stranger's would be waited for
+        raise ValueError(f"{path}: is no file; delete it")
     return _sha256(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
@@ -164,8 +167,8 @@ def locked(folder: Path) -> Iterator[None]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         free = _flock(descriptor)
-        pid, _, owner = os.read(descriptor, 1000).decode().strip().partition(" ")
-        alive = owner and (owner != host or (free is None and _alive(int(pid))))
+        pid, _, owner = os.read(descriptor, 1000).decode(errors="replace").strip().partition(" ")
+        alive = owner and (owner != host or (free is None and pid.isdigit() and _alive(int(pid))))
         if free is False or alive:
             os.close(descriptor)
             raise ValueError(

@@ -21,6 +21,7 @@ from ..records import (
     Trajectory,
     append_jsonl,
     read_jsonl,
+    read_text,
     to_dict,
     write_jsonl,
     write_text,
@@ -142,7 +143,7 @@ def distill(run: Run, k: int, folder: Path) -> dict[str, Any]:
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
     seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
     run.policy.save_adapter(folder / "adapter")
-    text = (source / "experience.md").read_text(encoding="utf-8")
+    text = read_text(source / "experience.md")
     write_text(folder / "adapter/experience.md", text)
     return {"seeds": {"training": seed}}
 
@@ -215,8 +216,8 @@ def known_texts(run: Run, k: int) -> list[str]:
 
 def read_texts(run: Run, path: Path) -> list[str]:
     """The text of each draw in an experience.md; ValueError where some stands before the first."""
-    # editors put byte order marks in front and blanks behind
-    parts = re.split(r"^## Draw \d+[ \t]*$", path.read_text(encoding="utf-8-sig"), flags=re.M)
+    # editors put blanks behind
+    parts = re.split(r"^## Draw \d+[ \t]*$", read_text(path), flags=re.M)
     if parts[1:] and parts[0].strip():
         raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
     # a person's file may lack the headings

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..model import ranks
+from ..model.lora import save_tensors
 from ..records import sync_folder, to_dict
 from .training import Training
 
@@ -56,7 +56,7 @@ class Checkpoint:
         header = {"identity": self.identity, "state": json.dumps({**state, "scalars": scalars})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
-        save_file(tensors, partial, metadata=header)
+        save_tensors(tensors, partial, header)
         sync_folder(partial)  # the file, as well
         os.replace(partial, self.path)
         sync_folder(self.path.parent)

@@ -35,6 +35,7 @@ from ..text import (
     says_nothing_new,
     truncate_to_budget,
 )
+from .training import oom_hint
 
 MEET = 16  # tokens by which a prompt may differ from the sum of its parts
 
@@ -120,7 +121,9 @@ def extract(
                 replies = [Reply([], writer(asked), False) for asked in messages]
             else:
                 prompts = [policy.encode(asked) for asked in messages]
-                replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
+                longest = options["max_new_tokens"]
+                with oom_hint("extraction", max_new_tokens=longest, num_draws=num_draws):
+                    replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
             answers = [policy.answer_text(reply.text) for reply in replies]
             new = [_items_of(a, r.truncated, strict) for a, r in zip(answers, replies, strict=True)]
             done = [lane.add(texts, round) for lane, texts in zip(lanes, new, strict=True)]

@@ -30,6 +30,7 @@ from ..prompts import (
     without_experience,
 )
 from ..records import Outcome, State, Trajectory, Turn
+from .training import oom_hint
 
 WORLD_SECONDS = 600  # that a world may take to begin or to go on; more is a hang
 
@@ -112,7 +113,9 @@ def rollout(
             if not live:
                 break
             draw = {**options, "seed": seed * 1009 + turn, "kept": kept}
-            replies = generate(policy, ids, adapter=adapter, **draw)
+            longest = options["max_new_tokens"]
+            with oom_hint("playing", max_new_tokens=longest, games=len(live)):
+                replies = generate(policy, ids, adapter=adapter, **draw)
             for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
                 game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
             bar.update(sum(game.outcome is not None for game in live))
@@ -164,7 +167,7 @@ class _Game:
         self.turns: list[Turn] = []
         self.outcome: Outcome | None = None
         self.extra: dict[str, Any] = {}
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -172,9 +175,9 @@ class _Game:
         try:
             with _time_limit(WORLD_SECONDS):
                 yield
-        except MemoryError:
+        except (MemoryError, KeyboardInterrupt):
             raise
-        except Exception as error:  # of a world of the user's own
+        except BaseException as error:  # of a world of the user's own; it may call sys.exit
             self.error, self.outcome = error, Outcome.UNKNOWN
             said = f"{self.world}, map {self.seed}: {type(error).__name__}: {error}"
             self.extra["error"] = said
@@ -190,7 +193,7 @@ class _Game:
         try:
             with _time_limit(WORLD_SECONDS):
                 self.env.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{self.world}, map {self.seed}: its world was not closed"
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 

@@ -222,8 +222,7 @@ def oom_hint(what: str, **settings: int) -> Iterator[None]:
             raise
         lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
         raise RuntimeError(
-            f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what takes how "
-            "much. The steps before are done"
+            f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what a step takes"
         ) from error
 
 

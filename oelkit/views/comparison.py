@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..tables import plain
 from . import plots
 from .findings import compare
 from .summary import rate_text
@@ -55,11 +56,11 @@ def figure(runs: dict[str, dict]) -> Figure:
         xs = [k + 0.05 * (i - (len(runs) - 1) / 2) for k in range(len(rows))]
         look = {"capsize": 3, "markersize": 5, "color": RUN_COLOURS[i % len(RUN_COLOURS)]}
         rates = [rate for rate, *_ in ys]
-        axis.errorbar(xs, rates, plots.whiskers(ys), fmt="o-", lw=1.2, label=name, **look)
+        axis.errorbar(xs, rates, plots.whiskers(ys), fmt="o-", lw=1.2, label=plain(name), **look)
     most = max(len(metrics["rounds"]) for metrics in runs.values())
     axis.set(xlabel="round", xticks=range(most + 1), ylim=(-0.02, 1.04))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     best = max(runs, key=lambda n: runs[n]["rounds"][-1]["pass_rate"]["consolidated"]["pass_rate"])
     rate = runs[best]["rounds"][-1]["pass_rate"]["consolidated"]
-    axis.set_title(f"{best} ends highest: {rate_text(rate)} of the held-out maps")
+    axis.set_title(f"{plain(best)} ends highest: {rate_text(rate)} of the held-out maps")
     return plots.legend_below(drawn, axis)

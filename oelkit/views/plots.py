@@ -21,6 +21,7 @@ from ..envs.bounds import NAMES as BOUNDS
 from ..envs.picture import draw_board
 from ..records import Trajectory
 from ..stats import draw_spread, wilson_interval
+from ..tables import plain
 from .summary import headline
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
@@ -179,7 +180,7 @@ def arms(metrics: dict) -> Figure:
             rate_bar(right, y, probe_interval(ood), height=0.62, **look)
     for axis in (left, right):
         percent_axis(axis)
-    left.set_yticks(range(len(rows)), [row[0] for row in rows])
+    left.set_yticks(range(len(rows)), [plain(row[0]) for row in rows])
     left.invert_yaxis()
     floors(left, metrics["bounds"], vertical=True)
     left.set_title(f"Pass rate after round 1\n(n = {passed['base']['n']:,})")
@@ -196,7 +197,8 @@ def training(rows: Sequence[dict]) -> Figure:
     blues = iter(ROUND_COLOURS)
     for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
         steps = [row for row in rows if (row["arm"], row["round"]) == (arm, k)]
-        look = {"color": COLOURS.get(arm) or next(blues, "#999999"), "label": NAMES.get(arm, arm)}
+        name, colour = plain(NAMES.get(arm, arm)), COLOURS.get(arm) or next(blues, "#999999")
+        look = {"color": colour, "label": name}
         look |= {"lw": 1.4, "marker": "." if len(steps) == 1 else ""}
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], **look)
@@ -249,7 +251,8 @@ def ood(metrics: dict) -> Figure:
         axis.errorbar(xs[0], row["all"], whiskers([probe_interval(row)]), **look)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set(ylim=(0, 1.04), ylabel="exact answers")
-    axis.set_xticks(range(len(kinds)), [textwrap.fill(k.replace("_", " "), 12) for k in kinds])
+    names = [textwrap.fill(plain(kind.replace("_", " ")), 12) for kind in kinds]
+    axis.set_xticks(range(len(kinds)), names)
     axis.grid(axis="x", visible=False)
     axis.set_title(f"Out of distribution: {base['n']} questions (95 % Wilson interval over all)")
     return legend_below(figure, axis)

@@ -10,13 +10,14 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from matplotlib.figure import Figure
 
-from ..records import Outcome, Trajectory, read_jsonl, write_text
+from ..records import Outcome, Trajectory, read_jsonl, read_text, write_text
 from ..runs.files import read_json, refuse_links
 from ..runs.stages import StageStatus, status
 from . import plots
@@ -47,14 +48,21 @@ def write_report(run_folder: str | Path) -> Path:
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
     refuse_links(folder)
     (folder / "figures").mkdir(exist_ok=True)
-    try:
+    with damage_told(folder):
         page = _page(folder, metrics, run)
-    except (LookupError, TypeError, AttributeError, TemplateError) as error:
-        what = "metrics.json or run.json is damaged, or of another oelkit"
-        raise ValueError(f"{folder}: its {what} ({error!r})") from error
     # a lone surrogate of a broken reply has no UTF-8
     write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
     return folder / "report.html"
+
+
+@contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """ValueError where what is told of a run is not in its files."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, TemplateError) as error:
+        what = "metrics.json or run.json is damaged, or of another oelkit"
+        raise ValueError(f"{folder}: its {what} ({error!r})") from error
 
 
 def _page(folder: Path, metrics: dict, run: dict) -> str:
@@ -144,7 +152,7 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
 def _experience(folder: Path, k: int) -> dict[str, Any]:
     """What the teacher of round k has read, and whether the file of today says something else."""
     trained, now = (
-        path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        read_text(path).strip() if path.is_file() else None
         for path in (
             folder / f"round_{k}" / at for at in ("adapter/experience.md", "experience.md")
         )

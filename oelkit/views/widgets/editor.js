@@ -264,7 +264,8 @@ function render({ model, el: host }) {
 
   function hear({ rows, order, at, reveal, error, conflict, detail, file, notice, ...news }) {
     for (const [id, item] of Object.entries(rows)) items.set(id, item);
-    if (order) for (const id of items.keys()) if (!order.includes(id)) items.delete(id);
+    const there = order && new Set(order);
+    if (order) for (const id of items.keys()) if (!there.has(id)) items.delete(id);
     Object.assign(state, order && { order }, news);
     if (!loaded && state.author === "user" && remembered.get()) kernel.send({ op: "author", texts: [remembered.get()] });
     loaded = true;
