@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from . import given
 from .curation import Curation
 from .operations import GONE
-from .records import AnyPath, Fields, read_text, to_dict, write_text
+from .records import AnyPath, Fields, to_dict, write_text
 from .text import one_line
 
 COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
@@ -81,7 +82,7 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
 
 def load(curation: Curation, path: AnyPath, author: str | None = None) -> int:
     """`bring_in` of a file."""
-    return bring_in(curation, read_text(path), author)
+    return bring_in(curation, given.text_file(path), author)
 
 
 def _row(curation: Curation, id: str) -> Fields:

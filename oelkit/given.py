@@ -1,14 +1,17 @@
 """What a caller gives to the steps: wrong types are told in a sentence, before anything is done.
 
 A text is a sequence of characters, so that a text in place of a list of texts, states or maps would
-run without a word; here it is refused, or taken for what it must mean.
+run without a word; here it is refused, or taken for what it must mean. Errors name their file.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -49,6 +52,24 @@ def texts(name: str, values: Any) -> list[str]:
         if not isinstance(value, str):
             raise TypeError(f"{what}; number {i} is {_shown(value)}")
     return values
+
+
+def text_file(path: str | os.PathLike[str]) -> str:
+    """A text in UTF-8, a byte order mark left out; ValueError names a file that is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+@contextmanager
+def placed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of writing names the file, which the system's own does not where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _listed(values: Any, what: str) -> list[Any]:

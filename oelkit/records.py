@@ -18,6 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
+from .given import placed
 from .tables import Brief, Shown
 
 try:
@@ -229,20 +230,11 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
             except (ValueError, RecursionError) as e:
                 bad.append((number, None, f"not JSON: {e}"))
     if bad:
-        number, _, message = bad[0]
+        n, _, said = bad[0]
         more = f" ({len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
-        what = f"{path}, line {number}: {message}{more}. Mend or delete the line; the"
-        what += f" {len(records)} good records are in this error's .records"
-        raise RecordError(what, records, bad)
+        what = f"{path}, line {n}: {said}{more}. Mend or delete the line; the {len(records)} good"
+        raise RecordError(f"{what} records are in this error's .records", records, bad)
     return records
-
-
-def read_text(path: AnyPath) -> str:
-    """A text in UTF-8, a byte order mark left out; ValueError names a file that is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
@@ -250,7 +242,7 @@ def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, "wb") as f:
+        with placed(path), open(partial, "wb") as f:
             for part in [text] if isinstance(text, str) else text:
                 f.write(part.encode("utf-8", _ESCAPE))
             f.flush()
@@ -285,7 +277,7 @@ def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None
     path, line = Path(path), _line(record).encode("utf-8", _ESCAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
     # unbuffered: a buffer would write its remainder on close, after a failure was undone
-    with open(path, "a+b", buffering=0) as f:
+    with placed(path), open(path, "a+b", buffering=0) as f:
         with contextlib.suppress(OSError):  # some network and FUSE file systems have no locks
             if fcntl:
                 fcntl.flock(f, fcntl.LOCK_EX)

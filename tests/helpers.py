@@ -286,7 +286,7 @@ def in_mounts(mounts, *command, **options):
         subprocess.run([*own, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no mounts of one's own here: unshare -rm")
-    shell = [*own, "sh", "-ec", f'{mounts}\nexec "$@"', "sh", *map(str, command)]
+    shell = [*own, "sh", "-ec", f'{mounts}\ncd "$PWD"\nexec "$@"', "sh", *map(str, command)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     return subprocess.run(shell, capture_output=True, text=True, env=env, timeout=900, **options)
 

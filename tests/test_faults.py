@@ -238,12 +238,13 @@ def test_a_child_under_a_memory_limit_ends_in_a_sentence(tmp_path, command):
     folder = make_model(tmp_path / "model", hidden_size=512, max_position_embeddings=4096)
     ask = [{"role": "user", "content": "Which way? " * 300}]
     write_jsonl(tmp_path / "states.jsonl", [State(f"s{n}", "t", 0, ask) for n in range(16)])
-    (tmp_path / "told.md").write_text("- EXPERIENCE ITEM: H is a hole. " * 40)
+    (tmp_path / "told.md").write_text("- EXPERIENCE ITEM: H is a hole. " * 20)
     told = ["--experience", "told.md", "--model", str(folder), "--out", "out"]
+    told += ["--prompt-set", "brief"]
     if command == "distill":
         given = ["--states", "states.jsonl", "--batch-size", "16", "--steps", "1", *told]
     else:
-        given = ["--seeds", "0:64", "--max-new-tokens", "512", *told]
+        given = ["--seeds", "0:64", *told]
     before = sorted(tmp_path.rglob("*"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     child = [sys.executable, "-c", LITTLE_MEMORY, command, *given]
@@ -307,8 +308,9 @@ def test_what_is_removed_amid_a_training_is_named(small, tmp_path, monkeypatch, 
     with pytest.raises((ValueError, OSError), match=gone or "run"):
         Run(run.folder, small, progress=False, on_step=remove).run_all()
     monkeypatch.chdir(tmp_path)
-    told = main(["status", "run"]), capsys.readouterr().err
-    assert told == ((3, "") if gone.startswith("round") else (1, "error: x"))
+    status, err = main(["status", "run"]), capsys.readouterr().err
+    said = f"error: {run.folder} holds no run\n"
+    assert (status, err) == ((3, "") if gone.startswith("round") else (1, said))
 
 
 @pytest.mark.slow

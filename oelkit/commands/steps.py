@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import given
 from ..runs.settings import Settings
 from .runs import folder_of, settings_of
 
@@ -185,7 +186,7 @@ def experience_texts(path: str | None) -> list[str]:
     Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
     heading per draw, as an experience.md has."""
     from ..curation import replay
-    from ..records import ExperienceItem, read_jsonl, read_text
+    from ..records import ExperienceItem, read_jsonl
     from ..statements import items_for_draw
     from ..text import experience_text
 
@@ -196,6 +197,6 @@ def experience_texts(path: str | None) -> list[str]:
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
         # editors put blanks behind
-        parts = re.split(r"^## Draw \d+[ \t]*$", read_text(path) if path else "", flags=re.M)
+        parts = re.split(r"^## Draw \d+[ \t]*$", given.text_file(path) if path else "", flags=re.M)
         texts = [part.strip() for part in parts if part.strip()]
     return texts or [""]

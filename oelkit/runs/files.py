@@ -16,6 +16,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from ..given import placed
 from ..records import sync_folder, write_text
 
 try:
@@ -179,9 +180,10 @@ def locked(folder: Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)  # its last owner has just removed it
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()} {host}\n".encode(), 0)
     try:
+        with placed(path):  # the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {host}\n".encode(), 0)
         sweep(folder)
         yield
     finally:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import given
 from ..auto_curation import auto_curate
 from ..config import DistillConfig, part
 from ..curation import Curation, replay
@@ -21,7 +22,6 @@ from ..records import (
     Trajectory,
     append_jsonl,
     read_jsonl,
-    read_text,
     to_dict,
     write_jsonl,
     write_text,
@@ -143,7 +143,7 @@ def distill(run: Run, k: int, folder: Path) -> dict[str, Any]:
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
     seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
     run.policy.save_adapter(folder / "adapter")
-    text = read_text(source / "experience.md")
+    text = given.text_file(source / "experience.md")
     write_text(folder / "adapter/experience.md", text)
     return {"seeds": {"training": seed}}
 
@@ -217,7 +217,7 @@ def known_texts(run: Run, k: int) -> list[str]:
 def read_texts(run: Run, path: Path) -> list[str]:
     """The text of each draw in an experience.md; ValueError where some stands before the first."""
     # editors put blanks behind
-    parts = re.split(r"^## Draw \d+[ \t]*$", read_text(path), flags=re.M)
+    parts = re.split(r"^## Draw \d+[ \t]*$", given.text_file(path), flags=re.M)
     if parts[1:] and parts[0].strip():
         raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
     # a person's file may lack the headings

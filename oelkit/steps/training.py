@@ -88,16 +88,17 @@ def prepare(
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
-    plan = memory_plan(
-        policy,
-        added,
-        state_tokens=plain,
-        reply_tokens=longest,
-        batch_size=c.batch_size,
-        retain=c.retention > 0,
-        batch_tokens=c.batch_tokens,
-        texts=len(set(texts)),
-    )
+    with oom_hint("a trial in small", max_new_tokens=longest, batch_size=c.batch_size):
+        plan = memory_plan(
+            policy,
+            added,
+            state_tokens=plain,
+            reply_tokens=longest,
+            batch_size=c.batch_size,
+            retain=c.retention > 0,
+            batch_tokens=c.batch_tokens,
+            texts=len(set(texts)),
+        )
     optimizer, scaler = _adamw(policy, c.lr), _scaler(policy, c.batch_size * longest)
     rng = random.Random(seed)
     return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)

@@ -197,7 +197,7 @@ def training(rows: Sequence[dict]) -> Figure:
     blues = iter(ROUND_COLOURS)
     for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
         steps = [row for row in rows if (row["arm"], row["round"]) == (arm, k)]
-        name, colour = plain(NAMES.get(arm, arm)), COLOURS.get(arm) or next(blues, "#999999")
+        name, colour = plain(str(NAMES.get(arm, arm))), COLOURS.get(arm) or next(blues, "#999999")
         look = {"color": colour, "label": name}
         look |= {"lw": 1.4, "marker": "." if len(steps) == 1 else ""}
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):

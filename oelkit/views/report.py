@@ -17,7 +17,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from matplotlib.figure import Figure
 
-from ..records import Outcome, Trajectory, read_jsonl, read_text, write_text
+from .. import given
+from ..records import Outcome, Trajectory, read_jsonl, write_text
 from ..runs.files import read_json, refuse_links
 from ..runs.stages import StageStatus, status
 from . import plots
@@ -152,7 +153,7 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
 def _experience(folder: Path, k: int) -> dict[str, Any]:
     """What the teacher of round k has read, and whether the file of today says something else."""
     trained, now = (
-        read_text(path).strip() if path.is_file() else None
+        given.text_file(path).strip() if path.is_file() else None
         for path in (
             folder / f"round_{k}" / at for at in ("adapter/experience.md", "experience.md")
         )
