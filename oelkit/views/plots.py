@@ -198,8 +198,7 @@ def training(rows: Sequence[dict]) -> Figure:
     for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
         steps = [row for row in rows if (row["arm"], row["round"]) == (arm, k)]
         name, colour = plain(str(NAMES.get(arm, arm))), COLOURS.get(arm) or next(blues, "#999999")
-        look = {"color": colour, "label": name}
-        look |= {"lw": 1.4, "marker": "." if len(steps) == 1 else ""}
+        look = {"color": colour, "label": name, "lw": 1.4, "marker": "." * (len(steps) == 1)}
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], **look)
     n = f" (n = {rows[0]['replies']} replies each)" if rows and "replies" in rows[0] else ""
