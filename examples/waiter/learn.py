@@ -62,6 +62,7 @@ SETTINGS = Settings(
     warmup=0,
     temperature=1.0,
     run_ablations=False,
+    gate="off",
 )
 CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
 
@@ -332,6 +333,7 @@ def main() -> None:
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="of oelkit's Settings, or rank; named in the arm",

@@ -38,13 +38,13 @@ class Call:
         self.about = {"card": torch.cuda.get_device_name() if self.device == "cuda" else "CPU"}
         if not small and self.device == "cpu":
             raise SystemExit("no CUDA card here; --small is the rehearsal on a CPU")
+        out.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def left(self) -> float:
         return self.ends - time.monotonic()
 
     def line(self, **found) -> None:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found | self.about) + "\n")
         print(json.dumps(found)[:400], flush=True)
@@ -205,15 +205,10 @@ def learn(call: Call, model: str, rounds: int, seeds: int) -> None:
     options = ["--model", model, "--arm", "own", "--rounds", str(rounds)]
     changes = {"batch_size": 64, "state_games": 256, "steps": 20, "lr": 1e-4}
     if call.small:
-        changes = {
-            "batch_size": 2,
-            "state_games": 2,
-            "steps": 1,
-            "extract_games": 2,
-            "eval_maps": 2,
-        }
-        changes |= {"samples_per_map": 1, "num_draws": 1}
-    options += [x for name, value in changes.items() for x in ("--set", f"{name}={value}")]
+        changes = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2}
+    options += [
+        x for name, value in changes.items() for x in ("--set", f"{name}={json.dumps(value)}")
+    ]
     for seed in range(seeds):
         rows = call.out.with_name(f"{call.out.stem}_rows_{seed}.jsonl")
         _follow(call, [script, *options, "--seed", str(seed), "--out", str(rows)], rows, seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import arms
 import bench
 import bench_plot
+import gpu
 import pytest
 from helpers import assert_whole
 
@@ -88,3 +89,16 @@ def test_benchmarks_draws_each_line_once_with_its_target():
     assert len(marks) == sum(row["target"] is not None for row in rows)
     assert rows[0]["model"] in axis.figure.get_suptitle()
     assert_whole(axis.figure)
+
+
+def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(tmp_path, monkeypatch):
+    out = tmp_path / "new" / "learn.jsonl"
+    what = ["learn", "--small", "--model", "micro", "--rounds", "1", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["gpu.py", *what, "--out", str(out), "--seconds", "1000"])
+    assert gpu.main() == 0
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert row["figure"] == "learn" and {"base", "in_context", "consolidated"} <= row.keys()
+    (run,) = (out.parent / "runs").iterdir()
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    few = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "gate": "off"}
+    assert settings.items() >= few.items()
