@@ -89,3 +89,27 @@ def reply_text(message: Message) -> str:
         said = json.dumps(call["function"], ensure_ascii=False)
         parts.append(f"<tool_call>\n{said}\n</tool_call>")
     return "\n".join(parts)
+
+
+def written_calls(reply: str) -> tuple[str, list[str]]:
+    """What a model wrote without its tool calls, and what stands in each of these."""
+    before, *parts = reply.split("<tool_call>")
+    rest, calls = [before], list[str]()
+    for part in parts:
+        call, end, after = part.partition("</tool_call>")
+        rest.append(after if end else f"<tool_call>{part}")  # cut off: text
+        calls += [call.strip()] if end else []
+    return "".join(rest).strip() if calls else reply, calls
+
+
+def spoken(reply: str) -> Message:
+    """What a model wrote as a message of the assistant, the other way round from `reply_text`.
+
+    Where what it calls cannot be read, the whole is text.
+    """
+    text, written = written_calls(reply)
+    try:
+        calls = [_call(_json(call, "the reply"), "the reply") for call in written]
+    except ValueError:
+        text, calls = reply, []
+    return {"role": "assistant", "content": text.strip()} | ({"tool_calls": calls} if calls else {})

@@ -91,7 +91,7 @@ def test_what_with_experience_adds_without_experience_takes_away(name):
     plain = act_messages(prompts, BOARD, [turn("I go down")])
     told = with_experience(prompts, plain, "E {x}")
     assert told != plain and without_experience(prompts, told, "E {x}") == plain
-    for messages in (plain, told[:-1], [{"role": "user", "content": None}]):
+    for messages in (plain, told[1:], [{"role": "user", "content": None}]):
         with pytest.raises(ValueError, match=f"prompt set '{name}'|no place|no text"):
             without_experience(prompts, messages, "E {x}")
 
@@ -197,7 +197,7 @@ def test_a_chat_template_does_not_interpret_it_either(tiny):
     assert nasty in tiny.decode(tiny.encode([{"role": "user", "content": nasty}]))
 
 
-GOOD = {f.name: "''" for f in fields(PromptSet)} | {"max_new_tokens": "8"}
+GOOD = {f.name: "''" for f in fields(PromptSet)} | {"max_new_tokens": "8", "chat": "false"}
 
 
 def write(path, **changes):
@@ -205,6 +205,9 @@ def write(path, **changes):
         "".join(f"{k} = {v}\n" for k, v in (GOOD | changes).items() if v and k != "name")
     )
     return path
+
+
+TALK = ["system", *["user", "assistant"] * 9]
 
 
 def test_a_system_prompt_is_part_of_the_state(tmp_path, tiny):
@@ -219,11 +222,24 @@ def test_a_system_prompt_is_part_of_the_state(tmp_path, tiny):
         options |= {"prompt_set": own, "system": given}
         (game,) = rollout(tiny, "oelkit/FrozenLake3x3-v0", [1], "- an item", **options)
         roles = [[m["role"] for m in turn.prompt] for turn in game.turns]
-        assert roles == [["system", "user"]] * len(game.turns)
+        assert roles == [TALK[: 2 + 2 * n * (own == path)] for n in range(len(game.turns))]
         assert game.turns[0].prompt[0]["content"] == (given or "Be polite.")
         assert "- an item" in game.turns[0].prompt[1]["content"]
     report = evaluate(tiny, "oelkit/FrozenLake3x3-v0", [1], **options)
     assert report.trajectories[0].turns[0].prompt[0]["content"] == "Be polite."
+
+
+def test_earlier_turns_are_messages_where_the_set_talks():
+    prompts = load_prompt_set("rules")
+    turns = [
+        Turn("Q?", [], reply, "x", "No.", 1, 1, False) for reply in ("A\n", "<think>\n</think>B")
+    ]
+    first, second, third = (act_messages(prompts, "Q?", turns[:n]) for n in range(3))
+    said = [m["content"] for m in third]
+    assert first == [{"role": "user", "content": "Q?"}] and said == ["Q?", "A", "No.", "B", "No."]
+    assert second == third[:3] and [m["role"] for m in third] == TALK[1:6]
+    # a world whose board changes shows the new one
+    assert act_messages(prompts, "Next?", turns[:1])[-1]["content"] == "No.\n\nNext?"
 
 
 def test_a_set_of_ones_own(tmp_path):

@@ -1,12 +1,18 @@
 """The SQL world: its questions, its colleague, and queries that must do no harm."""
 
-import pytest
+import json
+import re
 
-from oelkit import envs
-from oelkit.envs.sql import connect, query_of, questions, run_query
+import pytest
+from helpers import make_model
+
+from oelkit import envs, load_policy, rollout, states
+from oelkit.envs.sql import called_query, connect, query_of, questions, run_query
 from oelkit.envs.sql_databases import clinic, shop
+from oelkit.model.sampling import Reply
 from oelkit.prompts import act_messages, load_prompt_set
-from oelkit.records import Outcome
+from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
+from oelkit.views.widgets import transcript
 
 DATABASES = (shop, clinic)
 
@@ -64,7 +70,7 @@ def test_a_game_of_a_wrong_a_better_and_the_right_query():
 
 
 def test_three_tries_and_hints_alone_where_asked():
-    env = envs.make("oelkit/Sql-v0", hints_only=True)
+    env = envs.make("oelkit/Sql-v0", helper=None)
     env.reset(seed=1)
     for last in (False, False, True):
         *_, cut, info = env.step("no query")
@@ -131,13 +137,99 @@ def test_wrong_arguments_are_refused(wrong):
         envs.make("oelkit/Sql-v0", **wrong)
 
 
-def test_the_prompt_shows_queries_and_feedback_of_the_turns_before(tiny):
-    from oelkit import rollout
+@pytest.fixture
+def player(monkeypatch):
+    """Says these replies in every game; world, prompts and records are the real ones."""
 
+    def install(*replies):
+        left = list(replies)
+        say = lambda policy, prompts, **_: [Reply([1], left[0], False)] * len(prompts)  # noqa: E731
+        monkeypatch.setattr(
+            "oelkit.steps.rollouts.generate", lambda *a, **k: (say(*a, **k), left.pop(0))[0]
+        )
+
+    return install
+
+
+def test_a_game_is_a_conversation(tiny, player):
     tiny.base_lm.config.max_position_embeddings = 4096
+    player(asked("SELECT 1 FROM products"), asked("SELECT 2"), "I give up.")
     games = rollout(tiny, "oelkit/Sql-v0", [1, 2], prompt_set="rules", max_new_tokens=8)
-    assert all(len(game.turns) == 3 for game in games)
-    text = games[0].turns[1].prompt[0]["content"]
-    assert "You answered:\nno move" in text and "No query found" in text
+    for game in games:
+        assert len(game.turns) == 3
+        question, query, back, *_ = game.turns[2].prompt
+        assert question["content"] == game.turns[0].observation
+        assert query == {"role": "assistant", "content": asked("SELECT 1 FROM products")}
+        assert back == {"role": "user", "content": game.turns[0].feedback}
+        assert "A colleague says" in back["content"]
+        assert game.turns[2].prompt[:3] == game.turns[1].prompt
     (message,) = act_messages(load_prompt_set("rules"), "Q", moves=())
     assert message["content"] == "Q"
+
+
+TOOLS = (
+    "{% if tools %}{% for t in tools %}<tool>{{ t.function.name }}</tool>{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def called(query):
+    call = {"name": "query", "arguments": {"sql": query}}
+    return f"I look.\n<tool_call>\n{json.dumps(call)}\n</tool_call>"
+
+
+def test_by_tool_states_replies_and_viewer_hold_calls_and_results(tmp_path, player):
+    changes = {"chat_template": TOOLS, "max_position_embeddings": 4096}
+    policy = load_policy(make_model(tmp_path, **changes))
+    player(called("SELECT 1 FROM products"), "```sql\nSELECT 2\n```", called("SELECT 3"))
+    (game,) = rollout(policy, "oelkit/SqlTools-v0", [1], prompt_set="rules", max_new_tokens=8)
+    write_jsonl(tmp_path / "games.jsonl", [game])
+    (game,) = read_jsonl(tmp_path / "games.jsonl", Trajectory)
+    asked, call, result, text, back = states([game])[2].prompt
+    assert [t["function"]["name"] for t in asked["tools"]] == ["query"]
+    assert call["content"] == "I look." and call["tool_calls"][0]["function"] == {
+        "name": "query",
+        "arguments": {"sql": "SELECT 1 FROM products"},
+    }
+    assert result["role"] == "tool" and "no such table: products" in result["content"]
+    assert text["content"].startswith("```") and back["role"] == "user"
+    assert "call the tool query" in back["content"] and game.turns[2].action == "SELECT 3"
+    prompt = policy.tokenizer.decode(policy.encode(states([game])[2].prompt))
+    assert prompt.startswith("<tool>query</tool>") and '<call>{"sql": "SELECT 1' in prompt
+    view = transcript.before_turns(game)
+    assert [[m["role"] for m in turn] for turn in view] == [["user"], ["tool"], ["user"]]
+    assert transcript.parts(game.turns[0].reply)[1][0][0] == "query"
+    assert [transcript.after_turn(game, k) for k in range(2)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '<tool_call>{"name": "query", "arguments": {"sql": ""}}</tool_call>',
+        '<tool_call>{"name": "query", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "query"}</tool_call>',
+        "<tool_call>{not json}</tool_call>",
+        "<tool_call>{" * 100_000,
+        "<tool_call>" * 100_000 + "}</tool_call>",
+        "{" * 20_000,
+    ],
+)
+def test_a_call_that_says_nothing_is_no_query(reply):
+    assert called_query(reply) is None
+
+
+def test_a_manual_answers_with_paragraphs_that_fit_the_question():
+    env = envs.make("oelkit/SqlManual-v0")
+    for seed in range(60):
+        question, _ = env.reset(seed=seed)
+        noun = re.search("products|customers|orders", question)[0]
+        feedback = env.step(asked("SELECT 1"))[-1]["feedback"]
+        said = feedback.partition("The manual says: ")[2]
+        assert f"{noun.capitalize()}." in said and said.count("\n") == 0
+        assert sum(f"{n}." in said for n in ("Products", "Customers", "Orders")) == 2
+        facts = env.unwrapped.database.facts
+        assert all(facts[name].says in feedback for name in env.unwrapped.question.facts)
+    assert envs.held_out("oelkit/SqlManual-v0") == "oelkit/SqlManualUnseen-v0"
+    assert envs.bounds("oelkit/SqlManual-v0", range(20))["ceiling"] == 1.0

@@ -1,5 +1,6 @@
 """Questions over a real SQLite database whose schema is not told: a turn is one query, feedback is
-SQLite's message or the first rows, and then one fact in words that the query got wrong.
+SQLite's message or the first rows, and then one fact in words that the query got wrong, or what a
+manual says about the question.
 
 Won where the rows are those of the gold query, in any order unless the question asks for one. A
 query is untrusted: it runs on a query-only connection under an authorizer that lets it read and
@@ -20,7 +21,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
+from ..messages import spoken
 from ..records import Outcome
+from ..text import wording
 from .sql_databases import Database, Thing, clinic, shop
 
 _CALLBACK_EVERY, _MAX_CALLBACKS = 1_000, 2_000  # virtual-machine steps of a query: two million
@@ -35,36 +38,15 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 100,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }
-_FUNCTIONS = set(
-    [
-        "abs",
-        "avg",
-        "ceil",
-        "coalesce",
-        "count",
-        "date",
-        "floor",
-        "group_concat",
-        "ifnull",
-        "iif",
-        "instr",
-        "length",
-        "like",
-        "lower",
-        "max",
-        "min",
-        "nullif",
-        "round",
-        "strftime",
-        "substr",
-        "substring",
-        "sum",
-        "total",
-        "trim",
-        "upper",
-    ]
-)
+_FUNCTIONS = {
+    "abs", "avg", "ceil", "coalesce", "count", "date", "floor", "group_concat", "ifnull", "iif",
+    "instr", "length", "like", "lower", "max", "min", "nullif", "round", "strftime", "substr",
+    "substring", "sum", "total", "trim", "upper",
+}  # fmt: skip
 _DATABASES = {"shop": shop, "clinic": clinic}
+_SQL = {"type": "object", "properties": {"sql": {"type": "string"}}, "required": ["sql"]}
+_QUERY = {"name": "query", "description": "Run one SQLite query.", "parameters": _SQL}
+TOOL = {"type": "function", "function": _QUERY}
 
 
 @dataclass(frozen=True)
@@ -156,6 +138,13 @@ def run_query(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...
     return rows
 
 
+def called_query(reply: str) -> str | None:
+    """The query with which a reply calls the tool, of several the last."""
+    asked = [call["function"]["arguments"] for call in spoken(reply).get("tool_calls", ())]
+    queries = [given.get("sql") for given in asked if isinstance(given, dict)]
+    return str(queries[-1]).strip() if queries and queries[-1] else None
+
+
 def query_of(reply: str) -> str | None:
     """The query in the last fenced block of a reply."""
     blocks = reply.split("```")[1:-1:2]
@@ -169,18 +158,28 @@ class SqlEnv(gym.Env[str, str]):
     Args:
         database: "shop" or "clinic".
         split: "train", "unseen" (combinations that no training question has), None for all.
-        hints_only: leave out what the colleague says.
+        helper: who answers a wrong query: "colleague", "manual" or None (SQLite alone).
+        by_tool: a query is a call of the tool `query`, not a fenced block.
     """
 
     observation_space = action_space = spaces.Text(100_000)
 
-    def __init__(self, database: str = "shop", split: str | None = None, hints_only: bool = False):
-        if database not in _DATABASES or split not in (None, "train", "unseen"):
+    def __init__(
+        self,
+        database: str = "shop",
+        split: str | None = None,
+        helper: str | None = "colleague",
+        by_tool: bool = False,
+    ):
+        known = database in _DATABASES and split in (None, "train", "unseen")
+        if not known or helper not in (None, "colleague", "manual"):
             raise ValueError(
-                f"database={database!r}, split={split!r}: a database is one of "
-                f"{', '.join(_DATABASES)}, split is train, unseen or None"
+                f"database={database!r}, split={split!r}, helper={helper!r}: a database is one of "
+                f"{', '.join(_DATABASES)}, split is train, unseen or None, helper is colleague, "
+                "manual or None"
             )
-        self.database, self.hints_only = _DATABASES[database](), hints_only
+        self.database, self.helper = _DATABASES[database](), helper
+        self.tools = (TOOL,) if by_tool else ()
         self.connection = connect(self.database)
         asked = questions(self.database)
         self.questions = [
@@ -197,14 +196,15 @@ class SqlEnv(gym.Env[str, str]):
         return self._text(), {}
 
     def _text(self) -> str:
-        ask = "Answer the question with one SQLite query in a ```sql block."
-        return f"{ask}\nQuestion: {self.question.text}"
+        how = "; call the tool query." if self.tools else " in a ```sql block."
+        return f"Answer the question with one SQLite query{how}\nQuestion: {self.question.text}"
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Run the query of a reply; see the module for what comes back."""
-        query, rows, seen = query_of(action), None, ""
+        query, rows, seen = (called_query if self.tools else query_of)(action), None, ""
         if query is None:
-            seen = "No query found: write one in a ```sql block."
+            how = "call the tool query" if self.tools else "write one in a ```sql block"
+            seen = f"No query found: {how}."
         else:
             try:
                 rows = run_query(self.connection, query)
@@ -212,7 +212,7 @@ class SqlEnv(gym.Env[str, str]):
             except ValueError as error:
                 seen = f"SQLite says: {str(error)[:300]}"
         won = rows is not None and self._right(rows)
-        told = "" if won or query is None or self.hints_only else self.colleague(query)
+        told = "" if won or query is None else self._help(query)
         feedback = f"{seen} That is right." if won else f"{seen} That is wrong. {told}".strip()
         info = {"action": query, "feedback": feedback}
         info["outcome"] = Outcome.SUCCESS if won else None
@@ -221,6 +221,19 @@ class SqlEnv(gym.Env[str, str]):
     def _right(self, rows: list[tuple[Any, ...]]) -> bool:
         gold = run_query(self.connection, self.question.gold)
         return rows == gold if self.question.ordered else Counter(rows) == Counter(gold)
+
+    def _help(self, query: str) -> str:
+        """What comes back besides SQLite's answer to a wrong query."""
+        if self.helper == "manual":
+            return f"The manual says: {self.manual()}"
+        return self.colleague(query) if self.helper else ""
+
+    def manual(self) -> str:
+        """The two paragraphs whose words are most alike the question's (Jaccard)."""
+        asked, told = set(wording(self.question.text)), self.database.manual()
+        words = {text: set(wording(text)) for text in told}
+        alike = {text: len(asked & its) / len(asked | its) for text, its in words.items()}
+        return " ".join(sorted(told, key=lambda text: -alike[text])[:2])
 
     def colleague(self, query: str) -> str:
         """The first fact that a query got wrong, in words."""
@@ -244,11 +257,11 @@ class SqlEnv(gym.Env[str, str]):
         return {name: n / len(games) for name, n in won.items()}
 
 
-for _name, _kwargs in (
-    ("Sql", {"split": "train"}),
-    ("SqlUnseen", {"split": "unseen"}),
-    ("SqlOther", {"database": "clinic"}),
-):
+_KINDS = {"Sql": {}, "SqlManual": {"helper": "manual"}, "SqlTools": {"by_tool": True}}
+_WORLDS = {"SqlOther": {"database": "clinic"}}
+for _kind, _how in _KINDS.items():
+    _WORLDS |= {f"{_kind}": _how | {"split": "train"}, f"{_kind}Unseen": _how | {"split": "unseen"}}
+for _name, _kwargs in _WORLDS.items():
     if f"oelkit/{_name}-v0" not in gym.registry:
         gym.register(
             f"oelkit/{_name}-v0",

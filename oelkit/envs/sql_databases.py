@@ -47,6 +47,15 @@ class Database:
     facts: dict[str, Fact]
     things: tuple[Thing, ...]
 
+    def manual(self) -> list[str]:
+        """A paragraph about each thing: all that a colleague would say of it."""
+        found = []
+        for thing in self.things:
+            names = dict.fromkeys((*thing.facts, *(n for f in thing.filters for n in f.facts)))
+            said = " ".join(self.facts[name].says for name in names)
+            found.append(f"{thing.noun.capitalize()}. {said}")
+        return found
+
 
 def _same(*values: Any) -> tuple[tuple[Any, Any], ...]:
     return tuple((value, value) for value in values)

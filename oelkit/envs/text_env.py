@@ -40,6 +40,7 @@ class TextEnv(gym.Env[str, str]):
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
     SYMBOLS: dict[str, str]  # what may be on a board, by kind
+    tools = ()  # a board is played in words
     layout: Any = None  # what a seed draws: the board at the start
     position: Any  # all that changes in a game; hashable, may be set (`bounds` looks ahead with it)
 
@@ -192,13 +193,15 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
     `action`: the last text in brackets in the reply; `feedback`: the new observation, as no later
     turn shows the last one; `outcome`: at the end success where the reward is above 0, else
     failure, and turn_limit where gymnasium cuts the game off. What the world's own `info` says
-    wins. `moves` are the words that the prompt offers, where the world has such an attribute.
+    wins. `moves` are the words that the prompt offers, `tools` the definitions of what may be
+    called, where the world has such an attribute.
     """
 
     def __init__(self, env: gym.Env[str, str], max_turns: int):
         super().__init__(env)
         self.max_turns = max_turns
         self.moves: tuple[str, ...] = tuple(getattr(env.unwrapped, "moves", ()))
+        self.tools: tuple[dict[str, Any], ...] = tuple(getattr(env.unwrapped, "tools", ()))
 
     def step(self, action: str) -> StepResult:
         """Play one reply; see the class for `info`."""

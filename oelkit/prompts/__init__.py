@@ -2,8 +2,9 @@
 
 A set is a TOML file in `oelkit/prompts/`, or your own by path: the templates `intro`, `experience`,
 `act`, `history`, `extract`, `turn` and `previous`, the board rendering that goes with it, the most
-new tokens of a reply and, where there is one, the agent's `system` prompt. What fills a template is
-never itself read as a template.
+new tokens of a reply, where there is one the agent's `system` prompt, and `chat`: whether earlier
+turns are messages of their own, in place of `history`. What fills a template is never itself read
+as a template.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from string import Formatter
 
-from ..records import Message, Trajectory, Turn
-from ..text import content_text
+from ..messages import spoken
+from ..records import Fields, Message, Trajectory, Turn
+from ..text import answer_text, content_text
 
 _FOLDER = Path(__file__).parent
 _FIELDS = {  # what a template may use
@@ -44,6 +46,7 @@ class PromptSet:
     turn: str
     previous: str
     system: str = ""
+    chat: bool = False
 
 
 def load_prompt_set(name: str | Path) -> PromptSet:
@@ -62,11 +65,11 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(PromptSet)} - {"name"}
-    missing, unknown = sorted(wanted - {"system"} - set(raw)), sorted(set(raw) - wanted)
+    missing, unknown = sorted(wanted - {"system", "chat"} - set(raw)), sorted(set(raw) - wanted)
     if missing or unknown:
         raise ValueError(f"{path}: missing {missing}, unknown {unknown}")
     for key, value in raw.items():
-        kind = int if key == "max_new_tokens" else str
+        kind = {"max_new_tokens": int, "chat": bool}.get(key, str)
         if type(value) is not kind:
             raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
         if key in _FIELDS:
@@ -98,12 +101,26 @@ def act_messages(
     turns: Sequence[Turn] = (),
     max_turns: int = 5,
     moves: Sequence[str] = ("left", "down", "right", "up"),
+    tools: Sequence[Fields] = (),
 ) -> list[Message]:
-    """A turn: the system prompt if any, and one user message with the game so far without
-    reasoning, the board, the question.
+    """A turn: the system prompt if any, the game so far without reasoning, the board, the question.
+
+    One user message; with `chat` a message for each reply and for what came back, and the board
+    again where it has changed.
 
     moves: the words that may be answered; none: the world says so itself.
+    tools: definitions that the chat template renders; a reply that calls one is a tool call.
     """
+    words = [f"[{word}]" for word in moves]
+    choice = f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else ""
+    boards, parts = [*(t.observation for t in turns), observation], list[Message]()
+    if prompt_set.chat:
+        for turn, before, after in zip(turns, boards, boards[1:], strict=False):
+            parts.append(spoken(answer_text(turn.reply)))
+            back = turn.feedback if after == before else f"{turn.feedback}\n\n{after}"
+            role = "tool" if "tool_calls" in parts[-1] else "user"
+            parts.append({"role": role, "content": back})
+    shown = 0 if prompt_set.chat else len(turns)
     history = "".join(
         prompt_set.history.format(
             turn=i + 1,
@@ -111,18 +128,19 @@ def act_messages(
             move=f"[{t.action}]" if t.action else "no move",
             feedback=t.feedback,
         )
-        for i, t in enumerate(turns)
+        for i, t in enumerate(turns[:shown])
     )
-    words = [f"[{word}]" for word in moves]
     text = prompt_set.act.format(
         history=history,
-        observation=observation,
-        turn=len(turns) + 1,
+        observation=boards[shown],
+        turn=shown + 1,
         max_turns=max_turns,
-        moves=f": {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "",
+        moves=choice,
     )
+    asked = {"role": "user", "content": (prompt_set.intro + text).strip("\n")}
     system = [{"role": "system", "content": prompt_set.system}] if prompt_set.system else []
-    return [*system, {"role": "user", "content": (prompt_set.intro + text).strip("\n")}]
+    messages = [*system, asked, *parts]
+    return [{**messages[0], "tools": list(tools)}, *messages[1:]] if tools else messages
 
 
 def with_experience(

@@ -199,7 +199,7 @@ class _Game:
 
     def prompt(self, prompt_set: PromptSet) -> list[dict]:
         """The messages of this turn."""
-        limits = self.env.max_turns, self.env.moves
+        limits = self.env.max_turns, self.env.moves, self.env.tools
         state = act_messages(prompt_set, self.board, self.turns, *limits)
         return with_experience(prompt_set, state, self.text)
 

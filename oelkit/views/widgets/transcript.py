@@ -5,16 +5,13 @@ reply in parts. Games on a board are no conversations: they are shown turn by tu
 from __future__ import annotations
 
 import json
-import re
 from itertools import pairwise
 from typing import Any
 
-from ...messages import reply_text
+from ...messages import reply_text, written_calls
 from ...records import Message, Trajectory
 from ...text import content_text
 from .base import board_of
-
-_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
 def is_chat(game: Trajectory) -> bool:
@@ -28,27 +25,35 @@ def before_turns(game: Trajectory) -> list[list[dict[str, Any]]]:
     Where each prompt goes on from the one before, as in a log, those of the prompt; else (a game
     that tells all so far in one message) what was observed.
     """
-    prompts = [turn.prompt for turn in game.turns]
-    told = any(m.get("role") != "system" for m in prompts[0])
-    grows = told and all(b[: len(a)] == a for a, b in pairwise(prompts))
-    if grows and (len(prompts) > 1 or game.env_id == "log"):
+    if _grows(game):
+        prompts = [turn.prompt for turn in game.turns]
         ends = [0, *(len(prompt) + 1 for prompt in prompts)]  # past the reply
         return [[_shown(m) for m in p[end:]] for p, end in zip(prompts, ends, strict=False)]
-    system = [_shown(m) for m in prompts[0] if m.get("role") == "system"]
+    system = [_shown(m) for m in game.turns[0].prompt if m.get("role") == "system"]
     seen = [[_shown({"role": "user", "content": turn.observation})] for turn in game.turns]
     return [system + seen[0], *seen[1:]]
 
 
+def _grows(game: Trajectory) -> bool:
+    prompts = [turn.prompt for turn in game.turns]
+    told = any(m.get("role") != "system" for m in prompts[0])
+    grows = told and all(b[: len(a)] == a for a, b in pairwise(prompts))
+    return grows and (len(prompts) > 1 or game.env_id == "log")
+
+
 def after_turn(game: Trajectory, k: int) -> str:
     """What came back after turn k, unless the next turn begins with it."""
-    turn, rest = game.turns[k], game.turns[k + 1 :]
-    return "" if rest and turn.feedback in rest[0].observation else turn.feedback
+    turn, rest = game.turns[k], game.turns[k + 1 : k + 2]
+    shown = rest[0].observation if rest else ""
+    if rest and _grows(game):
+        shown = str(rest[0].prompt[-1].get("content"))
+    return "" if rest and turn.feedback in shown else turn.feedback
 
 
 def parts(answer: str) -> tuple[str, list[list[str]]]:
     """(an answer without its tool calls, [name, arguments] of each call)."""
-    calls = [_call(found) for found in _CALL.findall(answer)]
-    return _CALL.sub("", answer).strip() if calls else answer, calls
+    text, calls = written_calls(answer)
+    return text, [_call(call) for call in calls]
 
 
 def _shown(message: Message) -> dict[str, Any]:
