@@ -66,7 +66,10 @@ def contrast(one, two):
 
 
 def test_numbers_are_clear_of_floors_and_ceiling():
-    for figure in (plots.pass_rates(make_metrics((0.99, 0.97))), plots.arms(make_metrics())):
+    low = make_metrics((0.99,))
+    low["rounds"][0]["pass_rate"]["base"] |= {"pass_rate": 0.11, "low": 0.054, "high": 0.21}
+    figures = [plots.pass_rates(low), plots.pass_rates(make_metrics((0.99, 0.97)))]
+    for figure in (*figures, plots.arms(make_metrics())):
         figure.draw_without_rendering()
         for axis in figure.axes:
             numbers = [t for t in axis.texts if re.fullmatch(r"\d+%", t.get_text())]

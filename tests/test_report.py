@@ -5,14 +5,14 @@ what did not.
 import base64
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
 from helpers import assert_whole, make_game, make_metrics, make_rows, rate, words
 
 from oelkit.prompts import load_prompt_set
-from oelkit.records import RecordError, write_jsonl
+from oelkit.records import Outcome, to_dict, write_jsonl
 from oelkit.runs.stages import FORM
 from oelkit.stats import wilson_interval
 from oelkit.views import comparison
@@ -39,6 +39,10 @@ class Page(HTMLParser):
         self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
 
 
+def shown(*games):
+    return json.dumps({"shown": [to_dict(game) for game in games]})
+
+
 def make_run(folder, metrics):
     rounds = [r["round"] for r in metrics["rounds"]]
     folder.mkdir()
@@ -52,12 +56,11 @@ def make_run(folder, metrics):
         )
     )
     write_jsonl(folder / "metrics.jsonl", make_rows(arms=[(f"round {k}", k) for k in rounds]))
+    (folder / "base.json").write_text(shown(make_game(), make_game(("[up]", EVIL), seed=5)))
     for k in rounds:
         (folder / f"round_{k}").mkdir()
-        write_jsonl(
-            folder / f"round_{k}" / "trajectories.jsonl",
-            [make_game(), make_game(("[up]", EVIL), seed=5)],
-        )
+        won = replace(make_game(("[down]", EVIL), seed=5), outcome=Outcome.SUCCESS)
+        (folder / f"round_{k}" / "metrics.json").write_text(shown(make_game(), won))
         text = f"## Draw 0\n- EXPERIENCE ITEM: {EVIL}\n"
         (folder / f"round_{k}" / "experience.md").write_bytes(text.encode(errors="replace"))
     return folder
@@ -80,7 +83,13 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
         == figures
     )
     drawn = 5 if metrics.get("arms") else 4  # nothing to draw beside round 1
-    assert len(figures) == drawn + len({1, metrics["rounds"][-1]["round"]})
+    assert len(figures) == drawn + 2
+    k = metrics["rounds"][-1]["round"]
+    captions = [text for text in page.texts["figcaption"] if "held-out map" in text]
+    assert [c.split(", nothing in the prompt, ") for c in captions] == [
+        ["Before training", "held-out map 5: failure."],
+        [f"After round {k}", "held-out map 5: success."],
+    ]
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
@@ -113,9 +122,8 @@ def test_unfinished_run_and_damaged_records(tmp_path):
     run = make_run(tmp_path / "demo", make_metrics())
     write_report(run)
     before = (run / "report.html").read_bytes()
-    with (run / "round_2" / "trajectories.jsonl").open("a") as f:
-        f.write('{"schema": 1, "id": 3}\n')
-    with pytest.raises(RecordError, match=r"round_2.trajectories.jsonl, line 3: field 'id'"):
+    (run / "base.json").write_text('{"shown": [{"schema": 1, "id": 3, "seed": 3}]}')
+    with pytest.raises(ValueError, match=r"base.json.*is damaged.*field 'id'"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     (run / "metrics.json").unlink()
@@ -123,6 +131,8 @@ def test_unfinished_run_and_damaged_records(tmp_path):
         write_report(run)
     with pytest.raises(FileNotFoundError, match="nothing holds no run$"):
         write_report(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"demmo holds no run \(did you mean demo\?\)$"):
+        write_report(tmp_path / "demmo")
 
 
 def missed(metrics):
@@ -166,7 +176,7 @@ def test_findings_of_a_run_in_which_all_came_out():
             make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),
             "Other abilities are partly lost: 70.0% of 200",
         ),
-        (make_metrics((2, 2)), "Replies get shorter: 39.8 tokens per reply after round 2, "),
+        (make_metrics((2, 2)), "Replies do not get shorter: 39.8 tokens per reply after round 2, "),
         (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
     ],
 )
@@ -218,8 +228,7 @@ def test_nothing_passes_in_context():
     said = [str(found) for found in findings(make_metrics((64,), in_context=0))]
     assert not any(re.search(r"\d{5}", line) for line in said)
     assert any(
-        line.startswith("Did not come out: nothing passed with experience in context")
-        for line in said
+        line.startswith("Not as hoped: nothing passed with experience in context") for line in said
     )
 
 
@@ -271,7 +280,7 @@ def test_the_report_says_first_what_is_out_of_date(tmp_path):
 
 
 def test_a_finding_says_what_did_not_come_out():
-    assert (str(Finding("yes.")), str(Finding("no.", False))) == ("yes.", "Did not come out: no.")
+    assert (str(Finding("yes.")), str(Finding("no.", False))) == ("yes.", "Not as hoped: no.")
 
 
 def test_draws_that_say_the_same_stand_once(tmp_path):

@@ -21,7 +21,7 @@ from helpers import by_hand
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
-from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
+from oelkit.records import ExperienceItem, Trajectory, from_dict, read_jsonl, write_jsonl
 from oelkit.runs import driver, files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.settings import Settings
@@ -561,6 +561,20 @@ def test_more_sampling_seeds_do_not_multiply_the_validation_games(small, policy,
     base = json.loads((run.folder / "base.json").read_text())
     assert (base["pass_rate"]["n"], base["pass_rate"]["maps"]) == (12, 4)
     assert base["validation"]["n"] == gate.VALIDATION_MAPS == len(base["validation"]["passes"])
+    shown = [game["seed"] for game in base["shown"]]
+    assert shown and len(set(shown)) == len(shown), "each map once"
+
+
+def test_games_on_the_same_held_out_maps_are_kept_before_and_after(run):
+    games = [
+        [from_dict(Trajectory, game) for game in json.loads((run.folder / at).read_text())["shown"]]
+        for at in ("base.json", "round_1/metrics.json", "round_2/metrics.json")
+    ]
+    seeds = [[game.seed for game in played] for played in games]
+    assert seeds[0] == seeds[1] == seeds[2] and 0 < len(seeds[0]) <= measures.SHOWN
+    assert set(seeds[0]) <= set(run.eval_seeds)
+    assert not any(turn.prompt for played in games for game in played for turn in game.turns)
+    assert all("shown" not in row for row in run.run_all()["rounds"])
 
 
 def test_a_killed_run_is_missing_stages_and_never_half_done(run, monkeypatch):

@@ -65,6 +65,8 @@ def test_version_and_doctor(capsys):
     status, out, _ = said(capsys, "doctor")
     assert status == 0 and "runs on: " in out and "GiB free of" in out
     assert all(f"\n{name} " in out for name in KNOWN) and "missing" in out
+    rows = [line for line in out.splitlines() if line.startswith(tuple(KNOWN))]
+    assert len({line.index("GiB") for line in rows}) == 1, "one column"
 
 
 def test_the_sizes_of_known_models_are_theirs():
@@ -97,7 +99,9 @@ def test_what_init_leaves_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["before", "in", "after"]
+    *_, before, in_context, after, why, then = done.stdout.splitlines()
+    assert [row.split()[0] for row in (before, in_context, after)] == ["before", "in", "after"]
+    assert "cannot learn this one" in why and "mine/learn.py Qwen/" in then
     assert (tmp_path / "mine/my_adapter/adapter_config.json").exists()
     (tmp_path / "mine/world.py").write_text("mine")
     assert "there already and differs" in said(capsys, "init", "mine")[2]
@@ -157,7 +161,7 @@ def test_what_an_app_shows_of_a_run_of_a_round_and_of_a_file(tmp_path, monkeypat
     assert app.place("curate", "runs/mine/round_1", None).parent.name == "round_1"
     assert app.place("curate", str(last), None) == last
     for what, k in (("mine", 3), ("other", None)):
-        with pytest.raises(ValueError, match="no run"):
+        with pytest.raises(ValueError, match=r"no such file, and (no round of .*|.* holds no run)"):
             app.place("curate", what, k)
     with pytest.raises(ValueError, match=r"trajectories\.jsonl"):
         app.place("view", "mine", None)

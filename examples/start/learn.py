@@ -31,3 +31,6 @@ after = evaluate(policy, env, unseen, **how).summary()
 policy.save_adapter(Path(__file__).with_name("my_adapter"))
 for name, row in (("before", base), ("in context", told), ("after", after)):
     print(f"{name:<11} {row['pass_rate']:4.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}")
+if model == "micro":
+    print("micro was made for other worlds and cannot learn this one: this shows that all runs")
+    print(f"with a model that can read and write: python {sys.argv[0]} Qwen/Qwen3-1.7B")

@@ -32,7 +32,7 @@ def doctor(args: Namespace) -> None:
     print(f"{'training (estimate)':<36}" + "".join(f"{kind:>16}" for kind in here.kinds))
     for name, sizes in KNOWN.items():
         needs = [sizes.training_bytes(kind) for kind in here.kinds]
-        told = [f"{_gib(n)} {'fits' if n < 0.9 * here.free else 'no'}" for n in needs]
+        told = [f"{_gib(n)} {'fits' if n < 0.9 * here.free else 'no':<4}" for n in needs]
         print(f"{name:<36}" + "".join(f"{text:>16}" for text in told))
     print(
         f"What a step takes at least: a sequence of {SEQUENCE_TOKENS:,} tokens at a time, "

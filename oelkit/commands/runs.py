@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..project import find_root
-from ..runs.settings import SCALES, Settings, run_folder
+from ..runs.settings import SCALES, Settings, no_run, run_folder
 from .start import TREE, lay_out
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def folder_of(args: Namespace) -> Path:
     path = Path(args.run)
     folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
     if not (folder / "run.json").exists():
-        raise ValueError(f"{folder} holds no run")
+        raise ValueError(no_run(folder))
     return folder
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import envs
 from ..curation import Curation
-from ..records import State, Trajectory, read_jsonl
+from ..records import Outcome, State, Trajectory, read_jsonl, to_dict
 from ..steps import evaluation, rollouts
 from . import gate, work
 from .files import read_json, sha256, write_json
@@ -18,10 +19,16 @@ from .table import ARMS, STAGES
 if TYPE_CHECKING:
     from .run import Run
 
+SHOWN = 5  # games on held-out maps that are kept, from which the report chooses one
+
 
 def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
     """Measure the untrained model, once for the whole run."""
-    write_json(folder / "base.json", {"pass_rate": measure(run, adapter=None)} | _judged(run, None))
+    report = _play(run, adapter=None)
+    lost = [game.seed for game in report.trajectories if game.outcome is not Outcome.SUCCESS]
+    shown = _shown(report, lost[:SHOWN] or report.map_seeds[:1])
+    row = {"pass_rate": _row(report), "shown": shown} | _judged(run, None)
+    write_json(folder / "base.json", row)
     return {}
 
 
@@ -33,13 +40,15 @@ def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     untrained = read_json(run.folder / "base.json")
     rows = {"base": untrained["pass_rate"]}
     rows["in_context"] = measure(run, texts, adapter="teacher")
-    rows["consolidated"] = measure(run)
+    rows["consolidated"] = _row(report := _play(run))
     passes = [int(c) for c in rows["in_context"]["passes"]]
     draws = [passes[d :: len(texts)] for d in range(len(texts))]
     rows["in_context"]["by_draw"] = [sum(p) / len(p) for p in draws if p]
     now = _judged(run, "student")
     metrics = {"round": k, "start": start, "experience_sha256": sha256(run.folder / read)}
     metrics |= {"pass_rate": rows, "ood": {"base": untrained["ood"], "consolidated": now["ood"]}}
+    seeds = [game["seed"] for game in untrained.get("shown", ())]
+    metrics["shown"] = _shown(report, seeds)  # on the maps of the base's, for the report
     if "validation" in now:
         before = untrained
         if start:
@@ -65,17 +74,37 @@ def _judged(run: Run, adapter: str | None) -> dict[str, Any]:
 
 
 def measure(
+    run: Run, texts: Sequence[str] | str = "", *args: Any, **options: Any
+) -> dict[str, Any]:
+    """A row of figures: the pass rate on held-out maps (or others) with its interval."""
+    return _row(_play(run, texts, *args, **options))
+
+
+def _row(report: evaluation.EvalReport) -> dict[str, Any]:
+    return report.summary() | {"passes": report.passes_string}
+
+
+def _shown(report: evaluation.EvalReport, seeds: Sequence[int | None]) -> list[dict[str, Any]]:
+    """The first game on each of these maps, without its prompts."""
+    first = {game.seed: game for game in reversed(report.trajectories)}
+    games = [first[seed] for seed in seeds if first[seed].turns]
+    return [
+        to_dict(replace(g, turns=tuple(replace(turn, prompt=[]) for turn in g.turns)))
+        for g in games
+    ]
+
+
+def _play(
     run: Run,
     texts: Sequence[str] | str = "",
     adapter: str | None = "student",
     env: str | None = None,
     seeds: Sequence[int] | None = None,
     samples: int | None = None,
-) -> dict[str, Any]:
-    """A row of figures: the pass rate on held-out maps (or others) with its interval."""
+) -> evaluation.EvalReport:
     s, seeds = run.settings, seeds or run.eval_seeds
     samples = samples or s.samples_per_map
-    report = evaluation.evaluate(
+    return evaluation.evaluate(
         run.policy,
         env or run.eval_env,
         seeds,
@@ -86,7 +115,6 @@ def measure(
         sampling_seeds=[s.seed * samples + i for i in range(samples)],
         progress=run.progress,
     )
-    return report.summary() | {"passes": report.passes_string}
 
 
 def metrics(run: Run, _: int, folder: Path) -> dict[str, Any]:
@@ -119,6 +147,7 @@ def round_metrics(run: Run, k: int) -> dict[str, Any]:
     """The metrics of a round with its counts and seconds."""
     folder = run.folder / f"round_{k}"
     row = read_json(folder / "metrics.json")
+    row.pop("shown", None)
     if (folder / "items.jsonl").exists():
         curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl")
         items = len(read_jsonl(folder / "items.jsonl"))

@@ -156,3 +156,9 @@ def run_folder(name: str, root: str | Path = "runs") -> Path:
             "also '.' and '-'"
         )
     return Path(root) / name
+
+
+def no_run(folder: Path) -> str:
+    """The sentence that a folder holds no run, with the run beside it that was meant, if any."""
+    beside = (path.parent.name for path in sorted(folder.parent.glob("*/run.json")))
+    return f"{folder} holds no run{did_you_mean(folder.name, beside)}"

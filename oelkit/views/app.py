@@ -18,14 +18,16 @@ from ..project import find_root
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import read_json
-from ..runs.settings import check_settings, run_folder
+from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
-# nothing else on the page, and the view as high as it is
+# nothing else on the page, the view as high as it is, and dark where the system is (Voila is light)
 STYLE = """<style>
 body { overflow: hidden; }
 .oel {
+  color-scheme: light dark !important;
+  --bg: light-dark(#fff, #15171c) !important; --text: light-dark(#14171c, #e8eaef) !important;
   position: fixed !important; inset: 0; width: 100vw; height: 100vh !important;
   border: 0 !important; border-radius: 0 !important; resize: none !important;
 }
@@ -88,7 +90,8 @@ def place(kind: str, what: str, round: int | None) -> Path:
     rounds = {int(k): p for k, p in rounds.items() if k.isdecimal()}  # others are a person's own
     found = rounds.get(max(rounds, default=0) if round is None else round)
     if not found:
-        raise ValueError(f"{what}: no such file, and no run in {path} with a {name} to show")
+        why = f"no round of {path} has {name}" if path.is_dir() else no_run(path)
+        raise ValueError(f"{what}: there is no such file, and {why}")
     return found
 
 

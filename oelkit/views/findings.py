@@ -1,4 +1,4 @@
-"""What a run shows, in sentences from its metrics alone; they also say what did not come out."""
+"""What a run shows, in sentences from its metrics alone; they also say what is not as hoped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Finding:
     came_out: bool = True
 
     def __str__(self) -> str:
-        return self.text if self.came_out else f"Did not come out: {self.text}"
+        return self.text if self.came_out else f"Not as hoped: {self.text}"
 
 
 def points_text(difference: tuple[float, float, float]) -> str:
@@ -103,10 +103,12 @@ def _rounds(metrics: dict) -> Iterator[Finding]:
         yield Finding(text, sign >= 0)
     base = first["pass_rate"]["base"]
     cut = f"{end['truncated']:.1%} cut off ({base['truncated']:.1%})"
+    shorter = end["reply_tokens"] < 0.95 * base["reply_tokens"]
     yield Finding(
-        f"Replies get shorter: {end['reply_tokens']:.1f} tokens per reply after round {k}, "
+        f"Replies {'get' if shorter else 'do not get'} shorter: "
+        f"{end['reply_tokens']:.1f} tokens per reply after round {k}, "
         f"{base['reply_tokens']:.1f} before, {cut}.",
-        end["reply_tokens"] < 0.95 * base["reply_tokens"],
+        shorter,
     )
 
 

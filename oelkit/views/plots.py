@@ -80,18 +80,10 @@ def percent_axis(axis: Any) -> None:
 
 def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
     """Floors and ceiling of a world as lines, or what a perfect player passes who knows so many of
-    its levels; what is None there is left out.
-
-    Their names stand beside horizontal lines, and are labels for a legend of vertical ones.
+    its levels. Names stand beside horizontal lines; of vertical ones they are labels for a legend.
     """
-    known = sorted(
-        (bounds[key], name) for key, name in BOUNDS.items() if bounds.get(key) is not None
-    )
-    if levels := bounds.get("known_levels"):  # the steps of rounds; the low ones lie on the axis
-        of = f"of {len(levels) - 1} levels known"
-        known = [(rate, f"{k} {of}") for k, rate in enumerate(levels) if rate > 0.02]
     at = -1.0
-    for style, (y, name) in zip((":", "--", "-."), known, strict=False):
+    for style, (y, name) in zip((":", "--", "-."), _lines(bounds), strict=False):
         name = f"{name} {y:.1%}"
         if vertical:
             axis.axvline(y, ls=style, lw=1, color=INK, label=name, zorder=3)
@@ -99,6 +91,14 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
         axis.axhline(y, ls=style, lw=1, color=INK, zorder=1)
         at = max(y, at + 0.08)  # labels of lines that nearly meet stand above each other
         axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+
+
+def _lines(bounds: dict) -> list[tuple[float, str]]:
+    """Where those lines are, and their names."""
+    if levels := bounds.get("known_levels"):  # the steps of rounds; the low ones lie on the axis
+        of = f"of {len(levels) - 1} levels known"
+        return [(rate, f"{k} {of}") for k, rate in enumerate(levels) if rate > 0.02]
+    return sorted((bounds[k], name) for k, name in BOUNDS.items() if bounds.get(k) is not None)
 
 
 def pass_interval(row: dict) -> tuple[float, float, float]:
@@ -113,7 +113,7 @@ def probe_interval(ood: dict) -> tuple[float, float, float]:
 
 def _by_round(axis: Any, metrics: dict, key: str) -> None:
     rounds = metrics["rounds"]
-    numbers = [r["round"] for r in rounds]
+    numbers, lines = [r["round"] for r in rounds], _lines(metrics["bounds"])
     for arm, shift in (("base", -0.2), ("in_context", 0.0), ("consolidated", 0.2)):
         rows, colour = [r["pass_rate"][arm] for r in rounds], COLOURS[arm]
         xs, ys = [k + shift for k in numbers], [row[key] for row in rows]
@@ -124,8 +124,10 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
         if len(numbers) < 4:  # of more rounds the labels would overlap
             for x, y, row in zip(xs, ys, rows, strict=True):
                 text = f"{y:.1f}" if key == "reply_tokens" else f"{y:.0%}"
-                below = bool(bars) or arm == "consolidated"  # clear of the ceiling and each other
-                end = row["low"] if bars else y
+                below, end = arm == "consolidated", y  # clear of each other,
+                if bars:  # and of floors and ceiling
+                    below = all(not 0.02 < row["low"] - line < 0.1 for line, _ in lines)
+                    end = row["low" if below else "high"]
                 look = {"ha": "center", "va": "top" if below else "bottom", "color": colour}
                 look |= {"textcoords": "offset points", "fontsize": 9, "weight": "bold"}
                 axis.annotate(text, (x, end), xytext=(0, -4 if below else 4), **look)

@@ -18,8 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from matplotlib.figure import Figure
 
 from .. import given
-from ..records import Outcome, Trajectory, read_jsonl, write_text
+from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, write_text
 from ..runs.files import read_json, refuse_links
+from ..runs.settings import no_run
 from ..runs.stages import StageStatus, status
 from . import plots
 from .findings import chain, findings
@@ -40,7 +41,7 @@ def write_report(run_folder: str | Path) -> Path:
     """
     folder = Path(run_folder)
     if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no run")
+        raise FileNotFoundError(no_run(folder))
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no finished run (no metrics.json): go on with "
@@ -61,8 +62,8 @@ def damage_told(folder: Path) -> Iterator[None]:
     """ValueError where what is told of a run is not in its files."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, TemplateError) as error:
-        what = "metrics.json or run.json is damaged, or of another oelkit"
+    except (LookupError, TypeError, AttributeError, TemplateError, RecordError) as error:
+        what = "metrics.json, base.json or run.json is damaged, or of another oelkit"
         raise ValueError(f"{folder}: its {what} ({error!r})") from error
 
 
@@ -133,21 +134,20 @@ def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
 
 
 def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
-    """A lost game of the first round, and a won one of the last, where there are such."""
-    last = metrics["rounds"][-1]["round"]
-    for k in dict.fromkeys((1, last)):
-        played = read_jsonl(folder / f"round_{k}" / "trajectories.jsonl", Trajectory)
-        played = [game for game in played if game.turns]  # else its world failed at once
-        won = [game for game in played if game.outcome is Outcome.SUCCESS]
-        lost = [game for game in played if game.outcome is not Outcome.SUCCESS]
-        shown = (lost + won if k == 1 else won + lost)[0]
-        yield (
-            f"game_{k}",
-            plots.strip(shown),
-            f"Trained {k - 1} round{'s' * (k != 2)}, no experience in context: {len(won)} of "
-            f"{len(played)} games won. Here: the first that ended in "
-            f"{shown.outcome.replace('_', ' ')}.",
-        )
+    """One held-out map before all training and after it, one that was lost then and is won now if
+    there is such; nothing where the run has not kept any.
+    """
+    k = metrics["rounds"][-1]["round"]
+    files = (folder / "base.json", folder / f"round_{k}/metrics.json")
+    played = [(read_json(file) or {}).get("shown", []) for file in files]
+    before, after = ({g["seed"]: from_dict(Trajectory, g) for g in games} for games in played)
+    both = [seed for seed in before if seed in after]
+    both.sort(key=lambda seed: after[seed].outcome is not Outcome.SUCCESS)
+    for name, game in (("before", before), ("after", after)) if both else ():
+        trained = "Before training" if name == "before" else f"After round {k}"
+        outcome = game[both[0]].outcome.replace("_", " ")
+        caption = f"{trained}, nothing in the prompt, held-out map {both[0]}: {outcome}."
+        yield f"game_{name}", plots.strip(game[both[0]]), caption
 
 
 def _experience(folder: Path, k: int) -> dict[str, Any]:

@@ -24,6 +24,11 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
     box = page.locator(row).bounding_box()
     assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
     assert page.evaluate("document.documentElement.scrollHeight") == 900
+    grounds = []
+    for scheme in ("light", "dark"):  # as the system is
+        page.emulate_media(color_scheme=scheme)
+        grounds.append(page.locator(row).evaluate("e => getComputedStyle(e).backgroundColor"))
+    assert grounds == ["rgb(255, 255, 255)", "rgb(21, 23, 28)"]
     if PICTURES:
         page.screenshot(path=f"{PICTURES}/app_{kind}.png")
     if kind == "curate":
