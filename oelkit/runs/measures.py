@@ -26,7 +26,7 @@ def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
     """Measure the untrained model, once for the whole run."""
     report = _play(run, adapter=None)
     lost = [game.seed for game in report.trajectories if game.outcome is not Outcome.SUCCESS]
-    shown = _shown(report, lost[:SHOWN] or report.map_seeds[:1])
+    shown = _shown(report, list(dict.fromkeys(lost or report.map_seeds))[:SHOWN])
     row = {"pass_rate": _row(report), "shown": shown} | _judged(run, None)
     write_json(folder / "base.json", row)
     return {}

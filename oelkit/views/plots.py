@@ -39,10 +39,8 @@ ROUND_COLOURS = ("#1a80c0", "#2fa39a", "#79b04c", "#c9a227")
 INK = "#767676"
 """Of lines and texts: read on white and on black pages, as figures have no ground."""
 TICKS = (0, 0.25, 0.5, 0.75, 1)
-STYLE = Path(__file__).with_name("figures.mplstyle")
-"""The look of all figures, as `plt.style.use` takes it."""
-styled: Any = plt.rc_context(fname=STYLE)
-"""Decorator of a function that draws: the look of all figures."""
+STYLE = Path(__file__).with_name("figures.mplstyle")  # as `plt.style.use` takes it
+styled: Any = plt.rc_context(fname=STYLE)  # decorates what draws: the look of all figures
 
 
 def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.5), **options: Any) -> tuple:
