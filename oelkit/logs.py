@@ -134,8 +134,12 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
     if path.is_dir():
         yield from _rows(_library("datasets", path).load_from_disk(str(path)))
     elif path.suffix == ".parquet":
-        batches = _library("pyarrow.parquet", path).ParquetFile(path).iter_batches(1000)
-        yield from _rows(row for batch in batches for row in batch.to_pylist())
+        parquet = _library("pyarrow.parquet", path)
+        try:
+            batches = parquet.ParquetFile(path).iter_batches(1000)
+            yield from _rows(row for batch in batches for row in batch.to_pylist())
+        except ValueError as error:  # of Arrow
+            raise ValueError(f"{path}: not Parquet: {error}") from error
     else:
         with open(path, "rb") as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")

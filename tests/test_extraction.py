@@ -286,6 +286,8 @@ def test_errors(tiny):
         extract(tiny, games(1), num_draws=0)
     with pytest.raises(ValueError, match="2 draws with 1 previous"):
         extract(tiny, games(1), ["x"], num_draws=2)
+    with pytest.raises(ValueError, match="budget_tokens=-5"):
+        extract(tiny, games(1), budget_tokens=-5)
 
 
 def test_games_of_one_id_are_an_error_before_the_first_reply(tiny, script):

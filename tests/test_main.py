@@ -5,6 +5,7 @@ mistake.
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import make_game
 
+import oelkit.runs.run  # noqa: F401  before a test takes the loading of models away
 from oelkit import __main__ as cli
 from oelkit import commands
 from oelkit.config import DistillConfig, part
@@ -504,6 +506,50 @@ def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, 
         answer = call(*arguments, "--force", "--model", settings.model)
         refused(answer, f"{arguments[-1]} cannot be written")
     assert (place / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--steps", "0"),
+        ("--lr", "nan"),
+        ("--batch-size", "0"),
+        ("--warmup", "-1"),
+        ("--retention", "2"),
+        ("--temperature", "-1"),
+        ("--max-new-tokens", "0"),
+    ],
+)
+def test_a_setting_that_no_training_takes_is_refused_before_the_games(
+    call, place, monkeypatch, flag, value
+):
+    monkeypatch.setattr("oelkit.runs.run.policy_from_config", lambda *_, **__: 1 / 0)
+    refused(call("loop", "--run", "odd", flag, value), f"{flag[2:].replace('-', '_')} is ")
+    assert not (place / "runs/odd").exists()
+
+
+def test_odd_arguments_are_named(call, place, settings):
+    write_jsonl(place / "games.jsonl", [make_game()])
+    (place / "told.md").write_text("H is a hole.")
+    tiny = ["--model", settings.model, "--out", "x"]
+    refused(call("distill", *tiny, "--states", "", "--experience", "told.md"), "No such file")
+    for world in ("a:b:c", ":", ":b"):
+        refused(call("play", *tiny, "--env", world), f"unknown environment '{world}'", "MODULE:ID")
+    refused(call("play", *tiny, "--seed", "9" * 30), "seed is 999")
+    (place / "bad.parquet").write_bytes(b"PAR1 and so on PAR1")
+    refused(call("import", "bad.parquet"), "bad.parquet: not Parquet")
+    folder = place / "runs/old"  # of few settings, as an older oelkit wrote it, or a stranger
+    folder.mkdir(parents=True)
+    record = {"model": settings.model, "extract_games": 1, "num_draws": 1, "max_new_tokens": 4}
+    record = {"form": FORM, "settings": record | {"prompt_set": "brief"}, "prompts": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    refused(call("loop", "--run", "old", "--resume"), "nothing to distill in round 1")
+    refused(call("data", "old", "--round", "0", "--out", "x.jsonl"), "round_0/trajectories.jsonl")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (str(taken.getsockname()[1]), "99999999"):
+            refused(call("view", "games.jsonl", "--port", port), f"port {port} at 127.0.0.1")
 
 
 def test_unwritable_run_folder(call, place, settings):

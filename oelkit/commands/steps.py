@@ -54,7 +54,7 @@ def distill(args: Namespace) -> None:
     from ..steps.rollouts import states
 
     s, texts = _start(args)
-    if args.states:
+    if args.states is not None:
         prompts = read_jsonl(args.states, State)
     else:
         prompts = states(read_jsonl(args.trajectories, Trajectory))
@@ -133,6 +133,8 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
         if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
             raise ValueError(f"{path} cannot be written: choose another place")
     settings = settings_of(args)
+    if abs(settings.seed) > 10**12:
+        raise ValueError(f"seed is {settings.seed}: must be {-(10**12)} to {10**12}")
     envs.make(settings.env)  # this also imports the module of a "module:id"
     return settings, experience_texts(getattr(args, "experience", None))
 
@@ -164,7 +166,7 @@ def data(args: Namespace) -> None:
     if Path(args.out).exists() and not args.force:
         raise ValueError(f"{args.out} is there already: choose another file, or give --force")
     stages, rows = stages_of(folder := folder_of(args)), []
-    rounds = [args.round] if args.round else range(1, stages.settings["rounds"] + 1)
+    rounds = [args.round] if args.round is not None else range(1, stages.settings["rounds"] + 1)
     for k in rounds:
         at = folder / f"round_{k}"
         if args.what == "trajectories":

@@ -58,6 +58,8 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     """
     known = ", ".join(sorted(i for i in gym.registry if i.startswith("oelkit/")))
     board = kwargs.pop("board", None)
+    if env_id.count(":") > 1 or env_id.startswith(":"):
+        raise ValueError(f"unknown environment {env_id!r}: known are {known}, or say MODULE:ID")
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:

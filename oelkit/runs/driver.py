@@ -201,6 +201,7 @@ class Driver:
     def _note_settings(self) -> None:
         """Keep in run.json what may change in a run, once a stage runs with it."""
         old = read_run(self.folder)
+        old["settings"] = asdict(Settings()) | old["settings"]
         new = old | self.record()
         new["settings"]["rounds"] = max(old["settings"]["rounds"], self.settings.rounds)
         new["settings"]["run_ablations"] |= old["settings"]["run_ablations"]

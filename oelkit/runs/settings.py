@@ -119,13 +119,23 @@ _RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "eval_maps": (1, 1_000_000),
     "samples_per_map": (1, 1_000),
     "lora_rank": (1, 1_024),
+    # what is wrong here would be known only after hours of games
+    "steps": (1, 1_000_000),
+    "batch_size": (1, 100_000),
+    "warmup": (0, 1_000_000),
+    "lr": (1e-12, 100.0),
+    "budget_tokens": (0, 10_000_000),
+    "temperature": (1e-3, 100.0),
+    "retention": (0.0, 1.0),
+    "max_new_tokens": (1, 1_000_000),
 }
 
 
 def check_ranges(settings: dict[str, Any]) -> None:
     """ValueError for a number that is out of range."""
     for name, (low, high) in _RANGES.items():
-        if not low <= settings.get(name, low) <= high:
+        value = settings.get(name)
+        if value is not None and not low <= value <= high:  # NaN is nowhere between
             raise ValueError(f"{name} is {settings[name]}: must be {low} to {high}")
 
 

@@ -97,6 +97,8 @@ def extract(
     if count > 1:
         raise ValueError(f"{count} trajectories are called {double!r}: each needs an id of its own")
     before = before * num_draws if isinstance(previous, str) else before
+    if budget_tokens is not None and budget_tokens < 0:
+        raise ValueError(f"budget_tokens={budget_tokens}: need 0 or more; None is no limit")
     if num_draws < 1 or len(before) != num_draws:
         raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")
     if not isinstance(prompt_set, PromptSet):

@@ -81,6 +81,8 @@ def prepare(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
             "need at least 1, above 0, and 0 to 1"
         )
+    if c.steps < 1 or not 0 < c.lr < math.inf:
+        raise ValueError(f"steps={c.steps}, lr={c.lr}: need at least 1, and above 0")
     if c.batch_size < ranks.count():
         few = f"batch_size={c.batch_size} with {ranks.count()} processes"
         raise ValueError(f"{few}: each needs a state of its own; raise it, or start fewer")

@@ -54,10 +54,13 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     path = place(kind, what, round)
     (editor if kind == "curate" else viewer)(path)
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of one that has just ended
+        try:
+            free.bind(("127.0.0.1", port or 0))
+        except (OSError, OverflowError) as error:  # else Voila takes another, and says so nowhere
+            raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
+        port = free.getsockname()[1]
     headers = {"headers": {"Content-Security-Policy": CSP}}
     command = [sys.executable, "-W", "ignore", "-m", "voila", str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
     command += [f"--port={port}", f"--Voila.tornado_settings={headers}", "--Voila.log_level=ERROR"]
