@@ -61,7 +61,8 @@ PIECES = """
 |]|[[|]]|(|)|{|}|{items}|{0}|{items.__class__}|{items!r:>99}|```|```sql|```sql\nSELECT 1\n```|**|__
 |`|#|*|1.|1)|-|nothing new|none|n/a|word|H is a hole.|../|/|\\|~|CON|.|..|%s|$(id)|;|'|"|<b>|</pre>
 |<script>alert(1)</script>|=1+1|@|--|/*|sk-abcdefghijklmnop123|a@b.example|+49 151 2345678|true|null
-|<tool_call>|</tool_call>|{"name": "query", "arguments": {"sql": "SELECT 1"}}|NaN|1e999|-0|0x10|99999999999999999999|3x3|H a3|| .... |+-----+|## Draw 0
+|<tool_call>|</tool_call>|{"name": "query", "arguments": {"sql": "SELECT 1"}}
+|NaN|1e999|-0|0x10|99999999999999999999|3x3|H a3|| .... |+-----+|## Draw 0
 """.replace("\n", "").split("|")
 ODD = [
     "", " ", "\n", "\r", "\r\n", "\t", "\v", "\f", "\0", "\x1b[31m", "\x85", "\xa0", "\u2028",
