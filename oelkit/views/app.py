@@ -32,6 +32,8 @@ body { overflow: hidden; }
   border: 0 !important; border-radius: 0 !important; resize: none !important;
 }
 </style>"""
+# Voila turns on warnings that are for its authors
+VOILA = "import warnings, voila.app; warnings.simplefilter('ignore'); voila.app.main()"
 # as in voila.json: no page asks for anything outside this machine
 CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -62,7 +64,7 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
         port = free.getsockname()[1]
     headers = {"headers": {"Content-Security-Policy": CSP}}
-    command = [sys.executable, "-W", "ignore", "-m", "voila", str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
+    command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
     command += [f"--port={port}", f"--Voila.tornado_settings={headers}", "--Voila.log_level=ERROR"]
     # a kernel that has imported everything waits for the next page
     command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]

@@ -21,6 +21,7 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
     assert stranger.status == 403 or "/login" in page.url, "another user of the machine"
     page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")
     page.locator(".oel-row, .ov-row").first.click(timeout=SLOW)
+    assert "DeprecationWarning" not in (place / "server.log").read_text()
     box = page.locator(row).bounding_box()
     assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
     assert page.evaluate("document.documentElement.scrollHeight") == 900
