@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -172,6 +173,14 @@ def test_apps_say_what_is_missing_before_a_server_starts(tmp_path, monkeypatch, 
     assert "no such file" in said(capsys, "curate", "nothing")[2]
     (tmp_path / "items.jsonl").write_text("{}\n")
     assert "items.jsonl, line 1" in said(capsys, "curate", "items.jsonl")[2]
+    (tmp_path / "items.jsonl").write_text("")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert (
+            f"port {port} at 127.0.0.1" in said(capsys, "curate", "items.jsonl", "--port", port)[2]
+        )
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert "pip install voila" in said(capsys, "view", "items.jsonl")[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         browser: whether the page is opened in the browser.
 
     Raises:
-        ValueError: there is nothing to show; said before the server starts.
+        ValueError: there is nothing to show, or the port is taken; said before the server starts.
         ImportError: Voila is not installed.
     """
     if find_spec("voila") is None:
@@ -57,7 +58,8 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     path = place(kind, what, round)
     (editor if kind == "curate" else viewer)(path)
     with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of one that has just ended
+        if os.name == "posix":  # of one that has just ended; Windows would share one in use
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind(("127.0.0.1", port or 0))
         except (OSError, OverflowError) as error:  # else Voila takes another, and says so nowhere
@@ -75,6 +77,7 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
     given |= {"JUPYTER_TOKEN": token}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server goes with its command
     try:
         return subprocess.run(command, env=os.environ | given, check=False).returncode
     except KeyboardInterrupt:

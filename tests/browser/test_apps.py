@@ -1,12 +1,19 @@
 """`oelkit curate` and `oelkit view`: the widgets alone on a page, in Voila."""
 
+import contextlib
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
 from oelkit.records import read_jsonl
 
-from .pages import PICTURES, SAMPLE, SLOW, press, until
+from .pages import PICTURES, ROOT, SAMPLE, SLOW, press, until
 
 
 @pytest.mark.parametrize("kind, row", [("curate", ".oel-editor"), ("view", ".oel-viewer")])
@@ -20,7 +27,10 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
     stranger = page.goto(url, timeout=SLOW, wait_until="commit")
     assert stranger.status == 403 or "/login" in page.url, "another user of the machine"
     page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")
-    page.locator(".oel-row, .ov-row").first.click(timeout=SLOW)
+    page.locator(".oel-row, .ov-row").first.wait_for(timeout=SLOW)
+    press(page, "/")  # without a click
+    page.wait_for_function("document.activeElement.type == 'search'")
+    page.locator(".oel-row, .ov-row").first.click()
     assert "DeprecationWarning" not in (place / "server.log").read_text()
     box = page.locator(row).bounding_box()
     assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
@@ -38,3 +48,31 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
         until(page, lambda: log.exists() and [o["op"] for o in read_jsonl(log)] == ["reject"])
     else:
         assert page.locator(".ov-row").count() > 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGTERM there")
+def test_a_server_goes_with_its_command(place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "oelkit", "view", str(SAMPLE / "trajectories.jsonl")]
+    command += ["--no-browser", f"--port={port}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(place)}
+    app = subprocess.Popen(command, cwd=place, env=env, start_new_session=True)
+    try:
+        assert answers(port, True)
+        app.terminate()
+        assert app.wait(60) == 143 and answers(port, False)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(app.pid, signal.SIGKILL)
+
+
+def answers(port, wanted):
+    """Wait until the port answers, or does not any more."""
+    for _ in range(480):  # 4 minutes
+        with socket.socket() as tried:
+            if (tried.connect_ex(("127.0.0.1", port)) == 0) == wanted:
+                return True
+        time.sleep(0.5)
+    return False

@@ -107,6 +107,12 @@ function fullScreen(root) {
   if (document.fullscreenElement) document.exitFullscreen(); else root.requestFullscreen?.();
 }
 
+/** Put a view in its place; where it is alone on its page, as in `oelkit curate`, it takes the keys at once. */
+function settle(host, root, takeKeys) {
+  host.append(root);
+  requestAnimationFrame(() => getComputedStyle(root).position === "fixed" && takeKeys());
+}
+
 /** A divider between two columns of `root`, by mouse or arrow keys; the left one's share is in --left. */
 function divider(root, share) {
   const set = (percent) => {

@@ -255,7 +255,7 @@ export default { render({ model, el: host }) {
   el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
     [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), `${keys.at(-1)}  `])));
   ownKeys(root);
-  host.append(root);
+  settle(host, root, () => list.box.focus());
 
   const heard = {
     index(message) {
