@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .steps.ifeval import ifeval as ifeval
     from .steps.rollouts import rollout as rollout
     from .steps.rollouts import states as states
+    from .steps.worth import leave_one_out as leave_one_out
     from .text import parse_items as parse_items
     from .views.summary import summary as summary
 
@@ -65,6 +66,7 @@ _HOMES = {
     "steps.extraction": "extract",
     "steps.ifeval": "ifeval",
     "steps.rollouts": "rollout states",
+    "steps.worth": "leave_one_out",
     "text": "parse_items",
     "views.summary": "summary",
 }

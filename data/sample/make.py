@@ -4,8 +4,9 @@ python data/sample/make.py
 
 from pathlib import Path
 
-from oelkit import Curation, extract, load_policy, rollout
+from oelkit import Curation, extract, leave_one_out, load_policy, rollout
 from oelkit.records import Outcome, write_jsonl
+from oelkit.runs.gate import VALIDATION
 
 HERE = Path(__file__).parent
 GOAL, HOLE = "G is the goal.", "H is a hole."
@@ -61,3 +62,9 @@ if __name__ == "__main__":
     found = extract(policy, games, num_draws=2, show_previous=False, temperature=1.5, round=1)
     write_jsonl(HERE / "items.jsonl", found)
     print(record(found, games, HERE / "curation.jsonl"))
+    (HERE / "worth.jsonl").unlink(missing_ok=True)
+    texts, maps = (
+        list(dict.fromkeys(item.text for item in found)),
+        range(VALIDATION, VALIDATION + 128),
+    )
+    leave_one_out(policy, "oelkit/FrozenLake4x4-v0", maps, texts, path=HERE / "worth.jsonl")

@@ -7,7 +7,7 @@ selection, filter. What a row and its evidence hold is in `editor_rows`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -32,6 +32,8 @@ class ExperienceEditor(LiveView):
         games: Where the evidence is looked up.
         on_turn: Gets trajectory id and turn (from 0) where a person wants to see it, as
             `TrajectoryViewer.show` does.
+        worth: Of an item's text the difference that it makes with its interval, as
+            `leave_one_out` gives it; shown where the text still stands so.
         on_change: Called at the start and after each operation; a text that it returns stands in
             the foot, what an edit makes out of date say.
 
@@ -52,6 +54,7 @@ class ExperienceEditor(LiveView):
         prompt: Callable[[str], str] | None = None,
         games: Sequence[Trajectory] = (),
         on_turn: Callable[[str, int], Any] | None = None,
+        worth: Mapping[str, Sequence[float]] | None = None,
         on_change: Callable[[], Any] | None = None,
     ):
         if not isinstance(curation, Curation):
@@ -62,6 +65,7 @@ class ExperienceEditor(LiveView):
             raise ValueError("a token budget needs a tokenizer")
         self.curation, self.budget, self.prompt = curation, budget_tokens, prompt or str
         self.games, self.on_turn = {game.id: game for game in games}, on_turn
+        self.worth = dict(worth or {})
         self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
         tokenizer = tokenizer or (lambda text: len(text.split()))
         self.count = lru_cache(1 << 15)(lambda text: count_tokens(text, tokenizer))
@@ -201,7 +205,10 @@ class ExperienceEditor(LiveView):
         prompt = self.prompt(text)
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
         rows, self._groups = rows_of(c, items, {i.id for i in cut}, self.count, self._likeness)
+        for row in rows.values():
+            row["worth"] = self.worth.get(row["text"])
         return rows, {
+            "measured": bool(self.worth),
             "order": list(rows),
             "draws": draws,
             "draw": self.draw,

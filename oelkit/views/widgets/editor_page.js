@@ -56,7 +56,7 @@ function editorPage(on) {
   };
   const sources = choice("Filter by source", on.get.source);
   const sorts = choice("Sort", on.get.sort, ...[["support", "most draws first"], ["evidence", "most evidence first"],
-    ["", "as the teacher reads"]].map(([value, text]) => el("option", { value }, text)));
+    ["", "as the teacher reads"], ["worth", "most worth first"]].map(([value, text]) => el("option", { value }, text)));
   const search = el("input", { type: "search", placeholder: "Search  /", "aria-label": "Search the items" });
   const hits = el("button", { title: "Show the hits only", onclick() { on.get.hits(); on.show(); } });
   const after = el("span", { class: "oel-after", role: "status" }, "Decide with a, x or s; a reason may follow.");
@@ -121,7 +121,8 @@ function editorPage(on) {
       "aria-pressed": String(which === kind), onclick: () => choose(which),
     }, label(which), " ", el("span", { class: "oel-count" }, number(count(which))))));
   }
-  function showBudget({ budget: most, tokens = 0, cut, unit = "tokens" }) {
+  function showBudget({ budget: most, tokens = 0, cut, unit = "tokens", measured }) {
+    sorts.lastChild.hidden = !measured;
     meter.hidden = most == null;
     meter.style.setProperty("--share", `${Math.min(100, (100 * tokens) / Math.max(1, most))}%`);
     meter.classList.toggle("oel-over", cut.length > 0);

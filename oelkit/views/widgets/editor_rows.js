@@ -17,6 +17,15 @@ function support({ support: n, of, sources }) {
   return sources.join(", ");
 }
 
+/** "worth +12 points [3, 21]": what the pass rate loses without it; null where that was not measured. */
+function worthOf(worth) {
+  if (!worth) return null;
+  const [middle, low, high] = worth.map((rate) => Math.round(100 * rate));
+  const said = `worth ${middle > 0 ? "+" : ""}${middle} points [${low}, ${high}]`;
+  const title = "Pass rate with all items, less that without this one, and its 95 % interval";
+  return el(low > 0 || high < 0 ? "b" : "span", { title, class: high < 0 ? "oel-against" : "" }, said);
+}
+
 /** Nodes of a text with the hits of a search in <mark>. */
 function withHits(text, query) {
   const nodes = [], low = text.toLowerCase();
@@ -37,7 +46,7 @@ function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
     item.against.length > 0 && el("b", { class: "oel-against", title: "Both cannot hold, or so it looks" },
       `contradicts “${visible(item.against[0][1].slice(0, 60))}”${item.against.length > 1
         ? ` and ${item.against.length - 1} more` : ""}`),
-    support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${number(item.seen)} evidence`,
+    worthOf(item.worth), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${number(item.seen)} evidence`,
     item.alike != null && el("span", { class: "oel-alike", title: "Says nearly the same as others: filter Near-duplicates" },
       `near-duplicate ${item.alike + 1}`),
     item.diff && "edited", item.cut && el("b", {}, "over budget"), edge && el("b", {}, "the budget cuts above"),
@@ -70,6 +79,7 @@ function sorted(ids, items, sort, filter) {
     return ids.sort((a, b) => places.get(a) - places.get(b));
   }
   if (sort === "support") return ids.sort((a, b) => by((i) => i.support)(a, b) || by((i) => i.items)(a, b));
+  if (sort === "worth") return ids.sort(by((i) => i.worth?.[0] ?? -Infinity));
   if (sort === "evidence") return ids.sort(by((i) => i.seen));
   return ids;
 }

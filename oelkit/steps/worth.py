@@ -1,0 +1,89 @@
+"""Which item does the work: what the pass rate loses when one of them is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .. import given
+from ..model.policy import Policy
+from ..progress import Bar
+from ..records import read_jsonl, write_jsonl
+from ..stats import paired_bootstrap
+from ..text import MARKER
+from .evaluation import evaluate
+
+Worth = tuple[float, float, float]
+
+
+def leave_one_out(
+    policy: Policy,
+    env_id: str,
+    seeds: Sequence[int],
+    items: Sequence[str],
+    *,
+    path: str | Path | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> dict[str, Worth]:
+    """The pass rate with all items in context, less that without one, for each in turn.
+
+    Args:
+        policy: plays with `adapter` (default "student").
+        env_id: a registered world.
+        seeds: its maps, the same with and without; not those of the evaluation, which would then
+            have chosen the items.
+        items: their texts; what stands twice counts once.
+        path: a .jsonl that is written as it goes, and from which it goes on.
+        progress: shows a bar.
+        **options: of `evaluate`.
+
+    Returns:
+        Of each text the difference with its 95 % interval, paired over the maps; above 0: it helps.
+
+    Raises:
+        ValueError: no items, or what `evaluate` refuses.
+    """
+    given.a_policy(policy)
+    texts = list(dict.fromkeys(given.texts("items", items)))
+    seeds = given.seeds("seeds", seeds)
+    if not any(texts) or not seeds:
+        raise ValueError("nothing to leave out: there are no items, or no maps")
+    about = {"env": env_id, "model": policy.name, "maps": len(seeds)}
+    about["key"] = _key(policy, sorted(texts), seeds, sorted(options.items()))
+    rows = read_jsonl(path) if path and Path(path).exists() else []
+    rows = [row for row in rows if row.items() >= about.items()]
+    found = {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}
+
+    def passes(read: Sequence[str]) -> Any:
+        experience = "\n".join(f"{MARKER} {text}" for text in read)
+        return evaluate(policy, env_id, seeds, experience, **options)
+
+    left = [text for text in texts if text not in found]
+    with_all = passes(texts) if left else None
+    with Bar("leave one out", len(texts), "item", progress) as bar:
+        bar.update(len(texts) - len(left))
+        for text in left:
+            without = passes([other for other in texts if other != text])
+            found[text] = paired_bootstrap(without, with_all)
+            rows.append({"text": text, **dict(zip(("worth", "low", "high"), found[text])), **about})
+            if path:
+                write_jsonl(path, rows)
+            bar.update(1)
+    return {text: found[text] for text in texts}
+
+
+def _key(policy: Policy, *given: Any) -> str:
+    """Tells one measurement from another, by the adapter's weights and all that was asked for."""
+    found = sha256(repr(given).encode())
+    for weights in policy.trainable():
+        found.update(weights.detach().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def read_worth(path: str | Path) -> dict[str, Worth]:
+    """What `leave_one_out` wrote; {} where there is no such file."""
+    rows = read_jsonl(path) if Path(path).exists() else []
+    return {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}
