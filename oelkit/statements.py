@@ -1,15 +1,16 @@
 """Items in the same words as one statement: by how many draws it was written, on what evidence, and
-in which draw's text it stands.
+in which draw's text it stands, what it is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from .operations import CuratedItem
-from .records import Evidence, ExperienceItem
+from .records import Evidence, ExperienceItem, read_jsonl
 from .text import MARKER, wording
 
 Item = TypeVar("Item", bound=ExperienceItem)
@@ -83,3 +84,9 @@ def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[It
     lines = {wording(line.removeprefix(MARKER)) for line in known.splitlines()}
     mine = [item for item in items if item.draw == draw or for_every_draw(item)]
     return [item for item in mine if wording(item.text) not in lines]
+
+
+def read_worth(path: str | Path) -> dict[str, tuple[float, float, float]]:
+    """What `leave_one_out` wrote, by an item's text; {} where there is no such file."""
+    rows = read_jsonl(path) if Path(path).exists() else []
+    return {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}

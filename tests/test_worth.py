@@ -7,6 +7,7 @@ from helpers import shake
 
 from oelkit import Curation, evaluate, leave_one_out, load_policy
 from oelkit.records import ExperienceItem, read_jsonl
+from oelkit.statements import read_worth
 from oelkit.steps import worth
 from oelkit.views.widgets import experience_editor
 
@@ -23,7 +24,7 @@ def lakes():
 def test_it_is_what_the_pass_rate_loses(lakes, tmp_path):
     path, hole, goal = tmp_path / "worth.jsonl", "H is a hole.", "G is the goal."
     found = leave_one_out(lakes, LAKE, range(48), [hole, goal], path=path)
-    assert list(found) == [hole, goal] and worth.read_worth(path) == found
+    assert list(found) == [hole, goal] and read_worth(path) == found
     texts = [f"- EXPERIENCE ITEM: {text}" for text in (hole, goal)]
     rates = [
         evaluate(lakes, LAKE, range(48), text).pass_rate for text in ("\n".join(texts), texts[0])
@@ -47,9 +48,9 @@ def test_it_goes_on_where_it_stopped_and_begins_again_where_something_differs(
     monkeypatch.setattr(worth, "evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         leave_one_out(tiny, LAKE, [1, 2], ITEMS, path=path, **options)
-    assert list(worth.read_worth(path)) == ITEMS[:1]
+    assert list(read_worth(path)) == ITEMS[:1]
     found = leave_one_out(tiny, LAKE, [1, 2], [*ITEMS, ITEMS[0]], path=path, **options)
-    assert list(found) == ITEMS == list(worth.read_worth(path))
+    assert list(found) == ITEMS == list(read_worth(path))
     marked = [f"- EXPERIENCE ITEM: {text}" for text in ITEMS]
     assert played[3:] == ["\n".join(marked), marked[0]]  # all, and all without the second
     assert leave_one_out(tiny, LAKE, [1, 2], ITEMS, path=path, **options) == found

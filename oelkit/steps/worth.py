@@ -81,9 +81,3 @@ def _key(policy: Policy, *given: Any) -> str:
     for weights in policy.trainable():
         found.update(weights.detach().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def read_worth(path: str | Path) -> dict[str, Worth]:
-    """What `leave_one_out` wrote; {} where there is no such file."""
-    rows = read_jsonl(path) if Path(path).exists() else []
-    return {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}

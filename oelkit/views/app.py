@@ -113,9 +113,11 @@ def page() -> None:
 
 def editor(path: Path) -> Any:
     """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one."""
+    from ..statements import read_worth
     from .widgets import experience_editor
 
     options: dict[str, Any] = {"games": games(path.with_name("trajectories.jsonl"))}
+    options["worth"] = read_worth(path.with_name("worth.jsonl"))
     record = path.parent.parent / "run.json"
     if record.is_file():
         about = read_json(record)
