@@ -15,7 +15,7 @@ from oelkit.prompts import load_prompt_set
 from oelkit.records import Outcome, to_dict, write_jsonl
 from oelkit.runs.stages import FORM
 from oelkit.stats import wilson_interval
-from oelkit.views import comparison
+from oelkit.views import comparison, report
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
 from oelkit.views.summary import summary
@@ -106,6 +106,12 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
         page.texts["small"]
     )
     assert not list(run.glob("*.partial"))
+
+
+def test_games_before_and_after_are_called_so(tmp_path):
+    run = make_run(tmp_path / "demo", make_metrics((90,)))
+    titles = [words(figure) for _, figure, _ in report._games(run, make_metrics((90,)))]
+    assert ["before: failure" in titles[0], "after: success" in titles[1]] == [True, True]
 
 
 @pytest.mark.slow

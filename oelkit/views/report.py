@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
         trained = "Before training" if name == "before" else f"After round {k}"
         outcome = game[both[0]].outcome.replace("_", " ")
         caption = f"{trained}, nothing in the prompt, held-out map {both[0]}: {outcome}."
-        yield f"game_{name}", plots.strip(game[both[0]]), caption
+        titled = replace(game[both[0]], id=name)  # an id would be cut off above a short game
+        yield f"game_{name}", plots.strip(titled), caption
 
 
 def _experience(folder: Path, k: int) -> dict[str, Any]:
