@@ -23,6 +23,7 @@ from .project import find_root
 from .runs.files import refuse_links
 from .runs.settings import run_folder
 
+INTERRUPTED = "interrupted"  # by Ctrl+C
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
 
 
@@ -205,7 +206,8 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             _write(failed, nbformat.writes(notebook), partial)
             number = at + 1 - any("injected-parameters" in tags(c) for c in cells[:at])
             where = f"{path.stem} failed in cell {number} ({first_line(cells[at].source)[:60]!r})"
-            error = NotebookError(f"{where}: {reason}; its state is in {failed}")
+            kind: Any = KeyboardInterrupt if reason == INTERRUPTED else NotebookError
+            error = kind(f"{where}: {reason}; its state is in {failed}")
             error.cell = number
             raise error
         html, _ = HTMLExporter().from_notebook_node(notebook)
@@ -255,6 +257,8 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
             on_cell_start=began,
             kernel_manager_class=kernel_manager(),
         )
+    except KeyboardInterrupt:
+        return at, INTERRUPTED
     except CellTimeoutError:
         return at, f"the notebook's time-out of {timeout:g} s passed"
     except DeadKernelError:

@@ -22,6 +22,7 @@ from oelkit.__main__ import main
 from oelkit.curation import Curation
 from oelkit.model.sampling import generate
 from oelkit.records import ExperienceItem, State, write_jsonl
+from oelkit.runs import work
 from oelkit.runs.run import Run
 from oelkit.runs.stages import status
 from oelkit.steps.distillation import distill
@@ -82,6 +83,31 @@ def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, whole, tmp_pat
         (run if by_hand_again else by_hand(run)).run_all()
         assert outputs(folder) == wanted, n
     assert {"rollout", "extract", "collect", "base", "distill", "evaluate"} <= set(stopped)
+
+
+def test_ctrl_c_amid_the_decisions_loses_none_of_them(small, whole, tmp_path, monkeypatch):
+    """The stage that asks no model: between any two lines of its log."""
+    stopped, append = 0, work.append_jsonl
+    while True:
+        run, left = by_hand(Run(tmp_path / f"run{stopped}", small, progress=False)), [stopped]
+
+        def press(*args, left=left, **options):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return append(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "append_jsonl", press)
+            try:
+                run.curate(1)
+                break
+            except KeyboardInterrupt as stop:
+                assert "stopped in curate of round 1; go on with" in str(stop)
+        stopped += 1
+        run.run_all()
+        assert outputs(run.folder) == whole[0]
+    assert stopped > 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ fail here.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -214,6 +215,29 @@ def test_a_checkout_that_nobody_can_write_to_is_run_elsewhere(tmp_path):
     assert {"02_inspect.html", "02_inspect.ipynb"} <= set(published(tmp_path, "mine"))
 
 
+def test_ctrl_c_ends_the_batch_and_its_kernel(root):
+    kernel = "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\nopen('begun', 'w')"
+    write(root, "01_a", "x = 1", f"{kernel}\ntime.sleep(900)")
+    (root / "notebooks/00_tour.ipynb").write_text("{}")  # by which the root is known
+    command = [sys.executable, "-m", "oelkit", "notebooks", "01_a"]
+    batch = subprocess.Popen(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
+    while not (root / "begun").exists():
+        assert batch.poll() is None
+        time.sleep(0.1)
+    batch.send_signal(signal.SIGINT)
+    said = batch.communicate()[1].decode()
+    assert (batch.returncode, said.count("\n")) == (130, 1), said
+    state = told(root)[0]["01_a"]
+    assert (state["status"], state["cell"]) == ("failed", 4)
+    assert published(root) == ["01_a.failed.ipynb"]
+    with pytest.raises(ProcessLookupError):
+        for _ in range(600):
+            os.kill(int((root / "kernel").read_text()), 0)
+            time.sleep(0.1)
+
+
 def test_without_a_display_in_another_folder(root, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.chdir(root / "oelkit")
@@ -294,6 +318,24 @@ def test_publishes_no_widget_state(root):
         "widget-view" not in copy.read_text() and "widgets" not in nbformat.read(copy, 4).metadata
     )
     assert "IntSlider" in copy.read_text()
+
+
+def test_what_models_wrote_is_text_in_a_published_page(root):
+    """As in the gallery and on the site, which are made of such copies."""
+    source = """from oelkit.curation import Curation
+from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
+from oelkit.views.widgets import experience_editor, trajectory_viewer
+e = "</pre></td><scr" + "ipt>alert(1)</scr" + "ipt><img src=x onerr" + "or=alert(2)> $x^2$"
+turn = Turn(e, [{"role": e, "content": e}], e, e, e, 1, 1, False)
+game = Trajectory(e, e, None, e, 1, (turn,), Outcome.UNKNOWN, e)
+items = Curation([ExperienceItem(e, e, (Evidence(e, 0),), e, 1, 0)])
+print(e)
+display(e, turn, game, items, trajectory_viewer([game]), experience_editor(items))"""
+    write(root, "01_a", source)
+    (copy,) = run_notebooks(root=root)
+    page = copy.with_suffix(".html").read_text()
+    assert page.count("&lt;script&gt;alert(1)") > 5
+    assert "<script>alert(1)" not in page and "<img src=x" not in page
 
 
 def test_publishes_of_progress_bars_only_the_end(root):
