@@ -1,6 +1,8 @@
 """Input from models, logs and strangers: a few of the inputs of `make soak`, what they found."""
 
 import json
+import os
+import socket
 
 import pytest
 from fuzz import TARGETS, target, watched
@@ -13,6 +15,7 @@ from oelkit.envs.text_env import TextEnvWrapper
 from oelkit.logs import read_chats
 from oelkit.notebooks import run_notebooks
 from oelkit.redaction import redact
+from oelkit.runs import files
 from oelkit.runs.files import locked
 from oelkit.runs.stages import FORM, stages_of, status
 from oelkit.views import app
@@ -149,6 +152,35 @@ def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
     (run / name).unlink()
     (run / "round_9").symlink_to(run / "figures")  # within the run, a person's matter
     with locked(run):
+        pass
+
+
+def test_a_pipe_in_a_strangers_run_is_not_waited_for(tmp_path):
+    stranger(
+        tmp_path, **{"round_1/manifests/rollout": {"inputs": {}, "outputs": {}, "settings": {}}}
+    )
+    os.mkfifo(tmp_path / "round_1/trajectories.jsonl")
+    with pytest.raises(ValueError, match=r"trajectories\.jsonl: is no file"):
+        status(tmp_path)
+
+
+def test_a_lock_that_says_nonsense_is_named(tmp_path, monkeypatch):
+    stranger(tmp_path)
+    host = socket.gethostname().encode()
+    for said in (b"\xff\xfe\0", b"abc " + host, b"-1 " + host):
+        (tmp_path / "run.lock").write_bytes(said)
+        with locked(tmp_path):  # of nobody who is at work here
+            pass
+    monkeypatch.setattr(files, "_flock", lambda _: None)  # a disk that knows no locks
+    for said in (b"abc " + host, b"999999999 " + host):
+        (tmp_path / "run.lock").write_bytes(said)
+        with locked(tmp_path):
+            pass
+    (tmp_path / "run.lock").write_bytes(b"\xff\xfe elsewhere")
+    with (
+        pytest.raises(ValueError, match=r"on elsewhere: wait for it, or delete .*run\.lock"),
+        locked(tmp_path),
+    ):
         pass
 
 
