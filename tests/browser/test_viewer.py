@@ -10,6 +10,7 @@ from oelkit.curation import replay
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
 from oelkit.views.widgets import trajectory_viewer
 
+from .conftest import MODEL
 from .pages import PICTURES, SAMPLE, press, until
 
 EVIL = (
@@ -331,3 +332,12 @@ def test_a_filter_opens_its_first_game_keeps_the_header_in_sight_and_exports(sho
         page.get_by_role("button", name="export 1").click()
     taken.value.save_as(tmp_path / "some.jsonl")
     assert read_jsonl(tmp_path / "some.jsonl", Trajectory) == [games[2]]
+
+
+def test_the_table_of_a_saved_notebook_does_not_stand_beside_the_live_viewer(show):
+    viewer = trajectory_viewer([make_game()])
+    page = show(viewer)
+    table = "document.body.insertAdjacentHTML('beforeend', '<p class=oel-static>table</p>')"
+    page.evaluate(table)
+    page.evaluate(MODEL, [viewer._esm, viewer._css])
+    page.wait_for_function("document.querySelector('.oel-static').hidden")

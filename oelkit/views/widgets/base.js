@@ -110,7 +110,10 @@ function fullScreen(root) {
 /** Put a view in its place; where it is alone on its page, as in `oelkit curate`, it takes the keys at once. */
 function settle(host, root, takeKeys) {
   host.append(root);
-  requestAnimationFrame(() => getComputedStyle(root).position === "fixed" && takeKeys());
+  requestAnimationFrame(() => {  // once it is in the page
+    hideStatic(host);
+    if (getComputedStyle(root).position === "fixed") takeKeys();
+  });
 }
 
 /** A divider between two columns of `root`, by mouse or arrow keys; the left one's share is in --left. */

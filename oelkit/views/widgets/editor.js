@@ -290,7 +290,6 @@ function render({ model, el: host }) {
 
   const found = () => keepFocus(() => { failure.hidden = true; root.classList.remove("oel-lost"); });
   const kernel = line(model, { hear, lost, found });
-  hideStatic(host);
   settle(host, root, focusRow);
   new ResizeObserver(() => requestAnimationFrame(layout)).observe(list.box);
   show();
