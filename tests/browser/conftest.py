@@ -147,6 +147,7 @@ def show(new_page):
         page.evaluate(MODEL, [widget._esm, widget._css])
         return page
 
+    show.model = MODEL  # to show it once more
     return show
 
 

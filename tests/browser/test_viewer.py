@@ -10,7 +10,6 @@ from oelkit.curation import replay
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, read_jsonl
 from oelkit.views.widgets import trajectory_viewer
 
-from .conftest import MODEL
 from .pages import PICTURES, SAMPLE, press, until
 
 EVIL = (
@@ -339,5 +338,5 @@ def test_the_table_of_a_saved_notebook_does_not_stand_beside_the_live_viewer(sho
     page = show(viewer)
     table = "document.body.insertAdjacentHTML('beforeend', '<p class=oel-static>table</p>')"
     page.evaluate(table)
-    page.evaluate(MODEL, [viewer._esm, viewer._css])
+    page.evaluate(show.model, [viewer._esm, viewer._css])
     page.wait_for_function("document.querySelector('.oel-static').hidden")
