@@ -186,7 +186,7 @@ def test_a_lock_that_says_nonsense_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("metrics", [[], {}, {"rounds": [{}]}, {"rounds": 3, "run": None}])
 def test_a_report_of_what_is_none_is_an_error_in_a_sentence(tmp_path, metrics):
-    with pytest.raises(ValueError, match=r"metrics\.json or run\.json is damaged"):
+    with pytest.raises(ValueError, match=r"base\.json or run\.json is damaged"):
         write_report(stranger(tmp_path, metrics=metrics))
 
 
@@ -197,7 +197,7 @@ def test_editor_and_viewer_open_what_stands_beside_a_persons_own_folders(tmp_pat
         (folder / "items.jsonl").write_text("")
     assert app.place("curate", str(tmp_path), None) == tmp_path / "round_10/items.jsonl"
     assert app.place("curate", str(tmp_path), 9) == tmp_path / "round_9/items.jsonl"
-    with pytest.raises(ValueError, match="no run in .* to show"):
+    with pytest.raises(ValueError, match="no round of .* has items.jsonl"):
         app.place("curate", str(tmp_path), 2)
     assert app.editor(tmp_path / "round_1/items.jsonl").budget is None  # what names no model
     for record in ('{"settings": {}}', "[]", '{"settings": {"model": "micro"}, "prompts": {}}'):

@@ -269,9 +269,9 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     refused(other, "other settings", "--seed was 0, is 3")
     refused(call("loop", "--run", "first", "--resume", "--rounds", "1"), "--rounds was 2, is 1")
     refused(call("loop", "--run", "second", "--resume"), "no run to go on with")
-    with (run / "round_1" / "trajectories.jsonl").open("a") as f:
+    with (run / "metrics.jsonl").open("a") as f:
         f.write("{")
-    refused(call("report", "--run", "first"), "trajectories.jsonl, line 3", "not JSON")
+    refused(call("report", "--run", "first"), "metrics.jsonl, line ", "not JSON")
 
 
 @pytest.mark.slow

@@ -55,8 +55,8 @@ class Dinner(gymnasium.Env):
         verb, menu = self._asked()
         named = set(re.findall(r"\w+", reply.lower())) & WORDS
         right = named == {menu[self.table]}
-        answer = "thanks you" if right else "sends it back and leaves"
-        feedback = f'The guest {answer}: "At the {self.table} table we {verb} {menu[self.table]}."'
+        usual = f"At the {self.table} table we {verb} {menu[self.table]}."
+        feedback = "The guest thanks you." if right else f'The guest leaves: "{usual}"'
         won = right and self.course == len(COURSES) - 1
         self.course += right and not won
         info = {"action": " ".join(sorted(named)) or None, "feedback": feedback}
