@@ -25,6 +25,14 @@ TEMPLATE = (
     "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}{% endif %}"
 )
 
+# a chat template that renders tools, calls and results
+TOOLS = (
+    "{% if tools %}{% for t in tools %}<tool>{{ t.function.name }}</tool>{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def make_tokenizer(chat_template=TEMPLATE):
     """Byte-level, two special tokens, a few merges (so that decoding and encoding again gives other

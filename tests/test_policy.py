@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_model, make_tokenizer, shake
+from helpers import TOOLS, make_model, make_tokenizer, shake
 from transformers import AutoModelForCausalLM
 
 from oelkit import load_prompt_set, read_chats, states
@@ -586,12 +586,6 @@ def test_real_model(real_model, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-TOOLS = (
-    "{% if tools %}{% for t in tools %}<tool>{{ t.function.name }}</tool>{% endfor %}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TALK = read_chats([
     {
         "messages": [

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from helpers import make_model
+from helpers import TOOLS, make_model
 
 from oelkit import envs, load_policy, rollout, states
 from oelkit.envs.sql import called_query, connect, query_of, questions, run_query
@@ -165,14 +165,6 @@ def test_a_game_is_a_conversation(tiny, player):
         assert game.turns[2].prompt[:3] == game.turns[1].prompt
     (message,) = act_messages(load_prompt_set("rules"), "Q", moves=())
     assert message["content"] == "Q"
-
-
-TOOLS = (
-    "{% if tools %}{% for t in tools %}<tool>{{ t.function.name }}</tool>{% endfor %}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def called(query):
