@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .operations import CuratedItem
-from .records import Evidence, ExperienceItem, read_jsonl
+from .records import Evidence, ExperienceItem, Fields, read_jsonl
 from .text import MARKER, wording
 
 Item = TypeVar("Item", bound=ExperienceItem)
@@ -88,5 +88,9 @@ def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[It
 
 def read_worth(path: str | Path) -> dict[str, tuple[float, float, float]]:
     """What `leave_one_out` wrote, by an item's text; {} where there is no such file."""
-    rows = read_jsonl(path) if Path(path).exists() else []
+    return worth_of(read_jsonl(path) if Path(path).exists() else [])
+
+
+def worth_of(rows: Iterable[Fields]) -> dict[str, tuple[float, float, float]]:
+    """The same of rows that were read."""
     return {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}

@@ -121,6 +121,12 @@ def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
     return "\n".join(filter(None, (previous, experience_text(items))))
 
 
+def by_draw(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """An experience.md: what stands before its headings `## Draw N`, and each N with its text."""
+    head, *parts = re.split(r"^## Draw (\d+)[ \t]*$", text, flags=re.M)  # editors put blanks behind
+    return head.strip(), [(n, said.strip()) for n, said in zip(parts[::2], parts[1::2])]
+
+
 def well_formed(text: str) -> str:
     """U+FFFD in place of half an emoji, as broken model output has it: no tokenizer reads one."""
     return _SURROGATE.sub("\ufffd", text)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ ONLINE = Settings(
     gate="off",
 )
 BUDGET = {name: 3 * getattr(ONLINE, name) for name in ("extract_games", "state_games", "steps")}
+SERVED = [f"{k} course{'s' * (k > 1)}" for k in range(1, len(COURSES) + 1)]
 ARMS = {"online": ONLINE, "offline": replace(ONLINE, rounds=1, **BUDGET)}
 
 
@@ -110,8 +110,7 @@ def staircase(passed: dict) -> list[tuple[float, float, float]]:
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown: a line for each arm, seed and round."""
-    courses = [f"{k} course{'s' * (k > 1)}" for k in range(1, len(COURSES) + 1)]
-    head = ["arm", "seed", "round", "true items", *courses, "all in context", "more than before"]
+    head = ["arm", "seed", "round", "true items", *SERVED, "all in context", "more than before"]
     lines, before = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"], {}
     for row in sorted(rows, key=lambda row: (row["arm"] != "online", row["seed"], row["round"])):
         key = row["arm"], row["seed"]
@@ -143,7 +142,7 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
             steps.append([staircase(base)[k][0], *rates])
             axis.plot(range(len(rates) + 1), steps[-1], color=colour, lw=0.7, alpha=0.5)
         mean = [statistics.mean(one) for one in zip(*steps, strict=False)]
-        axis.plot(range(len(mean)), mean, "o-", color=colour, lw=2.2, label=f"{k + 1} courses")
+        axis.plot(range(len(mean)), mean, "o-", color=colour, lw=2.2, label=SERVED[k])
         for i, row in enumerate(offline):
             rate = staircase(row["consolidated"])[k]
             place = last + 0.25 + 0.12 * i + 0.04 * k
@@ -161,7 +160,7 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
         at_once = statistics.mean(row["consolidated"]["pass_rate"] for row in offline)
         title += f"; as many games at once: {at_once:.0%}"
     n, seeds = base["n"], len({row["seed"] for row in online})
-    axis.set_title(f"{title}\n{rows[0]['model']}, {seeds} seeds (thin), {n} guests each")
+    axis.set_title(f"{title}\n{rows[0]['model']}, {seeds} seed(s) (thin), {n} guests each")
     return plots.legend_below(drawn, axis)
 
 
@@ -183,7 +182,6 @@ def main() -> None:
         return figure(read_jsonl(args.out)).savefig(args.draw / "dinner.png", dpi=150)
     if not args.model:
         parser.error("--model: which one is to learn?")
-    sys.path.append(str(HERE))  # where the world's module is
     changes = {"model": args.model, "seed": args.seed, "dtype": args.dtype}
     return learn(replace(ARMS[args.arm], **changes), args.arm, args.out)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import time
 from argparse import Namespace
@@ -190,7 +189,7 @@ def experience_texts(path: str | None) -> list[str]:
     from ..curation import replay
     from ..records import ExperienceItem, read_jsonl
     from ..statements import items_for_draw
-    from ..text import experience_text
+    from ..text import by_draw, experience_text
 
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
@@ -198,7 +197,6 @@ def experience_texts(path: str | None) -> list[str]:
         draws = sorted({item.draw for item in items if item.model})  # a person's are for every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
-        # editors put blanks behind
-        parts = re.split(r"^## Draw \d+[ \t]*$", given.text_file(path) if path else "", flags=re.M)
-        texts = [part.strip() for part in parts if part.strip()]
+        head, draws = by_draw(given.text_file(path) if path else "")
+        texts = [text for text in (head, *(said for _, said in draws)) if text]
     return texts or [""]

@@ -4,7 +4,6 @@ loaded, writes into a folder of its own, and returns what goes into its manifest
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from ..records import (
 )
 from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
-from ..text import join_experience, parse_items, truncate_to_budget
+from ..text import by_draw, join_experience, parse_items, truncate_to_budget
 from .files import append_bytes, keep_aside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -216,12 +215,11 @@ def known_texts(run: Run, k: int) -> list[str]:
 
 def read_texts(run: Run, path: Path) -> list[str]:
     """The text of each draw in an experience.md; ValueError where some stands before the first."""
-    # editors put blanks behind
-    parts = re.split(r"^## Draw \d+[ \t]*$", given.text_file(path), flags=re.M)
-    if parts[1:] and parts[0].strip():
+    head, draws = by_draw(given.text_file(path))
+    if draws and head:
         raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
     # a person's file may lack the headings
-    return [text.strip() for text in parts[1:] or parts * run.settings.num_draws]
+    return [said for _, said in draws] or [head] * run.settings.num_draws
 
 
 def as_draws(texts: Sequence[str]) -> str:

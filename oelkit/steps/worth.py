@@ -11,6 +11,7 @@ from .. import given
 from ..model.policy import Policy
 from ..progress import Bar
 from ..records import read_jsonl, write_jsonl
+from ..statements import worth_of
 from ..stats import paired_bootstrap
 from ..text import MARKER
 from .evaluation import evaluate
@@ -55,7 +56,7 @@ def leave_one_out(
     about["key"] = _key(policy, sorted(texts), seeds, sorted(options.items()))
     rows = read_jsonl(path) if path and Path(path).exists() else []
     rows = [row for row in rows if row.items() >= about.items()]
-    found = {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}
+    found = worth_of(rows)
 
     def passes(read: Sequence[str]) -> Any:
         experience = "\n".join(f"{MARKER} {text}" for text in read)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, w
 from ..runs.files import read_json, refuse_links
 from ..runs.settings import no_run
 from ..runs.stages import StageStatus, status
+from ..text import by_draw
 from . import plots
 from .findings import chain, findings
 from .summary import episodes_text, headline, rate_text
@@ -171,12 +171,12 @@ def _experience(folder: Path, k: int) -> dict[str, Any]:
 
 def _equal_once(text: str) -> str:
     """An experience.md in which draws that say the same stand once, under the numbers of all."""
-    head, *parts = re.split(r"^## Draw (\d+)[ \t]*$", text, flags=re.M)
+    head, parts = by_draw(text)
     draws: dict[str, list[str]] = {}
-    for number, said in zip(parts[::2], parts[1::2]):
-        draws.setdefault(said.strip(), []).append(number)
+    for number, said in parts:
+        draws.setdefault(said, []).append(number)
     shown = [f"## Draw {', '.join(numbers)}\n{said}" for said, numbers in draws.items()]
-    return "\n\n".join([head.strip(), *shown]).strip()
+    return "\n\n".join([head, *shown]).strip()
 
 
 def _picture(folder: Path, name: str, figure: Figure, caption: str) -> dict[str, Any]:
