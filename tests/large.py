@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,7 @@ from oelkit.records import (
     read_jsonl,
     write_jsonl,
 )
+from oelkit.runs import driver
 from oelkit.runs.stages import status
 from oelkit.steps.distillation import distill
 from oelkit.steps.evaluation import report_of
@@ -59,6 +61,7 @@ ONE_STEP = Settings.of(
     num_draws=1,
     steps=1,
     batch_size=2,
+    lr=1e-12,  # or the model drifts, and its replies, and with them the work of a round, grow
     eval_maps=1,
     run_ablations=False,
     gate="off",
@@ -75,20 +78,33 @@ def resident(peak: bool = False) -> int:
 
 
 def rounds(folder: Path, n: int) -> dict[str, Any]:
-    """Rounds of one step: what each of them takes."""
+    """Rounds of one step: what each of them takes, the work of its stages and all around it."""
     rows: list[dict[str, float]] = []
     run = Run(folder / "run", replace(ONE_STEP, rounds=n), load_policy("micro"), progress=False)
-    ensure, began = run.ensure, [time.process_time()]
+    ensure, began, inside, opened = run.ensure, [time.process_time()], [0.0], [0]
 
     def measured(k: int, stage: str, redo: bool = False) -> None:
         ensure(k, stage, redo)
         if stage == "evaluate":
+            seconds, opens = time.process_time() - began[0], opened[0]
             kib = sum(p.stat().st_size for p in (run.folder / f"round_{k}").rglob("*")) / 1024
-            seconds, began[0] = time.process_time() - began[0], time.process_time()
-            files = len(os.listdir("/proc/self/fd"))
-            rows.append({"cpu_s": seconds, "mb": resident(), "files": files, "folder_kib": kib})
+            row = {"cpu_s": seconds, "cpu_s outside the stages": seconds - inside[0]}
+            row |= {"mb": resident(), "files": len(os.listdir("/proc/self/fd")), "opened": opens}
+            rows.append(row | {"folder_kib": kib})
             print(k, rows[-1], file=sys.stderr, flush=True)
+            began[0], inside[0], opened[0] = time.process_time(), 0.0, 0
 
+    def timed(work: Callable[..., Any], *args: Any) -> Any:
+        began = time.process_time()
+        result = work(*args)
+        inside[0] += time.process_time() - began
+        return result
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        opened[0] += event == "open" and str(args[0]).startswith(str(run.folder))
+
+    driver.WORK.update({name: partial(timed, work) for name, work in driver.WORK.items()})
+    sys.addaudithook(hook)
     run.ensure = measured
     run.probe = lambda adapter=None: None  # the same questions each time would hide what grows
     run.run_all()

@@ -778,6 +778,60 @@ def test_earlier_rounds_are_looked_at_once_in_a_round(tmp_path, monkeypatch):
     assert run.asked.count(1) < 2 * run.asked.count(11) + in_round
 
 
+def test_a_round_reads_no_file_of_rounds_long_ago(tmp_path, monkeypatch):
+    run, opened = FilesRun(tmp_path / "run", 9, monkeypatch), []
+    at, ensure = [0], run.ensure
+    sys.addaudithook(lambda e, args: at[0] and e == "open" and opened.append((at[0], str(args[0]))))
+
+    def ensured(k, stage, redo=False):
+        at[0] = k  # 0 in the end, when all are looked at once more
+        ensure(k, stage, redo)
+
+    run.ensure = ensured
+    run.run_all()
+    at[0] = 0
+    reads = {k: [f for now, f in opened if now == k and str(run.folder) in f] for k in range(1, 10)}
+    for k in range(3, 10):
+        assert not [f for f in reads[k] for j in range(1, k - 1) if f"round_{j}/" in f]
+        assert len(reads[k]) == len(reads[3])
+    assert {s.state for s in run.status()} == {"done"}
+
+
+def test_a_run_goes_on_without_asking_what_is_done_in_each_round(tmp_path, monkeypatch):
+    run = FilesRun(tmp_path / "run", 12, monkeypatch)
+    run.run_all()
+    (run.folder / "round_12/states.jsonl").unlink()
+    (run.folder / "round_12/manifests/collect.json").unlink()
+    run.asked.clear()
+    run.run_all(redo=True)
+    # when it begins, before round 12, and for the metrics of all
+    assert run.asked.count(3) < 4 * 13 and run.asked.count(12) > 0
+
+
+def test_a_training_reads_and_writes_no_steps_of_other_rounds(small, policy, tmp_path, monkeypatch):
+    run, calls = by_hand(Run(tmp_path / "run", small, policy, progress=False)), []
+    for name in ("read_jsonl", "write_jsonl"):
+        real = getattr(work, name)
+
+        def spy(path, *args, name=name, real=real):
+            calls.append((name, path.name))
+            return real(path, *args)
+
+        monkeypatch.setattr(work, name, spy)
+    run.distill(2)
+    lines = run.folder / "metrics.jsonl"
+    steps = [(row["arm"], row["step"]) for row in read_jsonl(lines)]
+    assert steps == [(f"round {k}", step) for k in (1, 2) for step in range(small.steps)]
+    assert not [call for call in calls if call[1] == "metrics.jsonl"]
+    (run.folder / "round_1/manifests/distill.json").unlink()
+    shutil.rmtree(run.folder / "round_1/adapter")
+    with open(lines, "a") as f:  # somebody else's
+        f.write('{"schema": 1, "arm": "mine"}\n')
+    run.distill(1)
+    arms = [row["arm"] for row in read_jsonl(lines)]
+    assert arms == ["round 2"] * small.steps + ["mine"] + ["round 1"] * small.steps
+
+
 def test_a_change_under_an_earlier_round_is_told_when_the_next_begins(tmp_path, monkeypatch):
     run = FilesRun(tmp_path / "run", 4, monkeypatch)
 

@@ -5,9 +5,10 @@ folder of its own, leaves the policy as it found it, and puts outputs and manife
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -48,7 +49,11 @@ class Driver:
     progress: bool
     _writing = False
     _seen: Mapping[Node, StageStatus] = {}
-    """How the stages stood when the round that is worked on began."""
+    """How the stages of earlier rounds stood when the one that is worked on began."""
+    _stamps: Sequence[Any] = ()
+    """Of each of these rounds, the first first, the stamps of its files then."""
+    steps_left: tuple[Any, set[str]] = None, set()
+    """metrics.jsonl as the last training left it: its stamp, and the arms whose steps it holds."""
 
     @property
     def stages(self) -> Stages:
@@ -91,7 +96,7 @@ class Driver:
             StaleRunError: one of them is out of date and redo is False; nothing was done then.
         """
         if self._writing and stage == STAGES[0]:  # else each stage would look at all rounds again
-            self._seen = {(s.round, s.stage): s for s in self.status()}
+            self._look(k)
         if self.stages.status(k, stage, self._earlier(k)).state != "done":
             self._refuse(needs := self._needs((k, stage)), redo)
             with self._locked():
@@ -109,9 +114,10 @@ class Driver:
             StaleRunError: something is out of date and redo is False.
         """
         self._refuse(statuses := self.status(), redo)
-        if any(status.state != "done" for status in statuses):
+        if left := [status for status in statuses if status.state != "done"]:
+            first = min((s.round for s in left if s.round), default=0)
             with self._locked():
-                for k, stage in list(self.stages.nodes()):
+                for k, stage in [n for n in self.stages.nodes() if not 0 < n[0] < first]:
                     self.ensure(k, stage, redo)
                     if stage == "curate":  # nothing to distill is an error before any more is done
                         work.known_texts(self._run, k)
@@ -125,10 +131,22 @@ class Driver:
                 self.ensure(status.round, status.stage, redo=True)
         return stale
 
+    def _look(self, k: int) -> None:
+        """See how the rounds before round k stand, from the first on in which a file changed."""
+        stages, old = self.stages, self._stamps
+        self._stamps = [stages.stamps(j) for j in range(1, k)]
+        same = [was == now for was, now in zip(old, self._stamps)]
+        first = [*same, False].index(False) + 1
+        seen = {node: s for node, s in self._seen.items() if 0 < node[0] < first}
+        for node in itertools.product(range(first, k), STAGES):
+            stages.status(*node, seen)
+        self._seen = seen
+
     def _earlier(self, k: int) -> dict[Node, StageStatus]:
-        """The stages of rounds before round k that are known to be done."""
-        seen = self._seen.items()
-        return {node: s for node, s in seen if 0 < node[0] < k and s.state == "done"}
+        """The stages of the rounds that round k builds on, as far as they are known to be done."""
+        near = {k - 1, self.stages.start(k)} if k else ()
+        seen = {node: self._seen.get(node) for node in itertools.product(near, STAGES)}
+        return {node: s for node, s in seen.items() if s and s.state == "done"}
 
     def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
         if not redo and (stale := self.stages.blocking(statuses)):
@@ -218,7 +236,7 @@ class Driver:
             try:
                 yield
             finally:
-                self._writing, self._seen = False, {}
+                self._writing, self._seen, self._stamps = False, {}, ()
 
 
 def versions() -> dict[str, str]:

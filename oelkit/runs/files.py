@@ -25,15 +25,22 @@ except ImportError:  # Windows: the owner in the file alone decides
     fcntl = None
 
 
-def sha256(path: Path) -> str | None:
-    """Hash of a file's bytes; None where there is no file."""
+def stamp(path: Path | str) -> tuple[int, ...] | None:
+    """What differs once a file was written again, without opening it; None where there is none."""
     try:
-        s = path.stat()
+        s = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not S_ISREG(s.st_mode):  # a pipe of a stranger's would be waited for
+    return s.st_mode, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def sha256(path: Path) -> str | None:
+    """Hash of a file's bytes; None where there is no file."""
+    if (now := stamp(path)) is None:
+        return None
+    if not S_ISREG(now[0]):  # a pipe of a stranger's would be waited for
         raise ValueError(f"{path}: is no file; delete it")
-    return _sha256(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+    return _sha256(path, *now)
 
 
 @lru_cache(4096)

@@ -2,8 +2,7 @@
 
 A stage is done when its file is there and its manifest, `manifests/STAGE.json` beside it, names the
 same inputs (by hash), the same settings and the same output. A file that the stage did not write
-(there is no manifest, or the hash is another) is a person's: it counts and is never written over.
-No torch, no policy: `status` looks at a run folder wherever it lies."""
+(no manifest, or another hash) is a person's: it counts and is never written over. No torch here."""
 
 from __future__ import annotations
 
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..prompts import load_prompt_set
-from .files import read_object, sha256, write_json
+from .files import read_object, sha256, stamp, write_json
 from .settings import Settings, check_settings
-from .table import ARMS, BY_HAND, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
+from .table import ARMS, BY_HAND, FILES, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # of the run folder; 1 had no manifests
 
@@ -171,6 +170,10 @@ class Stages:
     def hashes(self, k: int, stage: str) -> dict[str, str | None]:
         """Name and hash of each input file as it is now."""
         return {name: sha256(self.folder / name) for name in self.reads(k, stage)}
+
+    def stamps(self, k: int) -> list[tuple[int, ...] | None]:
+        """What is another once a file of round k has changed; opens none of them."""
+        return [stamp(f"{self.folder}/{name.format(k=k)}") for name in FILES]
 
     def by_hand(self, k: int, stage: str) -> bool:
         """Whether the stage's file is there and not what the stage wrote."""

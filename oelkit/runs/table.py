@@ -57,6 +57,9 @@ TABLE = {
     ),
 }
 STAGES = tuple(TABLE)  # of a round, in their order
+_made = {name for s in TABLE.values() for name in (s.writes, *s.reads) if "{s}" not in name}
+_made |= {f"round_{{k}}/manifests/{stage}.json" for stage in STAGES}
+FILES = sorted(_made | {"chain.json", "manifests/base.json"})  # by which a round's stages stand
 TABLE |= {  # of the whole run; their round is 0
     "base": Stage("base.json", (), _MEASURE),
     "raw": Stage(

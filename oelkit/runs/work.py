@@ -28,7 +28,7 @@ from ..records import (
 from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
 from ..text import by_draw, join_experience, parse_items, truncate_to_budget
-from .files import append_bytes, keep_aside, read_json, sha256, write_json
+from .files import append_bytes, keep_aside, read_json, sha256, stamp, write_json
 
 if TYPE_CHECKING:
     from .run import Run
@@ -158,14 +158,15 @@ def train(
 ) -> int:
     """Distill, its steps as the lines of `arm` in metrics.jsonl; returns the seed."""
     s, lines, seed = run.settings, run.folder / "metrics.jsonl", run.settings.seed * 100 + k
-    about = {"arm": arm, "round": k}
-    rows = _read_lines(lines)
-    others = [row for row in rows if row["arm"] != arm]
-    if len(others) < len(rows):  # steps of a try that was cut off
-        write_jsonl(lines, others)
+    about, (left, arms), told = {"arm": arm, "round": k}, run.steps_left, []
+    if arm in arms or left != stamp(lines):  # else it is as this process left it: none of this arm
+        others = [row for row in _read_lines(lines) if row["arm"] != arm]
+        write_jsonl(lines, others)  # without the steps of a try that was cut off
+        arms = {row["arm"] for row in others}
 
     def log(row: dict[str, Any]) -> None:
         append_jsonl(lines, about | row)
+        told.append(row)
         if run.on_step:
             run.on_step(about | row)
 
@@ -180,7 +181,10 @@ def train(
         progress=run.progress,
         on_step=log,
     )
-    write_jsonl(lines, [*others, *(about | row for row in history)])  # whole, also after a resume
+    if len(told) < len(history):  # resumed: those before its checkpoint are not there any more
+        others = [row for row in read_jsonl(lines) if row["arm"] != arm]
+        write_jsonl(lines, [*others, *(about | row for row in history)])
+    run.steps_left = stamp(lines), {*arms, arm}
     return seed
 
 
