@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
             title = "more settings" if isinstance(part, str) else part.__doc__.split(".")[0]
             group = one.add_argument_group(title)
             for field in names:
-                add_setting(group, FIELDS[field])
+                add_setting(group, FIELDS[field], name)
     return top
 
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import Field, fields
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 from .logs import FORMATS
-from .runs.settings import SCALES, Settings
+from .runs.settings import RANGES, SCALES, Settings, outside, wrong
 
 STEPS = ("play", "extract", "distill", "evaluate", "ifeval")
 FIELDS = {field.name: field for field in fields(Settings)}
 KINDS = get_type_hints(Settings)
+_MANY = 10**9
 
 
-def add_setting(group: Any, field: Field) -> None:
+def add_setting(group: Any, field: Field, command: str) -> None:
     """The flag of a field of Settings; the parsed arguments have it only where it is given."""
     kinds = [kind for kind in get_args(KINDS[field.name]) if kind is not type(None)]
     kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
     literal = kinds and not isinstance(kinds[0], type)
     kind = str if literal else kinds[0] if kinds else KINDS[field.name]
     how: dict[str, Any] = {"metavar": kind.__name__.upper()}
-    how |= {"type": _or_none(kind) if type(None) in get_args(KINDS[field.name]) else kind}
+    none, say = type(None) in get_args(KINDS[field.name]), partial(wrong, field.name)
+    if (command, field.name) == ("play", "temperature"):  # 0: greedy, which no training takes
+        say = partial(outside, low=0.0, high=RANGES["temperature"][1])
+    elif command in STEPS and field.name == "seed":  # no other run's maps to keep apart from
+        say = partial(outside, low=-(10**12), high=10**12)
+    how |= {"type": _checked(kind, say, none)}
     if literal:
         how = {"choices": kinds}
     elif kind is bool:
@@ -33,12 +41,23 @@ def add_setting(group: Any, field: Field) -> None:
     group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
 
 
-def _or_none(kind: type) -> Any:
+def _checked(kind: type, say: Callable[[Any], str], none: bool = False) -> Any:
     def parse(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
+        if none and text.lower() == "none":
+            return None
+        if said := say(value := kind(text)):
+            raise argparse.ArgumentTypeError(f"{said}, not {text!r}")
+        return value
 
     parse.__name__ = kind.__name__  # argparse names it in its message
     return parse
+
+
+def _within(kind: type, low: float, high: float) -> Any:
+    return _checked(kind, partial(outside, low=low, high=high))
+
+
+_ROUND = _within(int, *RANGES["rounds"])
 
 
 def add_own(one: argparse.ArgumentParser, name: str) -> None:
@@ -51,14 +70,14 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
     if name in ("curate", "view"):
         what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
         add("what", metavar="FILE|RUN", help=f"a file ({what}), a name in runs/, or a run's folder")
-        add("--round", type=int, metavar="K", help="of a run (default: its last)")
+        add("--round", type=_ROUND, metavar="K", help="of a run (default: its last)")
         add("--port", type=int, metavar="N", help="at 127.0.0.1 (default: one that is free)")
         text = "open the page there"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "export", "data"):
         add("run", metavar="RUN", help="a name in runs/, or a path")
     if name in ("promote", "rollback"):
-        add("round", type=int, metavar="K", help="a round that is trained")
+        add("round", type=_ROUND, metavar="K", help="a round that is trained")
     if name == "compare":
         add(
             "runs",
@@ -84,9 +103,10 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
         add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
         limit = "seconds that one notebook may take, against hangs (default: %(default)s)"
-        add("--timeout", type=float, default=3600, metavar="S", help=limit)
+        add("--timeout", type=_within(float, 1e-3, _MANY), default=3600, metavar="S", help=limit)
     if name == "estimate":
-        add("--price-per-hour", type=float, metavar="X", help="of the machine, in any currency")
+        price = _within(float, 0, _MANY)
+        add("--price-per-hour", type=price, metavar="X", help="of the machine, in any currency")
     if name == "loop":
         add("--track", choices=("tensorboard", "wandb", "trackio"), help="send steps there, too")
         add("--resume", action="store_true", help="go on with the run, with its own settings")
@@ -117,9 +137,9 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
     if name == "ifeval":
         text = "a .jsonl of prompts, or a data set on the hub (default: %(default)s)"
         add("questions", nargs="?", default="google/IFEval", metavar="FILE", help=text)
-        add("--limit", type=int, metavar="N", help="ask only the first N prompts")
-        text = "most tokens per reply (default: %(default)s)"
-        add("--max-new-tokens", type=int, default=1280, metavar="N", help=text)
+        number, text = _within(int, 1, _MANY), "most tokens per reply (default: %(default)s)"
+        add("--limit", type=number, metavar="N", help="ask only the first N prompts")
+        add("--max-new-tokens", type=number, default=1280, metavar="N", help=text)
         add("--replies", metavar="FILE", help="a .jsonl that is written: replies with verdicts")
 
 
@@ -136,7 +156,7 @@ def _add_out(add: Any, name: str) -> None:
     text = "games; items kept; states with experience for TRL or ms-swift (default: %(default)s)"
     kinds = ("trajectories", "items", "trl", "ms-swift")
     add("--what", choices=kinds, default="trajectories", help=text)
-    add("--round", type=int, metavar="K", help="one round only (default: all)")
+    add("--round", type=_ROUND, metavar="K", help="one round only (default: all)")
     add("--out", required=True, metavar="PATH", help="a .jsonl, a .parquet or a folder")
     add("--force", action="store_true", help="write over what is there")
 

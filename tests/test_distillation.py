@@ -367,6 +367,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),
+        (STATES, {"temperature": float("inf")}, "temperature=inf"),
         (STATES, {"retention": 1.5}, "retention=1.5"),
         (STATES, {"steps": 0}, "steps=0"),
         (STATES, {"lr": float("nan")}, "lr=nan"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import make_game
 
-import oelkit.runs.run  # noqa: F401  before a test takes the loading of models away
+import oelkit.runs.run  # before a test takes the loading of models away
 from oelkit import __main__ as cli
 from oelkit import commands
 from oelkit.config import DistillConfig, part
@@ -60,6 +60,14 @@ def refused(answer, *parts):
     lines = err.strip().splitlines()
     assert (status, PROGRESS.sub("", out), len(lines)) == (1, "", 1), answer
     assert lines[0].startswith("error: ") and all(part in lines[0] for part in parts), lines[0]
+
+
+def misused(answer, flag, *parts):
+    """It ended with 2, usage, and one sentence that names the flag."""
+    status, out, err = answer
+    last = err.strip().splitlines()[-1]
+    assert (status, out) == (2, "") and f": error: argument {flag}: " in last, answer
+    assert all(part in last for part in parts), last
 
 
 def items(path, texts, draws=2):
@@ -437,7 +445,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     refused(call("loop", *tiny, "--run", "a/b"), "run name 'a/b'")
     refused(call("report", "--run", "../x"), "run name '../x'")
     refused(call("loop", *tiny, "--env", "Nowhere-v0"), "unknown environment 'Nowhere-v0'")
-    refused(call("loop", *tiny, "--rounds", "0"), "rounds is 0")
+    misused(call("loop", *tiny, "--rounds", "0"), "--rounds", "must be 1 to 999, not '0'")
     refused(
         call("extract", *tiny, "--trajectories", "bad.jsonl", "--out", "x"),
         "bad.jsonl, line 2",
@@ -461,7 +469,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
         "games.jsonl, line 1",
         "'text'",
     )
-    refused(call("evaluate", *tiny, "--eval-maps", "0"), "no ")
+    misused(call("evaluate", *tiny, "--eval-maps", "0"), "--eval-maps")
     refused(call("evaluate", *tiny, "--adapter", "no/adapter"), "no/adapter")
     assert call("play", "--seeds", "5", "--out", "x")[0] == 2
     assert call("distill", "--experience", "x", "--out", "y")[0] == 2
@@ -508,6 +516,27 @@ def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, 
     assert (place / "file").read_bytes() == b""
 
 
+def numbers():
+    """(command, flag, whether it is a whole number) of every number and date that a command takes,
+    as argparse knows them.
+    """
+    commands = next(a for a in cli.parser()._actions if isinstance(a.choices, dict)).choices
+    kinds = {"int": True, "float": False, "date": False}
+    for command, one in commands.items():
+        for action in one._actions:
+            kind = "date" if action.dest == "date" else getattr(action.type, "__name__", "")
+            if kind in kinds and action.dest != "port":  # which the socket judges
+                yield command, (action.option_strings or [action.dest])[0], kinds[kind]
+
+
+@pytest.mark.parametrize("command, flag, whole", numbers())
+def test_a_number_that_is_none_is_refused_with_its_flag(call, command, flag, whole):
+    for value in ("x", "-1" + "0" * 15, "9" * 30, *(() if whole else ("nan", "inf", "NaN"))):
+        given = ["demo", value] if flag == "round" else [flag, value]
+        told = "K" if flag == "round" else flag
+        misused(call(command, *given), told, value, ": must be " if value != "x" else "x")
+
+
 @pytest.mark.parametrize(
     "flag, value",
     [
@@ -518,14 +547,26 @@ def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, 
         ("--retention", "2"),
         ("--temperature", "-1"),
         ("--max-new-tokens", "0"),
+        ("--lora-rank", "0"),
+        ("--date", "2026-13-01"),
     ],
 )
 def test_a_setting_that_no_training_takes_is_refused_before_the_games(
-    call, place, monkeypatch, flag, value
+    place, monkeypatch, call, flag, value
 ):
     monkeypatch.setattr("oelkit.runs.run.policy_from_config", lambda *_, **__: 1 / 0)
-    refused(call("loop", "--run", "odd", flag, value), f"{flag[2:].replace('-', '_')} is ")
+    misused(call("loop", "--run", "odd", flag, value), flag, ": must be ", repr(value))
+    name = flag[2:].replace("-", "_")
+    kind = str if name == "date" else float
+    with pytest.raises(ValueError, match=f"^{name} is .*: must be "):
+        oelkit.runs.run.Run(place / "runs/odd", Settings(**{name: kind(value)}))
     assert not (place / "runs/odd").exists()
+
+
+def test_games_may_be_greedy_and_steps_have_any_seed():
+    assert made("play", "--out", "x", "--temperature", "0").temperature == 0
+    assert made("evaluate", "--seed", "-1000000000000").seed == -(10**12)
+    assert made("distill", "--out", "x", "--states", "s", "--experience", "e").date == "2026-01-01"
 
 
 def test_odd_arguments_are_named(call, place, settings):
@@ -535,7 +576,7 @@ def test_odd_arguments_are_named(call, place, settings):
     refused(call("distill", *tiny, "--states", "", "--experience", "told.md"), "No such file")
     for world in ("a:b:c", ":", ":b"):
         refused(call("play", *tiny, "--env", world), f"unknown environment '{world}'", "MODULE:ID")
-    refused(call("play", *tiny, "--seed", "9" * 30), "seed is 999")
+    misused(call("play", *tiny, "--seed", "9" * 30), "--seed", "999")
     (place / "bad.parquet").write_bytes(b"PAR1 and so on PAR1")
     refused(call("import", "bad.parquet"), "bad.parquet: not Parquet")
     folder = place / "runs/old"  # of few settings, as an older oelkit wrote it, or a stranger
@@ -544,7 +585,7 @@ def test_odd_arguments_are_named(call, place, settings):
     record = {"form": FORM, "settings": record | {"prompt_set": "brief"}, "prompts": {}}
     (folder / "run.json").write_text(json.dumps(record))
     refused(call("loop", "--run", "old", "--resume"), "nothing to distill in round 1")
-    refused(call("data", "old", "--round", "0", "--out", "x.jsonl"), "round_0/trajectories.jsonl")
+    refused(call("data", "old", "--round", "7", "--out", "x.jsonl"), "round_7/trajectories.jsonl")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

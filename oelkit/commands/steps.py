@@ -132,8 +132,6 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
         if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
             raise ValueError(f"{path} cannot be written: choose another place")
     settings = settings_of(args)
-    if abs(settings.seed) > 10**12:
-        raise ValueError(f"seed is {settings.seed}: must be {-(10**12)} to {10**12}")
     envs.make(settings.env)  # this also imports the module of a "module:id"
     return settings, experience_texts(getattr(args, "experience", None))
 

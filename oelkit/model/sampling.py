@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -122,7 +123,7 @@ def generate(
 
 
 def _check(policy: Policy, prompts: Sequence[Sequence[int]], s: Sampling, new_tokens: int) -> None:
-    if new_tokens < 1 or s.temperature < 0 or not 0 < s.top_p <= 1 or s.top_k < 0:
+    if new_tokens < 1 or not (0 <= s.temperature < inf and 0 < s.top_p <= 1 and s.top_k >= 0):
         raise ValueError(
             f"max_new_tokens={new_tokens}, temperature={s.temperature}, top_p={s.top_p}, "
             f"top_k={s.top_k}: need max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -110,7 +111,7 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-_RANGES = {  # wider ones would let map seeds of rounds and runs meet
+RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "seed": (0, 899),
     "rounds": (1, 999),
     "extract_games": (1, 5_000),
@@ -128,15 +129,36 @@ _RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "temperature": (1e-3, 100.0),
     "retention": (0.0, 1.0),
     "max_new_tokens": (1, 1_000_000),
+    "batch_tokens": (1, 1_000_000_000),
+    "top_k": (0, 10_000_000),
+    "clip": (1e-12, 1e12),
+    "extract_temperature": (0.0, 100.0),
+    "eval_temperature": (0.0, 100.0),
+    "eval_top_p": (1e-12, 1.0),
+    "eval_top_k": (0, 10_000_000),
 }
 
 
 def check_ranges(settings: dict[str, Any]) -> None:
-    """ValueError for a number that is out of range."""
-    for name, (low, high) in _RANGES.items():
-        value = settings.get(name)
-        if value is not None and not low <= value <= high:  # NaN is nowhere between
-            raise ValueError(f"{name} is {settings[name]}: must be {low} to {high}")
+    """ValueError for a number that is out of range, or a date that is none."""
+    for name, value in settings.items():
+        if value is not None and (said := wrong(name, value)):
+            raise ValueError(f"{name} is {value}: {said}")
+
+
+def wrong(name: str, value: Any) -> str:
+    """What a setting must be that it is not; "" where nothing is wrong."""
+    if name == "date":
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            return f"must be a day such as {ModelConfig.date}"
+    return outside(value, *RANGES[name]) if name in RANGES else ""
+
+
+def outside(value: float, low: float, high: float) -> str:
+    """`wrong` of a number between these two."""
+    return "" if low <= value <= high else f"must be {low} to {high}"  # NaN is nowhere between
 
 
 def check_settings(settings: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def prepare(
         )
     if c.loss not in LOSSES:
         raise ValueError(f"loss={c.loss!r}: say one of {', '.join(LOSSES)}")
-    if c.batch_size < 1 or not c.temperature > 0 or not 0 <= c.retention <= 1:
+    if c.batch_size < 1 or not 0 < c.temperature < math.inf or not 0 <= c.retention <= 1:
         raise ValueError(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
             "need at least 1, above 0, and 0 to 1"
