@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from helpers import shake
+from safetensors import safe_open
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from oelkit import distill, load_policy, rollout, states
@@ -202,6 +203,36 @@ def test_8_bit_adamw_learns_as_adamw_does(found):
     print(*([f"{x:.4f}" for x in row] for row in rows))
     assert rows[0][0] == pytest.approx(rows[1][0], rel=1e-3) and rows[0][-1] < 0.9 * rows[0][0]
     assert rows[0][-1] == pytest.approx(rows[1][-1], rel=0.2)
+
+
+def test_8_bit_training_that_was_stopped_goes_on(found, tmp_path, monkeypatch):
+    """Its optimiser's states are tensors in a dict within a dict: all of them are in the file."""
+    import bitsandbytes
+
+    if not CUDA:
+        adamw = bitsandbytes.optim.AdamW8bit
+        monkeypatch.setattr(
+            training, "_adamw", lambda p, lr: adamw(p.trainable(), lr=lr, weight_decay=0.0)
+        )
+    monkeypatch.setattr(distillation, "CHECKPOINT_EVERY", 2)
+    options = {"steps": 5, "batch_size": 4, "max_new_tokens": 8, "lr": 1e-3}
+    file, rows = tmp_path / "training.safetensors", []
+
+    def kill(row):
+        if row["step"] == 3:
+            raise RuntimeError("killed")
+
+    for kept, stop in ((None, None), (file, kill), (file, None)):
+        policy = load_policy("micro", device=DEVICE, quantize=None)
+        try:
+            rows.append(distill(policy, found, [TEXT], checkpoint=kept, on_step=stop, **options))
+        except RuntimeError as error:
+            assert stop and str(error) == "killed"
+    whole, again = ([row["loss"] for row in history] for history in rows)
+    assert again[:2] == whole[:2] and again == pytest.approx(whole, rel=0.0 if not CUDA else 1e-3)
+    with safe_open(file, "pt") as saved:
+        kinds = {saved.get_tensor(name).dtype for name in saved.keys()}  # noqa: SIM118
+    assert torch.uint8 in kinds  # so some of it has 8 bits
 
 
 @pytest.mark.skipif(not CUDA, reason="a CPU has no memory of its own; set OELKIT_TEST_DEVICE=cuda")

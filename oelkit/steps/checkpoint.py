@@ -46,9 +46,11 @@ class Checkpoint:
         t, scalars = self.training, {}
         tensors = {f"student.{i}": p.detach().cpu() for i, p in enumerate(self.student)}
         for i, values in t.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
+            for name, value in _flat(values):
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
+                    tensors[f"optimizer.{i}.{name}"] = (
+                        value.detach().to("cpu", copy=True).contiguous()
+                    )
                 else:
                     scalars.setdefault(str(i), {})[name] = value
         state = {"history": t.history, "pending": t.pending, "random": t.rng.getstate()}
@@ -73,14 +75,21 @@ class Checkpoint:
         except (OSError, SafetensorError):
             return
         state = json.loads(header["state"])
-        optimizer = {int(i): values for i, values in state["scalars"].items()}
+        optimizer: dict[int, dict] = {}
+        found = [(i, name, x) for i, own in state["scalars"].items() for name, x in own.items()]
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                kind, i, *rest = name.split(".")
+            for key, tensor in tensors.items():
+                kind, i, *rest = key.split(".")
                 if kind == "student":
                     self.student[int(i)].copy_(tensor)
                 else:
-                    optimizer.setdefault(int(i), {})[".".join(rest)] = tensor
+                    found.append((i, ".".join(rest), tensor))
+        for i, name, value in found:
+            *within, last = name.split("/")
+            values = optimizer.setdefault(int(i), {})
+            for inner in within:
+                values = values.setdefault(inner, {})
+            values[last] = value
         t.optimizer.load_state_dict({**t.optimizer.state_dict(), "state": optimizer})
         t.scaler.load_state_dict(state.get("scaler") or t.scaler.state_dict())  # none in old files
         version, numbers, gauss = state["random"]
@@ -111,3 +120,12 @@ def interrupt_deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal(SIGINT, default_int_handler)
+
+
+def _flat(values: dict) -> Iterator[tuple[str, Any]]:
+    """Names and values of an optimiser's state; AdamW of 8 bits has a dict of its own within it."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{inner}", v) for inner, v in _flat(value))
+        else:
+            yield name, value

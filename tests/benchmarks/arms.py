@@ -1,13 +1,16 @@
 """What `bench.py` measures, one arm of one figure in a process of its own: `arms.py '{"figure":
-"kl", ...}'`.
+"kl", ...}'`. Without an argument each line that comes in is one, until they end; what is loaded for
+one is there for the next.
 
-Prints one JSON line: seconds (a list, warm-up apart), peak (bytes above what stood there before, or
-None) and what else is worth knowing. Peak memory is the process's resident set (VmHWM of /proc,
-reset after everything is loaded and the weights have been touched), on CUDA the allocator's; None
-on other systems."""
+Prints one JSON line for each: seconds (a list, warm-up apart), peak (bytes above what stood there
+before, or None) and what else is worth knowing. Peak memory is the process's resident set (VmHWM of
+/proc, reset after everything is loaded and the weights have been touched), on CUDA the
+allocator's; None on other systems."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import json
 import sys
@@ -90,10 +93,13 @@ def first_states(policy: Policy, n: int) -> list[State]:
     ]
 
 
+@functools.lru_cache(maxsize=1)
+def _load(model: str, quantize: str) -> Policy:
+    return load_policy(model, quantize={"none": None}.get(quantize, quantize))
+
+
 def _policy(spec: dict) -> Policy:
-    return load_policy(
-        spec["model"], quantize={"none": None}.get(spec["quantize"], spec["quantize"])
-    )
+    return _load(spec["model"], spec["quantize"])
 
 
 # -- figures; each takes the whole specification and returns what goes into the JSON line
@@ -381,6 +387,20 @@ def measure_scaling(spec: dict) -> dict:
     return {"seconds": seconds, "peak": None}
 
 
+def measure(spec: dict) -> dict:
+    return globals()["measure_" + spec["figure"]](spec)
+
+
 if __name__ == "__main__":
-    spec = json.loads(sys.argv[1])
-    print(json.dumps(globals()["measure_" + spec["figure"]](spec)))
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(json.loads(sys.argv[1]))))
+    for line in sys.stdin if len(sys.argv) == 1 else ():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # where a peer says what it likes
+                found = measure(json.loads(line))
+        except Exception as error:  # out of memory, say: the next may do with less
+            found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        print(json.dumps(found), flush=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,17 +1,19 @@
-"""What only a card can say, in three calls of some minutes: `python tests/benchmarks/gpu.py WHAT
---out FILE.jsonl`, where WHAT is `correct`, `figures` or `learn` (with `--model FOLDER` or `--gguf
-FILE`).
+"""What only a card can say, in calls of some minutes: `python tests/benchmarks/gpu.py WHAT --out
+FILE.jsonl`, where WHAT is `correct`, `figures` or `loops`; that real models learn on it is
+gpu_learn.py's part.
 
 Each measurement is a line of its own, written at once, so that a call that is cut off loses
 nothing; what no longer fits into `--seconds` is left out and said to be. `--small` is the rehearsal
 on a CPU; `table` prints what is there. Needs the bench extra. `figures` makes random models of
-published sizes, for time and memory do not depend on what weights say."""
+published sizes, for time and memory do not depend on what weights say; `models` makes them before,
+into `--models FOLDER`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ class Call:
 
     def __init__(self, out: Path, seconds: float, small: bool) -> None:
         self.out, self.ends, self.small = out, time.monotonic() + seconds, small
+        self.ready: subprocess.Popen | None = None  # of arms.py, has imported what it needs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.about = {"card": torch.cuda.get_device_name() if self.device == "cuda" else "CPU"}
         if not small and self.device == "cpu":
@@ -49,20 +52,36 @@ class Call:
             file.write(json.dumps(found | self.about) + "\n")
         print(json.dumps(found)[:400], flush=True)
 
-    def process(self, what: dict, *command: str, least: float = 10) -> None:
+    def arms(self, *specs: dict) -> None:
+        """Measure each with arms.py, in one process, which got ready while the one before ran."""
+        work, self.ready = self.ready or _start(), _start()
+        for spec in specs:
+            what = {k: v for k, v in spec.items() if k != "model"}
+            what["model"] = Path(spec["model"]).name
+            if work.poll() is not None or self.left < 10:
+                self.line(**what, left_out="no time" if self.left < 10 else "its process ended")
+                continue
+            began = time.monotonic()
+            work.stdin.write(json.dumps(spec) + "\n")
+            work.stdin.flush()
+            ready, _, _ = select.select([work.stdout], [], [], self.left)
+            if not ready:
+                work.kill()
+            text = work.stdout.readline() if ready else '{"left_out": "cut off"}'
+            found = json.loads(text or '{"error": "its process ended"}')
+            self.line(**what | found, whole_seconds=time.monotonic() - began)
+        work.stdin.close()
+
+    def process(self, what: dict, *command: str) -> None:
         """A process that prints a JSON line at its end; a failure is a line as well."""
-        if self.left < least:
-            return self.line(**what, left_out="no time")
         began = time.monotonic()
-        environ = os.environ | {"PYTHONPATH": _path(), "HF_HUB_OFFLINE": "1"}
-        environ |= {"TRL_EXPERIMENTAL_SILENCE": "1"}
         try:
             done = subprocess.run(
                 [sys.executable, *command],
                 capture_output=True,
                 text=True,
-                timeout=self.left,
-                env=environ,
+                timeout=max(1, self.left),
+                env=environ(),
                 cwd=ROOT,
             )
             said = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -74,8 +93,16 @@ class Call:
         self.line(**what | found, whole_seconds=time.monotonic() - began)
 
 
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def _start() -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(HERE / "arms.py")]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environ(), cwd=ROOT)
+
+
+def environ() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    more = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    return os.environ | more | {"PYTHONPATH": path}
 
 
 def correct(call: Call) -> int:
@@ -83,10 +110,6 @@ def correct(call: Call) -> int:
     os.environ.setdefault("OELKIT_TEST_DEVICE", call.device)
 
     class Lines:
-        def pytest_runtest_setup(self, item):
-            if call.left < 5:
-                pytest.skip("no time")
-
         def pytest_runtest_logreport(self, report):
             if report.when == "call" or report.outcome != "passed":
                 said = report.capstdout.strip() if report.passed else report.longreprtext[-1500:]
@@ -96,75 +119,62 @@ def correct(call: Call) -> int:
                 )
 
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests/test_cards.py")]
-    return int(pytest.main([*options, *(["-k", "bf16"] if call.small else [])], plugins=[Lines()]))
+    options += ["-k", "bf16"] if call.small else ["-n", "8"]
+    return int(pytest.main(options, plugins=[Lines()]))
 
 
-def figures(call: Call) -> None:
+def figures(call: Call, models: Path) -> None:
     """Steps, KL, rollouts and loops; what matters most comes first."""
     call.line(figure="card", **_floors(call.device))
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = ["micro"] if call.small else ["1.7B", "4B"]
-        long = [100] if call.small else [2000, 8000]
-        reply = 4 if call.small else 64
-        kl = {"tokens": 8192, "width": 2560, "vocab": 151_936}
-        if call.small:
-            kl = {"tokens": 64, "width": 64, "vocab": 512}
-        for size in sizes:
-            model = _model(call, size, folder)
-            for quantize in ("none",) if call.small else ("nf4", "none"):
-                for tokens in long:
-                    for arm in ("ours", "trl"):
-                        spec = {"states": 8, "reply": reply, "experience": tokens, "split": 1}
-                        _arm(call, "step", arm, size, model, quantize, **spec)
-            if size == sizes[0]:
-                for arm in ("ours", "naive", "trl", "liger"):
-                    _arm(call, "kl", arm, size, model, "none", **kl)
-                for games in (2,) if call.small else (16, 64, 128):
-                    for arm in ("ours", "padded"):
-                        spec = {"games": games, "turns": 5, "reply": reply, "experience": long[0]}
-                        _arm(call, "turns", arm, size, model, "none", **spec)
-            else:
-                _loop(call, size, model, folder)
-        if not call.small:
-            _loop(call, "8B", _model(call, "8B", folder), folder)
-        else:
-            _loop(call, "micro", "micro", folder)
+    sizes, long, reply, counts = ["1.7B", "4B"], [2000, 8000], 32, (16, 64, 128)
+    kl = {"tokens": 8192, "width": 2560, "vocab": 151_936}
+    if call.small:
+        sizes, long, reply, counts = ["micro"], [100, 200], 4, (2,)
+        kl = {"tokens": 64, "width": 64, "vocab": 512}
+    paths = {size: "micro" if call.small else _model(call, size, models) for size in sizes}
+    first, repeats = {"model": paths[sizes[0]], "quantize": "none"}, 1 if call.small else 3
+    for size in sizes:
+        for quantize in ("none",) if call.small else ("nf4", "none"):
+            for arm in ("ours", "trl"):
+                step = {"figure": "step", "arm": arm, "model": paths[size], "quantize": quantize}
+                step |= {"states": 8, "reply": reply, "split": 1, "repeats": repeats}
+                call.arms(*(step | {"experience": tokens} for tokens in long))
+        if size == sizes[0]:
+            kl |= first | {"figure": "kl", "repeats": repeats}
+            call.arms(*(kl | {"arm": arm} for arm in ("ours", "naive", "trl", "liger")))
+            turns = first | {"figure": "turns", "turns": 5, "reply": reply, "experience": long[0]}
+            call.arms(
+                *(
+                    turns | {"arm": arm, "games": games, "repeats": 1}
+                    for games in counts
+                    for arm in ("ours", "padded")
+                )
+            )
+    if call.ready:
+        call.ready.kill()
 
 
-def _model(call: Call, size: str, folder: str) -> str:
-    if size == "micro":
-        return size
-    call.process(
-        {"figure": "model", "model": size}, str(HERE / "random_model.py"), size, f"{folder}/{size}"
-    )
-    return f"{folder}/{size}"
+def _model(call: Call, size: str, models: Path) -> str:
+    """Its folder, made where it is not there yet; the tokenizer is what is written last."""
+    if not (models / size / "tokenizer_config.json").exists():
+        script = [str(HERE / "random_model.py"), size, str(models / size)]
+        call.process({"figure": "model", "model": size}, *script)
+    return str(models / size)
 
 
-def _arm(call: Call, figure: str, arm: str, size: str, model: str, quantize: str, **spec) -> None:
-    what = {"figure": figure, "arm": arm, "quantize": quantize, **spec}
-    whole = what | {"model": model, "repeats": 1 if call.small else 2}
-    call.process(what | {"model": size}, str(HERE / "arms.py"), json.dumps(whole))
-
-
-def _loop(call: Call, size: str, model: str, folder: str) -> None:
-    cap = CAPS.get(size, 4)
-    what = {"figure": "loop", "model": size, "cap": cap}
-    call.process(
-        what,
-        str(HERE / "gpu.py"),
-        "one-loop",
-        "--model",
-        model,
-        "--cap",
-        str(cap),
-        "--out",
-        f"{folder}/loop_{size}",
-    )
+def loops(call: Call, models: Path) -> None:
+    """A round of the loop of each size, within its GiB."""
+    for size, cap in {"micro": 4}.items() if call.small else CAPS.items():
+        model = "micro" if call.small else _model(call, size, models)
+        script = [str(HERE / "gpu.py"), "one-loop", "--model", model, "--cap", str(cap)]
+        script += ["--out", str(models / f"loop_{size}")]
+        call.process({"figure": "loop", "model": size, "cap": cap}, *script)
 
 
 def one_loop(model: str, cap: float, folder: str) -> None:
     """A round of the whole loop within so many GiB of the card; prints a JSON line."""
     from oelkit import Run, Settings
+    from oelkit.records import write_jsonl
 
     cuda = torch.cuda.is_available()
     if cuda:
@@ -173,10 +183,18 @@ def one_loop(model: str, cap: float, folder: str) -> None:
     few = {"extract_games": 16, "state_games": 16, "eval_maps": 16, "steps": 4}
     if not cuda:
         few = {"extract_games": 2, "state_games": 2, "eval_maps": 2, "steps": 1, "batch_size": 2}
+    few |= {"max_new_tokens": 64}  # random weights never end a reply
     settings = Settings(model=model, rounds=1, num_draws=2, run_ablations=False, **few)
     run = Run(folder, settings, progress=False)
-    items = ROOT / "data/sample/items.jsonl"  # random weights write none
-    (run.round_folder(1) / "items.jsonl").write_text(items.read_text("utf-8"), "utf-8")
+    # nor do they write items: here stand two texts of some 2,000 tokens
+    note = "Note {}: the goal wins, a hole ends the game, and a step into the wall is lost."
+    item = json.loads((ROOT / "data/sample/items.jsonl").read_text("utf-8").splitlines()[0])
+    items = [
+        item | {"id": f"note-{d}-{i}", "text": note.format(i), "draw": d}
+        for d in range(2)
+        for i in range(90 if cuda else 2)
+    ]
+    write_jsonl(run.round_folder(1) / "items.jsonl", items)
     seconds = run.run_all()["rounds"][0]["seconds"]
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     print(json.dumps({"seconds": seconds, "peak_gib": peak}))
@@ -199,83 +217,16 @@ def _floors(device: str) -> dict:
     return found
 
 
-def learn(call: Call, model: str, rounds: int, seeds: int) -> None:
-    """The waiter world with a real model, at a batch of 64 as in the paper: seed by seed."""
-    script = str(ROOT / "examples/waiter/learn.py")
-    options = ["--model", model, "--arm", "own", "--rounds", str(rounds)]
-    changes = {"batch_size": 64, "state_games": 256, "steps": 20, "lr": 1e-4}
-    if call.small:
-        changes = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2}
-    options += [
-        x for name, value in changes.items() for x in ("--set", f"{name}={json.dumps(value)}")
-    ]
-    for seed in range(seeds):
-        rows = call.out.with_name(f"{call.out.stem}_rows_{seed}.jsonl")
-        _follow(call, [script, *options, "--seed", str(seed), "--out", str(rows)], rows, seed)
-
-
-def _follow(call: Call, command: list[str], rows: Path, seed: int) -> None:
-    """Run it, and write a line for each of its rounds when that is there."""
-    if call.left < 20:
-        return call.line(figure="learn", seed=seed, left_out="no time")
-    log, seen = rows.with_suffix(".log"), 0
-    with log.open("w") as said:
-        environ = os.environ | {"PYTHONPATH": _path(), "HF_HUB_OFFLINE": "1"}
-        work = subprocess.Popen(
-            [sys.executable, *command], env=environ, cwd=rows.parent, stdout=said, stderr=said
-        )
-        while True:
-            over = work.poll() is not None
-            found = rows.read_text("utf-8").splitlines() if rows.exists() else []
-            for text in found[seen:]:
-                row = json.loads(text)
-                rates = {
-                    k: v["pass_rate"]
-                    for k, v in row.items()
-                    if isinstance(v, dict) and "pass_rate" in v
-                }
-                about = {k: row[k] for k in ("arm", "round", "items", "true", "seconds")}
-                call.line(figure="learn", seed=seed, **about, **rates)
-            seen = len(found)
-            if over or call.left < 0:
-                break
-            time.sleep(1)
-        if not over:
-            work.terminate()
-            work.wait()
-            call.line(figure="learn", seed=seed, left_out="cut off")
-        elif work.returncode:
-            call.line(figure="learn", seed=seed, error=log.read_text()[-500:])
-
-
-def unpack(gguf: Path) -> str:
-    """A folder beside a GGUF file with its model in bfloat16."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    folder = gguf.with_suffix("")
-    if not (folder / "config.json").exists():
-        name = {"gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
-        config = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, quantization_config=config, **name
-        )
-        del model.config.quantization_config  # its weights are dense now
-        tokenizer.save_pretrained(folder), model.save_pretrained(folder)
-    return str(folder)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("correct", "figures", "learn", "table", "one-loop"))
+    steps = ("correct", "models", "figures", "loops", "table", "one-loop")
+    parser.add_argument("what", choices=steps)
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     parser.add_argument("--seconds", type=float, default=280, help="after which nothing begins")
     parser.add_argument("--small", action="store_true", help="the rehearsal, on a CPU too")
-    parser.add_argument("--model", help="a model folder, for learn")
-    parser.add_argument("--gguf", type=Path, help="a GGUF file, for learn")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cap", type=float, default=15, help="GiB of one-loop")
+    parser.add_argument("--models", type=Path, help="keeps random models here")
+    parser.add_argument("--model", help="of one-loop: a model folder")
+    parser.add_argument("--cap", type=float, default=15, help="of one-loop: GiB")
     args = parser.parse_args()
     if args.what == "one-loop":
         one_loop(args.model, args.cap, str(args.out))
@@ -287,11 +238,15 @@ def main() -> int:
     call = Call(args.out.resolve(), args.seconds, args.small)
     if args.what == "correct":
         return correct(call)
-    if args.what == "figures":
-        figures(call)
-    else:
-        model = unpack(args.gguf.resolve()) if args.gguf else args.model
-        learn(call, model, args.rounds, args.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        models = args.models or Path(folder)
+        if args.what == "models":
+            for size in ("1.7B", "4B", "8B"):
+                _model(call, size, models)
+        elif args.what == "figures":
+            figures(call, models)
+        else:
+            loops(call, models)
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import arms
 import bench
 import bench_plot
-import gpu
+import gpu_learn
 import pytest
 from helpers import assert_whole
 
@@ -93,12 +93,14 @@ def test_benchmarks_draws_each_line_once_with_its_target():
 
 def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(tmp_path, monkeypatch):
     out = tmp_path / "new" / "learn.jsonl"
-    what = ["learn", "--small", "--model", "micro", "--rounds", "1", "--seeds", "1"]
-    monkeypatch.setattr("sys.argv", ["gpu.py", *what, "--out", str(out), "--seconds", "1000"])
-    assert gpu.main() == 0
-    (row,) = map(json.loads, out.read_text().splitlines())
-    assert row["figure"] == "learn" and {"base", "in_context", "consolidated"} <= row.keys()
-    (run,) = (out.parent / "runs").iterdir()
-    settings = json.loads((run / "run.json").read_text())["settings"]
+    what = ["--small", "--model", "micro", "--rounds=1", "--seeds=1", "--at-once=1"]
+    monkeypatch.setattr("sys.argv", ["gpu_learn.py", *what, "--out", str(out), "--seconds=1000"])
+    assert gpu_learn.main() == 0
+    first, other = map(json.loads, out.read_text().splitlines())
+    assert first["figure"] == "learn" and {"base", "in_context", "consolidated"} <= first.keys()
+    assert "temperature=0.7" in other["run"] and other["in_context"] == first["in_context"]
     few = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "gate": "off"}
-    assert settings.items() >= few.items()
+    runs = sorted((out.with_suffix("") / "runs").iterdir())
+    settings = [json.loads((run / "run.json").read_text())["settings"] for run in runs]
+    assert all(one.items() >= few.items() for one in settings)
+    assert [one["temperature"] for one in settings] == [1.0, 0.7]
