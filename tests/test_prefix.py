@@ -7,9 +7,10 @@ import torch
 from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 import oelkit.model.attention as attention
+import oelkit.model.sampling as sampling
 from oelkit.model.loading import load_policy
 from oelkit.model.memory import peak_bytes
-from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix
+from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix, join_small_groups
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden
 
@@ -98,6 +99,31 @@ def test_groups():
         group_by_shared_prefix([[1], [1]], 64) == [(0, [0, 1])]
         and group_by_shared_prefix([], 64) == []
     )
+
+
+def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together(tiny, monkeypatch):
+    """Where a pass costs, as on a GPU: four pairs with 280 tokens in common are one batch."""
+    pairs, room = [(280, [i, i + 1]) for i in range(0, 8, 2)], 32_768
+    lengths = [320 + 32] * 8
+    assert join_small_groups(pairs, lengths, 32, room, 4000) == [(0, list(range(8)))]
+    assert join_small_groups(pairs, lengths, 32, room, 0) == pairs  # on a CPU tokens alone cost
+    texts = [(2000, list(range(i, i + 32))) for i in (0, 32)]  # two texts, 32 games each
+    assert join_small_groups(texts, [2700 + 32] * 64, 32, room, 4000) == texts
+    mixed = [(0, [66]), *texts, (280, [64, 65])]
+    joined = join_small_groups(mixed, [2700 + 32] * 64 + lengths[:3], 32, room, 4000)
+    assert joined == [(0, [64, 65, 66]), *texts]
+    alone = [(280, [0, 1])]  # nothing to be joined with
+    assert join_small_groups(alone, lengths, 32, room, 4000) == alone
+
+    prompts = [[*START, i, *end] for i in (5, 6) for end in ENDS[:3]]
+    batches, real = [], sampling._sample
+    monkeypatch.setattr(sampling, "_sample", lambda *a: (batches.append(len(a[1])), real(*a))[1])
+    replies = []
+    for cost in (0, 4000):
+        monkeypatch.setattr(sampling, "pass_tokens", lambda policy, cost=cost: cost)
+        monkeypatch.setattr(sampling, "min_shared_prefix", lambda policy: len(START) + 1)
+        replies.append([r.ids for r in generate(tiny, prompts, max_new_tokens=5, temperature=0)])
+    assert batches == [3, 3, 6] and replies[0] == replies[1]
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):

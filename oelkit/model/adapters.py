@@ -81,27 +81,33 @@ class Adapters:
         if name not in ("student", "teacher", None):
             say = 'say "student", "teacher" or None for the base model'
             raise ValueError(f"no adapter {name!r}: {say}")
-        tuner = self.model.base_model
-        grads = [(p, p.requires_grad) for p in self.model.parameters()]
-        active, disabled = tuner.active_adapters[0], self.lora_layers[0].disable_adapters
+        first = self.lora_layers[0]
+        before = first.active_adapters[0], first.disable_adapters
         merge = merge and name is not None and not torch.is_grad_enabled()
         untrained = merge and self.is_untrained(str(name))
         merge = merge and not untrained and self._mergeable
+        bare = name is None or merge or untrained
+        now = (before[0] if bare else name, bare)
+        weights = [p for x in self.lora_layers for p in x.parameters()] if now != before else []
+        grads = [(p, p.requires_grad) for p in weights]
         try:
             with self._merged(str(name)) if merge else nullcontext():
-                if name is None or merge or untrained:
-                    tuner.disable_adapter_layers()
-                else:
-                    tuner.enable_adapter_layers()
-                    self.model.set_adapter(name, inference_mode=name == "teacher")
+                if now != before:
+                    self._switch(*now)
                 yield
         finally:
-            tuner.enable_adapter_layers()
-            self.model.set_adapter(active)
-            if disabled:
-                tuner.disable_adapter_layers()
+            if now != before:
+                self._switch(*before)
             for p, flag in grads:
                 p.requires_grad_(flag)
+
+    def _switch(self, name: str, disabled: bool) -> None:
+        """In the layers alone: PEFT's own switch walks over all modules, several times."""
+        for layer in self.lora_layers:
+            if layer.active_adapters != [name]:
+                layer.set_adapter(name, inference_mode=name == "teacher")
+            if layer.disable_adapters != disabled:
+                layer.enable_adapters(not disabled)
 
     @contextmanager
     def _merged(self, name: str) -> Iterator[None]:

@@ -31,7 +31,14 @@ from .attention import growing_cache
 from .kept import Kept, KeysValues
 from .lora import seeded
 from .policy import Policy
-from .prefix import SharedPrefix, can_share, group_by_shared_prefix, min_shared_prefix
+from .prefix import (
+    SharedPrefix,
+    can_share,
+    group_by_shared_prefix,
+    join_small_groups,
+    min_shared_prefix,
+    pass_tokens,
+)
 from .scoring import BATCH_TOKENS, token_batches
 
 PRUNE_EVERY = 16  # new tokens between two looks at which rows have finished
@@ -98,6 +105,8 @@ def generate(
     bar = Bar("generate", len(prompts), "reply", progress)
     with _generating(policy, sampling), rng, torch.no_grad(), policy.adapter(adapter, True), bar:
         groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
+        whole = [len(prompt) + new_tokens for prompt in prompts]
+        groups = join_small_groups(groups, whole, new_tokens, batch_tokens, pass_tokens(policy))
         if (kept or any(shared for shared, _ in groups)) and not can_share(policy):
             groups, kept = [(0, list(range(len(prompts))))], None
         kept = kept or Kept(0)
