@@ -6,6 +6,8 @@ bytes."""
 from __future__ import annotations
 
 import itertools
+import json
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from oelkit.model.scoring import BATCH_TOKENS
 from oelkit.runs.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs/cards.md"
+RESULTS = PAGE.parents[1] / "data/results/h100.jsonl"
 
 
 class Card(NamedTuple):
@@ -89,6 +92,62 @@ def rows() -> list[str]:
     return lines
 
 
+def measured() -> list[str]:
+    """What data/results/h100.jsonl holds, in Markdown."""
+    found = [json.loads(text) for text in RESULTS.read_text("utf-8").splitlines()]
+    right = [row for row in found if "test" in row]
+    by = {(row["figure"], row["arm"]): row for row in found if row.get("figure") in ("kl", "turns")}
+    steps = [row for row in found if row.get("figure") == "step"]
+
+    def row(figure: str, arm: str, name: str) -> str:
+        ours, peer = by[figure, "ours"], by[figure, arm]
+        times = [statistics.median(x["seconds"]) for x in (ours, peer)]
+        less, faster = peer["peak"] / ours["peak"], times[1] / times[0]
+        size = f"{ours['peak'] / 2**30:.1f} and {peer['peak'] / 2**30:.1f} GiB"
+        cells = [name, f"{faster:.2f}", f"{times[0]:.2f} and {times[1]:.2f} s", f"{less:.1f}", size]
+        return f"| {' | '.join(cells)} |"
+
+    def step(row: dict) -> str:
+        seconds = f"{min(row['seconds']):.0f} to {max(row['seconds']):.0f} s"
+        peak, plan = (f"{row[key] / 2**30:.1f} GiB" for key in ("peak", "planned"))
+        return f"{seconds} with {row['experience_tokens']:,} tokens, {peak} held, {plan} planned"
+
+    return [
+        "## Measured",
+        "",
+        f"On one {right[0]['card']}, with Python 3.12, torch 2.11 and Transformers 5.17:",
+        "",
+        f"- **Right:** all {len(right)} tests of `pytest -m gpu` pass (float32, bfloat16, float16,",
+        "  NF4; embedded model and a random one of 0.2 B): log-probabilities, a step's loss and",
+        "  gradient, shared beginnings and greedy replies against a CPU in float32; checkpointing,",
+        "  paged 8-bit AdamW, and the memory plan (within 1 %).",
+        "- **Found there, and mended since:** a training's checkpoint failed on the states of",
+        "  8-bit AdamW, at the fifth step; and replies were sampled in more batches than needed.",
+        "",
+        "| against | time, ratio | ours and theirs | memory, ratio | ours and theirs |",
+        "|---|---|---|---|---|",
+        row("kl", "naive", "reverse KL, naive autograd"),
+        row("kl", "trl", "reverse KL, TRL's chunked kernel"),
+        row("kl", "liger", "reverse KL, Liger, not compiled"),
+        row("turns", "padded", "64 games of 5 turns, padded `generate`"),
+        "",
+        "Reverse KL: 8,192 tokens, width 2,560, vocabulary 151,936, float32. Games: a random model",
+        "of 1.7 B in bfloat16, 2,000 tokens of experience, replies of 32 tokens; one run. A ratio",
+        "above 1 is in our favour.",
+        "",
+        "A step of 8 states with replies of 32 tokens, the same model in NF4, took",
+        *(f"{step(x)}{',' if x is not steps[-1] else '.'}" for x in steps),
+        "That was slow, and before replies were sampled in one batch: the card waited for",
+        "Python, while another process ran on the same machine. It has not been measured again,",
+        "and TRL not at all. So how long a round takes on a card is not known yet, nor has a real",
+        "model learned on one: the trainings ended at the checkpoint.",
+        "",
+        "Rows: [h100.jsonl](../data/results/h100.jsonl). Commands: `gpu.py correct`, `figures` and",
+        "`loops`, and `gpu_learn.py`, in `tests/benchmarks/`.",
+        "",
+    ]
+
+
 def page() -> str:
     """docs/cards.md."""
     names = " | ".join(card.name for card in CARDS)
@@ -98,9 +157,9 @@ def page() -> str:
         [
             "# What fits which card",
             "",
-            "**Everything here is planned: no row has been measured on a card.** Made by",
-            "`python tests/benchmarks/cards.py`. `memory_plan(policy)` measures the bytes on",
-            "yours, and `oelkit estimate` the minutes of your settings.",
+            "**This table is planned, not measured**; what has been measured stands below it.",
+            "Made by `python tests/benchmarks/cards.py`. `memory_plan(policy)` measures the bytes",
+            "on yours, and `oelkit estimate` the minutes of your settings.",
             "",
             f"| model | weights | tokens of experience | GiB | {names} | |",
             "|---" * (5 + len(CARDS)) + "|",
@@ -118,11 +177,7 @@ def page() -> str:
             "  assumed to cost no time of their own.",
             f"- **Prices an hour** are assumed, to compare cards: {prices}.",
             "",
-            "## Measured",
-            "",
-            "None so far. `python tests/benchmarks/gpu.py figures --out FILE.jsonl` measures",
-            "steps, loss, rollouts and whole rounds in five minutes.",
-            "",
+            *measured(),
         ]
     )
 

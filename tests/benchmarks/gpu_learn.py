@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from gpu import ROOT, Call, environ
 
 WAITER = {"batch_size": 64, "state_games": 256, "steps": 40, "lr": 3e-4, "warmup": 5}
@@ -124,6 +123,7 @@ def _dict(value) -> dict:
 
 def unpack(gguf: Path) -> str:
     """A folder beside a GGUF file with its model in bfloat16."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder = gguf.with_suffix("")
