@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from . import __version__, commands
@@ -140,12 +141,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     args, rest = parser().parse_known_args(argv)
+    for before, word in pairwise(("", *argv)):  # as of a variable of the shell that is not set
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            args.parser.error(f"{word or before} is given an empty text")
     if rest:
         flags = re.findall(r"--[a-z][a-z-]+", args.parser.format_help())
         meant = did_you_mean(rest[0].split("=")[0], flags)
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
-    args.argv = sys.argv[1:] if argv is None else argv
+    args.argv = argv
     try:
         # `import` is a word of Python
         command = args.command if args.command != "import" else "import_chats"

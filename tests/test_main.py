@@ -563,6 +563,20 @@ def test_a_setting_that_no_training_takes_is_refused_before_the_games(
     assert not (place / "runs/odd").exists()
 
 
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (["play", "--seeds", "0:1", "--out", ""], "--out is given"),
+        (["distill", "--out", "x", "--experience", "x", "--states="], "--states= is given"),
+        (["status", ""], "status is given"),
+    ],
+)
+def test_an_empty_text_is_refused_before_any_work(call, monkeypatch, line, told):
+    monkeypatch.setattr(commands, line[0], lambda *_: 1 / 0)
+    status, out, err = call(*line)
+    assert (status, out) == (2, "") and f"error: {told} an empty text" in err
+
+
 def test_games_may_be_greedy_and_steps_have_any_seed():
     assert made("play", "--out", "x", "--temperature", "0").temperature == 0
     assert made("evaluate", "--seed", "-1000000000000").seed == -(10**12)
@@ -573,7 +587,6 @@ def test_odd_arguments_are_named(call, place, settings):
     write_jsonl(place / "games.jsonl", [make_game()])
     (place / "told.md").write_text("H is a hole.")
     tiny = ["--model", settings.model, "--out", "x"]
-    refused(call("distill", *tiny, "--states", "", "--experience", "told.md"), "No such file")
     for world in ("a:b:c", ":", ":b"):
         refused(call("play", *tiny, "--env", world), f"unknown environment '{world}'", "MODULE:ID")
     misused(call("play", *tiny, "--seed", "9" * 30), "--seed", "999")

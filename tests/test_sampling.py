@@ -262,7 +262,7 @@ def test_bad_input(tiny):
         generate(tiny, [[5], [5] * 500], max_new_tokens=20)
     with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         generate(tiny, [[]])
-    odd = [{"temperature": t} for t in (-1, float("nan"), float("inf"))]
+    odd = [{"temperature": t} for t in (-1, 1e-300, float("nan"), float("inf"))]
     for bad in (*odd, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             generate(tiny, [[5]], **bad)

@@ -132,11 +132,12 @@ def generate(
 
 
 def _check(policy: Policy, prompts: Sequence[Sequence[int]], s: Sampling, new_tokens: int) -> None:
-    if new_tokens < 1 or not (0 <= s.temperature < inf and 0 < s.top_p <= 1 and s.top_k >= 0):
+    heat = s.temperature == 0 or 1e-6 <= s.temperature < inf  # of less the logits overflow
+    if new_tokens < 1 or not (heat and 0 < s.top_p <= 1 and s.top_k >= 0):
         raise ValueError(
             f"max_new_tokens={new_tokens}, temperature={s.temperature}, top_p={s.top_p}, "
-            f"top_k={s.top_k}: need max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and "
-            "top_k >= 0"
+            f"top_k={s.top_k}: need max_new_tokens >= 1, temperature 0 or >= 1e-6, "
+            "0 < top_p <= 1 and top_k >= 0"
         )
     for i, prompt in enumerate(prompts):
         if not prompt or len(prompt) + new_tokens > policy.context_length:
