@@ -79,17 +79,19 @@ def _column(answer: Answer) -> str:
     far = answer.differences()
     spans = "".join(_token(answer, i, d) for i, d in enumerate(far))
     most = sorted(range(len(far)), key=lambda i: -far[i])[:MOST]
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("token", *TITLES.values()))
+    cell = 'style="padding:0 .5em;text-align:right"'
+    head = "".join(f"<th {cell}>{escape(title)}</th>" for title in ("token", *TITLES.values()))
     rows = "".join(
-        f"<tr><td><code>{escape(repr(answer.tokens[i]))}</code></td>"
-        + "".join(f"<td>{_chance(answer.logprobs[arm][i])}</td>" for arm in TITLES)
+        f"<tr><td {cell}><code>{escape(repr(answer.tokens[i]))}</code></td>"
+        + "".join(f"<td {cell}>{_chance(answer.logprobs[arm][i])}</td>" for arm in TITLES)
         + "</tr>"
         for i in sorted(most)
     )
     return (
         f'<div style="flex:1 1 16em;min-width:0"><h4>{escape(TITLES[answer.arm])}</h4>'
         f'<p style="white-space:pre-wrap;overflow-wrap:anywhere">{spans}</p>'
-        f"<table><caption>where they differ most: probability of the token</caption>"
+        '<table><caption style="text-align:left">where they differ most: probability of the token'
+        f"</caption>"
         f"<tr>{head}</tr>{rows}</table></div>"
     )
 
