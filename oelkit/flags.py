@@ -162,6 +162,9 @@ def _add_out(add: Any, name: str) -> None:
 
 
 def _seeds(text: str) -> range:
-    if not re.fullmatch(r"\d{1,9}:\d{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of map seeds such as 0:32")
-    return range(*map(int, text.split(":")))
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    seeds = range(*map(int, found.groups())) if found else range(0)
+    if not 0 < len(seeds) <= 1_000_000:
+        said = "is no range of map seeds such as 0:32, of at most 1,000,000 maps"
+        raise argparse.ArgumentTypeError(f"{text!r} {said}")
+    return seeds

@@ -471,7 +471,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     )
     misused(call("evaluate", *tiny, "--eval-maps", "0"), "--eval-maps")
     refused(call("evaluate", *tiny, "--adapter", "no/adapter"), "no/adapter")
-    assert call("play", "--seeds", "5", "--out", "x")[0] == 2
+    for seeds in ("5", "9:3", "4:4", "0:999999999"):
+        misused(call("play", "--seeds", seeds, "--out", "x"), "--seeds", f"{seeds!r} is no range")
     assert call("distill", "--experience", "x", "--out", "y")[0] == 2
     assert sorted(place.rglob("*")) == before
 
