@@ -87,7 +87,7 @@ class Adapters:
         untrained = merge and self.is_untrained(str(name))
         merge = merge and not untrained and self._mergeable
         bare = name is None or merge or untrained
-        now = (before[0] if bare else name, bare)
+        now = (before[0] if bare else str(name), bare)
         weights = [p for x in self.lora_layers for p in x.parameters()] if now != before else []
         grads = [(p, p.requires_grad) for p in weights]
         try:
