@@ -35,7 +35,7 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "curate": ("open the editor of experience items in the browser", "curate first", ()),
     "view": ("open the viewer of games and chats in the browser", "view chats.jsonl", ()),
     "notebooks": (
-        "execute notebooks in order on one run; the first error stops",
+        "execute notebooks on one run, two at a time where they allow it; the first error stops",
         "notebooks 01_rollout --run look -p seed=1",
         (),
     ),

@@ -16,6 +16,15 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+class NotebookError(RuntimeError):
+    """A batch of notebooks could not start or did not finish; one sentence says where and why.
+
+    `cell` is the cell that failed, from 1; None where none was begun.
+    """
+
+    cell: int | None = None
+
+
 @dataclass(frozen=True)
 class NotebookResult:
     """What became of one notebook of a batch."""

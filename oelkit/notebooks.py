@@ -15,25 +15,27 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .executed import NotebookResult, clean, first_line, mark_failure, tags, unrun, write_results
+from .beside import Beside, split
+from .executed import (
+    NotebookError,
+    NotebookResult,
+    clean,
+    first_line,
+    mark_failure,
+    tags,
+    unrun,
+    write_results,
+)
 from .project import find_root
 from .runs.files import refuse_links
 from .runs.settings import run_folder
 
 INTERRUPTED = "interrupted"  # by Ctrl+C
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
-
-
-class NotebookError(RuntimeError):
-    """A batch of notebooks could not start or did not finish; one sentence says where and why.
-
-    `cell` is the cell that failed, from 1; None where none was begun.
-    """
-
-    cell: int | None = None
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def run_notebooks(
     timeout: float = 3600,
     root: Path | None = None,
 ) -> list[Path]:
-    """Execute notebooks one after another on one run, and return the copies; an error stops.
+    """Execute notebooks on one run, some beside others (`Beside`), and return the copies.
 
     Args:
         names: `01_rollout`, also with folder or .ipynb; none: all, in order.
@@ -72,7 +74,7 @@ def run_notebooks(
         root: folder with notebooks/ and runs/; it is the notebooks' working directory.
 
     Raises:
-        NotebookError: the failed notebook is kept as `NAME.failed.ipynb`, an earlier good copy too.
+        NotebookError: one failed; it is kept as `NAME.failed.ipynb`, an earlier good copy too.
 
     For programs, NAME.status.json and junit.xml stand beside the copies, also after a failure.
     """
@@ -89,25 +91,32 @@ def run_notebooks(
         raise NotebookError(f"unknown parameter {name!r}: {stems} know only: {choices}")
     given["run"] = run
     values = [{n: convert(n, v, own[n]) for n, v in given.items() if n in own} for own in declared]
-    folder, copies = _output_folder(root, run), []
-    results, began = list[NotebookResult](), 0.0
+    folder, own_of = _output_folder(root, run), {p.stem: v for p, v in zip(paths, values)}
+    beside = Beside(split(paths, given), own_of, run, timeout, root, folder)
+    results, now, began = list[NotebookResult](), "", 0.0
     try:
-        for path, own in zip(paths, values, strict=True):
-            began = time.monotonic()
-            copies.append(_execute(path, own, folder, timeout, root))
-            html, seconds = copies[-1].with_suffix(".html"), time.monotonic() - began
-            results.append(NotebookResult(path.stem, "passed", seconds, copies[-1].name))
-            print(f"{path.stem:<20} {seconds:6.1f} s   {html.relative_to(root)}", flush=True)
+        with beside:
+            for path in (path for path in paths if path.stem in beside.first):
+                beside.check()
+                now, began = path.stem, time.monotonic()
+                copy = _execute(path, own_of[now], folder, timeout, root)
+                html, seconds = copy.with_suffix(".html"), time.monotonic() - began
+                print(f"{now:<20} {seconds:6.1f} s   {html.relative_to(root)}", flush=True)
+                results.append(NotebookResult(now, "passed", seconds, copy.name))
+                now = ""
+                beside.start(path.stem)
+            beside.wait()
     except BaseException as error:  # Ctrl+C as well
-        at, name = getattr(error, "cell", None), paths[len(results)].stem
-        failed = name, "failed", time.monotonic() - began, (at and f"{name}.failed.ipynb") or ""
-        results.append(NotebookResult(*failed, at, first_line(error)))
+        if now:  # else of the batch beside
+            at, seconds = getattr(error, "cell", None), time.monotonic() - began
+            copy = f"{now}.failed.ipynb" if at else ""
+            results.append(NotebookResult(now, "failed", seconds, copy, at, first_line(error)))
         raise
     finally:
-        rest = [path.stem for path in paths[len(results) :]]
-        results += [NotebookResult(name, "skipped", reason="one before failed") for name in rest]
-        write_results(folder, results)
-    return copies
+        ended = {result.notebook: result for result in [*results, *beside.results()]}
+        skipped = NotebookResult("", "skipped", reason="one before failed")
+        write_results(folder, [ended.get(n) or replace(skipped, notebook=n) for n in own_of])
+    return [folder / path.name for path in paths]
 
 
 @_quiet()

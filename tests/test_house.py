@@ -20,7 +20,7 @@ FLOORS = (
     "model",
     "steps",
     "runs",
-    "views notebooks executed commands flags __main__",
+    "views notebooks beside executed commands flags __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The model's libraries stay in one room. Of the steps only the training loop knows them: it is made

@@ -30,12 +30,14 @@ seeds = [0, 1]
 limit: int | None = None"""
 
 
-def write(root, name, *sources, parameters=PARAMETERS):
+def write(root, name, *sources, parameters=PARAMETERS, after=None):
     cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters)]
     cells[1].metadata["tags"] = ["parameters"]
     cells += [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"name": "python3", "display_name": "Python 3"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    if after is not None:
+        notebook.metadata["oelkit"] = {"after": after}
     nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
 
 
@@ -171,6 +173,83 @@ def test_a_failure_that_says_odd_things_is_still_xml(root):
     assert kind == "failure" and "<b>&" in message and "\x1b" not in message
 
 
+WAIT = """import os, time
+def wait(name):
+    while not os.path.exists(name):
+        time.sleep(0.1)"""
+
+
+@pytest.fixture
+def beside(root, monkeypatch):
+    """What runs in a process of its own finds this package and this root."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return root
+
+
+def test_what_may_run_beside_the_others_does(beside, monkeypatch, capfd):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = "assert os.environ['OMP_NUM_THREADS'] == '1' and steps == 7"
+    # each waits for the other
+    write(beside, "00_free", WAIT, threads, "open('a', 'w'); wait('b')", after="")
+    write(beside, "01_a", WAIT, threads, "wait('a'); open('b', 'w')", "open('done', 'w')")
+    write(beside, "02_b", WAIT, "wait('c')")
+    write(beside, "03_c", "open('done').close(); open('c', 'w')", "assert run == 'r'", after="01_a")
+    copies = run_notebooks(parameters={"steps": "7"}, run="r", root=beside)
+    assert [copy.stem for copy in copies] == ["00_free", "01_a", "02_b", "03_c"]
+    assert all(copy.exists() for copy in copies) and "OMP_NUM_THREADS" not in os.environ
+    states, cases = told(beside, "r")
+    assert {s["status"] for s in states.values()} == {"passed"} and len(states) == 4
+    assert list(cases) == ["00_free", "01_a", "02_b", "03_c"] and not any(cases.values())
+    out, err = capfd.readouterr()
+    assert sorted(line.split()[0] for line in out.splitlines()) == list(cases) and err == ""
+
+
+@pytest.mark.parametrize("alone", [{"model": "x"}, {}])
+def test_nothing_runs_beside_a_larger_model_or_nothing(beside, alone):
+    write(
+        beside,
+        "00_free",
+        "import os",
+        "assert not os.path.exists('01')",
+        "open('00', 'w')",
+        after="",
+    )
+    if alone:
+        write(beside, "01_a", "open('00').close()", "open('01', 'w')")
+    write(beside, "02_free", "open('00').close()", after="01_a")
+    run_notebooks(parameters=alone, root=beside)
+
+
+def test_the_failure_of_one_beside_is_told_and_ends_the_batch(beside):
+    write(beside, "00_free", "1 / 0", after="")
+    write(beside, "01_a", WAIT, "wait('runs/demo/notebooks/00_free.status.json'); time.sleep(3)")
+    write(beside, "02_b", "open('ran', 'w')")
+    write(beside, "03_free", "open('ran', 'w')", after="02_b")
+    fails(beside, "00_free failed in cell 3 .*ZeroDivisionError")
+    states, cases = told(beside)
+    assert {name: s["status"] for name, s in states.items()} == {
+        "00_free": "failed",
+        "01_a": "passed",
+    }
+    assert [kind for case in cases.values() for kind, _ in case] == ["failure", *["skipped"] * 2]
+    assert not (beside / "ran").exists()
+
+
+def test_a_failure_ends_what_runs_beside_and_is_the_one_that_is_told(beside):
+    """Also where Ctrl+C is ignored, as a shell has it for a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    write(beside, "00_free", "open('begun', 'w')", "import time; time.sleep(900)", after="")
+    write(beside, "01_a", WAIT, "wait('begun')", "1 / 0")
+    try:
+        fails(beside, "01_a failed in cell 5 .*ZeroDivisionError")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    states, _ = told(beside)
+    assert {name: s["status"] for name, s in states.items()} == dict.fromkeys(states, "failed")
+    assert len(states) == 2 and ": interrupted" in states["00_free"]["reason"]
+
+
 def test_two_batches_at_once_on_one_run_leave_two_whole_copies(root):
     write(root, "01_a", "import time; time.sleep(3)", "x = 1", "x")
     command = (
@@ -236,6 +315,29 @@ def test_ctrl_c_ends_the_batch_and_its_kernel(root):
         for _ in range(600):
             os.kill(int((root / "kernel").read_text()), 0)
             time.sleep(0.1)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
+def test_ctrl_c_ends_also_what_runs_beside(beside):
+    kernel = "import os, time\nopen(name, 'w').write(str(os.getpid()))\ntime.sleep(900)"
+    write(beside, "00_tour", "name = 'one'", kernel, after="")
+    write(beside, "01_a", "name = 'two'", kernel)
+    batch = subprocess.Popen(
+        [sys.executable, "-m", "oelkit", "notebooks"], cwd=beside, stderr=subprocess.PIPE
+    )
+    files = [beside / "one", beside / "two"]
+    while not all(file.exists() and file.read_text() for file in files):
+        assert batch.poll() is None
+        time.sleep(0.1)
+    batch.send_signal(signal.SIGINT)
+    said = batch.communicate()[1].decode()
+    assert (batch.returncode, said.count("\n")) == (130, 1), said
+    assert {name: s["cell"] for name, s in told(beside)[0].items()} == {"00_tour": 4, "01_a": 4}
+    for file in files:
+        with pytest.raises(ProcessLookupError):
+            for _ in range(600):
+                os.kill(int(file.read_text()), 0)
+                time.sleep(0.1)
 
 
 def test_without_a_display_in_another_folder(root, monkeypatch):
