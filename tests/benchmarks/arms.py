@@ -184,6 +184,7 @@ def measure_step(spec: dict) -> dict:
         batch_size=batch,
         retention=0.0,
         max_new_tokens=spec["reply"],
+        batch_tokens=spec.get("batch_tokens"),
     )
     found = peak.bytes()
     plan = memory_plan(
