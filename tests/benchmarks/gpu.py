@@ -100,9 +100,11 @@ def _start() -> subprocess.Popen:
 
 
 def environ() -> dict[str, str]:
+    """Of a process: what it imports is compiled once, where an image has it as source alone."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    more = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    return os.environ | more | {"PYTHONPATH": path}
+    more = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": path}
+    more["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "oelkit_compiled")
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | more
 
 
 def correct(call: Call) -> int:

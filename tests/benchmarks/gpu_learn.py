@@ -18,7 +18,14 @@ from pathlib import Path
 
 from gpu import ROOT, Call, environ
 
-WAITER = {"batch_size": 64, "state_games": 256, "steps": 40, "lr": 3e-4, "warmup": 5}
+WAITER = {
+    "batch_size": 64,
+    "state_games": 256,
+    "steps": 40,
+    "lr": 3e-4,
+    "warmup": 5,
+    "batch_tokens": 4096,  # each run would otherwise plan with all that is free
+}
 OTHERWISE = [  # what follows from the budget and from the loss: one at a time, for one round
     {"temperature": 0.7},
     {"state_games": 32},
