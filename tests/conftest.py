@@ -1,7 +1,11 @@
 """Shared fixtures: a tiny random model, which goes through the same code as any other model."""
 
 import os
+import signal
 
+# A shell lets its background jobs ignore Ctrl+C; what the tests start would, too, and never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before huggingface_hub is imported: no test may need the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is loaded: threads that wait sleep, so that a busy machine slows a test a little
