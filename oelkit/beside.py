@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -22,9 +22,14 @@ from tqdm import tqdm
 from .executed import NotebookError, NotebookResult
 
 THREADS = "OMP_NUM_THREADS"
-# the command line; a shell that starts a job in the background lets it ignore Ctrl+C, also ours
-COMMAND = """import signal, sys
+# the command line; a shell that starts a job in the background lets it ignore Ctrl+C, also ours.
+# Its input ends when the first batch does, however that ends: then it is interrupted
+COMMAND = """import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
+def end():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=end, daemon=True).start()
 from oelkit.__main__ import main
 sys.exit(main())"""
 
@@ -42,14 +47,20 @@ def split(paths: Sequence[Path], given: Mapping[str, Any]) -> dict[str | None, l
         them is one of them.
     """
     together = not {"model", "scale"} & given.keys() and (os.cpu_count() or 1) > 1
-    notes = {path.stem: json.loads(path.read_text("utf-8"))["metadata"] for path in paths}
-    behind = {name: note.get("oelkit", {}).get("after") for name, note in notes.items()}
+    behind = {path.stem: _after(path) for path in paths}
     first = [name for name, other in behind.items() if other is None]
     waiting: dict[str | None, list[str]] = {None: []}
     for name, other in behind.items():
+        for _ in behind:  # what waits for one that waits itself comes behind it, in its batch
+            other = behind[other] if other in behind and other not in first else other
         free = together and os.name == "posix" and first and (other == "" or other in first)
         waiting.setdefault(other if free else None, []).append(name)
     return waiting
+
+
+def _after(path: Path) -> Any:
+    note = json.loads(path.read_text("utf-8"))["metadata"].get("oelkit")
+    return note.get("after") if isinstance(note, dict) else None
 
 
 class Beside:
@@ -57,7 +68,8 @@ class Beside:
 
     Args:
         waiting: as of `split`.
-        values: of each notebook its parameters.
+        given: the parameters that a user named.
+        declared: of each notebook the names that it knows.
         run: name of the run.
         timeout: seconds that a notebook may take.
         root: where the command runs.
@@ -67,7 +79,8 @@ class Beside:
     def __init__(
         self,
         waiting: Mapping[str | None, list[str]],
-        values: Mapping[str, Mapping[str, Any]],
+        given: Mapping[str, Any],
+        declared: Mapping[str, Collection[str]],
         run: str,
         timeout: float,
         root: Path,
@@ -75,11 +88,12 @@ class Beside:
     ) -> None:
         self.first = waiting[None]
         self.waiting = {name: names for name, names in waiting.items() if name is not None}
-        self.values, self.root, self.folder = values, root, folder
+        self.given = {k: v for k, v in given.items() if k != "run"}
+        self.declared, self.root, self.folder = declared, root, folder
         self.options = "--run", run, "--timeout", str(timeout)
         self.child: subprocess.Popen[str] | None = None
         self.relay, self.said, self.stopping, self.alone = Thread(), "", False, False
-        self.begun, self.before = list[str](), dict[str, Any]()
+        self.begun, self.before, self.status = list[str](), dict[str, Any](), 0
 
     def __enter__(self) -> None:
         # the embedded model's products are too small to share: a thread for each kernel
@@ -100,7 +114,8 @@ class Beside:
         if not (names := self.waiting.pop(name, [])):
             return
         self.wait()
-        given = {k: v for n in names for k, v in self.values[n].items() if k != "run"}
+        known = set().union(*(self.declared[n] for n in names))
+        given = {k: v for k, v in self.given.items() if k in known}
         texts = [f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in given.items()]
         command = [sys.executable, "-c", COMMAND, "notebooks", *names, *self.options]
         self.before |= {n: self._mark(n) for n in names}
@@ -108,6 +123,7 @@ class Beside:
         self.child = subprocess.Popen(
             [*command, *(word for text in texts for word in ("-p", text))],
             cwd=self.root,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,13 +146,20 @@ class Beside:
         """What became of the notebooks that were begun."""
         new = [name for name in self.begun if self._mark(name) != self.before[name]]
         files = [self.folder / f"{name}.status.json" for name in new]
-        return [NotebookResult(**json.loads(file.read_text("utf-8"))) for file in files]
+        found = [NotebookResult(**json.loads(file.read_text("utf-8"))) for file in files]
+        left = [name for name in self.begun if name not in new]
+        if left and self.status and all(one.status == "passed" for one in found):
+            reason = self.said or f"exit status {self.status}"  # killed, say
+            found.append(NotebookResult(left[0], "failed", reason=reason))
+        return found
 
     def _ended(self) -> int:
         assert self.child
         self.relay.join()
-        status, self.child = self.child.wait(), None
-        return status
+        self.status, child, self.child = self.child.wait(), self.child, None
+        if child.stdin:
+            child.stdin.close()
+        return self.status
 
     def _relay(self, child: subprocess.Popen[str]) -> None:
         for line in child.stdout or ():

@@ -233,6 +233,10 @@ def test_8_bit_training_that_was_stopped_goes_on(found, tmp_path, monkeypatch):
     with safe_open(file, "pt") as saved:
         kinds = {saved.get_tensor(name).dtype for name in saved.keys()}  # noqa: SIM118
     assert torch.uint8 in kinds  # so some of it has 8 bits
+    if not CUDA:  # another optimiser does not take it up: it begins anew
+        monkeypatch.undo()
+        policy = load_policy("micro", device=DEVICE, quantize=None)
+        assert len(distill(policy, found, [TEXT], checkpoint=file, **options)) == 5
 
 
 @pytest.mark.skipif(not CUDA, reason="a CPU has no memory of its own; set OELKIT_TEST_DEVICE=cuda")

@@ -17,6 +17,7 @@ from helpers import ROOT, in_mounts, read_only
 
 from oelkit import notebooks
 from oelkit.__main__ import main
+from oelkit.beside import split
 from oelkit.notebooks import NotebookError, Parameter, convert, parameters_of, run_notebooks
 
 pytestmark = pytest.mark.slow
@@ -335,6 +336,50 @@ def test_ctrl_c_ends_also_what_runs_beside(beside):
             for _ in range(600):
                 os.kill(int(file.read_text()), 0)
                 time.sleep(0.1)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
+def test_what_runs_beside_ends_with_a_batch_that_is_killed(beside):
+    kernel = "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(900)"
+    write(beside, "00_tour", kernel, after="")
+    write(beside, "01_a", "import time", "time.sleep(900)")
+    batch = subprocess.Popen([sys.executable, "-m", "oelkit", "notebooks"], cwd=beside)
+    file = beside / "kernel"
+    while not (file.exists() and file.read_text()):
+        assert batch.poll() is None
+        time.sleep(0.1)
+    batch.kill()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(600):
+            os.kill(int(file.read_text()), 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
+def test_one_beside_that_is_killed_has_failed(beside):
+    write(beside, "00_free", "import os, signal; os.kill(os.getppid(), signal.SIGKILL)", after="")
+    write(beside, "01_a", "import time; time.sleep(1)", "time.sleep(1)")
+    with pytest.raises(NotebookError, match="00_free: exit status -9"):
+        run_notebooks(root=beside)
+    kinds = {name: [kind for kind, _ in case] for name, case in told(beside)[1].items()}
+    assert kinds["00_free"] == ["failure"], kinds
+
+
+def test_a_value_is_read_as_each_notebook_beside_reads_it(beside):
+    write(beside, "00_int", "assert k == 2 and isinstance(k, int)", parameters="k = 1", after="")
+    write(beside, "01_float", "assert isinstance(k, float)", parameters="k = 1.5", after="")
+    write(beside, "02_a", "x = 1")
+    assert len(run_notebooks(parameters={"k": "2"}, root=beside)) == 3
+
+
+def test_what_waits_for_one_that_waits_comes_behind_it(beside):
+    for name, after in (("00_a", None), ("01_b", "00_a"), ("02_c", "01_b"), ("03_d", "03_d")):
+        write(beside, name, "x = 1", after=after)
+    paths = sorted((beside / "notebooks").glob("*.ipynb"))
+    assert split(paths, {}) == {None: ["00_a", "03_d"], "00_a": ["01_b", "02_c"]}
+    for path in paths:
+        path.write_text(path.read_text().replace('{\n   "after": "03_d"\n  }', "null"))
+    assert split(paths, {})[None] == ["00_a", "03_d"]
 
 
 def test_without_a_display_in_another_folder(root, monkeypatch):

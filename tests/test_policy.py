@@ -309,6 +309,16 @@ def test_a_policy_from_the_settings_of_a_run(tiny_model):
     assert four.lora_layers[0].get_base_layer().weight.dtype == torch.uint8
 
 
+def test_nothing_switches_within_an_adapter_that_is_merged(tiny):
+    shake(tiny)
+    with torch.no_grad(), tiny.adapter("student", merge=True):
+        for name in ("student", "teacher", None):
+            with pytest.raises(ValueError, match="within one that is merged"), tiny.adapter(name):
+                pass
+    with tiny.adapter("teacher"):
+        pass
+
+
 @pytest.mark.parametrize(
     "device, capability, want",
     [("mps", None, "bfloat16"), ("cuda", (9, 0), "bfloat16"), ("cuda", (7, 5), "float16")],

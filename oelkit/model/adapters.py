@@ -41,6 +41,7 @@ class Adapters:
     """The PeftModel of both adapters (PEFT declares none of the attributes that are used)."""
     name: str
     """What the caller named: "micro", a hub id or a folder; goes into the records."""
+    _is_merged = False
 
     def __post_init__(self) -> None:
         self.base_lm: Any = self.model.get_base_model()
@@ -76,11 +77,13 @@ class Adapters:
                 W + BA is rounded, and 4-bit weights cannot be.
 
         Raises:
-            ValueError: another name.
+            ValueError: another name, or within an adapter that is merged.
         """
         if name not in ("student", "teacher", None):
             say = 'say "student", "teacher" or None for the base model'
             raise ValueError(f"no adapter {name!r}: {say}")
+        if self._is_merged:
+            raise ValueError(f"adapter {name!r} within one that is merged: leave that first")
         first = self.lora_layers[0]
         before = first.active_adapters[0], first.disable_adapters
         merge = merge and name is not None and not torch.is_grad_enabled()
@@ -111,7 +114,7 @@ class Adapters:
 
     @contextmanager
     def _merged(self, name: str) -> Iterator[None]:
-        weights = []
+        weights, self._is_merged = [], True
         try:
             for layer in self.lora_layers:
                 weight = layer.get_base_layer().weight
@@ -120,6 +123,7 @@ class Adapters:
                 weight.data = torch.addmm(weight.data, b, a, alpha=layer.scaling[name])
             yield
         finally:
+            self._is_merged = False
             for weight, data in weights:
                 weight.data = data
 

@@ -126,7 +126,7 @@ def join_small_groups(
     """
     if len(groups) < 2:
         return groups
-    apart, joined = [], []
+    apart, joined, batch_tokens = [], [], max(1, batch_tokens)
     for shared, rows in groups:
         whole = sum(lengths[i] for i in rows)
         own = whole - shared * len(rows)

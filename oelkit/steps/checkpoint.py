@@ -36,6 +36,8 @@ class Checkpoint:
         t.failed = path.with_name(f"{path.stem.lstrip('.')}{own}.failed.jsonl")
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
         about += [[to_dict(state) for state in t.states], torch.__version__]
+        optimizer = type(t.optimizer).__name__
+        about += [optimizer] * (optimizer != "AdamW")  # its states are no other one's
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for p in self.student:
             digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
