@@ -22,6 +22,17 @@ def a_policy(value: Any) -> None:
         raise TypeError(f"policy: expected a loaded model, got {told}; use oelkit.load_policy(…)")
 
 
+def shallow(value: Any) -> Any:
+    """What was read as JSON; ValueError where it is so deep that it could not be written again."""
+    level, most = [value] if isinstance(value, dict | list) else [], 200
+    for _ in range(most):
+        level = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [x for values in level for x in values if isinstance(x, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"lists and objects within one another, more than {most} deep")
+
+
 def records(name: str, values: Any, kind: type, hint: str = "") -> list[Any]:
     """The records of a list of them; TypeError where it is none, or holds something else."""
     what = f"{name}: expected a list of {kind.__name__} records{hint}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
-from .given import placed
+from .given import placed, shallow
 from .tables import Brief, Shown
 
 try:
@@ -224,7 +224,7 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
-                    records.append(from_dict(cls, json.loads(line.decode())))
+                    records.append(from_dict(cls, shallow(json.loads(line.decode()))))
             except _FieldError as e:
                 bad.append((number, e.name, str(e)))
             except (ValueError, RecursionError) as e:

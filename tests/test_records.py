@@ -67,6 +67,14 @@ items = st.builds(
 GOOD = ExperienceItem("i1", "H is a hole.", (Evidence("t1", 0),), "micro", 1, 0)
 
 
+def test_what_is_nested_too_deep_to_be_written_again_is_a_bad_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for deep in ("[" * 400 + "]" * 400, '{"a":' * 400 + "1" + "}" * 400):
+        path.write_text('{"schema": 1, "x": [[1], {"b": []}]}\n{"schema": 1, "x": ' + deep + "}\n")
+        with pytest.raises(RecordError, match="line 2: .*more than 200 deep"):
+            read_jsonl(path)
+
+
 @pytest.mark.slow
 @given(st.lists(trajectories, max_size=3), st.lists(items, max_size=3))
 @settings(deadline=None)
