@@ -13,6 +13,7 @@ from .records import write_text
 from .runs.files import write_json
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+INTERRUPTED = "interrupted"  # by Ctrl+C
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -105,4 +106,6 @@ def tags(cell: Any) -> list[str]:
 
 def first_line(message: object) -> str:
     """What an error says, in one line."""
+    if isinstance(message, KeyboardInterrupt) and not str(message):
+        return INTERRUPTED
     return (str(message).strip() or type(message).__name__).splitlines()[0].strip()

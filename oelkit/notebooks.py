@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from .beside import Beside, split
 from .executed import (
+    INTERRUPTED,
     NotebookError,
     NotebookResult,
     clean,
@@ -34,7 +35,6 @@ from .project import find_root
 from .runs.files import refuse_links
 from .runs.settings import run_folder
 
-INTERRUPTED = "interrupted"  # by Ctrl+C
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
 
 
@@ -92,8 +92,7 @@ def run_notebooks(
     given["run"] = run
     values = [{n: convert(n, v, own[n]) for n, v in given.items() if n in own} for own in declared]
     folder, own_of = _output_folder(root, run), {p.stem: v for p, v in zip(paths, values)}
-    known_by = {path.stem: own.keys() for path, own in zip(paths, declared)}
-    beside = Beside(split(paths, given), given, known_by, run, timeout, root, folder)
+    beside = Beside(split(paths, given), given, own_of, run, timeout, root, folder)
     results, now, began = list[NotebookResult](), "", 0.0
     try:
         with beside:
@@ -111,9 +110,7 @@ def run_notebooks(
         if now:  # else of the batch beside
             at, seconds = getattr(error, "cell", None), time.monotonic() - began
             copy = f"{now}.failed.ipynb" if at else ""
-            bare = isinstance(error, KeyboardInterrupt) and not str(error)
-            why = INTERRUPTED if bare else first_line(error)
-            results.append(NotebookResult(now, "failed", seconds, copy, at, why))
+            results.append(NotebookResult(now, "failed", seconds, copy, at, first_line(error)))
         raise
     finally:
         ended = {result.notebook: result for result in [*results, *beside.results()]}
