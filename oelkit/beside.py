@@ -58,9 +58,10 @@ def split(paths: Sequence[Path], given: Mapping[str, Any]) -> dict[str | None, l
     return waiting
 
 
-def _after(path: Path) -> Any:
+def _after(path: Path) -> str | None:
     note = json.loads(path.read_text("utf-8"))["metadata"].get("oelkit")
-    return note.get("after") if isinstance(note, dict) else None
+    after = note.get("after") if isinstance(note, dict) else None
+    return after if isinstance(after, str) else None
 
 
 class Beside:

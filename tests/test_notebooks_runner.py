@@ -377,9 +377,11 @@ def test_what_waits_for_one_that_waits_comes_behind_it(beside):
         write(beside, name, "x = 1", after=after)
     paths = sorted((beside / "notebooks").glob("*.ipynb"))
     assert split(paths, {}) == {None: ["00_a", "03_d"], "00_a": ["01_b", "02_c"]}
-    for path in paths:
-        path.write_text(path.read_text().replace('{\n   "after": "03_d"\n  }', "null"))
-    assert split(paths, {})[None] == ["00_a", "03_d"]
+    was = paths[3].read_text()
+    assert '{\n   "after": "03_d"\n  }' in was
+    for odd in ("null", '"after"', '{"after": ["00_a"]}', '{"after": {}}', '{"after": 0}'):
+        paths[3].write_text(was.replace('{\n   "after": "03_d"\n  }', odd))
+        assert split(paths, {})[None] == ["00_a", "03_d"]
 
 
 def test_without_a_display_in_another_folder(root, monkeypatch):
