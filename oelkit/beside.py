@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .executed import NotebookError, NotebookResult
+from .runs.files import stamp
 
 THREADS = "OMP_NUM_THREADS"
 # the command line; a shell that starts a job in the background lets it ignore Ctrl+C, also ours.
@@ -70,7 +70,7 @@ class Beside:
     Args:
         waiting: as of `split`.
         given: the parameters that a user named.
-        declared: of each notebook the names that it knows.
+        declared: of each notebook the names of these that it knows.
         run: name of the run.
         timeout: seconds that a notebook may take.
         root: where the command runs.
@@ -170,8 +170,5 @@ class Beside:
                 tqdm.write(line.rstrip(), file=sys.stdout)  # above the bar of the first batch
                 sys.stdout.flush()
 
-    def _mark(self, name: str) -> tuple[int, int] | None:
-        with suppress(FileNotFoundError):
-            found = os.stat(self.folder / f"{name}.status.json")
-            return found.st_ino, found.st_mtime_ns
-        return None
+    def _mark(self, name: str) -> tuple[int, ...] | None:
+        return stamp(self.folder / f"{name}.status.json")

@@ -32,7 +32,7 @@ from .executed import (
     write_results,
 )
 from .project import find_root
-from .runs.files import refuse_links
+from .runs.files import refuse_links, stamp
 from .runs.settings import run_folder
 
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
@@ -201,7 +201,7 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
 
     final, failed = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     partial = folder / f".{path.stem}.{os.getpid()}.partial.ipynb"  # another batch has its own
-    old = _mark(failed)
+    old = stamp(failed)
     try:
         at, reason = _run_cells(path, partial, parameters, timeout, cwd)
         if not partial.exists():
@@ -222,16 +222,11 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
         html, _ = HTMLExporter().from_notebook_node(notebook)
         _write(final.with_suffix(".html"), html, partial)
         _write(final, nbformat.writes(notebook), partial)
-        if old and _mark(failed) == old:  # of an earlier batch, and not of one beside this
+        if old and stamp(failed) == old:  # of an earlier batch, and not of one beside this
             failed.unlink()
     finally:
         partial.unlink(missing_ok=True)
     return final
-
-
-def _mark(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another of its name; None where there is none."""
-    return ((s := path.stat()).st_ino, s.st_mtime_ns) if path.exists() else None
 
 
 def _write(path: Path, text: str, partial: Path) -> None:

@@ -71,6 +71,14 @@ def told(root, run="demo"):
     return states, cases
 
 
+def ends(file):
+    """The process whose number is in the file ends within a minute."""
+    with pytest.raises(ProcessLookupError):
+        for _ in range(600):
+            os.kill(int(file.read_text()), 0)
+            time.sleep(0.1)
+
+
 def fails(root, match, *args, **kwargs):
     with pytest.raises((NotebookError, ValueError), match=match) as caught:
         run_notebooks(*args, root=root, **kwargs)
@@ -312,10 +320,7 @@ def test_ctrl_c_ends_the_batch_and_its_kernel(root):
     state = told(root)[0]["01_a"]
     assert (state["status"], state["cell"]) == ("failed", 4)
     assert published(root) == ["01_a.failed.ipynb"]
-    with pytest.raises(ProcessLookupError):
-        for _ in range(600):
-            os.kill(int((root / "kernel").read_text()), 0)
-            time.sleep(0.1)
+    ends(root / "kernel")
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
@@ -332,10 +337,7 @@ def test_ctrl_c_ends_also_what_runs_beside(beside):
     assert batch.wait() == 130
     assert {name: s["cell"] for name, s in told(beside)[0].items()} == {"00_tour": 4, "01_a": 4}
     for file in files:
-        with pytest.raises(ProcessLookupError):
-            for _ in range(600):
-                os.kill(int(file.read_text()), 0)
-                time.sleep(0.1)
+        ends(file)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
@@ -349,10 +351,7 @@ def test_what_runs_beside_ends_with_a_batch_that_is_killed(beside):
         assert batch.poll() is None
         time.sleep(0.1)
     batch.kill()
-    with pytest.raises(ProcessLookupError):
-        for _ in range(600):
-            os.kill(int(file.read_text()), 0)
-            time.sleep(0.1)
+    ends(file)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core nothing runs beside")
