@@ -30,6 +30,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from waiter import TABLES, Waiter
@@ -146,8 +147,11 @@ def take_over(run: Run, like: Path) -> None:
 
 
 def run_of(arm: str, seed: int) -> str:
-    """The run folder of an arm by its name."""
-    return "runs/waiter_" + re.sub(r"[^\w.-]+", "_", arm) + f"_seed{seed}" * bool(seed)
+    """The run folder of an arm by its name, of which a long one is cut: a run's has 100 letters."""
+    name = re.sub(r"[^\w.-]+", "_", arm)
+    if len(name) > 70:
+        name = f"{name[:60]}_{sha256(name.encode()).hexdigest()[:8]}"
+    return f"runs/waiter_{name}" + f"_seed{seed}" * bool(seed)
 
 
 def settings_of(arm: str, settings: Settings) -> Settings:

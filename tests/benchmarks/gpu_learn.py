@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -41,14 +40,31 @@ OTHERWISE = [  # what follows from the budget and from the loss: one at a time, 
 
 @dataclass
 class Job:
-    """A run that writes a line for each of its rounds to `out`, once `needs` is there."""
+    """A run that writes a line for each of its rounds to `out`; one `like` another waits for it."""
 
     name: str
     command: list[str]
     out: Path
-    needs: Path | None = None
+    like: Job | None = None
     seen: int = 0
     work: subprocess.Popen | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it works: its run folder is the only one in runs/ there."""
+        return self.out.with_suffix("")
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        like = ["--like", *map(str, (self.like.folder / "runs").iterdir())] if self.like else []
+        with self.out.with_suffix(".log").open("w") as log:
+            self.work = subprocess.Popen(
+                [sys.executable, *self.command, *like],
+                env=environ() | {"OMP_NUM_THREADS": "1"},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
 
     def new(self) -> list[dict]:
         """The lines that came since the last time."""
@@ -63,12 +79,12 @@ def _jobs(call: Call, model: str, rounds: int, seeds: int) -> list[Job]:
     few = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2} if call.small else {}
     jobs = []
 
-    def job(script: str, seed: int, about: str, *options: str, needs: Path | None = None) -> Path:
+    def job(script: str, seed: int, about: str, *options: str, like: Job | None = None) -> Job:
         out = folder / f"{len(jobs)}.jsonl"
         command = [str(ROOT / f"examples/{script}/learn.py"), "--model", model, *options]
         command += ["--seed", str(seed), "--out", str(out)]
-        jobs.append(Job(f"{script}, {about}, seed {seed}", command, out, needs))
-        return out
+        jobs.append(Job(f"{script}, {about}, seed {seed}", command, out, like))
+        return jobs[-1]
 
     def chosen(changes: dict) -> list[str]:
         return [f"{k}={v if k == 'loss' else json.dumps(v)}" for k, v in changes.items()]
@@ -78,33 +94,22 @@ def _jobs(call: Call, model: str, rounds: int, seeds: int) -> list[Job]:
     for arm in () if call.small else ("offline", "online"):
         for seed in range(min(seeds, 2)):
             job("dinner", seed, arm, "--arm", arm)
-    run = "waiter_" + re.sub(r"[^\w.-]+", "_", ", ".join(["own", *base[1:]]))
     for change in OTHERWISE[: 1 if call.small else None]:
-        for seed, out in enumerate(first):
-            like = folder / "runs" / (run + f"_seed{seed}" * bool(seed))
+        for seed, like in enumerate(first):
             (about,) = chosen(change)
-            options = [*base, about, "--rounds=1", f"--like={like}"]
-            job("waiter", seed, about, *options, needs=out)
+            job("waiter", seed, about, *base, about, "--rounds=1", like=like)
     return jobs
 
 
 def learn(call: Call, model: str, rounds: int, seeds: int, at_once: int) -> None:
     """Real models learn, so many runs at once, in the order in which they matter."""
     todo, running = _jobs(call, model, rounds, seeds), []
-    folder = call.out.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     while (todo or running) and call.left > 0:
-        for job in [j for j in todo if not j.needs or j.needs.exists()][: at_once - len(running)]:
+        ready = [job for job in todo if not job.like or job.like.out.exists()]
+        for job in ready[: at_once - len(running)]:
             todo.remove(job)
             running.append(job)
-            with job.out.with_suffix(".log").open("w") as log:
-                job.work = subprocess.Popen(
-                    [sys.executable, *job.command],
-                    env=environ() | {"OMP_NUM_THREADS": "1"},
-                    cwd=folder,
-                    stdout=log,
-                    stderr=log,
-                )
+            job.start()
         for job in list(running):
             over = job.work.poll() is not None
             for row in job.new():
@@ -162,6 +167,8 @@ def main() -> int:
     model = unpack(args.gguf.resolve()) if args.gguf else args.model
     if not model:
         parser.error("say which: --model FOLDER or --gguf FILE")
+    if Path(model).exists():
+        model = str(Path(model).resolve())  # each run works in a folder of its own
     learn(call, model, args.rounds, args.seeds, args.at_once)
     return 0
 

@@ -100,7 +100,7 @@ def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(tmp_pat
     assert first["figure"] == "learn" and {"base", "in_context", "consolidated"} <= first.keys()
     assert "temperature=0.7" in other["run"] and other["in_context"] == first["in_context"]
     few = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "gate": "off"}
-    runs = sorted((out.with_suffix("") / "runs").iterdir())
+    runs = sorted(out.with_suffix("").glob("*/runs/*"))
     settings = [json.loads((run / "run.json").read_text())["settings"] for run in runs]
     assert all(one.items() >= few.items() for one in settings)
     assert [one["temperature"] for one in settings] == [1.0, 0.7]
