@@ -142,7 +142,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    args, rest = parser().parse_known_args(argv)
+    top = parser()
+    for word in argv:
+        if re.fullmatch(r"--[\w-]+=--|-\w=?--", word):  # argparse drops these and finds no value
+            top.error(f"{word.removesuffix('--').rstrip('=')} is given no value but --")
+    args, rest = top.parse_known_args(argv)
     for before, word in pairwise(("", *argv)):  # as of a variable of the shell that is not set
         if not word or re.fullmatch("--[a-z-]+=", word):
             args.parser.error(f"{word or before} is given an empty text")

@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from tqdm import tqdm
@@ -32,6 +33,27 @@ def end():
 threading.Thread(target=end, daemon=True).start()
 from oelkit.__main__ import main
 sys.exit(main())"""
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Let the first Ctrl+C end what is done within, and no other one disturb what it then writes.
+
+    Only in the main thread and where nobody else handles Ctrl+C; elsewhere it is as ever."""
+    default = signal.default_int_handler
+    ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is default
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, default)
 
 
 def split(paths: Sequence[Path], given: Mapping[str, Any]) -> dict[str | None, list[str]]:

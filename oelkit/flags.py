@@ -71,7 +71,8 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
         add("what", metavar="FILE|RUN", help=f"a file ({what}), a name in runs/, or a run's folder")
         add("--round", type=_ROUND, metavar="K", help="of a run (default: its last)")
-        add("--port", type=int, metavar="N", help="at 127.0.0.1 (default: one that is free)")
+        port = _within(int, 1, 65_535)
+        add("--port", type=port, metavar="N", help="at 127.0.0.1 (default: one that is free)")
         text = "open the page there"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "export", "data"):

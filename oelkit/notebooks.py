@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .beside import Beside, split
+from .beside import Beside, one_interrupt, split
 from .executed import (
     INTERRUPTED,
     NotebookError,
@@ -57,6 +57,7 @@ class Parameter(NamedTuple):
     default: Any
 
 
+@one_interrupt()
 def run_notebooks(
     names: Iterable[str] = (),
     parameters: Mapping[str, Any] | None = None,

@@ -189,6 +189,24 @@ def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(
         load_policy(tiny_model, adapter=tmp_path)
 
 
+def test_a_flipped_bit_of_an_adapter_is_refused(tiny, tmp_path):
+    shake(tiny)
+    tiny.save_adapter(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole, before = file.read_bytes(), [p.detach().clone() for p in tiny.trainable()]
+    first = 8 + int.from_bytes(whole[:8], "little")  # byte of the tensors
+    for at in [*range(0, first, first // 40), *range(first, len(whole), len(whole) // 40)]:
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        file.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+            tiny.load_adapter(tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(before, tiny.trainable()))
+    file.write_bytes(whole)
+    tiny.load_adapter(tmp_path)
+    PeftModel.from_pretrained(plain(tiny.source), tmp_path)  # takes it as it is
+
+
 @pytest.mark.parametrize("said", ["[" * 5000, "[1]", "{", '"x"'])
 def test_a_damaged_oelkit_json_names_the_file(tiny_model, tmp_path, said):
     trained_with_peft(tiny_model, tmp_path)

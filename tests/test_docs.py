@@ -161,7 +161,7 @@ def smaller(code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(to_run, GUIDES), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*filter(to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     blocks = to_run(page)
     monkeypatch.chdir(tmp_path)

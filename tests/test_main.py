@@ -526,11 +526,11 @@ def numbers():
     for command, one in commands.items():
         for action in one._actions:
             kind = "date" if action.dest == "date" else getattr(action.type, "__name__", "")
-            if kind in kinds and action.dest != "port":  # which the socket judges
+            if kind in kinds:
                 yield command, (action.option_strings or [action.dest])[0], kinds[kind]
 
 
-@pytest.mark.parametrize("command, flag, whole", numbers())
+@pytest.mark.parametrize("command, flag, whole", list(numbers()))
 def test_a_number_that_is_none_is_refused_with_its_flag(call, command, flag, whole):
     for value in ("x", "-1" + "0" * 15, "9" * 30, *(() if whole else ("nan", "inf", "NaN"))):
         given = ["demo", value] if flag == "round" else [flag, value]
@@ -576,6 +576,15 @@ def test_an_empty_text_is_refused_before_any_work(call, monkeypatch, line, told)
     monkeypatch.setattr(commands, line[0], lambda *_: 1 / 0)
     status, out, err = call(*line)
     assert (status, out) == (2, "") and f"error: {told} an empty text" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["loop --run=--", "notebooks -p=--", "notebooks -p--", "view x --port=--", "play --ou=--"],
+)
+def test_two_dashes_for_a_value_are_one_sentence(call, line):
+    status, out, err = call(*line.split())
+    assert (status, out) == (2, "") and "is given no value but --" in err.splitlines()[-1], err
 
 
 def test_games_may_be_greedy_and_steps_have_any_seed():

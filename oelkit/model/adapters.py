@@ -27,7 +27,8 @@ import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from .lora import add_adapter, fingerprint, fitting_weights, lora_state, save_tensors
+from .lora import add_adapter, fingerprint, fitting_weights, lora_state
+from .tensors import save_tensors
 
 # of more weights, merging costs more than the adapter's own products (measured on a CPU)
 MERGE_MAX_PARAMS = 20_000_000

@@ -19,11 +19,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from .source import notes
+from .tensors import load_tensors, tensor_shapes
 
 # settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
@@ -65,16 +64,6 @@ def _no_noise() -> Iterator[None]:
         yield
 
 
-def save_tensors(
-    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file; OSError where that fails, as for any other file."""
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: not written ({error})") from error
-
-
 def adapter_config(folder: Path) -> LoraConfig:
     """The settings of a LoRA folder.
 
@@ -93,12 +82,8 @@ def adapter_config(folder: Path) -> LoraConfig:
     if kind != "LORA":
         raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
     config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
-    try:  # before anything of that size is made
-        with safe_open(folder / files[1], "pt") as file:
-            names = [key for key in file.keys() if ".lora_A." in key]  # noqa: SIM118
-            rows = max((file.get_slice(key).get_shape()[0] for key in names), default=0)
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: its {files[1]} is damaged ({error})") from error
+    shapes = tensor_shapes(folder / files[1])  # before anything of that size is made
+    rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
     if (most := max([config.r, *(config.rank_pattern or {}).values()])) > rows:
         raise ValueError(f"{folder}: it says a rank of {most}, its matrices have {rows} at most")
     return config
@@ -209,10 +194,7 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
 
 def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     """The tensors of LoRA; weights of the base that lie beside them must be the base's own."""
-    try:
-        state = load_file(folder / "adapter_model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: its adapter_model.safetensors is damaged ({error})") from error
+    state, _ = load_tensors(folder / "adapter_model.safetensors")
     own = {n.replace(".base_layer", ""): p for n, p in model.get_base_model().named_parameters()}
     for key in [key for key in state if ".lora_" not in key]:
         mine, x = (

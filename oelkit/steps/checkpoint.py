@@ -1,12 +1,11 @@
 """The checkpoint of a training, and Ctrl+C in it.
 
 A checkpoint is one safetensors file with the student's and the optimiser's tensors; all else is
-JSON in its header. From it a stopped training goes on with the same bytes.
+JSON in its header, and a checksum. From it a stopped training goes on with the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,10 +17,9 @@ from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..model import ranks
-from ..model.lora import save_tensors
+from ..model.tensors import checksum, load_tensors, save_tensors
 from ..records import sync_folder, to_dict
 from .training import Training
 
@@ -38,10 +36,8 @@ class Checkpoint:
         about += [[to_dict(state) for state in t.states], torch.__version__]
         optimizer = type(t.optimizer).__name__
         about += [optimizer] * (optimizer != "AdamW")  # its states are no other one's
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for p in self.student:
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self.identity = digest.hexdigest()
+        weights = {str(i): p for i, p in enumerate(self.student)}
+        self.identity = checksum(weights, {"about": json.dumps(about, sort_keys=True)})
 
     def save(self) -> None:
         """Write the file as a whole or not at all; it is on disk when this returns."""
@@ -66,15 +62,20 @@ class Checkpoint:
         sync_folder(self.path.parent)
 
     def restore(self) -> None:
-        """Go on from the file; one that is not there, damaged or of another training is ignored."""
+        """Go on from the file; one that is not there or of another training is ignored.
+
+        Raises:
+            ValueError: it is damaged, or of an oelkit that wrote no checksum.
+        """
         t = self.training
+        if not self.path.is_file():
+            return
         try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("identity") != self.identity:
-                    return
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+            tensors, header = load_tensors(self.path, ours=True)
+        except ValueError as error:
+            todo = "delete it, and the training starts from its beginning"
+            raise ValueError(f"{error}: {todo}") from error
+        if header["identity"] != self.identity:
             return
         state = json.loads(header["state"])
         optimizer: dict[int, dict] = {}
@@ -93,7 +94,7 @@ class Checkpoint:
                 values = values.setdefault(inner, {})
             values[last] = value
         t.optimizer.load_state_dict({**t.optimizer.state_dict(), "state": optimizer})
-        t.scaler.load_state_dict(state.get("scaler") or t.scaler.state_dict())  # none in old files
+        t.scaler.load_state_dict(state["scaler"])
         version, numbers, gauss = state["random"]
         t.rng.setstate((version, tuple(numbers), gauss))
         t.pending[:], t.history[:] = state["pending"], state["history"]
