@@ -69,6 +69,15 @@ def test_a_game_of_a_wrong_a_better_and_the_right_query():
     assert info["action"].startswith("SELECT") and "right" in info["feedback"]
 
 
+def test_a_name_that_is_not_there_is_never_called_right():
+    env = envs.make("oelkit/Sql-v0")
+    while "Which are the first 5 customers, in the order" not in env.reset()[0]:
+        pass
+    said = [env.step(asked(f"SELECT {x} FROM kunde"))[-1]["feedback"] for x in ("vorname", "ort")]
+    assert "no such column" in said[0] and said[0].endswith("All names that it needs are there.")
+    assert said[1].endswith("The names are right.")
+
+
 def test_three_tries_and_hints_alone_where_asked():
     env = envs.make("oelkit/Sql-v0", helper=None)
     env.reset(seed=1)
@@ -123,9 +132,11 @@ def test_a_query_can_read_and_nothing_else(query):
     assert run_query(connection, "SELECT count(*) FROM ware") == [(60,)]
 
 
-def test_the_query_is_the_last_fenced_block():
+def test_the_query_is_the_last_fenced_block_or_all_that_is_said():
     assert query_of("```sql\nSELECT 1\n``` or\n```SELECT 2```") == "SELECT 2"
-    assert query_of("SELECT 1") is None and query_of("```sql\nSELECT 1") is None
+    assert query_of(" select 1\nFROM ware\n") == "select 1\nFROM ware"
+    assert query_of("I would SELECT 1") is None and query_of("Selected.") is None
+    assert query_of("```sql\nSELECT 1") is None and query_of("SELECT 1 ```") is None
     assert query_of("```sql```") is None and query_of("``" * 500_000) is None
 
 

@@ -146,8 +146,10 @@ def called_query(reply: str) -> str | None:
 
 
 def query_of(reply: str) -> str | None:
-    """The query in the last fenced block of a reply."""
+    """The query in the last fenced block of a reply, or a reply that is nothing but a query."""
     blocks = reply.split("```")[1:-1:2]
+    if not blocks and re.match(r"\s*(?:select|with)\b", reply, re.I) and "```" not in reply:
+        return reply.strip()
     text = re.sub(r"\A(?:sqlite|sql)\b", "", blocks[-1].strip(), flags=re.I) if blocks else ""
     return text.strip() or None
 
@@ -212,7 +214,7 @@ class SqlEnv(gym.Env[str, str]):
             except ValueError as error:
                 seen = f"SQLite says: {str(error)[:300]}"
         won = rows is not None and self._right(rows)
-        told = "" if won or query is None else self._help(query)
+        told = "" if won or query is None else self._help(query, rows is None)
         feedback = f"{seen} That is right." if won else f"{seen} That is wrong. {told}".strip()
         info = {"action": query, "feedback": feedback}
         info["outcome"] = Outcome.SUCCESS if won else None
@@ -222,11 +224,11 @@ class SqlEnv(gym.Env[str, str]):
         gold = run_query(self.connection, self.question.gold)
         return rows == gold if self.question.ordered else Counter(rows) == Counter(gold)
 
-    def _help(self, query: str) -> str:
-        """What comes back besides SQLite's answer to a wrong query."""
+    def _help(self, query: str, refused: bool) -> str:
+        """What comes back besides SQLite's answer to a wrong query, or to one that it refuses."""
         if self.helper == "manual":
             return f"The manual says: {self.manual()}"
-        return self.colleague(query) if self.helper else ""
+        return self.colleague(query, refused) if self.helper else ""
 
     def manual(self) -> str:
         """The two paragraphs whose words are most alike the question's (Jaccard)."""
@@ -235,12 +237,14 @@ class SqlEnv(gym.Env[str, str]):
         alike = {text: len(asked & its) / len(asked | its) for text, its in words.items()}
         return " ".join(sorted(told, key=lambda text: -alike[text])[:2])
 
-    def colleague(self, query: str) -> str:
+    def colleague(self, query: str, refused: bool) -> str:
         """The first fact that a query got wrong, in words."""
         words = set(re.findall(r"\w+", query.lower()))
         facts = [self.database.facts[name] for name in self.question.facts]
         missing = next((f for f in facts if not words.issuperset(f.needs)), None)
-        return f"A colleague says: {missing.says}" if missing else "The names are right."
+        if missing:
+            return f"A colleague says: {missing.says}"
+        return "All names that it needs are there." if refused else "The names are right."
 
     def bounds(self, seeds: Iterable[int]) -> dict[str, float]:
         """Pass rates of scripted players: one who knows every fact, one who says plain names."""

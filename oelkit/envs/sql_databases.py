@@ -104,7 +104,9 @@ def shop() -> Database:
         "seit": Fact("Customers joined on seit, a number such as 20210615.", ("seit",)),
         "auftrag": Fact("Orders are in table auftrag, their numbers in auf_nr.", ("auftrag",)),
         "st": Fact("An order's status is in st: O is open, V shipped, S cancelled.", ("st",)),
-        "tag": Fact("The day of an order is in tag, a number such as 20260131.", ("tag",)),
+        "tag": Fact(
+            "An order's day is in tag: January is BETWEEN 20260101 AND 20260131.", ("tag",)
+        ),
         "menge": Fact("The quantity of an order is in column menge.", ("menge",)),
         "kd": Fact("Column kd of auftrag is the kd_nr of the customer in kunde.", ("kd_nr",)),
     }
@@ -171,7 +173,7 @@ def clinic() -> Database:
         "geb": Fact("A patient's birthday is in geb, a number such as 19700101.", ("geb",)),
         "afsp": Fact("Visits are in table afsp, their numbers in column vnr.", ("afsp",)),
         "fase": Fact("A visit's state is in fase: G is planned, K done, N missed.", ("fase",)),
-        "dat": Fact("The day of a visit is in dat, a number such as 20260131.", ("dat",)),
+        "dat": Fact("A visit's day is in dat: June is BETWEEN 20260601 AND 20260631.", ("dat",)),
         "duur": Fact("The minutes of a visit are in column duur.", ("duur",)),
         "p": Fact("Column p of afsp is the pnr of the patient in pat.", ("pnr",)),
     }
