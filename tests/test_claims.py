@@ -215,6 +215,17 @@ def test_the_recorded_figures_can_be_drawn(experiments):
         == {row["experiment"] for row in rows}
         <= set(experiments["EXPERIMENTS"])
     )
+    heads = {name: experiments["headline"](name, of) for name, of in by_experiment(rows).items()}
+    assert heads["texts"] == "Consolidated: own items 98%, raw games 0%"
+    assert heads["curation"] == "Consolidated: curated by a person 98%, as extracted 0%"
+    assert heads["leave_one_out"] == "Without G is a hole.: +57.0 points [+52.1, +62.0]"
+    assert heads["steps"].startswith("OOD after 40 steps: on-policy (reverse KL) 84%, off-policy")
+    assert heads["saturation"] == "Games read: 10% after 1, 98% after 64"
+    some = [row for row in rows if row["experiment"] == "texts" and row["arm"] != "raw games"]
+    assert experiments["headline"]("texts", some).endswith("raw games -")  # nothing to absorb
+    for name, figure in experiments["figures"](rows).items():
+        assert figure.get_suptitle().replace("\n", " ").startswith(heads[name])
+        assert_whole(figure)
     study = run_path(str(MICRO / "rounds.py"))
     rows = read_jsonl(RESULTS / "rounds_study.jsonl")
     drawn = study["figures"](rows)
@@ -225,6 +236,11 @@ def test_the_recorded_figures_can_be_drawn(experiments):
         if len(known.intersection(names)) > 1
     }
     assert set(drawn) == {"pass_rates"} | shown and "rounds_retention" in shown
+
+
+def by_experiment(rows):
+    names = dict.fromkeys(row["experiment"] for row in rows)
+    return {name: [row for row in rows if row["experiment"] == name] for name in names}
 
 
 def make_arms(seeds=2):
@@ -248,16 +264,16 @@ def make_arms(seeds=2):
 
 
 def test_bars_pool_the_seeds_and_show_each():
-    figure = study_plots.bars(make_arms(), make_metrics()["bounds"], "Pass rate")
+    figure = study_plots.bars(make_arms(), make_metrics()["bounds"], "Own items win")
     left, right = figure.axes
     shown = [bar.get_width() for bar in left.patches if bar.get_width()]
     assert shown == pytest.approx([6 / 128, 118 / 128, 108 / 128, 7 / 128])
     assert [bar.get_width() for bar in right.patches] == pytest.approx([180 / 192, 170 / 192])
     (whiskers,) = [c.errorbar for c in left.containers if hasattr(c, "errorbar")][1].lines[2]
     assert sorted(whiskers.get_segments()[0][:, 0]) == pytest.approx(wilson_interval(236, 256))
-    assert "n = 256 per arm, 95 % Wilson" in left.get_title(loc="left").replace(
-        "\n", " "
-    ) and "n = 384" in right.get_title(loc="left")
+    assert figure.get_suptitle() == "Own items win"
+    assert left.get_xlabel().startswith("n = 256 per arm, 95 % intervals")
+    assert right.get_xlabel() == "n = 384"
     assert (
         sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "o")[-1]
         == 120 / 128
@@ -301,7 +317,8 @@ def test_differences_are_ranked():
         {"arm": "harmless " * 9, "difference": (0.01, -0.02, 0.04)},
         {"arm": "G", "difference": (-0.6, -0.7, -0.5)},
     ]
-    axis = study_plots.differences(rows, "n = 64").axes[0]
+    axis = study_plots.differences(rows, "G does the work", "n = 64").axes[0]
+    assert axis.figure.get_suptitle() == "G does the work" and "n = 64" in axis.get_xlabel()
     assert [bar.get_width() for bar in axis.patches] == [-0.6, 0.01]
     assert axis.get_yticklabels()[0].get_text() == "G"
     (whiskers,) = axis.containers[0].lines[2]

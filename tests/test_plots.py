@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 
 from oelkit.curation import Curation
 from oelkit.records import ExperienceItem, Outcome, Trajectory, Turn
-from oelkit.stats import draw_spread
 from oelkit.views import comparison, plots
 
 METRICS = {
@@ -115,16 +114,30 @@ def level(axis):
     return sorted(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1])
 
 
-def test_spread_of_the_draws_beyond_noise_is_said():
+def test_titles_say_what_was_found():
     metrics = make_metrics()
-    draws = [0.3, 0.9, 0.8, 0.6]
-    for r, rates in zip(metrics["rounds"], (draws, [0.8, 0.8, 0.8, 0.8])):
-        r["pass_rate"]["in_context"]["by_draw"] = rates
-    said = words(plots.pass_rates(metrics))
-    assert f"beyond sampling noise they differ by 0.0% to {draw_spread(draws, 32):.1%}" in said
-    metrics["rounds"][0]["pass_rate"]["in_context"]["by_draw"] = [0.9]
-    metrics["rounds"][1]["pass_rate"]["in_context"]["by_draw"] = []
-    assert "sampling noise" not in words(plots.pass_rates(metrics))
+    arms = [metrics["rounds"][0]["pass_rate"]["base"]]
+    arms += [metrics["rounds"][-1]["pass_rate"]["consolidated"]]
+    before, after = (row["reply_tokens"] for row in arms)
+    said = words(plots.reply_tokens(metrics))
+    assert f"Tokens per reply: {before:.0f} before, {after:.0f} after" in said
+    last = metrics["rounds"][-1]["ood"]["consolidated"]["all"]
+    assert f"OOD: 91% of 200 questions before, {last:.0%} after round 2" in words(plots.ood(metrics))
+    rows = make_rows(arms=[("round 1", 1)])
+    ends = f"{rows[0]['loss']:.2g} → {rows[-1]['loss']:.2g} in {len(rows)} steps"
+    assert f"Loss: {ends}" in words(plots.training(rows))
+    assert "→" not in words(plots.training(make_rows()))  # of several arms
+    figure = plots.pass_rates(metrics)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["round"]
+
+
+def test_numbers_at_the_axis_of_losses_are_plain():
+    rows = [{**row, "loss": 0.6 - 0.07 * i} for i, row in enumerate(make_rows(arms=[("round 1", 1)]))]
+    figure = plots.training(rows)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    labels = [t.get_text() for t in axis.get_ticklabels() + axis.get_minorticklabels()]
+    assert "0.2" in labels and not any("10^" in label for label in labels), labels
 
 
 def test_bounds_that_are_not_known_are_left_out():
@@ -171,7 +184,7 @@ def test_training_has_a_line_an_arm_and_round():
     assert loss.get_yscale() == "log"
     assert_whole(figure)
     zero = plots.training(
-        [{**row, "loss": 0.0} for row in make_rows(1)]
+        [{**row, "loss": 0.0} for row in make_rows(arms=[("round 1", 1)])]
     )  # a loss of 0 has no logarithm
     assert zero.axes[0].get_yscale() == "linear"
     assert_whole(zero)

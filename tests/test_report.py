@@ -14,7 +14,7 @@ from helpers import assert_whole, make_game, make_metrics, make_rows, rate, word
 from oelkit.prompts import load_prompt_set
 from oelkit.records import Outcome, to_dict, write_jsonl
 from oelkit.runs.stages import FORM
-from oelkit.stats import wilson_interval
+from oelkit.stats import draw_spread, wilson_interval
 from oelkit.views import comparison, report
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
@@ -82,7 +82,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
         sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources)
         == figures
     )
-    drawn = 5 if metrics.get("arms") else 4  # nothing to draw beside round 1
+    drawn = 5 if metrics.get("arms") else 3  # nothing to draw beside round 1, and no probe
     assert len(figures) == drawn + 2
     k = metrics["rounds"][-1]["round"]
     captions = [text for text in page.texts["figcaption"] if "held-out map" in text]
@@ -192,7 +192,20 @@ def test_findings_say_what_did_not_come_out(metrics, part):
 
 def test_findings_of_one_round_without_probe_and_arms():
     said = findings(make_metrics((115,), probe=None, arms=False))
-    assert len(said) == 5 and not any("Round 1 " in one.text or "OOD" in one.text for one in said)
+    assert len(said) == 6 and not any("Round 1 " in one.text or "OOD" in one.text for one in said)
+
+
+def test_spread_of_the_draws_beyond_noise_is_a_finding():
+    metrics, draws = make_metrics(), [0.3, 0.9, 0.8, 0.6]
+    told = metrics["rounds"][-1]["pass_rate"]["in_context"]
+    told["by_draw"] = draws
+    (line,) = [found for found in findings(metrics) if "beyond sampling noise" in found.text]
+    assert f"4 experience texts of round 2 differ by {100 * draw_spread(draws, 32):.1f} points" in (
+        line.text
+    )
+    for few in ([0.9], []):
+        told["by_draw"] = few
+        assert not any("sampling noise" in found.text for found in findings(metrics))
 
 
 def outcomes(bits):

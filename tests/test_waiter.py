@@ -172,7 +172,7 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     assert learn["figure"]([row]).axes
     assert "| curated, round 1 | 0 | " in learn["table"](
         [row]
-    ) and "| not gone through | 0 | | " in learn["table"]([row])
+    ) and "| uncurated items | 0 | | " in learn["table"]([row])
 
 
 def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
@@ -204,7 +204,7 @@ def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
         label.get_text().replace("\n", " ")
         for label in learn["figure"]([own, other]).axes[0].get_yticklabels()
     ]
-    assert "own, round 1: its games, no items" in names and len(names) == 4
+    assert "its games, no items, round 1" in names and len(names) == 4
 
 
 def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, small, tmp_path):
@@ -270,7 +270,7 @@ def test_the_recorded_rows_are_drawn_arms_and_trials_apart(learn):
         assert not titles[0].overlaps(titles[1])
     assert (
         not any("T 0.7" in name for name in names["waiter"])
-        and "own, T 0.7, 16 steps, round 2" in names["waiter_trials"]
+        and "T 0.7, 16 steps, round 2" in names["waiter_trials"]
     )
 
 

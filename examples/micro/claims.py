@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 from oelkit import (
     Curation,
@@ -396,19 +397,42 @@ def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
     seeds, n = sorted({row["seed"] for row in rows}), rows[0]["passed"]["n"]
     maps = [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)]
     limits = envs.bounds(rows[0]["env"], maps)
-    about = f"mean and range of {len(seeds)} seeds, n = {n} maps each"
+    about, head = f"mean and range of {len(seeds)} seeds, {n} maps each", headline(name, rows)
     if name in ("texts", "curation"):
-        return study_plots.bars(rows, limits, "Pass rate")
+        return study_plots.bars(rows, limits, head)
     if name == "steps":
         panels = {"passed": "Pass rate", "ood": "OOD: exact answers"}
-        title = f"lr x 3, no retention; {about}"
-        return study_plots.curves(rows, "step", panels, title, limits)
+        return study_plots.curves(rows, "step", panels, f"{head} ({about})", limits)
     if name == "saturation":
-        title = f"In context, {max(row['draw'] for row in rows) + 1} draws; {about}"
-        return study_plots.curves(rows, "games", {"passed": "Pass rate"}, title, limits)
+        panels = {"passed": "Pass rate"}
+        return study_plots.curves(rows, "games", panels, f"{head} ({about})", limits)
     whole, *_ = pooled(rates([row for row in rows if row["arm"] == "all items"], "passed"))
-    title = f"Pass rate less that with all items, {whole:.0%} (n = {n * len(seeds)}, paired)"
-    return study_plots.differences(paired(rows), title)
+    about = f"against {whole:.0%} with all items (n = {n * len(seeds)}, paired, 95 % intervals)"
+    return study_plots.differences(paired(rows), head, about)
+
+
+def headline(name: str, rows: Sequence[dict]) -> str:
+    """What an experiment found, in a line with its numbers: the title of its figure."""
+
+    def rate(key: str, **of: Any) -> str:
+        same = [row for row in rows if all(row.get(k) == v for k, v in of.items())]
+        found = rates(same, key)  # none where an arm had no items to absorb
+        return f"{pooled(found)[0]:.0%}" if found else "-"
+
+    if name in ("texts", "curation"):
+        ours = "own items" if name == "texts" else "curated by a person"
+        arms, how = (ours, RIVALS[ours][0]), rows[-1]["how"]
+        said = (f"{arm} {rate('passed', arm=arm, how=how)}" for arm in arms)
+        return f"{how.capitalize().replace('_', ' ')}: {', '.join(said)}"
+    if name == "steps":
+        end, arms = max(row["step"] for row in rows), ("reverse_kl", *RIVALS["reverse_kl"])
+        said = (f"{plots.NAMES[arm]} {rate('ood', arm=arm, step=end)}" for arm in arms)
+        return f"OOD after {end} steps: {', '.join(said)}"
+    if name == "saturation":
+        ends = sorted({row["games"] for row in rows})[:: len({row["games"] for row in rows}) - 1]
+        said = (f"{rate('passed', arm='curated', games=n)} after {n}" for n in ends)
+        return f"Games read: {', '.join(said)}"
+    return str(verdicts(rows)[0]).rstrip(".").replace("`", "")
 
 
 def main() -> None:

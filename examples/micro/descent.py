@@ -53,6 +53,7 @@ ARMS = {
     "a person keeps what is true": ONLINE,
     "a wrong item in round 1": ONLINE,
 }
+PROBE = 256  # questions of the embedded model
 WRONG = "T is the goal."  # T is a hole
 
 
@@ -156,22 +157,40 @@ def gains(rows: list[dict]) -> str:
 
 def figures(rows: list[dict]) -> dict:
     """rounds: the staircase, beside one round of all the games; levels: how far the games that were
-    learned from came; arms: the other arms through all rounds.
+    learned from came; arms: the other arms after the last round.
     """
-    found = {"rounds": staircase(rows), "levels": levels_reached(rows)}
-    panels = {"consolidated": "Consolidated", "in_context": "Experience in context", "ood": "OOD"}
-    names = [arm for arm in ARMS if arm != "offline"]
-    shown = [
-        {**row, **row["pass_rate"], "ood": {"all": row["ood"], "n": 320}}
-        for name in names
-        for row in rows
-        if row["arm"] == name
+    return {"rounds": staircase(rows), "levels": levels_reached(rows), "arms": last_round(rows)}
+
+
+def last_round(rows: list[dict]):
+    """Each arm after the last round, on the seeds that all have, beside the untrained model."""
+    last = [row for row in rows if row["round"] == ROUNDS]
+    shared = set.intersection(*({r["seed"] for r in of} for of in grouped(last, "arm").values()))
+    last = [row for name in ARMS for row in last if row["arm"] == name and row["seed"] in shared]
+    probe = {row["seed"]: row["ood_base"] for row in last}
+    bars = [
+        {"arm": "untrained", "how": "base", "passed": row["pass_rate"]["base"], "seed": row["seed"]}
+        for row in last
+        if row["arm"] == "online"
     ]
-    shared = set.intersection(*({r["seed"] for r in of} for of in grouped(shown, "arm").values()))
-    shown = [row for row in shown if row["seed"] in shared]
-    title = f"Arms through all rounds: mean and range over {len(shared)} seed(s), 128 maps each"
-    found["arms"] = study_plots.curves(shown, "round", panels, title)
-    return found
+    bars = [{**bar, "ood": {"all": probe[bar["seed"]], "n": PROBE}} for bar in bars]
+    for row in last:
+        for how in ("in_context", "consolidated"):
+            ood = {"all": row["ood"], "n": PROBE} if how == "consolidated" else None
+            bars.append({"arm": row["arm"], "how": how, "passed": row["pass_rate"][how], "ood": ood})
+    means = {
+        arm: statistics.mean(_rate(row, "consolidated") for row in of)
+        for (arm,), of in grouped(last, "arm").items()
+    }
+    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    said = ", ".join(f"{arm} {means[arm]:.0%}" for arm in dict.fromkeys(("online", high, low)))
+    return study_plots.bars(bars, _known(), f"After {ROUNDS} rounds: {said}")
+
+
+def _known() -> dict:
+    """What the first levels are worth, on the held-out maps."""
+    world, maps = envs.held_out(ONLINE.env), range(HELD_OUT, HELD_OUT + ONLINE.eval_maps)
+    return {"known_levels": envs.knowledge_bounds(world, maps)}
 
 
 @plots.styled
@@ -196,8 +215,7 @@ def staircase(rows: list[dict]):
         look = {"color": "#d55e00", "ms": 4, "lw": 0.8, "capsize": 2}
         label = {} if i else {"label": "consolidated, one round of all the games"}
         axis.errorbar(place, rate["pass_rate"], error, fmt="s", **look, **label)
-    world, maps = envs.held_out(ONLINE.env), range(HELD_OUT, HELD_OUT + ONLINE.eval_maps)
-    plots.floors(axis, {"known_levels": envs.knowledge_bounds(world, maps)})
+    plots.floors(axis, _known())
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set(xlabel="round", xticks=range(ROUNDS + 1), ylabel="pass rate", ylim=(-0.02, 1.04))
     at_end = [_rate(row, "consolidated") for row in online if row["round"] == ROUNDS]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from oelkit import Settings
 from oelkit.records import read_jsonl
@@ -63,6 +63,7 @@ def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact ans
         rows: With "how": "base", "in_context" or "consolidated"; without any probe there is no
             panel for it.
         bounds: Floors and ceiling, as `envs.bounds` gives them.
+        title: What was found.
         probe: What the probe counts.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
@@ -80,13 +81,14 @@ def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact ans
                 dots = {"mfc": "white", "mec": plots.INK, "mew": 0.7, "ms": 3.2}
                 axis.plot(each, [y] * len(each), "o", **dots)
                 sizes.add(sum(n for _, n in parts))
-        n = "n = " + " or ".join(map(str, sorted(sizes)))
-        passed = textwrap.fill(f"{title} ({n} per arm, 95 % Wilson)", 38)
-        axis.set_title(passed if key == "passed" else f"OOD: {probe}\n({n})")
+        n = "n = " + " or ".join(f"{size:,}" for size in sorted(sizes))
+        axis.set_title("Pass rate" if key == "passed" else f"OOD: {probe}")
+        axis.set_xlabel(n, fontsize=9)
         plots.percent_axis(axis)
     left = axes[0][0]
-    if len(keys) == 1:
-        left.set_xlabel("no OOD probe", fontsize=9)
+    about = f"{left.get_xlabel()} per arm, 95 % intervals"
+    left.set_xlabel(about + "; no OOD probe" * (len(keys) == 1), fontsize=9)
+    _head(figure, title)
     left.set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names])
     left.invert_yaxis()
     for how in ("base", "in_context", "consolidated"):
@@ -129,15 +131,23 @@ def curves(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if bounds and key != "ood":
             plots.floors(axis, bounds)
-    figure.suptitle(
-        textwrap.fill(title, 20 + 38 * len(panels)), x=0.01, ha="left", fontsize=10.5, weight="bold"
-    )
+    _head(figure, title)
     return plots.legend_below(figure, axes[0][0])
 
 
+def _head(figure: Figure, title: str) -> None:
+    """The title of a whole figure, in lines as wide as that."""
+    text = textwrap.fill(title, round(11 * figure.get_figwidth()))
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, weight="bold")
+
+
 @plots.styled
-def differences(rows: Sequence[dict], title: str) -> Figure:
-    """Ranked bars of paired differences in pass rate: {"arm", "difference": (mean, low, high)}."""
+def differences(rows: Sequence[dict], title: str, about: str) -> Figure:
+    """Ranked bars of paired differences in pass rate: {"arm", "difference": (mean, low, high)}.
+
+    Args:
+        about: What they are differences of, below the axis.
+    """
     rows = sorted(rows, key=lambda row: row["difference"][0])
     found = [row["difference"] for row in rows]
     figure, axis = plots.new_figure(size=(7, 0.9 + 0.3 * len(rows)))
@@ -151,9 +161,10 @@ def differences(rows: Sequence[dict], title: str) -> Figure:
     names = [textwrap.shorten(row["arm"], 48, placeholder=" …") for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
+    axis.set_xlabel(f"points of pass rate, {about}", fontsize=9)
     axis.grid(axis="y", visible=False)
-    axis.set_title(title)
+    _head(figure, title)
     return figure
 
 

@@ -65,7 +65,7 @@ SETTINGS = Settings(
     run_ablations=False,
     gate="off",
 )
-CONTROLS = {"as_played": "its games, no items", "as_written": "not gone through"}
+CONTROLS = {"as_played": "its games, no items", "as_written": "uncurated items"}
 
 
 def is_true(text: str) -> bool:
@@ -252,7 +252,7 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
     bars = [{"arm": "nothing", "how": "base", "passed": base} for base in bases.values()]
     bars[0]["ood"] = kept.get("")
     for row in rows:
-        name = f"{row['arm'].replace('_kl', ' KL')}, round {row['round']}"
+        name = f"{row['arm'].removeprefix('own, ')}, round {row['round']}"
         adapter = f"{run_of(row['arm'], row['seed'])}/round_{row['round']}/adapter"
         bars += [
             {"arm": name, "how": "in_context", "passed": row["in_context"]},
@@ -264,14 +264,22 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
             },
         ]
         bars += [
-            {"arm": f"{name}: {what}", "how": "in_context", "passed": row[control]}
+            {"arm": f"{what}, round {row['round']}", "how": "in_context", "passed": row[control]}
             for control, what in CONTROLS.items()
             if control in row
         ]
     n = rows[0]["base"]["n"]
     tables = Counter(guests_tables(n))
     limits = {"random": 1 / len(TABLES), "fixed_plan": max(tables.values()) / n, "ceiling": 1.0}
-    return study_plots.bars(bars, limits, "Right drink for unseen guests", "IF-Eval, strict")
+    own = [row for row in rows if row["arm"] == rows[0]["arm"]]
+    rounds = [[(b["pass_rate"], b["n"]) for b in bases.values()]]
+    rounds += [
+        study_plots.rates(same, "consolidated")
+        for same in study_plots.grouped(own, "round").values()
+    ]
+    steps = " → ".join(f"{100 * study_plots.pooled(rates)[0]:.0f}" for rates in rounds)
+    title = f"Right drink for unseen guests, by round, {rows[0]['arm']} items: {steps} %"
+    return study_plots.bars(bars, limits, title, "IF-Eval, strict")
 
 
 def arms(rows: Sequence[dict]) -> list[dict]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..envs import describe
-from ..stats import outcomes, paired_bootstrap, wilson_interval
+from ..stats import draw_spread, outcomes, paired_bootstrap, wilson_interval
 from .plots import NAMES
 from .summary import episodes_text, map_count, rate_text
 
@@ -101,6 +101,12 @@ def _rounds(metrics: dict) -> Iterator[Finding]:
         verb = {1: "gains on", 0: "is not told apart from", -1: "falls below"}[sign]
         text = f"Round {k} {verb} round 1: {rate_text(end)} after {rate_text(learned)}, {why}."
         yield Finding(text, sign >= 0)
+    told = last["pass_rate"]["in_context"]
+    draws = told.get("by_draw", [])
+    if 1 < len(draws) <= told["n"] / 2:
+        sd = 100 * draw_spread(draws, told["n"] / len(draws))
+        text = f"In context the {len(draws)} experience texts of round {k} differ by {sd:.1f} points"
+        yield Finding(f"{text} beyond sampling noise (one standard deviation).")
     base = first["pass_rate"]["base"]
     cut = f"{end['truncated']:.1%} cut off ({base['truncated']:.1%})"
     shorter = end["reply_tokens"] < 0.95 * base["reply_tokens"]

@@ -14,19 +14,19 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from ..envs import parse_board
 from ..envs.bounds import NAMES as BOUNDS
 from ..envs.picture import draw_board
 from ..records import Trajectory
-from ..stats import draw_spread, wilson_interval
+from ..stats import wilson_interval
 from ..tables import plain
 from .summary import headline
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
 _ARMS = {
-    "base": ("#7d7d7d", "base, no experience"),
+    "base": ("#a6a6a6", "base, no experience"),
     "in_context": ("#e69f00", "experience in context"),
     "consolidated": ("#1a80c0", "consolidated"),
     "reverse_kl": ("#1a80c0", "on-policy (reverse KL)"),
@@ -137,20 +137,12 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
 
 @styled
 def pass_rates(metrics: dict) -> Figure:
-    """Pass rate by round: base, experience in context (small dots: the draws), consolidated."""
+    """Pass rate by round: base, experience in context (pale dots: each draw), consolidated."""
     figure, axis = new_figure()
     _by_round(axis, metrics, "pass_rate")
-    spread = []
     for r in metrics["rounds"]:
-        row = r["pass_rate"]["in_context"]
-        draws, colour = row.get("by_draw", []), COLOURS["in_context"]
+        draws, colour = r["pass_rate"]["in_context"].get("by_draw", []), COLOURS["in_context"]
         axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=colour, alpha=0.5)
-        if 1 < len(draws) <= row["n"] / 2:
-            spread.append(draw_spread(draws, row["n"] / len(draws)))
-    if spread:
-        sd = " to ".join(dict.fromkeys(f"{x:.1%}" for x in (min(spread), max(spread))))
-        about = f"round (dots: draws; beyond sampling noise they differ by {sd}, one sd)"
-        axis.set_xlabel(about, fontsize=9)
     floors(axis, metrics["bounds"])
     axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95 % intervals")
     axis.set_title(textwrap.fill(headline(metrics), 68))
@@ -202,11 +194,15 @@ def training(rows: Sequence[dict]) -> Figure:
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], **look)
     n = f" (n = {rows[0]['replies']} replies each)" if rows and "replies" in rows[0] else ""
-    for axis, title in zip(axes, ("Loss", "Entropy of the student"), strict=True):
-        axis.set(xlabel=f"step{n}", ylabel="nats per token", title=title)
+    one = rows if len({(row["arm"], row["round"]) for row in rows}) == 1 else ()
+    for axis, key, name in zip(axes, ("loss", "entropy"), ("Loss", "Entropy"), strict=True):
+        ends = f": {one[0][key]:.2g} → {one[-1][key]:.2g} in {len(one)} steps" if one else ""
+        axis.set(xlabel=f"step{n}", ylabel="nats per token", title=name + ends)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if rows and all(row["loss"] > 0 for row in rows):
         axes[0].set_yscale("log")
+        axes[0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+        axes[0].yaxis.set_minor_formatter("")
     axes[1].set_ylim(bottom=0)
     return legend_below(figure, axes[0])
 
@@ -219,11 +215,15 @@ def reply_tokens(metrics: dict) -> Figure:
     left, n = axes[0][0], metrics["rounds"][0]["pass_rate"]["base"]["n"]
     _by_round(left, metrics, "reply_tokens")
     left.set(ylim=(0, left.get_ylim()[1] * 1.08))
-    left.set_title(f"Tokens per reply ({n:,} games per arm{'' if cut else '; none was cut off'})")
+    ends = [metrics["rounds"][i]["pass_rate"][a] for i, a in ((0, "base"), (-1, "consolidated"))]
+    before, after = (f"{row['reply_tokens']:.0f}" for row in ends)
+    left.set_title(f"Tokens per reply: {before} before, {after} after")
+    left.set_xlabel(f"round ({n:,} games per arm{'' if cut else '; no reply was cut off'})")
     if cut:
         _by_round(right := axes[0][1], metrics, "truncated")
         right.set(ylim=(-0.1 * (top := max(0.05, right.get_ylim()[1])), top))
-        right.set_title("Replies cut off at the limit")
+        before, after = (f"{row['truncated']:.0%}" for row in ends)
+        right.set_title(f"Cut off at the limit: {before} before, {after} after")
     return legend_below(figure, left)
 
 
@@ -253,7 +253,8 @@ def ood(metrics: dict) -> Figure:
     names = [textwrap.fill(plain(kind.replace("_", " ")), 12) for kind in kinds]
     axis.set_xticks(range(len(kinds)), names)
     axis.grid(axis="x", visible=False)
-    axis.set_title(f"Out of distribution: {base['n']} questions (95 % Wilson interval over all)")
+    after = f", {rows[-1][1]['all']:.0%} after round {rounds[-1]['round']}"
+    axis.set_title(f"OOD: {base['all']:.0%} of {base['n']} questions before{after}, 95 % intervals")
     return legend_below(figure, axis)
 
 

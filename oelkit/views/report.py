@@ -131,7 +131,9 @@ def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
         yield "arms", plots.arms(metrics), "Round 1 beside other ways to learn from the same games."
     yield "training", plots.training(steps), "Loss and entropy of the student by training step."
     yield "reply_tokens", plots.reply_tokens(metrics), "Tokens per reply, and replies cut off."
-    yield "ood", plots.ood(metrics), "Answers to questions that have nothing to do with the world."
+    if metrics["rounds"][0]["ood"]["base"]:
+        caption = "Answers to questions that have nothing to do with the world."
+        yield "ood", plots.ood(metrics), caption
 
 
 def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:

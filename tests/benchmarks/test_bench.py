@@ -81,14 +81,21 @@ def test_an_arm_that_fails_is_said(tmp_path, capsys):
 def test_benchmarks_draws_each_line_once_with_its_target():
     path = Path(__file__).parents[2] / "data/results/bench_cpu.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    (axis,) = bench_plot.benchmarks(rows).axes
-    assert len(axis.patches) == len(axis.get_yticks()) == len(rows)
-    ends = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
+    figure = bench_plot.benchmarks(rows)
+    axes = figure.axes
+    assert sum(len(axis.patches) for axis in axes) == len(rows)
+    ends = sorted(bar.get_x() + bar.get_width() for axis in axes for bar in axis.patches)
     assert ends == pytest.approx(sorted(row["ratio"] for row in rows))
-    marks = [line for line in axis.lines if line.get_color() == "black"]
+    marks = [line for axis in axes for line in axis.lines if line.get_color() == "#d55e00"]
     assert len(marks) == sum(row["target"] is not None for row in rows)
-    assert rows[0]["model"] in axis.figure.get_suptitle()
-    assert_whole(axis.figure)
+    # what is better when more, and what is better when less, have no axis in common
+    costs = [row["ratio"] for row in rows if row["ratio_is"] == "ours / peer"]
+    assert sorted(bar.get_width() for bar in axes[2].patches) == pytest.approx(sorted(costs))
+    assert axes[2].get_xscale() == "linear" and "less is better" in axes[2].get_xlabel()
+    assert [axis.get_xlabel() for axis in axes[:2]] == ["Times faster", "Times less memory"]
+    assert all(label.get_fontsize() >= 9 for axis in axes for label in axis.get_yticklabels())
+    assert rows[0]["model"] in figure.get_suptitle()
+    assert_whole(figure)
 
 
 def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(tmp_path, monkeypatch):
