@@ -122,7 +122,9 @@ def test_titles_say_what_was_found():
     said = words(plots.reply_tokens(metrics))
     assert f"Tokens per reply: {before:.0f} before, {after:.0f} after" in said
     last = metrics["rounds"][-1]["ood"]["consolidated"]["all"]
-    assert f"OOD: 91% of 200 questions before, {last:.0%} after round 2" in words(plots.ood(metrics))
+    assert f"OOD: 91% of 200 questions before, {last:.0%} after round 2" in words(
+        plots.ood(metrics)
+    )
     rows = make_rows(arms=[("round 1", 1)])
     ends = f"{rows[0]['loss']:.2g} → {rows[-1]['loss']:.2g} in {len(rows)} steps"
     assert f"Loss: {ends}" in words(plots.training(rows))
@@ -132,7 +134,9 @@ def test_titles_say_what_was_found():
 
 
 def test_numbers_at_the_axis_of_losses_are_plain():
-    rows = [{**row, "loss": 0.6 - 0.07 * i} for i, row in enumerate(make_rows(arms=[("round 1", 1)]))]
+    rows = [
+        {**row, "loss": 0.6 - 0.07 * i} for i, row in enumerate(make_rows(arms=[("round 1", 1)]))
+    ]
     figure = plots.training(rows)
     figure.draw_without_rendering()
     axis = figure.axes[0].yaxis

@@ -80,8 +80,13 @@ def test_what_is_out_of_date_is_said_and_done_again_on_demand():
     stages.append(stage("evaluate of round 1", "stale", "distill of round 1 is stale", True))
     notice.refresh()
     assert f"{text}<li>and so evaluate of round 1</li>" in shown(notice)
-    stages.pop()
-    assert "extract" not in shown(notice) and "round 2" not in shown(notice)
+    later = [stage(f"evaluate of round {k}", "stale", "", True) for k in range(2, 31)]
+    stages += later
+    notice.refresh()
+    few = "evaluate of round 1, evaluate of round 2, evaluate of round 3, 27 more</li>"
+    assert f"<li>and so {few}" in shown(notice)
+    del stages[-len(later) - 1 :]
+    assert "extract" not in shown(notice) and "distill of round 2" not in shown(notice)
     notice.children[1].click()
     assert len(stages) == 2 and notice.layout.display == "none"
 

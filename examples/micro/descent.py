@@ -177,7 +177,9 @@ def last_round(rows: list[dict]):
     for row in last:
         for how in ("in_context", "consolidated"):
             ood = {"all": row["ood"], "n": PROBE} if how == "consolidated" else None
-            bars.append({"arm": row["arm"], "how": how, "passed": row["pass_rate"][how], "ood": ood})
+            bars.append(
+                {"arm": row["arm"], "how": how, "passed": row["pass_rate"][how], "ood": ood}
+            )
     means = {
         arm: statistics.mean(_rate(row, "consolidated") for row in of)
         for (arm,), of in grouped(last, "arm").items()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..prompts import load_prompt_set
+from . import table
 from .files import read_object, sha256, stamp, write_json
 from .settings import Settings, check_settings
 from .table import ARMS, BY_HAND, FILES, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
@@ -39,12 +40,11 @@ class StageStatus:
 
 
 class StaleRunError(ValueError):
-    """Something changed under stages that are done: they would mislead, and nothing is silently
-    done again."""
+    """Something changed under stages that are done; nothing is silently done again."""
 
     def __init__(self, folder: Path, stale: list[StageStatus]):
         causes = "; ".join(f"{s.name}: {s.why}" for s in stale if not s.follows)
-        rest = ", ".join(s.name for s in stale if s.follows)
+        rest = table.first_few([s.name for s in stale if s.follows])
         super().__init__(
             f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): do this again with "
             "--redo (run.redo(), or redo=True), or take the change back"

@@ -75,3 +75,8 @@ for _arm in ("forward_kl", "sft"):
 Node = tuple[int, str]  # round and stage
 ARMS = ("forward_kl", "sft", "raw")
 BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
+
+
+def first_few(names: list[str]) -> str:
+    """Names of stages in a sentence; of more than four the first three, and how many more."""
+    return ", ".join(names if len(names) < 5 else [*names[:3], f"{len(names) - 3} more"])

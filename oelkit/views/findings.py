@@ -105,7 +105,9 @@ def _rounds(metrics: dict) -> Iterator[Finding]:
     draws = told.get("by_draw", [])
     if 1 < len(draws) <= told["n"] / 2:
         sd = 100 * draw_spread(draws, told["n"] / len(draws))
-        text = f"In context the {len(draws)} experience texts of round {k} differ by {sd:.1f} points"
+        text = (
+            f"In context the {len(draws)} experience texts of round {k} differ by {sd:.1f} points"
+        )
         yield Finding(f"{text} beyond sampling noise (one standard deviation).")
     base = first["pass_rate"]["base"]
     cut = f"{end['truncated']:.1%} cut off ({base['truncated']:.1%})"

@@ -229,9 +229,7 @@ def reply_tokens(metrics: dict) -> Figure:
 
 @styled
 def ood(metrics: dict) -> Figure:
-    """Exact answers to questions that have nothing to do with the world, by kind: base and
-    consolidated by round.
-    """
+    """Exact answers to questions that are not about the world, by kind: base, then by round."""
     figure, axis = new_figure()
     rounds = metrics["rounds"]
     base = rounds[0]["ood"]["base"]

@@ -48,7 +48,9 @@ def benchmarks(rows: Sequence[dict]) -> Figure:
         _bar(axes["costs"], y, row, "#e69f00", start=0)
     names = [textwrap.fill(_work(row).split(", prefix")[0], 44) for row in costs]
     axes["costs"].set_yticks(range(len(costs)), names, fontsize=9)
-    axes["costs"].set(xlabel="times the smaller cost: less is better", ylim=(len(costs) - 0.4, -0.6))
+    axes["costs"].set(
+        xlabel="times the smaller cost: less is better", ylim=(len(costs) - 0.4, -0.6)
+    )
     axes["costs"].set_xlim(right=axes["costs"].get_xlim()[1] * 1.15)
     for axis in axes.values():
         axis.grid(axis="y", visible=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from ...runs.table import first_few
 from .base import StaticFallback
 
 
@@ -24,7 +25,8 @@ class RedoNotice(StaticFallback, w.VBox):
         self._text = w.HTML()
         self._button = w.Button(description="Do this again", button_style="warning")
         self._button.on_click(lambda _: self.run())
-        super().__init__([self._text, self._button])
+        self._progress = w.Output()  # what is printed in an event of a widget has no cell
+        super().__init__([self._text, self._button, self._progress])
         self.refresh()
 
     def refresh(self, *_: Any) -> None:
@@ -34,20 +36,22 @@ class RedoNotice(StaticFallback, w.VBox):
         except (ValueError, OSError) as error:
             return self._show(f"<p>{escape(str(error))}</p>", button=False)
         lines = "".join(f"<li>{escape(f'{s.name}: {s.why}')}</li>" for s in stale if not s.follows)
-        if rest := ", ".join(escape(s.name) for s in stale if s.follows):
-            lines += f"<li>and so {rest}</li>"
+        if rest := first_few([s.name for s in stale if s.follows]):
+            lines += f"<li>and so {escape(rest)}</li>"
         head = "<b>What was trained or measured does not fit the files any more:</b>"
         self._show(f"{head}<ul>{lines}</ul>" if stale else "", button=bool(stale))
 
     def run(self) -> None:
         """Do again what is stale; what goes wrong is said in place of the lines."""
         self._show(f"{self.static_html}<p>Working …</p>", button=False)
-        try:
-            self._redo()
-        except (ValueError, RuntimeError, OSError) as error:
-            self._show(f"<p>{escape(str(error))}</p>", button=True)
-        else:
-            self.refresh()
+        self._progress.outputs = ()
+        with self._progress:
+            try:
+                self._redo()
+            except (ValueError, RuntimeError, OSError) as error:
+                self._show(f"<p>{escape(str(error))}</p>", button=True)
+            else:
+                self.refresh()
 
     def _show(self, html: str, button: bool) -> None:
         self.static_html = self._text.value = html
