@@ -245,6 +245,25 @@ def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):
     assert about.partition("--")[0].strip().endswith("(default: 0.7)")
 
 
+def test_extract_prints_what_was_written(call, place, settings, monkeypatch):
+    """Most draws first, and nothing that a terminal would obey."""
+
+    def generate(policy, prompts, **_):
+        hole = "- EXPERIENCE ITEM: H is \x1b[31ma hole."
+        far = "- EXPERIENCE ITEM: G is far.\n"
+        return [Reply([], far * (i == 0) + hole, False) for i, _ in enumerate(prompts)]
+
+    monkeypatch.setattr("oelkit.steps.extraction.generate", generate)
+    write_jsonl("games.jsonl", [make_game()])
+    line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl"]
+    out = call(*line, "--num-draws", "2", "--out", "x.jsonl", "--prompt-set", "brief")[1]
+    said = [line for line in out.splitlines() if line.startswith("  ")]
+    assert said == [
+        "  H is  [31ma hole.  (written by 2 of 2 draws)",
+        "  G is far.  (written by 1 of 2 draws)",
+    ]
+
+
 @pytest.mark.slow
 def test_loop_stops_resumes_and_reports(call, place, settings):
     run = place / "runs" / "first"
@@ -276,7 +295,7 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     other = call("loop", "--run", "first", "--resume", "--seed", "3")
     refused(other, "other settings", "--seed was 0, is 3")
     refused(call("loop", "--run", "first", "--resume", "--rounds", "1"), "--rounds was 2, is 1")
-    refused(call("loop", "--run", "second", "--resume"), "no run to go on with")
+    refused(call("loop", "--run", "frist", "--resume"), "did you mean first?", "leave out --resume")
     with (run / "metrics.jsonl").open("a") as f:
         f.write("{")
     refused(call("report", "--run", "first"), "metrics.jsonl, line ", "not JSON")

@@ -50,7 +50,7 @@ def loop(args: Namespace) -> None:
             f"{folder} holds a run already: go on with --resume, or choose another --run NAME"
         )
     if goes_on and not there:
-        raise ValueError(f"{folder} holds no run to go on with: leave out --resume and --redo")
+        raise ValueError(f"{no_run(folder)}; to start one leave out --resume and --redo")
     settings = _resumed(folder, args) if there else settings_of(args)
     try:
         from ..runs.run import run_loop

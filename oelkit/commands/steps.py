@@ -32,6 +32,7 @@ def play(args: Namespace) -> None:
 
 def extract(args: Namespace) -> None:
     """Write items about games."""
+    from ..curation import Curation
     from ..records import Trajectory, read_jsonl, write_jsonl
     from ..steps.extraction import extract
 
@@ -41,7 +42,12 @@ def extract(args: Namespace) -> None:
     policy, options = _load(args, s)
     options |= {"num_draws": s.num_draws, "budget_tokens": s.budget_tokens, "strict": s.strict}
     options |= {"show_previous": s.show_previous}
-    write_jsonl(args.out, extract(policy, games, texts, s.extract_sampling, **options))
+    items = extract(policy, games, texts, s.extract_sampling, **options)
+    write_jsonl(args.out, items)
+    said = Curation(items).statements()
+    for one in said[:8]:  # a model's text, which may hold what a terminal obeys
+        text = "".join(c if c.isprintable() else " " for c in one.text)[:100]
+        print(f"  {text}  (written by {len(one.draws)} of {s.num_draws} draws)")
 
 
 def distill(args: Namespace) -> None:

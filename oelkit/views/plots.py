@@ -142,7 +142,8 @@ def pass_rates(metrics: dict) -> Figure:
     _by_round(axis, metrics, "pass_rate")
     for r in metrics["rounds"]:
         draws, colour = r["pass_rate"]["in_context"].get("by_draw", []), COLOURS["in_context"]
-        axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=colour, alpha=0.5)
+        name = "its single texts" if draws and r is metrics["rounds"][0] else None
+        axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=colour, alpha=0.5, label=name)
     floors(axis, metrics["bounds"])
     axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95 % intervals")
     axis.set_title(textwrap.fill(headline(metrics), 68))
