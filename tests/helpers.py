@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -95,6 +96,16 @@ def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
         torch.manual_seed(seed)
         Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def with_short_probe(source, folder):
+    """A copy of a model that comes with oelkit, with a few of its OOD questions: what they are
+    asked for is tested, not what is answered.
+    """
+    shutil.copytree(source, folder)
+    lines = (folder / "probe.jsonl").read_text("utf-8").splitlines(True)
+    (folder / "probe.jsonl").write_text("".join(lines[::16]), "utf-8")
     return folder
 
 

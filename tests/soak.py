@@ -21,6 +21,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no threads of its parent
 
+from helpers import ROOT, with_short_probe
 
 from oelkit import Policy, Run, Settings, load_policy
 
@@ -115,7 +116,8 @@ def _timeless(value: object) -> object:
 
 def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dict[str, object]:
     """Kill `kills` runs, resume each to its end and compare; returns the figures."""
-    rng, policy = random.Random(seed), load_policy("micro")
+    model = with_short_probe(ROOT / "data/micro", root / "model")
+    rng, policy = random.Random(seed), load_policy(model)
     began = time.monotonic()
     attempt(root / "whole", policy)
     length, wanted = time.monotonic() - began, outputs(root / "whole")

@@ -10,7 +10,7 @@ from runpy import run_path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from helpers import assert_whole, make_metrics, rate, words
+from helpers import assert_whole, make_metrics, rate, with_short_probe, words
 
 from oelkit import Run, Settings, load_policy
 from oelkit.records import read_jsonl
@@ -32,10 +32,11 @@ def experiments():
 
 
 def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
-    policy, rows = load_policy(study_plots.LAKES.model), []
+    model = with_short_probe(study_plots.LAKES.model, tmp_path / "model")
+    policy, rows = load_policy(model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
     settings = Settings(
-        extract_games=16, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4
+        extract_games=8, state_games=4, num_draws=3, steps=2, batch_size=4, eval_maps=4
     )
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)

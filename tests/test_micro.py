@@ -150,7 +150,7 @@ def learned(lakes, tmp_path_factory):
     """One round of the loop as it is on this model, with a seed that no record has."""
     run = Run(
         tmp_path_factory.mktemp("runs") / "learned",
-        Settings(lr=1e-3, rounds=1, run_ablations=False, seed=77),
+        Settings(lr=1e-3, rounds=1, run_ablations=False, seed=77, gate="off"),
         lakes,
         progress=False,
     )
