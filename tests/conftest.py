@@ -61,6 +61,23 @@ def settings(tmp_path_factory):
     )
 
 
+@pytest.fixture
+def smaller(tmp_path, monkeypatch):
+    """The scale "tiny" in small, here and in the kernels of notebooks: what runs is tested, and
+    not what comes out.
+    """
+    from oelkit.runs.settings import SCALES
+
+    less = {"extract_games": 8, "state_games": 8, "steps": 3, "eval_maps": 32}
+    for name, value in less.items():
+        monkeypatch.setitem(SCALES["tiny"], name, value)
+    startup = tmp_path / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    code = f"from oelkit.runs.settings import SCALES\nSCALES['tiny'] |= {less}\ndel SCALES\n"
+    (startup / "smaller.py").write_text(code)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
 @pytest.fixture(scope="session")
 def real_model():
     """Folder of a real pretrained model, named by OELKIT_TEST_MODEL."""

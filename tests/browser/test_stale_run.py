@@ -34,7 +34,9 @@ def picture(page, name):
         page.screenshot(path=f"{PICTURES}/{name}.png")
 
 
-def test_an_edit_after_training_is_refused_until_the_button_does_it_again(serve, place, new_page):
+def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
+    smaller, serve, place, new_page
+):
     folder = place / "runs" / "demo"
     run = Run(folder, Settings.of("tiny"), progress=False)
     one = run.round_folder(1)

@@ -1,5 +1,5 @@
 """Every notebook executes on its own, through the strict runner, on a run of its own at the default
-scale.
+scale; those that train again what 05 has trained, to show something else, with less of everything.
 """
 
 import json
@@ -54,8 +54,10 @@ def check(copy, folder):
 
 
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
-def test_runs_alone(name, run):
+def test_runs_alone(name, run, request):
     fewer = {"rounds": 2} if name.startswith("07") else {}  # `make run` does all four
+    if name[:2] in ("06", "10"):
+        request.getfixturevalue("smaller")
     (copy,) = run_notebooks([name], fewer, run=run, timeout=HANGS)
     check(copy, ROOT / "runs" / run)
 
@@ -101,7 +103,7 @@ def test_inspect_plays_the_same_maps_before_and_after_distillation(run):
     assert [sum(metrics[f"same maps, {arm}"].values()) for arm in ("base", "distilled")] == [2, 2]
 
 
-def test_an_edit_after_training_is_refused_or_done_again(run):
+def test_an_edit_after_training_is_refused_or_done_again(run, smaller):
     folder = ROOT / "runs" / run
     loop = Run(folder, Settings.of("tiny"), progress=False)
     one = loop.round_folder(1)
