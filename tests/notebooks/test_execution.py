@@ -56,7 +56,7 @@ def check(copy, folder):
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
 def test_runs_alone(name, run, request):
     fewer = {"rounds": 2} if name.startswith("07") else {}  # `make run` does all four
-    if name[:2] in ("06", "10"):
+    if name[:2] in ("06", "08", "10"):
         request.getfixturevalue("smaller")
     (copy,) = run_notebooks([name], fewer, run=run, timeout=HANGS)
     check(copy, ROOT / "runs" / run)
