@@ -171,6 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         message = str(error) or "out of memory"
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
+        message = re.sub(r"; the \d+ good \w+ are in this error's \.records", "", message)
+        message = message.replace("on_bad='skip'", "--bad skip")  # as the command line says it
         print("error:", " ".join(message.split()), file=sys.stderr)
         return 1
 

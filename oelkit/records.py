@@ -231,9 +231,9 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
                 bad.append((number, None, f"not JSON: {e}"))
     if bad:
         n, _, said = bad[0]
-        more = f" ({len(bad) - 1} more bad lines)" if len(bad) > 1 else ""
-        what = f"{path}, line {n}: {said}{more}. Mend or delete the line; the {len(records)} good"
-        raise RecordError(f"{what} records are in this error's .records", records, bad)
+        what = f"{path}, line {n}: {said}" + f" ({len(bad) - 1} more bad lines)" * (len(bad) > 1)
+        kept = f"; the {len(records)} good records are in this error's .records" if records else ""
+        raise RecordError(f"{what}. Mend or delete the line{kept}", records, bad)
     return records
 
 

@@ -1,9 +1,12 @@
 """A wrong type is told in a sentence by every step, before anything is played, read or trained."""
 
+import json
+
 import numpy as np
 import pytest
 
 from oelkit import Curation, distill, evaluate, extract, rollout
+from oelkit.__main__ import main
 from oelkit.records import ExperienceItem, State
 from oelkit.steps.agreement import agreement
 from oelkit.steps.evaluation import report_of
@@ -55,3 +58,21 @@ def test_what_is_meant_is_taken(tiny):
         games = rollout(tiny, LAKE, seeds, "notes", max_new_tokens=2, prompt_set="brief")
         assert [game.seed for game in games] == [0, 1]
     assert len(states(tuple(games))) >= 2
+
+
+def test_errors_on_the_command_line_are_in_its_words(tmp_path, monkeypatch, capsys):
+    """Not in Python's, and a short name that is misspelt asks no hub."""
+    monkeypatch.chdir(tmp_path)
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(good) + "\n{\n")
+    (tmp_path / "items.jsonl").write_text('{"schema": 1}\n' * 2)
+    for line, end in (
+        ("import chats.jsonl", "Mend the lines, or leave them out with --bad skip"),
+        (
+            "extract --trajectories items.jsonl --out y",
+            "(1 more bad lines). Mend or delete the line",
+        ),
+        ("play --model mirco --out y", "mirco (did you mean micro?): no such model folder"),
+    ):
+        assert main(line.split()) == 1
+        assert capsys.readouterr().err.endswith(f"{end}\n")

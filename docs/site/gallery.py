@@ -52,7 +52,7 @@ def publish(executed: Path, gallery: Path) -> None:
     if images:
         widest = max(images, key=len)
         with Image.open(io.BytesIO(base64.b64decode(widest))) as image:
-            image = image.convert("RGB")
+            image = image.convert("RGBA")  # figures have no ground, and lines that are half seen
             image.thumbnail((WIDTH, WIDTH))
             image.save(gallery / f"{executed.stem}.png", optimize=True)
 

@@ -87,6 +87,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
 
     page.get_by_role("button", name="Do this again").click()
     page.get_by_text("Working").wait_for()
+    page.get_by_text("round 1: distill").wait_for()  # how far it is, below the button
     picture(page, "stale_working")
     notice.wait_for(state="hidden", timeout=SLOW)
     picture(page, "stale_done")
