@@ -73,6 +73,9 @@ class DistillConfig:
     batch_size: int = option(32, "states per step")
     lr: float = option(1e-4, "learning rate of the adapter")
     warmup: int = option(5, "steps of linear warm-up; then the rate is constant")
+    weight_decay: float = option(
+        0.0, "of AdamW: each step takes lr times this off the adapter, back towards the base model"
+    )
     loss: Literal["reverse_kl", "jsd", "sampled_kl", "forward_kl", "sft"] = option(
         "reverse_kl", "on-policy are the first three, off-policy the last two"
     )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, get_args, get_type_hints
 
 from .logs import FORMATS
-from .runs.settings import RANGES, SCALES, Settings, outside, wrong
+from .runs.settings import EMBEDDED, RANGES, SCALES, Settings, outside, wrong
 
 STEPS = ("play", "extract", "distill", "evaluate", "ifeval")
 FIELDS = {field.name: field for field in fields(Settings)}
@@ -36,7 +36,9 @@ def add_setting(group: Any, field: Field, command: str) -> None:
     elif kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     default = SCALES["tiny"].get(field.name, field.default)
-    text = f"{field.metadata['help']} (default: {'none' if default is None else default})"
+    embedded = f"; {EMBEDDED[field.name]} for micro" if field.name in EMBEDDED else ""
+    said = f"default: {'none' if default is None else default}{embedded}"
+    text = f"{field.metadata['help']} ({said})"
     flag = f"--{field.name.replace('_', '-')}"
     group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
 

@@ -352,6 +352,17 @@ def test_warmup_then_constant(tiny):
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
 
 
+def test_weight_decay_takes_its_share_of_the_adapter_at_each_step(tiny):
+    def size(**options):
+        tiny.reset()
+        start = sum(p.square().sum() for p in tiny.trainable())
+        train(tiny, steps=3, lr=1e-4, warmup=0, max_new_tokens=2, **options)
+        return float((sum(p.square().sum() for p in tiny.trainable()) / start) ** 0.5)
+
+    assert size() == pytest.approx(1, abs=0.05)
+    assert size(weight_decay=5_000) == pytest.approx(0.5**3, abs=0.05)
+
+
 def test_nothing_to_learn_from_and_wrong_arguments(tiny):
     before = weights(tiny)
     long = State("long", "t", 0, [{"role": "user", "content": "x" * 600}])
@@ -368,6 +379,8 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         (STATES, {"temperature": 0}, "temperature=0"),
         (STATES, {"temperature": float("inf")}, "temperature=inf"),
         (STATES, {"retention": 1.5}, "retention=1.5"),
+        (STATES, {"lr": 1e-3, "weight_decay": 1e3}, "weight_decay=1000.0: a step would take all"),
+        (STATES, {"weight_decay": -1}, "weight_decay=-1"),
         (STATES, {"steps": 0}, "steps=0"),
         (STATES, {"lr": float("nan")}, "lr=nan"),
         (

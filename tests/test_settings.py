@@ -28,13 +28,16 @@ def test_settings_are_those_of_the_steps_and_of_the_loop():
     assert part(DistillConfig, Settings.of("tiny", steps=7)) == DistillConfig(
         lr=5e-4, warmup=0, steps=7
     )
+    # made for the embedded model: any other one is trained by the safe defaults
+    assert part(DistillConfig, Settings.of("tiny", model="a/b")) == DistillConfig()
+    assert Settings.of("tiny", model="a/b", lr=1e-3).lr == 1e-3
     with pytest.raises(FrozenInstanceError):
         Settings().lr = 1
 
 
 def test_scales_change_settings_that_there_are():
     for scale, changes in SCALES.items():
-        assert asdict(Settings.of(scale)) == asdict(Settings()) | changes
+        assert asdict(Settings.of(scale, model="m")) == asdict(Settings(model="m")) | changes
     assert Settings.of("paper", model="m", rounds=1).rounds == 1
     with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
         Settings.of("huge")

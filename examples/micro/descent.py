@@ -44,6 +44,7 @@ ARMS = {
         state_games=ROUNDS * ONLINE.state_games,
         steps=ROUNDS * ONLINE.steps,
     ),
+    "weight decay": replace(ONLINE, weight_decay=40.0),
     "forward KL": replace(ONLINE, loss="forward_kl"),
     "SFT": replace(ONLINE, loss="sft"),
     "states without experience": replace(ONLINE, states_with_experience=False),
@@ -135,24 +136,25 @@ def table(rows: list[dict]) -> str:
         cells.append(spread([row["ood"] for row in last]))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     base = spread([row["ood_base"] for row in rows])
-    return "\n".join([*lines, "", f"OOD of the untrained model: {base}. {gains(rows)}"])
+    said = [gains(rows, arm) for arm in ("online", "weight decay")]
+    return "\n".join([*lines, "", f"OOD of the untrained model: {base}.", *filter(None, said)])
 
 
 def _rate(row: dict, arm: str) -> float:
     return row["pass_rate"][arm]["pass_rate"]
 
 
-def gains(rows: list[dict]) -> str:
+def gains(rows: list[dict], arm: str) -> str:
     """In how many seeds a round passes more maps than the one before, paired over the maps."""
-    online = grouped([row for row in rows if row["arm"] == "online"], "seed")
+    by_seed = grouped([row for row in rows if row["arm"] == arm], "seed")
     said = []
     for k in range(2, ROUNDS + 1):
         more = 0
-        for mine in online.values():
+        for mine in by_seed.values():
             before, after = (mine[i]["pass_rate"]["consolidated"]["passes"] for i in (k - 2, k - 1))
             more += paired_bootstrap([c == "1" for c in before], [c == "1" for c in after])[1] > 0
-        said.append(f"round {k} passes more than round {k - 1} in {more} of {len(online)} seeds")
-    return f"By the paired 95 % interval, {', '.join(said)}." if online else ""
+        said.append(f"round {k} passes more than round {k - 1} in {more} of {len(by_seed)} seeds")
+    return f"{arm}: by the paired 95 % interval, {', '.join(said)}." if by_seed else ""
 
 
 def figures(rows: list[dict]) -> dict:

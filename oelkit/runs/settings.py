@@ -42,13 +42,14 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
         """The settings of a scale ("tiny", "small" or "paper"), some of them changed; ValueError
-        for another scale.
+        for another scale. With another model than the embedded one, "tiny" trains by the defaults.
         """
         if scale not in SCALES:
             raise ValueError(
                 f"no scale {scale!r}{did_you_mean(scale, SCALES)}: say one of {', '.join(SCALES)}"
             )
-        return cls(**SCALES[scale] | changes)
+        embedded = scale == "tiny" and changes.get("model", cls.model) == cls.model
+        return cls(**SCALES[scale] | (EMBEDDED if embedded else {}) | changes)
 
     @property
     def play_sampling(self) -> Sampling:
@@ -67,6 +68,9 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         return Sampling(self.eval_temperature, *rest)
 
 
+# how scale `tiny` trains the embedded model; a real model would be harmed
+EMBEDDED: dict[str, Any] = {"lr": 5e-4, "warmup": 0}
+
 # What differs from the defaults, the model apart, which is named beside it. `paper` has the
 # paper's settings but for the departures that the README lists: lr is for a LoRA adapter, and
 # `state_games` is ours, for the 1,280 states of a round. `small` learns at T 1, at a rate and for
@@ -80,8 +84,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "num_draws": 4,
         "states_with_experience": True,
         "steps": 20,
-        "lr": 5e-4,
-        "warmup": 0,
         "run_ablations": False,
     },
     "small": {
@@ -125,6 +127,7 @@ RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "batch_size": (1, 100_000),
     "warmup": (0, 1_000_000),
     "lr": (1e-12, 100.0),
+    "weight_decay": (0.0, 1e12),
     "budget_tokens": (0, 10_000_000),
     "temperature": (1e-3, 100.0),
     "retention": (0.0, 1.0),

@@ -83,6 +83,11 @@ def prepare(
         )
     if c.steps < 1 or not 0 < c.lr < math.inf:
         raise ValueError(f"steps={c.steps}, lr={c.lr}: need at least 1, and above 0")
+    if not 0 <= c.lr * c.weight_decay < 1:
+        raise ValueError(
+            f"lr={c.lr}, weight_decay={c.weight_decay}: a step would take all of the adapter or "
+            "more; need a weight_decay from 0 to below 1 / lr"
+        )
     if c.batch_size < ranks.count():
         few = f"batch_size={c.batch_size} with {ranks.count()} processes"
         raise ValueError(f"{few}: each needs a state of its own; raise it, or start fewer")
@@ -101,7 +106,7 @@ def prepare(
             batch_tokens=c.batch_tokens,
             texts=len(set(texts)),
         )
-    optimizer, scaler = _adamw(policy, c.lr), _scaler(policy, c.batch_size * longest)
+    optimizer, scaler = _adamw(policy, c), _scaler(policy, c.batch_size * longest)
     rng = random.Random(seed)
     return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
 
@@ -154,13 +159,14 @@ def _fitting(
     return [state for _, state in fits], max(n for n, _ in fits), added[text]
 
 
-def _adamw(policy: Policy, lr: float) -> torch.optim.Optimizer:
+def _adamw(policy: Policy, c: DistillConfig) -> torch.optim.Optimizer:
     """AdamW; on CUDA with 8-bit states that move to main memory when the card is full."""
+    options: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay}
     if policy.device.type == "cuda":
         import bitsandbytes  # only here: it prints and takes a second
 
-        return bitsandbytes.optim.PagedAdamW8bit(policy.trainable(), lr=lr, weight_decay=0.0)
-    return torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
+        return bitsandbytes.optim.PagedAdamW8bit(policy.trainable(), **options)
+    return torch.optim.AdamW(policy.trainable(), **options)
 
 
 def _scaler(policy: Policy, tokens: int) -> torch.amp.GradScaler:
