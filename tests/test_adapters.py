@@ -189,6 +189,14 @@ def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(
         load_policy(tiny_model, adapter=tmp_path)
 
 
+def test_an_adapter_that_is_saved_again_has_the_same_bytes(tiny, tmp_path):
+    saved = set()
+    for _ in range(12):
+        tiny.save_adapter(tmp_path)
+        saved.add((tmp_path / "adapter_model.safetensors").read_bytes())
+    assert len(saved) == 1 and len(next(iter(saved))) > 1000
+
+
 def test_a_flipped_bit_of_an_adapter_is_refused(tiny, tmp_path):
     shake(tiny)
     tiny.save_adapter(tmp_path)

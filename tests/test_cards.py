@@ -212,7 +212,7 @@ def test_8_bit_training_that_was_stopped_goes_on(found, tmp_path, monkeypatch):
     if not CUDA:
         adamw = bitsandbytes.optim.AdamW8bit
         monkeypatch.setattr(
-            training, "_adamw", lambda p, lr: adamw(p.trainable(), lr=lr, weight_decay=0.0)
+            training, "_adamw", lambda p, c: adamw(p.trainable(), lr=c.lr, weight_decay=0.0)
         )
     monkeypatch.setattr(distillation, "CHECKPOINT_EVERY", 2)
     options = {"steps": 5, "batch_size": 4, "max_new_tokens": 8, "lr": 1e-3}

@@ -36,6 +36,14 @@ def save_tensors(
         save_file(tensors, path, metadata | {_SUM: checksum(tensors, metadata)})
     except SafetensorError as error:
         raise OSError(f"{path}: not written ({error})") from error
+    with path.open("r+b") as file:  # safetensors writes metadata in a random order
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:  # else it has a text that JSON writes in two ways
+            file.seek(8)
+            file.write(text)
 
 
 def load_tensors(path: Path, ours: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
