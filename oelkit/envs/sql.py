@@ -147,9 +147,9 @@ def called_query(reply: str) -> str | None:
 
 def query_of(reply: str) -> str | None:
     """The query in the last fenced block of a reply, or a reply that is nothing but a query."""
+    if "```" not in reply:
+        return reply.strip() if re.match(r"\s*(?:select|with)\b", reply, re.I) else None
     blocks = reply.split("```")[1:-1:2]
-    if not blocks and re.match(r"\s*(?:select|with)\b", reply, re.I) and "```" not in reply:
-        return reply.strip()
     text = re.sub(r"\A(?:sqlite|sql)\b", "", blocks[-1].strip(), flags=re.I) if blocks else ""
     return text.strip() or None
 
