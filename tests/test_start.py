@@ -185,6 +185,17 @@ def test_apps_say_what_is_missing_before_a_server_starts(tmp_path, monkeypatch, 
     assert "pip install voila" in said(capsys, "view", "items.jsonl")[2]
 
 
+def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):
+    (tmp_path / "round_1").mkdir()
+    (tmp_path / "round_1/items.jsonl").write_text("")
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "oelkit.model.source", None)  # it imports torch
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(app.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    status, out, err = said(capsys, "curate", str(tmp_path), "--no-browser")
+    assert (status, err) == (0, "") and "(Ctrl+C ends it)" in out
+
+
 def test_a_chat_log_is_viewed_as_it_is():
     games = app.games(shipped("data/logs/lake_chats.jsonl"))
     assert len(games) > 5 and all(isinstance(game, Trajectory) for game in games)

@@ -56,7 +56,8 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     if find_spec("voila") is None:
         raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     path = place(kind, what, round)
-    (editor if kind == "curate" else viewer)(path)
+    # only to hear what is wrong: the teacher's tokenizer would load torch for the server's process
+    editor(path, teacher=False) if kind == "curate" else viewer(path)
     with socket.socket() as free:
         if os.name == "posix":  # of one that has just ended; Windows would share one in use
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,13 +66,16 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         except (OSError, OverflowError) as error:  # else Voila takes another, and says so nowhere
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
         port = free.getsockname()[1]
-    headers = {"headers": {"Content-Security-Policy": CSP}}
+    # Jupyter's own time-out is longer than Tornado allows, which says so
+    server = {"headers": {"Content-Security-Policy": CSP}, "ws_ping_timeout": 30_000}
     command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
-    command += [f"--port={port}", f"--Voila.tornado_settings={headers}", "--Voila.log_level=ERROR"]
+    command += [f"--port={port}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
     # a kernel that has imported everything waits for the next page
     command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
     command += [] if browser else ["--no-browser"]
-    # other users of this machine reach the port, too; Jupyter's variable, for `ps` shows arguments
+    # other users of this machine reach the ports, too; the kernel warns of it
+    command += ["--KernelManager.transport_encryption=auto"]
+    # Jupyter's variable, for `ps` shows arguments
     command += ["--Voila.auto_token=True"]
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
@@ -111,8 +115,11 @@ def page() -> None:
     display(HTML(STYLE), (editor if kind == "curate" else viewer)(Path(path)))
 
 
-def editor(path: Path) -> Any:
-    """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one."""
+def editor(path: Path, teacher: bool = True) -> Any:
+    """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one.
+
+    Without its `teacher` it shows neither prompt nor tokens, and loads no torch.
+    """
     from ..statements import read_worth
     from .widgets import experience_editor
 
@@ -121,7 +128,7 @@ def editor(path: Path) -> Any:
     record = path.parent.parent / "run.json"
     if record.is_file():
         about = read_json(record)
-        options |= _teacher(about, options["games"])
+        options |= _teacher(about, options["games"]) if teacher else {}
         options |= {"on_change": lambda: _out_of_date(record.parent)}
     return experience_editor(Curation.open(path, path.with_name("curation.jsonl")), **options)
 
