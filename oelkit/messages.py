@@ -1,14 +1,15 @@
-"""One message of a chat log in the form that chat templates take: a role that they know, text as
-content, tool calls with their arguments as objects.
+"""Messages in the form that chat templates take: of a chat log with a role that they know, text as
+content, tool calls with their arguments as objects; of a prompt as text, or in parts.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from .records import Fields, Message
-from .text import content_text
+from .text import content_text, well_formed
 
 MAX_TEXT = 2_000_000  # characters of one message; no model reads as much
 _ROLES = {
@@ -50,6 +51,57 @@ def message(raw: Any, place: int) -> Message:
     if not isinstance(found.get("reasoning_content", ""), str):
         raise ValueError(f"{where}: reasoning_content is no text")
     return found
+
+
+def plain(messages: Sequence[Message]) -> list[Message]:
+    """Messages with text as content, and U+FFFD for half an emoji wherever it stands.
+
+    Raises:
+        ValueError: one is no message, or its content is no text.
+    """
+    if isinstance(messages, str) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str)
+        for m in cast(Sequence[Any], messages)
+    ):
+        raise ValueError("a message has no role, such as user or assistant")
+    texts = [{**m, "content": content_text(m.get("content"))} for m in messages]
+    return cast(list[Message], _well_formed(texts))
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_well_formed(k): _well_formed(v) for k, v in cast(Fields, value).items()}
+    if isinstance(value, list):
+        return [_well_formed(v) for v in cast(list[Any], value)]
+    return well_formed(value) if isinstance(value, str) else value
+
+
+MARK = "xyzzy"  # a word that is in no template
+
+
+def in_parts(messages: Sequence[Message]) -> list[Message]:
+    """The same with the text of each as its only part."""
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def wants_parts(render: Callable[[list[Message]], str]) -> bool:
+    """Whether a chat template reads content in parts alone, as some of models with pictures do.
+
+    Raises:
+        ValueError: it shows nothing of what a user says.
+    """
+    asked, silent = [{"role": "user", "content": MARK}], False
+    for messages in (asked, in_parts(asked)):
+        try:
+            text = render(messages)
+        except Exception:  # whatever a template does with what it does not take
+            continue
+        if MARK in text.lower():
+            return messages is not asked
+        silent = True
+    if silent:
+        raise ValueError("its chat template shows nothing of what a user says; take another")
+    return False
 
 
 def _call(call: Any, where: str) -> Fields:

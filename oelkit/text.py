@@ -24,9 +24,17 @@ THOUGHTS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<unused94>", "<unused95>"),
     ("<|channel>", "<channel|>"),
     ("<|channel|>", "<|channel|>final<|message|>"),
 )
+_BEGIN, _END = (re.compile("|".join(map(re.escape, x)), re.IGNORECASE) for x in zip(*THOUGHTS))
 _MARK = re.compile(
     r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}"
     r"[*_`]{0,3}[ \t]{0,3}[:\uff1a][*_`]{0,3}",
@@ -37,6 +45,12 @@ _NOTHING_NEW = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
+# a heading as a person, or an editor, may write it
+_DRAW = re.compile(
+    r"^(?:[^\S\n]|\ufeff){0,9}(?:#{1,6}[^\S\n]{0,9}|\*\*)draw[^\S\n]{0,9}(\d+)"
+    r"(?:[^\w\n]*|[^\S\n]{0,9}\([^\n]*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
@@ -46,12 +60,16 @@ def answer_text(text: str) -> str:
 
     Where a further thought begins after an answer, the answer ends.
     """
-    answer = text
-    for _, end in THOUGHTS:
-        answer = answer.rpartition(end)[2]
-    for begin, _ in THOUGHTS:
-        answer = answer.partition(begin)[0]
+    answer = _BEGIN.split(_END.split(text)[-1], maxsplit=1)[0]
     return answer if answer == text else answer.strip()
+
+
+def begun_thought(opening: str) -> str:
+    """The mark of a thought that a template's opening of a reply has begun, and perhaps gone on
+    with, and not ended; "" where there is none.
+    """
+    rest = _END.split(opening)[-1]
+    return next((begin for begin, _ in THOUGHTS if begin.lower() in rest.lower()), "")
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:
@@ -123,7 +141,7 @@ def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
 
 def by_draw(text: str) -> tuple[str, list[tuple[str, str]]]:
     """An experience.md: what stands before its headings `## Draw N`, and each N with its text."""
-    head, *parts = re.split(r"^## Draw (\d+)[ \t]*$", text, flags=re.M)  # editors put blanks behind
+    head, *parts = _DRAW.split(text)
     return head.strip(), [(n, said.strip()) for n, said in zip(parts[::2], parts[1::2])]
 
 
@@ -145,7 +163,8 @@ def content_text(content: Any) -> str:
     texts: list[str] = []
     for part in cast(list[Any], content):
         text = part.get("text") if hasattr(part, "get") else part
-        if not isinstance(text, str):
+        said = part.get("type", "text") if hasattr(part, "get") else "text"
+        if not (isinstance(text, str) and said in (None, "text", "input_text", "output_text")):
             kind = part.get("type", "none") if hasattr(part, "get") else type(part).__name__
             raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
         texts.append(text)
@@ -183,7 +202,15 @@ def wording(text: str) -> tuple[str, ...]:
     Punctuation that hangs on a word is nothing either. Numbers, signs and operators count: "-1" is
     not "1", "row < 2" not "row > 2", and a sign that stands alone is a word.
     """
-    return tuple(_bare(word) or word for word in text.casefold().split())
+    return tuple(_word(word) for word in text.split())
+
+
+def _word(word: str) -> str:
+    """Without case, but for a small letter in quotes: a sign of a world, which "S" is not."""
+    small = _bare(word)
+    if small != word and re.fullmatch("[a-z]", small) and re.match("[\"'`“‘]", word):
+        return f'"{small}"'
+    return _bare(word.casefold()) or word.casefold()
 
 
 def _bare(word: str) -> str:

@@ -698,11 +698,39 @@ def known(folder, text, draws=3):
         lambda text: "\ufeff" + text,
         lambda text: text.replace("Draw 0", "Draw 0 \t"),
         lambda text: "\n" + text.replace("\n", "\r\n"),
+        lambda text: text.replace("Draw 1", "Draw 1\u00a0"),
+        lambda text: text.replace("Draw 1", "Draw 1\u200b"),
+        lambda text: text.replace("## Draw 1", "\ufeff## Draw 1"),
+        lambda text: text.replace("## Draw 1", " ##  draw\t1:"),
+        lambda text: text.replace("## Draw 1", "### Draw 1 ###"),
+        lambda text: text.replace("## Draw 1", "##Draw 1 (mine)"),
+        lambda text: text.replace("## Draw 1", "**Draw 1**"),
     ],
 )
 def test_what_an_editor_adds_to_an_experience_md_loses_no_draw(tmp_path, edit):
     texts = [f"text of draw {d}" for d in range(3)]
     assert known(tmp_path, edit(work.as_draws(texts))) == texts
+
+
+def test_a_text_about_draws_is_no_heading(tmp_path):
+    texts = ["Draw 2 cards.\n## Draw 2 cards, then\n## Draw 1.5", "b", "c"]
+    assert known(tmp_path, work.as_draws(texts)) == texts
+
+
+def test_draws_are_told_apart_by_their_numbers(tmp_path):
+    texts = known(tmp_path, "## Draw 2\nc\n## Draw 0\na\n## Draw 1\nb\n")
+    assert texts == ["a", "b", "c"]
+
+
+def test_a_text_that_would_be_another_when_read_again_is_refused(run):
+    path = run.round_folder(1) / "experience.md"
+    before = path.read_text("utf-8")
+    with pytest.raises(ValueError, match="a line like a heading of a draw, '## Draw 7'"):
+        run.write_experience(1, ["a\n## Draw 7\nb", "c"])
+    with pytest.raises(TypeError, match="texts: expected a text or a list of texts"):
+        run.write_experience(1, [None])
+    assert path.read_text("utf-8") == before
+    assert work.as_draws(["half \ud83d"]) == "## Draw 0\nhalf \ufffd\n\n"
 
 
 def test_a_draw_that_was_taken_out_is_an_error_that_names_the_file(tmp_path):

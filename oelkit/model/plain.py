@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
-from ..text import THOUGHTS, answer_text, content_text
+from ..messages import MARK, in_parts, plain, wants_parts
+from ..text import answer_text, begun_thought
 from .loading import load_policy
 from .lora import seeded
 from .sampling import Reply
@@ -96,13 +97,15 @@ class PlainModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.context_length = self.model.config.get_text_config().max_position_embeddings
-        asked = self.tokenizer.decode(self.encode([{"role": "user", "content": "?"}])).rstrip()
-        self._begun = next((mark for mark, _ in THOUGHTS if asked.endswith(mark)), "")
+        how = {"add_generation_prompt": True, "tokenize": False, **self._template}
+        self._parts = wants_parts(lambda m: self.tokenizer.apply_chat_template(m, **how))
+        asked = self.tokenizer.decode(self.encode([{"role": "user", "content": MARK}]))
+        self._begun = begun_thought(asked.rpartition(MARK)[2])
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Prompt ids of chat messages."""
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
-        messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        messages = in_parts(plain(messages)) if self._parts else plain(messages)
         how = {"add_generation_prompt": True, "return_dict": False, **self._template}
         return self.tokenizer.apply_chat_template(messages, tools=tools, **how)
 

@@ -19,8 +19,9 @@ from jinja2 import TemplateError
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
+from ..messages import MARK, in_parts, plain, wants_parts
 from ..tables import Brief, Shown
-from ..text import THOUGHTS, answer_text, content_text, well_formed
+from ..text import THOUGHTS, answer_text, begun_thought
 from .adapters import Adapters
 from .head import Head, head_of
 
@@ -72,7 +73,8 @@ class Policy(Shown, Adapters):
         """Token ids that end a reply: of tokenizer, generation_config and chat template."""
         ids = self.base_lm.generation_config.eos_token_id
         ids = [ids] if isinstance(ids, int) else ids or []
-        return sorted({*ids, cast(Any, self.tokenizer).eos_token_id, *self._turn_ends} - {None})
+        known = {*ids, cast(Any, self.tokenizer).eos_token_id, *self._turn_ends} - {None}
+        return sorted(i for i in known if 0 <= i < len(self._embedding))
 
     @cached_property
     def _turn_ends(self) -> list[int]:
@@ -80,17 +82,25 @@ class Policy(Shown, Adapters):
 
         The last turn comes first: gpt-oss ends a thought with the token of the turns before it.
         """
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Xyzzy"}]
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+        added = self.tokenizer.added_tokens_decoder
         for messages in (turns, [*turns, turns[0]]):
-            try:
-                text = self._render(messages, None, add_generation_prompt=False, tokenize=False)
-            except ValueError:
-                continue
-            behind = cast(str, text).rpartition("Xyzzy")[2].lstrip()
+            _, *behind = re.split(MARK, self._text(messages, False), flags=re.IGNORECASE)
+            behind = behind[-1].lstrip() if behind else ""
             ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
-            if ids[:1] and ids[0] in self.tokenizer.added_tokens_decoder:
-                return ids[:1]
+            # text may stand in between, such as </answer>
+            ends = [i for n, i in enumerate(ids) if i in added and (n == 0 or added[i].special)]
+            if ends:
+                return ends[:1]
         return []
+
+    def _text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
+        """What the template writes of messages; "" where it does not take them."""
+        options: dict[str, Any] = {"add_generation_prompt": opening, "tokenize": False}
+        try:
+            return cast(Any, self._render(messages, None, **options))
+        except ValueError:
+            return ""
 
     @property
     def pad_id(self) -> int:
@@ -104,9 +114,16 @@ class Policy(Shown, Adapters):
         Raises:
             ValueError: the chat template does not take these messages.
         """
-        if not all(isinstance(m.get("role"), str) for m in messages):
-            raise ValueError("a message has no role, such as user or assistant")
-        messages = [{**m, "content": well_formed(content_text(m.get("content")))} for m in messages]
+        messages = plain(messages)
+        if not messages:
+            raise ValueError("a prompt without a message")
+        if lost := next(
+            (self._left_out[m["role"]] for m in messages if m["role"] in self._left_out), ""
+        ):
+            raise ValueError(
+                f"{self.name}: its chat template leaves {lost} out; take a model whose template "
+                "shows them, or write them into the user's message"
+            )
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         prompt = self._render(messages, tools)
         without = {  # templates leave out in silence what they do not know
@@ -129,10 +146,43 @@ class Policy(Shown, Adapters):
             )
         return prompt
 
+    @cached_property
+    def _left_out(self) -> dict[str, str]:
+        """Roles whose messages the template leaves out in silence, and what these are."""
+        asked, said = ({"role": "user", "content": text} for text in ("?", MARK))
+        probes = {
+            "system": ("system messages", [{"role": "system", "content": MARK}, asked]),
+            "assistant": ("earlier turns", [said, {"role": "assistant", "content": MARK}, asked]),
+        }
+        return {
+            role: what
+            for role, (what, messages) in probes.items()
+            if (text := self._text(messages).lower()) and text.count(MARK) < len(messages) - 1
+        }
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        try:
+            return wants_parts(lambda messages: cast(Any, self._apply(messages, tokenize=False)))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
     def _render(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None, **options: Any
     ) -> list[int]:
         """Token ids of messages; special tokens in their content are text and no tokens."""
+        messages = in_parts(messages) if self._in_parts else messages
+        try:
+            return self._apply(messages, tools, **options)
+        except (TemplateError, TypeError) as error:  # say, of a template that knows no system role
+            raise ValueError(
+                f"{self.name}: its chat template does not take these messages ({error}); give it "
+                f"roles that it knows, not {[m['role'] for m in messages]}"
+            ) from error
+
+    def _apply(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any
+    ) -> list[int]:
         template = self.tokenizer.get_chat_template(tools=cast(Any, tools))
         today = date.fromisoformat(self.date)
         ask = r"strftime_now\((['\"])(.*?)\1\)"
@@ -144,13 +194,7 @@ class Policy(Shown, Adapters):
             options |= {name: self.enable_thinking for name in ("enable_thinking", "thinking")}
         if tools:
             options["tools"] = tools
-        try:
-            return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))
-        except (TemplateError, TypeError) as error:  # say, of a template that knows no system role
-            raise ValueError(
-                f"{self.name}: its chat template does not take these messages ({error}); give it "
-                f"roles that it knows, not {[m['role'] for m in messages]}"
-            ) from error
+        return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -163,10 +207,19 @@ class Policy(Shown, Adapters):
             prompt: token ids that it answers.
             ids: of the reply.
         """
-        before = cast(str, self.tokenizer.decode(list(prompt[-32:]))).rstrip()
+        opening = self._opening
+        before = cast(str, self.tokenizer.decode(list(prompt[-32 - len(opening) :]))).rstrip()
         begun = next((begin for begin, _ in THOUGHTS if before.endswith(begin)), "")
+        if opening and before.endswith(opening):
+            begun = begun_thought(opening)
         known = [i for i in ids if i not in self._unsaid]
         return begun + cast(str, self.tokenizer.decode(known, skip_special_tokens=False))
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes behind a user's message, where a reply begins."""
+        text = self._text([{"role": "user", "content": MARK}])
+        return re.split(MARK, text, flags=re.IGNORECASE)[-1].rstrip() if text else ""
 
     @cached_property
     def _unsaid(self) -> set[int]:

@@ -15,7 +15,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import Sampling
-from ..text import THOUGHTS, answer_text, content_text
+from ..messages import MARK, plain
+from ..text import THOUGHTS, answer_text, begun_thought
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
@@ -68,9 +69,9 @@ class ServedModel:
         self.context_length, self.concurrency = context_length, concurrency
         with clear_errors(str(tokenizer)):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(tokenizer))
-        asked = self.encode([{"role": "user", "content": "?"}])
-        begun = self.tokenizer.decode(asked).rstrip()
-        self._marks = next((marks for marks in THOUGHTS if begun.endswith(marks[0])), None)
+        asked = self.encode([{"role": "user", "content": MARK}])
+        begun = begun_thought(self.tokenizer.decode(asked).rpartition(MARK)[2])
+        self._marks = next((marks for marks in THOUGHTS if marks[0] == begun), None)
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
         for self._beyond in (True, False):  # not all servers take fields that OpenAI has not
             error = self._ask(asked, Sampling(max_new_tokens=1), 0).error
@@ -97,7 +98,7 @@ class ServedModel:
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Prompt ids of chat messages, with the messages that are sent."""
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
-        messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        messages = plain(messages)
         how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
         if self.enable_thinking is not None:
             how["enable_thinking"] = self.enable_thinking

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .. import envs
+from .. import envs, given
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import load_prompt_set
@@ -222,9 +222,9 @@ class Run(Driver, Shown):
         """Let the teacher of round k read these texts, one per draw, in place of what `curate`
         would write; they stay until a person deletes the file.
         """
-        path = self.round_folder(k) / "experience.md"
+        text = work.as_draws(given.texts("texts", texts))
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
-        write_text(path, work.as_draws(texts))
+        write_text(self.round_folder(k) / "experience.md", text)
 
 
 def run_loop(

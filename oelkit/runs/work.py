@@ -27,7 +27,7 @@ from ..records import (
 )
 from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
-from ..text import by_draw, join_experience, parse_items, truncate_to_budget
+from ..text import by_draw, join_experience, parse_items, truncate_to_budget, well_formed
 from .files import append_bytes, keep_aside, read_json, sha256, stamp, write_json
 
 if TYPE_CHECKING:
@@ -223,11 +223,16 @@ def read_texts(run: Run, path: Path) -> list[str]:
     if draws and head:
         raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
     # a person's file may lack the headings
+    draws.sort(key=lambda draw: int(draw[0]))
     return [said for _, said in draws] or [head] * run.settings.num_draws
 
 
 def as_draws(texts: Sequence[str]) -> str:
-    """An experience.md of one text per draw."""
+    """An experience.md of one text per draw; ValueError for one that would be read as several."""
+    for text in texts:
+        if draws := by_draw(text)[1]:
+            raise ValueError(f"a text has a line like a heading of a draw, '## Draw {draws[0][0]}'")
+    texts = [well_formed(text) for text in texts]
     return "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts))
 
 
