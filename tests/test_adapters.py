@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import make_model, make_tokenizer, shake, some_prompts
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from oelkit import distill
@@ -59,6 +60,10 @@ def trained_with_peft(base, folder, **settings):
         {"init_lora_weights": "olora", "alpha_pattern": {"v_proj": 3}},
         {"init_lora_weights": False, "target_modules": r".*\.1\..*proj"},
         {"target_modules": ["q_proj", "embed_tokens"]},
+        {"r": 16, "rank_pattern": {r".*\.0\..*q_proj": 2, "q_proj": 4, "v_proj": 4}},
+        {"rank_pattern": {"of_no_layer": 32}},
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},  # whose weight is the embedding's
     ],
 )
 def test_an_adapter_of_peft_is_the_same_model_here(tiny_model, tmp_path, settings):
@@ -154,6 +159,22 @@ def test_what_a_policy_cannot_take_is_said_with_the_real_reason(
         load_policy(tiny_model).load_adapter(tmp_path)
     assert "another base model" not in str(error.value)
     assert "load_policy(adapter=" in str(error.value)
+
+
+def test_weights_of_the_base_in_a_folder_may_be_the_tied_ones(tiny_model, tmp_path):
+    trained = trained_with_peft(tiny_model, tmp_path)
+    trained.save_pretrained(tmp_path, save_embedding_layers=True)
+    policy = load_policy(tiny_model, adapter=tmp_path)
+    torch.testing.assert_close(said(policy.model), said(trained), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_whose_training_diverged_is_refused(tiny_model, tmp_path):
+    trained_with_peft(tiny_model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors[first := sorted(tensors)[0]][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"{first} holds numbers that are not finite"):
+        load_policy(tiny_model, adapter=tmp_path)
 
 
 def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):

@@ -84,7 +84,9 @@ def adapter_config(folder: Path) -> LoraConfig:
     config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
     shapes = tensor_shapes(folder / files[1])  # before anything of that size is made
     rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
-    if (most := max([config.r, *(config.rank_pattern or {}).values()])) > rows:
+    wide = max((max(x) for key, x in shapes.items() if ".lora_" in key and x), default=0)
+    # of a rank below that there may be no layer, with a pattern for each
+    if (most := max([config.r, *(config.rank_pattern or {}).values()])) > wide:
         raise ValueError(f"{folder}: it says a rank of {most}, its matrices have {rows} at most")
     return config
 
@@ -185,9 +187,9 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
         state = _with_start(model, theirs, state)
     unlike = {k for k in state.keys() & want.keys() if state[k].shape != want[k].shape}
     if wrong := sorted(unlike or nowhere or state.keys() ^ want.keys()):
+        what = f"an adapter of {base}, or a damaged one"
         raise ValueError(
-            f"{folder}: an adapter of {base}: {len(wrong)} of its tensors do not fit {name}, "
-            f"first {wrong[0]}"
+            f"{folder}: {what}: {len(wrong)} of its tensors do not fit {name}, first {wrong[0]}"
         )
     return state
 
@@ -195,7 +197,10 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
 def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     """The tensors of LoRA; weights of the base that lie beside them must be the base's own."""
     state, _ = load_tensors(folder / "adapter_model.safetensors")
-    own = {n.replace(".base_layer", ""): p for n, p in model.get_base_model().named_parameters()}
+    named = model.get_base_model().named_parameters(remove_duplicate=False)  # tied ones as well
+    own = {n.replace(".base_layer", ""): p for n, p in named}
+    if wrong := next((key for key, x in state.items() if not x.isfinite().all()), None):
+        raise ValueError(f"{folder}: {wrong} holds numbers that are not finite; train it again")
     for key in [key for key in state if ".lora_" not in key]:
         mine, x = (
             own.get(key.removeprefix("base_model.model.").replace(".base_layer", "")),
@@ -228,7 +233,8 @@ def _with_start(
         m.weight.data.copy_(weight)
     for name, x in state.items():
         if x.ndim == 2 and start[name].shape == x.shape:
-            first, dim = (start[name], 0) if ".lora_A." in name else (-start[name], 1)
+            of_a = ".lora_A." in name or ".lora_embedding_A" in name
+            first, dim = (start[name], 0) if of_a else (-start[name], 1)
             state[name] = torch.cat([x, first.detach().to(x)], dim)
     return state
 
