@@ -224,7 +224,7 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
-                    records.append(from_dict(cls, shallow(json.loads(line.decode()))))
+                    records.append(from_dict(cls, shallow(json.loads(line.decode("utf-8-sig")))))
             except _FieldError as e:
                 bad.append((number, e.name, str(e)))
             except (ValueError, RecursionError) as e:

@@ -22,6 +22,7 @@ from oelkit.envs import (
     Layout,
     Room,
     bounds,
+    check,
     describe,
     held_out,
     make,
@@ -635,6 +636,23 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
         make("test/Endless-v0")
 
 
+def test_a_world_that_is_made_to_be_looked_at_is_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(Doors, "close", lambda self: closed.append(self) or 1 / 0)
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    gym.register("test/Doors-v0", entry_point=Doors, max_episode_steps=2)
+    check("test/Doors-v0")
+    assert len(closed) == 1
+    monkeypatch.setattr(Doors, "close", lambda self: closed.append(self))
+    bounds("test/Doors-v0", [1])
+    assert len(closed) == 2
+    gym.register("test/NoEnd-v0", entry_point=Doors)
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        make("test/NoEnd-v0")
+    assert len(closed) == 3
+
+
 @pytest.mark.parametrize("name", ["my-village-v0", "my-village/Game-v0", "oelkit/v-v-v12"])
 def test_only_the_version_at_the_end_names_the_held_out_world(name, monkeypatch):
     stem, version = name.rsplit("-v", 1)
@@ -646,6 +664,20 @@ def test_only_the_version_at_the_end_names_the_held_out_world(name, monkeypatch)
     assert held_out(f"some.module:{name}") == f"some.module:{stem}Unseen-v{version}"
     assert held_out(held_out(name)) == held_out(name)  # none of its own
     assert held_out("oelkit/FrozenLake-v0") == "oelkit/FrozenLake-v0"
+    assert held_out(stem) == f"{stem}Unseen-v{version}"  # the latest
+    assert held_out("oelkit/FrozenLake4x4") == "oelkit/FrozenLake4x4Unseen-v0"
+    assert held_out("oelkit/FrozenLake") == "oelkit/FrozenLake"
+
+
+def test_the_module_of_a_world_is_loaded_to_find_its_held_out_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    lines = (
+        f"gym.register('In{x}-v0', 'helpers:Doors', max_episode_steps=2)" for x in ("", "Unseen")
+    )
+    (tmp_path / "world_of_mine.py").write_text("\n".join(["import gymnasium as gym", *lines]))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert held_out("world_of_mine:In-v0") == "world_of_mine:InUnseen-v0"
 
 
 def test_a_module_that_registers_a_world_is_imported(tmp_path, monkeypatch):

@@ -280,3 +280,11 @@ def test_files_are_written_and_read_line_by_line(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
     finally:
         tracemalloc.stop()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
+    """Of an editor that saves it, and of files that were joined."""
+    path = tmp_path / "a.jsonl"
+    append_jsonl(path, {"a": 1})
+    path.write_bytes(2 * (b"\xef\xbb\xbf" + path.read_bytes()))
+    assert read_jsonl(path) == [{"a": 1}, {"a": 1}]

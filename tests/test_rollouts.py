@@ -353,3 +353,10 @@ def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive):
     with pytest.warns(UserWarning, match="map 1: its world was not closed: OSError: the door is"):
         (game,) = rollout(tiny, "Archive-v0", [1], max_new_tokens=2, env_kwargs={"fault": "close"})
     assert game.outcome is Outcome.FAILURE and not game.extra
+
+
+def test_half_an_emoji_in_the_experience_loses_no_game(tiny):
+    (game,) = rollout(
+        tiny, "oelkit/FrozenLake-v0", [1], "A sign \ud83d.", max_new_tokens=2, prompt_set="brief"
+    )
+    assert "A sign \ufffd." in tiny.decode(tiny.encode(game.turns[0].prompt))

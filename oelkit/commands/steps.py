@@ -138,7 +138,7 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
         if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
             raise ValueError(f"{path} cannot be written: choose another place")
     settings = settings_of(args)
-    envs.make(settings.env)  # this also imports the module of a "module:id"
+    envs.check(settings.env)  # this also imports the module of a "module:id"
     return settings, experience_texts(getattr(args, "experience", None))
 
 

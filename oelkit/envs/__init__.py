@@ -20,7 +20,7 @@ from .sokoban import Room, SokobanEnv
 from .sql import SqlEnv
 from .text_env import TextEnv, TextEnvWrapper
 from .textarena import from_textarena
-from .worlds import WORLDS, held_out, make
+from .worlds import WORLDS, check, held_out, make
 
 __all__ = [
     "ACTIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "TextEnv",
     "TextEnvWrapper",
     "bounds",
+    "check",
     "describe",
     "from_textarena",
     "held_out",

@@ -9,6 +9,7 @@ Nothing here knows of models.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..records import Outcome
 from .board import ACTIONS
 from .descent import DescentBoard, DescentEnv
 from .frozen_lake import Layout
-from .text_env import TextEnv
+from .text_env import TextEnv, TextEnvWrapper
 from .worlds import make
 
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
@@ -51,7 +52,9 @@ def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
     return table[..., 0].astype(int), table[..., 1]
 
 
-def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[str, Any]:
+def bounds(
+    env: str | TextEnv | TextEnvWrapper, seeds: Iterable[int], **env_kwargs: Any
+) -> dict[str, Any]:
     """Pass rates in [0, 1] of a random player, the best fixed plan and the best policy.
 
     Args:
@@ -68,8 +71,10 @@ def bounds(env: str | TextEnv, seeds: Iterable[int], **env_kwargs: Any) -> dict[
     Raises:
         ValueError: there are no seeds.
     """
-    world = make(env, **env_kwargs) if isinstance(env, str) else env
-    seeds = list(seeds)
+    if isinstance(env, str):
+        with closing(make(env, **env_kwargs)) as made:
+            return bounds(made, seeds)
+    world, seeds = env, list(seeds)
     if not seeds:
         raise ValueError("bounds needs at least one seed")
     found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": len(seeds)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -45,9 +47,19 @@ for _id, (_entry_point, _kwargs) in WORLDS.items():
 
 
 def held_out(env_id: str) -> str:
-    """The world of a world's held-out layouts (`…Unseen-v0`), or the same id where it has none."""
-    unseen = re.sub(r"-v(\d+)$", r"Unseen-v\1", env_id)
-    return unseen if unseen.split(":")[-1] in gym.registry else env_id
+    """The world of a world's held-out layouts (`…Unseen-v0`), or the same id where it has none.
+
+    An id without a version is the latest of that name, as everywhere in gymnasium.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        with suppress(ImportError):  # `make` says so
+            import_module(module)
+    if not re.search(r"-v\d+$", name) and name not in gym.registry:
+        versions = [i for i in gym.registry if re.fullmatch(re.escape(name) + r"-v\d+", i)]
+        name = max(versions, key=lambda i: int(i.rpartition("-v")[2]), default=name)
+    unseen = re.sub(r"(-v\d+)?$", r"Unseen\1", name, count=1)
+    return f"{module}:{unseen}".lstrip(":") if unseen in gym.registry else env_id
 
 
 def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
@@ -72,11 +84,20 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     if isinstance(env.unwrapped, TextEnv):
         env.unwrapped.board = board or env.unwrapped.board
         return env.unwrapped
-    for what, space in (("actions", env.action_space), ("observations", env.observation_space)):
+    spaces, why = (("actions", env.action_space), ("observations", env.observation_space)), ""
+    if not (turns := env.spec and env.spec.max_episode_steps):
+        why = "has no limit of turns: register it with max_episode_steps=..."
+    for what, space in spaces:
         if not isinstance(space, gym.spaces.Text):
             why = f"is not a text world (its {what} are {space}): known are {known}"
-            raise ValueError(f"{env_id!r} {why}")
-    if env.spec is None or env.spec.max_episode_steps is None:
-        why = "has no limit of turns: register it with max_episode_steps=..."
+    if why or not turns:
+        env.close()
         raise ValueError(f"{env_id!r} {why}")
-    return TextEnvWrapper(env, env.spec.max_episode_steps)
+    return TextEnvWrapper(env, turns)
+
+
+def check(env_id: str) -> None:
+    """Refuse what `make` refuses; what it makes is closed, and a module:id imported."""
+    made = make(env_id)
+    with suppress(Exception):  # a game that it fails in will say so
+        made.close()

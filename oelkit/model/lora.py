@@ -75,7 +75,7 @@ def adapter_config(folder: Path) -> LoraConfig:
     if not all((folder / name).is_file() for name in files):
         raise FileNotFoundError(f"{folder}: no adapter there ({' and '.join(files)})")
     try:
-        given = json.loads((folder / files[0]).read_text("utf-8"))
+        given = json.loads((folder / files[0]).read_text("utf-8-sig"))
         kind = given.get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: its {files[0]} is not JSON of an adapter") from error

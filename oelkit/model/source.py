@@ -43,7 +43,7 @@ def notes(folder: Path) -> dict[str, Any]:
     """
     path = folder / "oelkit.json"
     try:
-        said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        said = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not isinstance(said, dict):

@@ -61,7 +61,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
         what = f"no prompt set {str(name)[:99]!r}: known are {', '.join(known)}"
         raise ValueError(f"{what}, or give the path of a .toml file")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     wanted = {f.name for f in fields(PromptSet)} - {"name"}

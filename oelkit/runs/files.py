@@ -52,7 +52,7 @@ def _sha256(path: Path, *_: int) -> str:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where there is no file, ValueError where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:

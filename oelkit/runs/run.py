@@ -62,7 +62,7 @@ class Run(Driver, Shown):
         check_ranges(asdict(settings))
         if settings.gate not in (*gate.GATES, None):
             raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
-        envs.make(settings.env)  # an unknown world is an error now, not after the model is loaded
+        envs.check(settings.env)  # an unknown world is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
             files.refuse_links(self.folder)
             theirs = self._compare_settings()

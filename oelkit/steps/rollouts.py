@@ -252,7 +252,9 @@ def _about(info: dict[str, Any]) -> dict[str, Any]:
 def _arm(adapter: str | None, text: str) -> str:
     """What sets the id apart from that of the student's game on the same map without experience."""
     weights = "" if adapter == "student" else f"-{adapter or 'base'}"
-    return weights + (f"-{sha256(text.encode()).hexdigest()[:8]}" if text else "")
+    return weights + (
+        f"-{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}" if text else ""
+    )
 
 
 def states(
