@@ -6,8 +6,10 @@ command line in them is one that the command line takes.
 
 import ast
 import importlib
+import json
 import re
 import shlex
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from urllib.parse import unquote
@@ -220,3 +222,13 @@ def test_the_settings_that_the_departures_name_are_those_of_the_scale(scale, col
             assert float(re.match(r"[\d.e-]+", said)[0].rstrip(".")) == value, line
             checked += 1
     assert checked >= 9
+
+
+def test_the_same_pythons_are_named_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = [kind[-4:] for kind in project["classifiers"] if "Python :: 3." in kind]
+    matrix = (ROOT / ".github/workflows/test.yml").read_text("utf-8")
+    assert json.loads(re.search(r" python: (\[.*\])", matrix)[1]) == named
+    assert project["requires-python"] == f">={named[0]}"
+    for page in (ROOT / "README.md", ROOT / "docs/machines.md"):
+        assert f"Python {named[0]} to {named[-1]}" in page.read_text("utf-8")
