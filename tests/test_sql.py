@@ -2,6 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
+from runpy import run_path
 
 import pytest
 from helpers import TOOLS, make_model
@@ -11,7 +14,7 @@ from oelkit.envs.sql import called_query, connect, query_of, questions, run_quer
 from oelkit.envs.sql_databases import clinic, shop
 from oelkit.model.sampling import Reply
 from oelkit.prompts import act_messages, load_prompt_set
-from oelkit.records import Outcome, Trajectory, read_jsonl, write_jsonl
+from oelkit.records import ExperienceItem, Outcome, Trajectory, read_jsonl, write_jsonl
 from oelkit.views.widgets import transcript
 
 DATABASES = (shop, clinic)
@@ -25,9 +28,16 @@ def asked(query):
 def test_there_are_questions_enough_and_unseen_ones_combine_known_facts_anew(database):
     found = questions(database())
     assert len({q.text for q in found}) == len(found) >= 60
-    train, unseen = ([q for q in found if q.unseen == flag] for flag in (False, True))
-    assert {f for q in unseen for f in q.facts} <= {f for q in train for f in q.facts}
-    assert not {q.facts for q in unseen} & {q.facts for q in train} and len(unseen) > 20
+    train, forms, pairs = ([q for q in found if q.unseen == kind] for kind in ("", "form", "pair"))
+    known = {f for q in train for f in q.facts}
+    assert {f for q in forms + pairs for f in q.facts} <= known and min(
+        len(forms), len(pairs)
+    ) >= 20
+    assert not {q.facts for q in pairs} & {q.facts for q in train}
+    alone = [
+        {(q.facts, q.ordered) for q in some if " and " not in q.text} for some in (train, forms)
+    ]
+    assert not alone[0] & alone[1]  # of a condition alone, one way of asking is held out
 
 
 def test_databases_share_no_name_and_are_the_same_each_time():
@@ -50,10 +60,13 @@ def test_held_out_questions_are_the_unseen_ones():
         for name in ("Sql", "SqlUnseen")
     ]
     assert not texts[0] & texts[1] and min(map(len, texts)) > 20
+    world = envs.make("oelkit/SqlUnseen-v0")
+    asked = [" and " in world.reset(seed=seed)[0] for seed in range(300)]
+    assert 0.4 < sum(asked) / 300 < 0.6  # half of the games each
 
 
 def test_a_game_of_a_wrong_a_better_and_the_right_query():
-    env = envs.make("oelkit/Sql-v0")
+    env = envs.make("oelkit/SqlUnseen-v0")
     while "How many products cost more than 20 euros?" not in env.reset()[0]:
         pass
     _, reward, over, cut, info = env.step(asked("SELECT count(*) FROM products WHERE price > 20"))
@@ -92,7 +105,7 @@ def test_three_tries_and_hints_alone_where_asked():
 def test_order_counts_only_where_it_is_asked_for():
     env = envs.make("oelkit/Sql-v0").unwrapped
     for ordered, right in ((True, False), (False, True)):
-        env.question = next(q for q in env.questions if q.ordered)
+        env.question = next(q for kind in env.questions for q in kind if q.ordered)
         rows = run_query(env.connection, env.question.gold)
         env.question = type(env.question)(*{**vars(env.question), "ordered": ordered}.values())
         assert len(rows) > 1 and env._right(rows[::-1]) == right and not env._right(rows * 2)
@@ -236,3 +249,36 @@ def test_a_manual_answers_with_paragraphs_that_fit_the_question():
         assert all(facts[name].says in feedback for name in env.unwrapped.question.facts)
     assert envs.held_out("oelkit/SqlManual-v0") == "oelkit/SqlManualUnseen-v0"
     assert envs.bounds("oelkit/SqlManual-v0", range(20))["ceiling"] == 1.0
+
+
+LEARN = Path(__file__).parents[1] / "examples/sql/learn.py"
+
+
+@pytest.mark.slow
+def test_the_script_learns_goes_on_and_shows_what_is_there(tmp_path, monkeypatch):
+    learn, out, chats = run_path(str(LEARN)), tmp_path / "rows.jsonl", tmp_path / "chats.jsonl"
+    monkeypatch.chdir(tmp_path)
+    few = {"model": "micro", "dtype": "float32", "extract_games": 2, "state_games": 2}
+    few |= {"steps": 1, "batch_size": 2, "eval_maps": 4, "rounds": 1, "max_new_tokens": 8}
+    settings, folder = replace(learn["SETTINGS"], **few), tmp_path / "runs/sql_micro_0/round_1"
+    folder.mkdir(parents=True)
+    said = ("Products are in table ware, their names in bez.", "Prices are high.")
+    items = [ExperienceItem(str(n), text, (), "m", 1, 0) for n, text in enumerate(said)]
+    write_jsonl(folder / "items.jsonl", items)
+    learn["learn"](settings, out, chats)
+    rows = read_jsonl(out)
+    arms = ["base", "hand", "base", "own", "curated", "consolidated", "consolidated"]
+    assert [row["arm"] for row in rows] == arms and len(chats.read_text().splitlines()) == 2
+    assert rows[4]["experience"].endswith("ware, their names in bez.")  # what says no fact is out
+    assert all(sum(n for _, n in row["kinds"].values()) == row["n"] == 4 for row in rows)
+    learn["learn"](settings, out, None)
+    assert read_jsonl(out) == rows  # nothing is measured twice
+    assert learn["table"](rows).count("| micro | 0 | 1 |") == 4
+
+
+def test_what_says_a_fact():
+    says = run_path(str(LEARN))["says"]
+    assert says("The colleague said: Customers are in table kunde, their names in `name`.") == [
+        "kunde"
+    ]
+    assert says("Customers are in table orders.") == []

@@ -4,8 +4,9 @@ manual says about the question.
 
 Won where the rows are those of the gold query, in any order unless the question asks for one. A
 query is untrusted: it runs on a query-only connection under an authorizer that lets it read and
-nothing else, one statement, with limits of work, rows and lengths. Held-out questions combine two
-conditions that no training question combines.
+nothing else, one statement, with limits of work, rows and lengths. Of the held-out questions half
+combine two conditions that no training question combines, and half ask in the other way, how many
+or which, about one condition.
 """
 
 from __future__ import annotations
@@ -51,31 +52,34 @@ TOOL = {"type": "function", "function": _QUERY}
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its gold query, and the facts that the query must get right."""
+    """A question, its gold query, the facts that the query must get right, and in what it is held
+    out: "" (a training question), "form" or "pair"."""
 
     text: str
     gold: str
     facts: tuple[str, ...]
     ordered: bool
-    unseen: bool
+    unseen: str
 
 
 def questions(database: Database) -> list[Question]:
     """All questions over a database, by templates.
 
-    Of each thing the last pair of conditions is unseen, and every second one before it.
+    Of each thing the last pair of conditions is held out, and every second one before it; of each
+    condition alone one of the two ways to ask.
     """
     found: list[Question] = []
     for thing in database.things:
         pairs = list(combinations(thing.filters, 2))
-        unseen = set(pairs[::-2])
-        for chosen in [(), *((f,) for f in thing.filters), *pairs]:
+        forms = {(f,): ("form", "")[:: 1 - i % 2 * 2] for i, f in enumerate(thing.filters)}
+        unseen = forms | {pair: ("pair", "pair") for pair in pairs[::-2]}
+        for chosen in [(), *forms, *pairs]:
             for values in product(*(f.values for f in chosen)):
-                found += _of(thing, chosen, values, chosen in unseen)
+                found += _of(thing, chosen, values, *unseen.get(chosen, ("", "")))
     return found
 
 
-def _of(thing: Thing, chosen: Any, values: Any, unseen: bool) -> list[Question]:
+def _of(thing: Thing, chosen: Any, values: Any, count: str, name: str) -> list[Question]:
     said = " and ".join(f.words.format(v[0]) for f, v in zip(chosen, values))
     conditions = [f.sql.format(v[1]) for f, v in zip(chosen, values)]
     where = " AND ".join(c for c in (thing.where, *conditions) if c != "1") or "1"
@@ -83,11 +87,11 @@ def _of(thing: Thing, chosen: Any, values: Any, unseen: bool) -> list[Question]:
     source = f"FROM {thing.table} WHERE {where}"
     what = f"{thing.noun} that {said}" if said else thing.noun
     how_many = f"How many {thing.noun} {said or 'are there'}?"
-    counted = Question(how_many, f"SELECT count(*) {source}", facts, False, unseen)
+    counted = Question(how_many, f"SELECT count(*) {source}", facts, False, count)
     gold = f"SELECT {thing.name} {source} ORDER BY {thing.name} LIMIT 5"
     names = "numbers" if thing.name in _NUMBERS else "names"
     named = f"Which are the first 5 {what}, in the order of their {names}?"
-    return [counted, Question(named, gold, facts, True, unseen)]
+    return [counted, Question(named, gold, facts, True, name)]
 
 
 _NUMBERS = ("auf_nr", "vnr")  # what rows without a name are called by
@@ -159,7 +163,7 @@ class SqlEnv(gym.Env[str, str]):
 
     Args:
         database: "shop" or "clinic".
-        split: "train", "unseen" (combinations that no training question has), None for all.
+        split: "train", "unseen" (by halves, see the module), None for all.
         helper: who answers a wrong query: "colleague", "manual" or None (SQLite alone).
         by_tool: a query is a call of the tool `query`, not a fenced block.
     """
@@ -184,17 +188,17 @@ class SqlEnv(gym.Env[str, str]):
         self.tools = (TOOL,) if by_tool else ()
         self.connection = connect(self.database)
         asked = questions(self.database)
-        self.questions = [
-            q
-            for q in asked
-            if (split is None or q.unseen == (split == "unseen"))
-            and run_query(self.connection, q.gold) not in ([], [(0,)])  # else any guess would do
+        asked = [  # of no rows any guess would do
+            q for q in asked if run_query(self.connection, q.gold) not in ([], [(0,)])
         ]
+        kinds = {"train": ("",), "unseen": ("form", "pair"), None: ("", "form", "pair")}[split]
+        self.questions = [[q for q in asked if q.unseen == kind] for kind in kinds]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         """Ask the question of a seed."""
         super().reset(seed=seed)
-        self.question = self.questions[int(self.np_random.integers(len(self.questions)))]
+        drawn = self.questions[int(self.np_random.integers(len(self.questions)))]
+        self.question = drawn[int(self.np_random.integers(len(drawn)))]
         return self._text(), {}
 
     def _text(self) -> str:

@@ -1,0 +1,167 @@
+"""A real language model learns a database from what SQLite and a colleague say to its queries.
+
+    python examples/sql/learn.py --model MODEL --seed 0  # goes on where it stopped
+    python examples/sql/learn.py --table                 # what is there, in Markdown
+
+Arms, on held-out questions: base; in each round own (all items that the model wrote, in the
+prompt), curated (of each fact the first item that says it, as a person would keep them) and
+consolidated (those in the weights, nothing in the prompt); hand (all facts, written by hand). Base
+and consolidated also on the other database. A run folder for each seed in runs/, one JSON line per
+arm with its command in data/results/sql.jsonl. To be run where `oelkit` is installed, or with
+PYTHONPATH=."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from oelkit import Curation, Run, Settings, envs, evaluate
+from oelkit.envs.sql_databases import shop
+from oelkit.records import Trajectory, append_jsonl, read_jsonl, write_text
+from oelkit.steps.evaluation import EvalReport
+from oelkit.text import MARKER, experience_text, wording
+
+HERE = Path(__file__).parent
+DATA = HERE.parents[1] / "data"
+OTHER = "oelkit/SqlOther-v0"
+SETTINGS = Settings(
+    dtype="bfloat16",
+    env="oelkit/Sql-v0",
+    prompt_set=str(HERE / "sql.toml"),
+    extract_games=48,
+    state_games=64,
+    states_with_experience=True,
+    num_draws=1,
+    steps=40,
+    batch_size=8,
+    lr=2e-4,
+    eval_maps=48,
+    gate="off",
+    run_ablations=False,
+)
+
+
+def as_chat(game: Trajectory) -> dict:
+    """A game as chat messages: the question, then query and feedback in turns."""
+    messages = [{"role": "user", "content": game.turns[0].observation}]
+    for turn in game.turns:
+        messages.append({"role": "assistant", "content": turn.reply or "(nothing)"})
+        messages.append({"role": "user", "content": turn.feedback})
+    return {"id": game.id, "model": "agent", "messages": messages}
+
+
+def says(text: str) -> list[str]:
+    """The facts that an item says: three quarters of their words, names included."""
+    words = set(wording(text))
+    facts = {name: set(wording(fact.says)) for name, fact in shop().facts.items()}
+    return [name for name, its in facts.items() if len(words & its) >= 0.75 * len(its)]
+
+
+def by_a_person(run: Run, k: int) -> tuple[int, int]:
+    """Accept of each fact the first item that says it, reject the rest: (accepted, items)."""
+    folder, known = run.folder / f"round_{k}", set()
+    curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="study")
+    for before in range(1, k):
+        known |= {name for text in run.experiences(before) for name in says(text)}
+    for item in curation.items:
+        new = set(says(item.text)) - known
+        known |= new
+        if item.status == "pending":
+            (curation.accept if new else curation.reject)(item.id)
+    return len(curation.kept()), len(curation.items)
+
+
+def learn(settings: Settings, out: Path, chats: Path | None) -> None:
+    """All rounds with a seed; an arm that has its line is not measured again."""
+    name, seed = Path(settings.model).name, settings.seed
+    run = Run(f"runs/sql_{name}_{seed}", settings)
+    command = f"python examples/sql/learn.py --model {name} --seed {seed}"
+
+    def arm(what: str, k: int, text: str = "", env: str = run.eval_env, **weights) -> None:
+        mine = {"arm": what, "model": name, "seed": seed, "round": k, "env": env}
+        if any(row.items() >= mine.items() for row in (read_jsonl(out) if out.exists() else [])):
+            return
+        began, sampling = time.time(), run.settings.eval_sampling
+        options = {"prompt_set": run.prompts, "sampling_seeds": [seed]} | weights
+        report = evaluate(run.policy, env, run.eval_seeds, text, sampling, **options)
+        row = (
+            mine | report.summary() | {"passes": report.passes_string, "kinds": kinds(report, env)}
+        )
+        row |= {"experience": text, "seconds": round(time.time() - began), "command": command}
+        append_jsonl(out, row)
+        print(what, k, env, f"{row['pass_rate']:.0%}", row["kinds"], row["seconds"], flush=True)
+
+    for k in range(1, settings.rounds + 1):
+        games, items = run.rollout(k), run.extract(k)
+        if k == 1 and chats:
+            lines = [json.dumps(as_chat(game), ensure_ascii=False) + "\n" for game in games]
+            write_text(chats, "".join(lines))
+        print(k, *by_a_person(run, k), "items accepted, written", flush=True)
+        run.load(k, trained=False)
+        if k == 1:
+            arm("base", 0, adapter=None)
+            facts = "\n".join(f"{MARKER} {fact.says}" for fact in shop().facts.values())
+            arm("hand", 0, facts, adapter=None)
+            arm("base", 0, env=OTHER, adapter=None)
+        arm("own", k, experience_text(items[-40:]))
+        arm("curated", k, "\n".join(run.curate(k)))
+        run.distill(k)
+        run.load(k)
+        arm("consolidated", k)
+        arm("consolidated", k, env=OTHER)
+
+
+def kinds(report: EvalReport, env: str) -> dict[str, list[int]]:
+    """Questions won and asked by what they were held out for: a form, a pair, or neither."""
+    world, found = envs.make(env), dict[str, list[int]]()
+    for game, won in zip(report.trajectories, report.passes_string, strict=True):
+        world.reset(seed=game.seed)
+        count = found.setdefault(world.unwrapped.question.unseen or "neither", [0, 0])
+        count[:] = count[0] + int(won), count[1] + 1
+    return dict(sorted(found.items()))
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: a line for each model, seed, round and arm."""
+    lines = [
+        "| model | seed | round | arm | database | won | one condition | two |",
+        "|---" * 8 + "|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["model"], row["seed"], row["round"])):
+        rate = "{:.0f} % [{:.0f}, {:.0f}]".format(
+            *(100 * row[key] for key in ("pass_rate", "low", "high"))
+        )
+        by = [row["kinds"].get(kind) for kind in ("form", "pair")]
+        cells = [row["model"], row["seed"], row["round"], row["arm"]]
+        cells += ["other" if row["env"] == OTHER else "shop", rate]
+        cells += ["{} of {}".format(*count) if count else "" for count in by]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="local folder or hub id")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default=SETTINGS.dtype)
+    parser.add_argument("--out", type=Path, default=DATA / "results/sql.jsonl")
+    parser.add_argument("--chats", type=Path, metavar="FILE", help="round 1's games as a chat log")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        return print(table(read_jsonl(args.out)))
+    if not args.model:
+        parser.error("--model: which one is to learn?")
+    changes = {name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype")}
+    return learn(replace(SETTINGS, **changes), args.out, args.chats)
+
+
+if __name__ == "__main__":
+    main()
