@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from oelkit import __main__ as cli
 from oelkit.given import did_you_mean
@@ -194,6 +195,16 @@ def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(app.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     status, out, err = said(capsys, "curate", str(tmp_path), "--no-browser")
     assert (status, err) == (0, "") and "(Ctrl+C ends it)" in out
+
+
+def test_an_editors_tokenizer_waits_for_no_torch():
+    code = "import sys; from oelkit.model.source import load_tokenizer; "
+    code += "t = load_tokenizer('micro'); print(t.apply_chat_template([{'role': 'user', 'content': "
+    code += "'Move?'}], tokenize=False), t('Move?').input_ids, 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole = AutoTokenizer.from_pretrained(shipped("data/micro"))
+    asked = whole.apply_chat_template([{"role": "user", "content": "Move?"}], tokenize=False)
+    assert out.stdout == f"{asked} {whole('Move?').input_ids} False\n"
 
 
 def test_a_chat_log_is_viewed_as_it_is():

@@ -2,9 +2,5 @@
 
 import logging
 
-_log = logging.getLogger("bitsandbytes")  # PEFT imports it; on a CPU it warns of kernels on the hub
-_level = _log.level
-_log.setLevel(logging.ERROR)
-import peft as peft  # noqa: E402
-
-_log.setLevel(_level)
+# PEFT imports bitsandbytes, which on a CPU warns of kernels on the hub
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

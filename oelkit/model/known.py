@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import psutil
-import torch
 
 EXPERIENCE_TOKENS, SEQUENCE_TOKENS = 2048, 1536  # of the experience; of a state with its reply
 LORA_RANK = 16
@@ -83,6 +82,8 @@ class Place(NamedTuple):
 
 def place() -> Place:
     """The card that `load_policy` takes, or the CPU; bytes free and in all."""
+    import torch  # only here: the names above are asked for where nothing is loaded
+
     if not torch.cuda.is_available():
         memory = psutil.virtual_memory()
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import errors as hub
 
 from ..given import did_you_mean
@@ -56,9 +55,11 @@ def clear_errors(name: str) -> Iterator[None]:
     """Turn Transformers' many errors about a model that cannot be loaded into one sentence."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # whatever a config, a weight file or a missing package leads to
+        import torch  # only here: who needs a tokenizer alone does not wait for it
+
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
         chain: list[BaseException] = []
         e: BaseException | None = error
         while e is not None and e not in chain:
@@ -88,7 +89,12 @@ def load_tokenizer(name: str) -> Any:
         OSError: it is not here.
         ValueError: not a model.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     with clear_errors(name):
-        return AutoTokenizer.from_pretrained(model_folder(name), local_files_only=True)
+        folder = model_folder(name)
+        if (Path(folder) / "tokenizer.json").is_file():  # imports no torch
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
