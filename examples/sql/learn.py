@@ -3,8 +3,8 @@
     python examples/sql/learn.py --model MODEL --seed 0  # goes on where it stopped
     python examples/sql/learn.py --table                 # what is there, in Markdown
 
-Arms, on held-out questions: base; in each round own (all items that the model wrote, in the
-prompt), curated (of each fact the first item that says it, as a person would keep them) and
+Arms, on held-out questions: base; in each round own (the last 40 items that the model wrote, in
+the prompt), curated (of each fact the first item that says it, as a person would keep them) and
 consolidated (those in the weights, nothing in the prompt); hand (all facts, written by hand). Base
 and consolidated also on the other database. A run folder for each seed in runs/, one JSON line per
 arm with its command in data/results/sql.jsonl. To be run where `oelkit` is installed, or with
@@ -88,10 +88,13 @@ def learn(settings: Settings, out: Path, chats: Path | None) -> None:
         began, sampling = time.time(), run.settings.eval_sampling
         options = {"prompt_set": run.prompts, "sampling_seeds": [seed]} | weights
         report = evaluate(run.policy, env, run.eval_seeds, text, sampling, **options)
-        row = (
-            mine | report.summary() | {"passes": report.passes_string, "kinds": kinds(report, env)}
-        )
-        row |= {"experience": text, "seconds": round(time.time() - began), "command": command}
+        row = mine | report.summary() | {"passes": report.passes_string}
+        row |= {
+            "kinds": kinds(report, env),
+            "experience": text,
+            "seconds": round(time.time() - began),
+            "command": command,
+        }
         append_jsonl(out, row)
         print(what, k, env, f"{row['pass_rate']:.0%}", row["kinds"], row["seconds"], flush=True)
 
