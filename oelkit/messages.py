@@ -5,6 +5,7 @@ content, tool calls with their arguments as objects; of a prompt as text, or in 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -77,6 +78,11 @@ def _well_formed(value: Any) -> Any:
 
 
 MARK = "xyzzy"  # a word that is in no template
+
+
+def behind_mark(text: str) -> str:
+    """What a template wrote behind the last `MARK`, in whichever case it shows it."""
+    return re.split(MARK, text, flags=re.IGNORECASE)[-1]
 
 
 def in_parts(messages: Sequence[Message]) -> list[Message]:

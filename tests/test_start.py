@@ -190,7 +190,7 @@ def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):
     (tmp_path / "round_1").mkdir()
     (tmp_path / "round_1/items.jsonl").write_text("")
     (tmp_path / "run.json").write_text("{}")
-    monkeypatch.setitem(sys.modules, "oelkit.model.source", None)  # it imports torch
+    monkeypatch.setitem(sys.modules, "oelkit.model.source", None)  # which loads tokenizers
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setattr(app.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     status, out, err = said(capsys, "curate", str(tmp_path), "--no-browser")

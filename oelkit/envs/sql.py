@@ -71,7 +71,7 @@ def questions(database: Database) -> list[Question]:
     found: list[Question] = []
     for thing in database.things:
         pairs = list(combinations(thing.filters, 2))
-        forms = {(f,): ("form", "")[:: 1 - i % 2 * 2] for i, f in enumerate(thing.filters)}
+        forms = {(f,): ("", "form") if i % 2 else ("form", "") for i, f in enumerate(thing.filters)}
         unseen = forms | {pair: ("pair", "pair") for pair in pairs[::-2]}
         for chosen in [(), *forms, *pairs]:
             for values in product(*(f.values for f in chosen)):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, in_parts, plain, wants_parts
+from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
 from ..text import answer_text, begun_thought
 from .loading import load_policy
 from .lora import seeded
@@ -100,7 +100,7 @@ class PlainModel:
         how = {"add_generation_prompt": True, "tokenize": False, **self._template}
         self._parts = wants_parts(lambda m: self.tokenizer.apply_chat_template(m, **how))
         asked = self.tokenizer.decode(self.encode([{"role": "user", "content": MARK}]))
-        self._begun = begun_thought(asked.rpartition(MARK)[2])
+        self._begun = begun_thought(behind_mark(asked))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Prompt ids of chat messages."""

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
-from ..messages import MARK, in_parts, plain, wants_parts
+from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
 from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, begun_thought
 from .adapters import Adapters
@@ -85,8 +85,8 @@ class Policy(Shown, Adapters):
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         added = self.tokenizer.added_tokens_decoder
         for messages in (turns, [*turns, turns[0]]):
-            _, *behind = re.split(MARK, self._text(messages, False), flags=re.IGNORECASE)
-            behind = behind[-1].lstrip() if behind else ""
+            text = self._text(messages, False)
+            behind = behind_mark(text).lstrip() if MARK in text.lower() else ""
             ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
             # text may stand in between, such as </answer>
             ends = [i for n, i in enumerate(ids) if i in added and (n == 0 or added[i].special)]
@@ -219,7 +219,7 @@ class Policy(Shown, Adapters):
     def _opening(self) -> str:
         """What the template writes behind a user's message, where a reply begins."""
         text = self._text([{"role": "user", "content": MARK}])
-        return re.split(MARK, text, flags=re.IGNORECASE)[-1].rstrip() if text else ""
+        return behind_mark(text).rstrip()
 
     @cached_property
     def _unsaid(self) -> set[int]:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, plain
+from ..messages import MARK, behind_mark, plain
 from ..text import THOUGHTS, answer_text, begun_thought
 from .sampling import Reply
 from .source import clear_errors, model_folder
@@ -70,7 +70,7 @@ class ServedModel:
         with clear_errors(str(tokenizer)):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(tokenizer))
         asked = self.encode([{"role": "user", "content": MARK}])
-        begun = begun_thought(self.tokenizer.decode(asked).rpartition(MARK)[2])
+        begun = begun_thought(behind_mark(self.tokenizer.decode(asked)))
         self._marks = next((marks for marks in THOUGHTS if marks[0] == begun), None)
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
         for self._beyond in (True, False):  # not all servers take fields that OpenAI has not

@@ -56,7 +56,7 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     if find_spec("voila") is None:
         raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     path = place(kind, what, round)
-    # only to hear what is wrong: the teacher's tokenizer would load torch for the server's process
+    # only to hear what is wrong; the address waits for no tokenizer
     editor(path, teacher=False) if kind == "curate" else viewer(path)
     with socket.socket() as free:
         if os.name == "posix":  # of one that has just ended; Windows would share one in use
@@ -118,7 +118,7 @@ def page() -> None:
 def editor(path: Path, teacher: bool = True) -> Any:
     """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one.
 
-    Without its `teacher` it shows neither prompt nor tokens, and loads no torch.
+    Without its `teacher` it shows neither prompt nor tokens, and loads no tokenizer.
     """
     from ..statements import read_worth
     from .widgets import experience_editor
