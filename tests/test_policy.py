@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from oelkit import load_prompt_set, read_chats, states
 from oelkit.config import ModelConfig
+from oelkit.model import loading
 from oelkit.model.head import Head
 from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.losses import cross_entropy
@@ -647,3 +648,21 @@ def test_the_chat_template_of_a_real_model_renders_tools(real_model):
         assert "its chat template shows no tools" in str(error)
     else:
         assert "find" in prompt and "order" in prompt and "lost" in prompt
+
+
+def test_a_small_model_takes_one_thread_and_a_larger_one_those_of_before(tiny_model, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(loading, "_threads", 2)
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what the user says holds
+        load_policy(tiny_model)
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        load_policy(tiny_model)
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(loading, "ONE_THREAD_PARAMS", 0)
+        load_policy(tiny_model)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ the model that the user named, run code that comes with a model, or read a pickl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -45,6 +46,10 @@ from .targets import no_adapter
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 # below, 16-bit or 4-bit weights save nothing that matters, so dense float32
 SMALL_MODEL_PARAMS = 300_000_000
+# below, threads of a CPU wait for each other longer than they compute: a round of the embedded
+# model (5 M) took 96 s with two and 70 with one
+ONE_THREAD_PARAMS = 20_000_000
+_threads = torch.get_num_threads()  # of larger models
 
 
 # why: half of it says what its arguments are
@@ -60,6 +65,9 @@ def load_policy(
     enable_thinking: bool | None = None,
 ) -> Policy:
     """Load a model in eval mode, with a fresh student (= teacher = base).
+
+    On a CPU a model of less than 20 M parameters sets torch to one thread, a larger one back to
+    those of before, unless OMP_NUM_THREADS is set.
 
     Args:
         name_or_path: "micro", a local model folder or a hub id.
@@ -117,6 +125,8 @@ def load_policy(
         policy.load_adapter(adapter)
     policy.sync_teacher()
     policy.check_hidden()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if empty.num_parameters() < ONE_THREAD_PARAMS else _threads)
     return policy
 
 
