@@ -71,7 +71,7 @@ pictures: .venv/installed-test
 	  cp "build/pictures/$${name}_1600.png" "data/results/$$name.png" || exit 1; done
 
 lab: .venv/installed-lab
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 # before a commit
 strip: .venv/installed-dev

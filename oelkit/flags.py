@@ -112,7 +112,11 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--price-per-hour", type=price, metavar="X", help="of the machine, in any currency")
     if name == "loop":
         add("--track", choices=("tensorboard", "wandb", "trackio"), help="send steps there, too")
-        add("--resume", action="store_true", help="go on with the run, with its own settings")
+        add(
+            "--resume",
+            action="store_true",
+            help="go on, with the run's settings but for those named",
+        )
         add("--redo", action="store_true", help="resume, and do again what is stale and no more")
     if name in STEPS:
         _add_of_step(one, name)

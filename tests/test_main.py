@@ -293,8 +293,8 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     assert again == (0, PROGRESS.sub("", out), "") and (run / "report.html").exists()
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     other = call("loop", "--run", "first", "--resume", "--seed", "3")
-    refused(other, "other settings", "--seed was 0, is 3")
-    refused(call("loop", "--run", "first", "--resume", "--rounds", "1"), "--rounds was 2, is 1")
+    refused(other, "other settings", "seed was 0, is 3")
+    refused(call("loop", "--run", "first", "--resume", "--rounds", "1"), "rounds was 2, is 1")
     refused(call("loop", "--run", "frist", "--resume"), "did you mean first?", "leave out --resume")
     with (run / "metrics.jsonl").open("a") as f:
         f.write("{")

@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 from helpers import assert_whole, make_game, make_metrics, make_rows, texts, words
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import _fetch_figure_metadata
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,6 +43,7 @@ def test_figures_are_read_on_white_and_on_black_pages(name):
     given = make_rows() if name == "training" else make_metrics()
     figure = getattr(plots, name)(given)
     figure.draw_without_rendering()
+    assert _fetch_figure_metadata(figure) is None, "Jupyter puts a ground under it"
     grounds = [figure, *figure.axes]
     assert all(part.patch.get_facecolor()[3] == 0 for part in grounds), "a slab on a dark page"
     for text in texts(figure):

@@ -101,6 +101,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     assert lines == [str(found) for found in findings(metrics)]
     (head,) = re.findall(r'<p class="head">(.*)</p>', text)
     assert re.match(r"\d rounds?: 5 → .*% of 128 held-out maps passed", head)
+    assert "maps passed" not in words(next(report._figures(run, metrics))[1]), "said twice"
     assert text.index("<img") < text.index("What came out")
     assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
         page.texts["small"]
@@ -154,7 +155,7 @@ def test_findings_of_a_run_in_which_all_came_out():
         "best fixed plan 6.2%",
         "its own experience in context, 81.2%",
         "absorbed it, with nothing in context, 90.6%",
-        "1.12 of in context after round 2",
+        "After round 2 it passes 1.12 times as many as its teacher",
         "Round 2 is not told apart from round 1",
         "Replies get shorter: 27.1 tokens per reply after round 2, 39.7 before",
         "Other abilities are kept",
@@ -176,7 +177,7 @@ def test_findings_of_a_run_in_which_all_came_out():
             make_metrics((100, 2), base=40),
             "absorbed it, with nothing in context, 1.6% [0%, 6%], is below the base",
         ),
-        (make_metrics((100, 70)), "Consolidated is 0.67 of in context"),
+        (make_metrics((100, 70)), "it passes 0.67 times as many as its teacher"),
         (make_metrics((115, 90)), "Round 2 falls below round 1: 70.3%"),
         (
             make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),

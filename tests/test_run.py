@@ -291,7 +291,9 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     first = by_hand(start(tmp_path / "run", one)).run_all()
     assert len(first["rounds"]) == 1
     with pytest.raises(
-        ValueError, match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\)"
+        ValueError,
+        match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\): take another name, or "
+        r"change this run: Run.open\('.*', steps=3, lr=0.1\)$",
     ):
         start(tmp_path / "run", replace(one, lr=0.1, steps=3))
     more = start(tmp_path / "run", settings).run_all()

@@ -349,6 +349,34 @@ def test_a_run_opened_for_fewer_rounds_keeps_those_that_it_has(run, small, polic
     assert (run.folder / "metrics.json").read_bytes() == before
 
 
+def test_another_setting_leaves_what_does_not_depend_on_it(run, policy):
+    games = (run.folder / "round_1/trajectories.jsonl").stat().st_mtime_ns
+    other = Run.open(run.folder, policy, progress=False, steps=1)
+    with pytest.raises(StaleRunError, match="distill of round 1: the setting steps was 2 and is 1"):
+        other.run_all()
+    assert Run.open(run.folder, policy).settings.steps == 2, "nothing was done with it"
+    other.run_all(redo=True)
+    now = Run.open(run.folder, policy)
+    assert now.settings.steps == 1 and {s.state for s in now.status()} == {"done"}
+    rows = read_jsonl(run.folder / "metrics.jsonl")
+    assert [(row["arm"], row["step"]) for row in rows] == [("round 1", 0), ("round 2", 0)]
+    assert (run.folder / "round_1/trajectories.jsonl").stat().st_mtime_ns == games
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"seed": 3}, "seed was 0, is 3; .*another name"),
+        ({"rounds": 1}, "rounds was 2, is 1"),
+        ({"stepz": 1}, "no setting 'stepz'"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_a_change_that_makes_another_run_is_refused(run, change, why):
+    with pytest.raises(ValueError, match=why):
+        Run.open(run.folder, **change)  # before the model is loaded
+
+
 def test_the_status_of_a_folder_needs_no_torch(run):
     log_of(run).add("Walls cost a turn.")
     code = (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..project import find_root
 from ..runs.settings import SCALES, Settings, no_run, run_folder
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
     from ..runs.stages import Stages
 
 
-def settings_of(args: Namespace, settings: Settings | None = None) -> Settings:
-    """The settings that the command line names, over those of a run or the scale's."""
-    given = {n: v for n, v in vars(args).items() if n in Settings.__dataclass_fields__}
-    if settings is None:
-        return Settings.of(args.scale or "tiny", **given)
-    return replace(settings, **(SCALES[args.scale] if args.scale else {}) | given)
+def settings_of(args: Namespace) -> Settings:
+    """The settings that the command line names, over the scale's."""
+    return Settings.of(args.scale or "tiny", **_given(args))
+
+
+def _given(args: Namespace) -> dict[str, Any]:
+    return {n: v for n, v in vars(args).items() if n in Settings.__dataclass_fields__}
 
 
 def notebooks(args: Namespace) -> None:
@@ -51,37 +51,24 @@ def loop(args: Namespace) -> None:
         )
     if goes_on and not there:
         raise ValueError(f"{no_run(folder)}; to start one leave out --resume and --redo")
-    settings = _resumed(folder, args) if there else settings_of(args)
     try:
-        from ..runs.run import run_loop
+        from ..runs.run import Run
 
         on_step = None
         if args.track:
             from ..views.live import tracker
 
             on_step = tracker(args.track, folder / "track", args.run)
-        run_loop(folder, settings, redo=args.redo, on_step=on_step)
+        if there:
+            run = Run.open(folder, **(SCALES[args.scale] if args.scale else {}) | _given(args))
+        else:
+            run = Run(folder, settings_of(args))
+        run.on_step = on_step
+        run.run_all(args.redo)
     except KeyboardInterrupt as stop:
         resume = f"go on with `oelkit loop --run {args.run} --resume`"
         raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
     report(args)
-
-
-def _resumed(folder: Path, args: Namespace) -> Settings:
-    """The settings of a run with those that may be added; ValueError where another flag differs."""
-    from ..runs.stages import read_run
-
-    theirs = Settings(**read_run(folder)["settings"])
-    ours = settings_of(args, theirs)
-    for name in Settings.__dataclass_fields__:
-        was, now = getattr(theirs, name), getattr(ours, name)
-        added = name == "gate" or (name in ("rounds", "run_ablations") and now > was)
-        if was != now and not added:
-            raise ValueError(
-                f"{folder} is a run with other settings: --{name.replace('_', '-')} was {was}, is "
-                f"{now}; leave it out, or choose another --run NAME"
-            )
-    return ours
 
 
 def report(args: Namespace) -> None:

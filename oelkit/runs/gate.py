@@ -44,7 +44,7 @@ def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict
         if now < least:
             said.append(
                 f"round {k} answers {now:.1%} of {n} OOD questions, {start} before it {was:.1%} "
-                f"(95 % from {least:.1%})"
+                f"(its 95 % interval begins at {least:.1%})"
             )
     return {
         "difference": difference,

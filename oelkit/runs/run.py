@@ -13,14 +13,15 @@ has absorbed takes them back, and on a quarter of each batch the student reads t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import envs, given
+from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
-from ..prompts import load_prompt_set
+from ..prompts import PromptSet, load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..steps.evaluation import probe
 from ..tables import Brief, Shown
@@ -28,12 +29,13 @@ from . import files, gate, measures, work
 from .driver import Driver, versions
 from .estimate import Estimate, estimate
 from .saved import SavedRun
-from .settings import Settings, check_ranges, run_folder
+from .settings import Settings, check_ranges, check_settings, run_folder
 from .stages import read_run
 from .table import ARMS
 
 HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
-_LATER = ("rounds", "run_ablations", "gate")  # settings that may change in a run
+_LATER = ("rounds", "run_ablations", "gate")  # settings that a run may be opened without
+_ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # each stage depends on them
 
 
 class Run(Driver, Shown):
@@ -92,12 +94,33 @@ class Run(Driver, Shown):
 
     @classmethod
     def open(
-        cls, folder: str | Path, policy: Policy | None = None, *, progress: bool = True
+        cls,
+        folder: str | Path,
+        policy: Policy | None = None,
+        *,
+        progress: bool = True,
+        **changes: Any,
     ) -> Run:
-        """A run that is there, with its own settings."""
-        return cls(
-            folder, Settings(**read_run(Path(folder))["settings"]), policy, progress=progress
-        )
+        """A run that is there, with its own settings but for these changes.
+
+        What is done with another setting is out of date then, and is done again by `redo` alone.
+
+        Raises:
+            ValueError: there is no such run or setting, or the change would make it another run.
+        """
+        theirs = asdict(Settings()) | read_run(Path(folder))["settings"]
+        check_settings(theirs | changes)
+        for name, value in changes.items():
+            less = name in ("rounds", "run_ablations") and value < theirs[name]
+            if value != theirs[name] and (name in _ALWAYS or less):
+                raise ValueError(
+                    f"{folder} is a run with other settings: {name} was {theirs[name]!r}, is "
+                    f"{value!r}; leave it out, or take another name for the run"
+                )
+        run = cls(folder, Settings(**theirs), policy, progress=progress)
+        run.settings = replace(run.settings, **changes)
+        run.prompts = run._read_prompts()
+        return run
 
     plotted = SavedRun.plotted
 
@@ -106,21 +129,25 @@ class Run(Driver, Shown):
         return SavedRun(self.folder).brief()
 
     def _load_policy(self, policy: Policy | None) -> None:
+        self.policy = policy or policy_from_config(self.settings)
+        self.prompts = self._read_prompts()
+
+    def _read_prompts(self) -> PromptSet:
         s = self.settings
-        self.policy = policy or policy_from_config(s)
         prompts = load_prompt_set(s.prompt_set or self.policy.default_prompt_set)
-        self.prompts = replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
+        return replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
 
     def _compare_settings(self) -> dict[str, Any]:
         theirs = asdict(Settings()) | read_run(self.folder)["settings"]
         ours = {k: v for k, v in asdict(self.settings).items() if k not in _LATER}
-        differ = ", ".join(
-            f"{k} was {theirs[k]!r}, is {v!r}" for k, v in ours.items() if theirs[k] != v
-        )
+        differ = {k: v for k, v in ours.items() if theirs[k] != v}
         if differ:
+            told = ", ".join(f"{k} was {theirs[k]!r}, is {v!r}" for k, v in differ.items())
+            changes = ", ".join(f"{k}={v!r}" for k, v in differ.items())
+            way = f", or change this run: Run.open({str(self.folder)!r}, {changes})"
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({differ}): take another name or "
-                "delete it"
+                f"{self.folder} holds a run with other settings ({told}): take another name"
+                f"{'' if set(differ) & set(_ALWAYS) else way}"
             )
         return theirs
 

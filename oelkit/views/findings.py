@@ -88,7 +88,7 @@ def _learning(metrics: dict) -> Iterator[Finding]:
         yield Finding(text, False)
     else:
         share = learned["pass_rate"] / in_context["pass_rate"]
-        text = f"Consolidated is {share:.2f} of in context after round {k} (goal: 0.8)."
+        text = f"After round {k} it passes {share:.2f} times as many as its teacher (goal: 0.8)."
         yield Finding(text, share >= 0.8)
 
 
