@@ -228,6 +228,8 @@ def test_notes_of_an_arm_are_of_that_arm(tmp_path):
     view = trajectory_viewer({"base": [game], "after": [game]}, comments=Curation([], log))
     heard = asked(view, kind="note", game=1, turn=0, texts=["#odd"])
     assert [note[:4:3] for note in heard["notes"]] == [[1, "#odd"]] and heard["wrong"] == ""
+    again = asked(view, kind="note", game=1, turn=1, texts=["#odd"])
+    assert again["notes"] == heard["notes"], "a game has a tag once"
     assert asked(view, kind="note", game=5, turn=0, texts=["x"]) is None
     assert "empty" in asked(view, kind="note", game=0, turn=0, texts=[" "])["wrong"]
     alone = trajectory_viewer([game], comments=Curation([], log))

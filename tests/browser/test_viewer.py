@@ -89,7 +89,11 @@ def test_filter_sort_and_clear(show):
     games[3] = dataclasses.replace(
         games[3], turns=(cut, *games[3].turns[1:]), outcome=Outcome.SUCCESS
     )
-    page = ready(show(trajectory_viewer(games)))
+    page = ready(show(trajectory_viewer(games), width=1168))
+    tops = page.locator(".ov-bar :is(input, select)").evaluate_all(
+        "all => all.map(e => e.offsetTop)"
+    )
+    assert len(tops) == 8 and len(set(tops)) == 1, "one line beside JupyterLab's file browser"
     lengths = {f"map {n}": len(g.turns) for n, g in enumerate(games, 1)}
     for label, value, left in (
         ("outcome", "success", ["map 4"]),

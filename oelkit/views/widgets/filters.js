@@ -28,10 +28,10 @@ function filterBar({ filter, sort, rows, tags, refilter, relist }) {
       el("option", { value: "" }, "sort: as given"),
       ...keys.map((key) => el("option", { value: key, selected: sort.by === key }, `sort: ${key === "cut" ? "cut off" : key}`)));
     node.replaceChildren(...[
-      select("outcome", "any outcome", name), select("round", "any round", (v) => `round ${v}`),
-      select("arm", "any arm", (v) => visible(v) || "no arm"),
-      select("taught", "with items or not", (v) => (v ? "has items" : "no items")), select("tag", "any tag", visible),
-      select("cut", "cut off or not", (v) => (v ? "cut off" : "not cut off")),
+      select("outcome", "outcome", name), select("round", "round", (v) => `round ${v}`),
+      select("arm", "arm", (v) => visible(v) || "no arm"),
+      select("taught", "items", (v) => (v ? "has items" : "no items")), select("tag", "tag", visible),
+      select("cut", "cut off", (v) => (v ? "cut off" : "not cut off")),
       lengths && el("span", { class: "ov-pair" }, field("low", "min turns"), "–", field("high", "max turns")),
       seeds && field("seed", "map seed"), el("span", { class: "ov-pair" }, sorts, order)].filter(Boolean));
   }

@@ -124,7 +124,9 @@ class TrajectoryViewer(LiveView):
             ):
                 arm, game = self._games[i]
                 about = Evidence(game.id, k, {"arm": arm} if arm else {})
-                self._note(*(partial(self.comments.add, str(text), [about]) for text in texts))
+                has = {text for j, _, _, text, *_ in self._noted() if j == i and text[0] == "#"}
+                new = [text for text in dict.fromkeys(map(str, texts)) if text not in has]
+                self._note(*(partial(self.comments.add, text, [about]) for text in new))
             case {"kind": "unnote", "id": str(id)}:
                 self._note(partial(self.comments.reject, id))
             case {"kind": "undo"}:
