@@ -68,7 +68,7 @@ def smaller(tmp_path, monkeypatch):
     """
     from oelkit.runs.settings import SCALES
 
-    less = {"extract_games": 8, "state_games": 8, "steps": 3, "eval_maps": 32}
+    less = {"extract_games": 8, "state_games": 8, "steps": 2, "eval_maps": 16}
     for name, value in less.items():
         monkeypatch.setitem(SCALES["tiny"], name, value)
     startup = tmp_path / "ipython/profile_default/startup"
