@@ -186,6 +186,12 @@ def test_the_reason_follows_the_decision_and_the_name_is_asked_once(show, curati
     assert not page.get_by_placeholder("your name, for the log").is_visible()
     foot = page.locator(".oel-foot").inner_text()
     assert f"saved to {curation.log_path}: 4 operations" in foot and "as Ann" in foot
+    assert page.get_by_placeholder("why?").is_visible()
+    press(
+        page, "u", "w"
+    )  # a reason would go to another decision than the one that it stands beside
+    assert page.locator(".oel-after").inner_text() == "Undone"
+    assert not page.get_by_placeholder("why?").is_visible()
 
 
 def test_reorder_filter_and_search(show, curation):

@@ -17,6 +17,7 @@ function render({ model, el: host }) {
   function ask(op, more = {}) {
     if (kernel.down() && op !== "refresh") return lost();
     keepFocus(() => { failure.hidden = true; });
+    if (op in DECIDED) [after.textContent, why.hidden] = [DECIDED[op], true];  // a reason is for the last one
     kernel.send({ op, ...more });
   }
   function decide(op) {
@@ -35,8 +36,7 @@ function render({ model, el: host }) {
   }
   const inOrder = () => sort === "" && filter !== "alike" && filter !== "against";
   function explain() {
-    if (why.value.trim()) ask("explain", { reason: why.value });
-    after.textContent += why.value.trim() ? `: ${why.value}` : "";
+    if (why.value.trim()) { ask("explain", { reason: why.value }); after.textContent += `: ${why.value}`; }
     why.hidden = true;
     focusRow();
   }

@@ -2,7 +2,8 @@
 
 const [MOVE, DECIDE, FIND, MORE] = ["Move", "Decide", "Find", "More"];
 
-const DECIDED = { accept: "Accepted", reject: "Rejected", skip: "Skipped", restore: "Restored", merge: "Merged" };
+const DECIDED = { accept: "Accepted", reject: "Rejected", skip: "Skipped", restore: "Restored", merge: "Merged",
+  edit: "Edited", split: "Split", add: "Added", move: "Moved", undo: "Undone", redo: "Redone", import: "", reload: "" };
 const remembered = { get() { try { return localStorage.getItem("oelkit.author"); } catch { return null; } },
   set(name) { try { localStorage.setItem("oelkit.author", name); } catch { /* a frame without storage */ } } };
 

@@ -5,7 +5,7 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
   const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
   const text = (value) => el("pre", {}, visible(value));
   const shownTurn = (t, n) => el("details", { open: n < 2 },
-    el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}: ${t.outcome}` : ""}`,
+    el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}: ${t.outcome.replace("_", " ")}` : ""}`,
       el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
     ...(!t.of ? [el("p", { class: "oel-dim" }, "The game is not among those that the editor was given.")] : [
       ...(t.board.cells.length ? [board(t.board)] : part("Observation", text(t.text))),
