@@ -1,12 +1,13 @@
 """Chat logs: what becomes of each format, of bad lines and of secrets."""
 
 import json
+import shlex
 from dataclasses import asdict
 
 import pytest
 
 from oelkit import read_chats, states
-from oelkit.__main__ import main
+from oelkit.__main__ import main, parser
 from oelkit.messages import MAX_TEXT
 from oelkit.records import Outcome, RecordError, State, Trajectory, read_jsonl, write_jsonl
 from oelkit.redaction import redact
@@ -281,6 +282,8 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
         assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 0
     said = capsys.readouterr().out
     assert "1 conversations (messages) with 2 replies" in said and "line 2" in said
+    then = shlex.split(said.split("go on with: oelkit ")[1])
+    assert parser().parse_args(then).out == str(folder / "items.jsonl")
     assert len(read_jsonl(folder / "trajectories.jsonl", Trajectory)) == 1
     assert len(read_jsonl(folder / "states.jsonl", State)) == 2
     assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1

@@ -280,7 +280,7 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     page = Page(write_report(make_run(tmp_path / "demo", metrics)).read_text(encoding="utf-8"))
     lines = [text for text in page.texts["li"] if text.strip()]
     assert "Round 1 starts from the untrained model: the gate found no loss." in lines
-    assert f"Round 2 starts from round 1: {lost}." in lines
+    assert f"Round 2 starts from round 1: the gate found that {lost}." in lines
     assert "A next round starts from round 1." in lines
     assert f"gate: {lost}" in summary(metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,4 +197,5 @@ def import_chats(args: Namespace) -> None:
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
-    print(f"go on with: oelkit extract --trajectories {paths[0]} --prompt-set rules")
+    then = ["oelkit", "extract", "--trajectories", str(paths[0]), "--prompt-set", "rules"]
+    print("go on with:", shlex.join([*then, "--out", str(folder / "items.jsonl")]))

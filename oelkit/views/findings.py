@@ -161,8 +161,9 @@ def chain(metrics: dict) -> list[Finding]:
     found = []
     for link in metrics.get("chain", ()):
         k, lost = link["round"], link["lost"]
-        judged = ": the gate found no loss" if rounds[k].get("gate") else ""
-        text = f"Round {k} starts from {weights(link['start'])}{f': {lost}' if lost else judged}."
+        said = f": the gate found {f'that {lost}' if lost else 'no loss'}"
+        judged = said if lost or rounds[k].get("gate") else ""
+        text = f"Round {k} starts from {weights(link['start'])}{judged}."
         found.append(Finding(text, not lost))
     if "next_start" in metrics:
         found.append(Finding(f"A next round starts from {weights(metrics['next_start'])}."))
