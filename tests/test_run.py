@@ -293,14 +293,14 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     with pytest.raises(
         ValueError,
         match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\): take another name, or "
-        r"change this run: Run.open\('.*', steps=3, lr=0.1\)$",
+        r"open it as it is: Run.open\('.*'\), or changed: Run.open\('.*', steps=3, lr=0.1\)$",
     ):
         start(tmp_path / "run", replace(one, lr=0.1, steps=3))
     more = start(tmp_path / "run", settings).run_all()
     assert more["rounds"][0] == first["rounds"][0] and len(more["rounds"]) == 2
     assert timeless(more["rounds"]) == timeless(done[1]["rounds"])
     other = make_model(tmp_path / "model", seed=1)
-    with pytest.raises(ValueError, match="model was"):
+    with pytest.raises(ValueError, match=r"model was .*: Run.open\([^,]*\)$"):
         Run(tmp_path / "run", settings, load_policy(other))
     (tmp_path / "run/run.json").write_text("{")
     with pytest.raises(ValueError, match="run.json: not a run's record"):

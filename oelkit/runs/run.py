@@ -144,10 +144,11 @@ class Run(Driver, Shown):
         if differ:
             told = ", ".join(f"{k} was {theirs[k]!r}, is {v!r}" for k, v in differ.items())
             changes = ", ".join(f"{k}={v!r}" for k, v in differ.items())
-            way = f", or change this run: Run.open({str(self.folder)!r}, {changes})"
+            call = f"Run.open({str(self.folder)!r}"
+            changed = "" if set(differ) & set(_ALWAYS) else f", or changed: {call}, {changes})"
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({told}): take another name"
-                f"{'' if set(differ) & set(_ALWAYS) else way}"
+                f"{self.folder} holds a run with other settings ({told}): take another name, or "
+                f"open it as it is: {call}){changed}"
             )
         return theirs
 
