@@ -57,7 +57,10 @@ def whiskers(rows: Sequence[tuple[float, float, float]]) -> list[list[float]]:
 
 def legend_below(figure: Figure, axis: Any) -> Figure:
     """The figure, with the legend of an axis under it."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    drawn = axis.get_legend_handles_labels()
+    n = len(drawn[1])  # short names stand in one row, and no name stands in one alone
+    ncols = n if 0 < len("".join(drawn[1])) < 50 else 2 if n == 4 else 3
+    figure.legend(*drawn, loc="outside lower center", ncols=ncols)
     return figure
 
 
@@ -78,8 +81,7 @@ def percent_axis(axis: Any) -> None:
 
 def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
     """Floors and ceiling of a world as lines, or what a perfect player passes who knows so many of
-    its levels. Names stand beside horizontal lines; of vertical ones they are labels for a legend.
-    """
+    its levels. Names stand beside horizontal lines; those of vertical ones are for a legend."""
     at = -1.0
     for style, (y, name) in zip((":", "--", "-."), _lines(bounds), strict=False):
         name = f"{name} {y:.1%}"
@@ -259,8 +261,7 @@ def ood(metrics: dict) -> Figure:
 
 @styled
 def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure:
-    """A game as a strip of drawn boards, each with the move and the feedback under it, and how it
-    ended.
+    """A game as a strip of boards, each with its move and feedback under it, and how it ended.
 
     Args:
         trajectory: The game, of any world.
@@ -290,11 +291,9 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
         else:
             text = textwrap.wrap(turn.observation, 24, max_lines=10, placeholder=" …")
             write(left + 0.06, top, "\n".join(text), va="top", fontsize=7)
+        level = f" · level {turn.extra['level']}" if "level" in turn.extra else ""
         move = f"[{turn.action}]" if turn.action else "no move"
-        move = f"{i + 1}. {textwrap.shorten(move, 15, placeholder=' …')}"
-        if "level" in turn.extra:
-            move += f" · level {turn.extra['level']}"
-        size = 8 if "level" in turn.extra else 9
-        write(left + 0.725, top + 1.52, move, ha="center", weight="bold", fontsize=size)
+        move = f"{i + 1}. {textwrap.shorten(move, 15, placeholder=' …')}{level}"
+        write(left + 0.725, top + 1.52, move, ha="center", weight="bold", size=8 if level else 9)
         write(left + 0.725, top + 1.58, "\n".join(words[i]), ha="center", va="top", fontsize=7)
     return figure
