@@ -46,8 +46,8 @@ class StaleRunError(ValueError):
         causes = "; ".join(f"{s.name}: {s.why}" for s in stale if not s.follows)
         rest = table.first_few([s.name for s in stale if s.follows])
         super().__init__(
-            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): do this again with "
-            "--redo (run.redo(), or redo=True), or take the change back"
+            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): add --redo to "
+            "do this again (run.redo(), or redo=True), or take the change back"
         )
         self.stale = stale
 
