@@ -28,23 +28,11 @@ def room(module):
     return module.split(".")[1] if "." in module else ""
 
 
-def only_for_types(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def statements(tree):
-    """All nodes but those below `if TYPE_CHECKING:`, also inside functions."""
-    for node in ast.iter_child_nodes(tree):
-        if not only_for_types(node):
-            yield node
-            yield from statements(node)
-
-
 def imports(name):
     """What a module imports, as (absolute name of the module, name taken from it or None, line)."""
     path, _, tree = modules()[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in statements(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -15,17 +15,15 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from ..model.policy import Policy
-from ..prompts import PromptSet
+from .. import given
+from ..records import write_text
 from . import files, measures, work
+from .context import RunContext
 from .settings import Settings
-from .stages import FORM, Stages, StageStatus, StaleRunError, read_run
+from .stages import FORM, StageStatus, StaleRunError, read_run
 from .table import ARMS, STAGES, Node
-
-if TYPE_CHECKING:
-    from .run import Run
 
 WORK = {
     "rollout": work.rollout,
@@ -39,26 +37,14 @@ WORK = {
 } | {arm: partial(measures.run_arm, arm) for arm in ARMS}
 
 
-class Driver:
-    """A run folder, its settings and its policy."""
+class Driver(RunContext):
+    """A run whose stages are done in their order, each where it is needed."""
 
-    folder: Path
-    settings: Settings
-    policy: Policy
-    prompts: PromptSet
-    progress: bool
     _writing = False
     _seen: Mapping[Node, StageStatus] = {}
     """How the stages of earlier rounds stood when the one that is worked on began."""
     _stamps: Sequence[Any] = ()
     """Of each of these rounds, the first first, the stamps of its files then."""
-    steps_left: tuple[Any, set[str]] = None, set()
-    """metrics.jsonl as the last training left it: its stamp, and the arms whose steps it holds."""
-
-    @property
-    def stages(self) -> Stages:
-        """The stages as they stand now."""
-        return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
 
     def load(self, k: int, trained: bool = True) -> None:
         """Put the weights of round k into the policy.
@@ -76,9 +62,19 @@ class Driver:
         if trained:
             self.policy.load_adapter(self.folder / f"round_{k}/adapter")
 
-    @property
-    def _run(self) -> Run:
-        return cast("Run", self)  # what works takes the whole run
+    def round_folder(self, k: int) -> Path:
+        """round_K of this run, made if missing."""
+        folder = self.folder / f"round_{k}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def write_experience(self, k: int, texts: Sequence[str]) -> None:
+        """Let the teacher of round k read these texts, one per draw, in place of what `curate`
+        would write; they stay until a person deletes the file.
+        """
+        text = work.as_draws(given.texts("texts", texts))
+        self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
+        write_text(self.round_folder(k) / "experience.md", text)
 
     def start_stage(self, k: int, stage: str) -> None:
         """Put the weights that a stage starts from into the policy."""
@@ -120,7 +116,7 @@ class Driver:
                 for k, stage in [n for n in self.stages.nodes() if not 0 < n[0] < first]:
                     self.ensure(k, stage, redo)
                     if stage == "curate":  # nothing to distill is an error before any more is done
-                        work.known_texts(self._run, k)
+                        work.known_texts(self, k)
         return files.read_json(self.folder / "metrics.json")
 
     def redo(self) -> list[StageStatus]:
@@ -195,7 +191,7 @@ class Driver:
         try:
             with self.policy.as_found():
                 self.start_stage(k, stage)
-                notes = WORK[stage](self._run, k, folder)
+                notes = WORK[stage](self, k, folder)
             manifest["inputs"] |= notes.pop("inputs", {})
             manifest |= {"stage": stage, "round": k, **notes, "versions": versions()}
             manifest["seconds"] = round(time.perf_counter() - began, 2)

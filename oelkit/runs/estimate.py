@@ -7,19 +7,18 @@ is left out: replies that become longer as the model learns, and longer experien
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..model.memory import MemoryPlan, memory_plan
 from ..model.policy import Policy
 from ..records import State, Trajectory, read_jsonl
-from . import gate
+from . import gate, work
+from .driver import Driver
 from .settings import Settings
 from .table import ARMS
-
-if TYPE_CHECKING:
-    from .run import Run
 
 SIZES, STEPS = (4, 16), 3  # games, and maps, of the two trials; steps of each
 TRIAL_TEXT = "- EXPERIENCE ITEM: Read the situation, and choose what it allows."
@@ -59,12 +58,15 @@ class Estimate:
 
 
 def estimate(
-    kind: type[Run], settings: Settings, policy: Policy, price_per_hour: float | None = None
+    start: Callable[..., Driver],
+    settings: Settings,
+    policy: Policy,
+    price_per_hour: float | None = None,
 ) -> Estimate:
     """What a run with these settings will need on this machine.
 
     Args:
-        kind: the class of the run.
+        start: makes a run of folder, settings, policy and progress.
         settings: of the run.
         policy: its model; left as it is.
         price_per_hour: of the machine, in any currency.
@@ -73,7 +75,7 @@ def estimate(
         ValueError: settings with which no run would start.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trials = [_trial(kind, Path(folder) / f"trial{n}", settings, policy, n) for n in SIZES]
+        trials = [_trial(start, Path(folder) / f"trial{n}", settings, policy, n) for n in SIZES]
     s, last = settings, trials[-1]
 
     def whole(stage: str, n: float) -> float:
@@ -123,18 +125,21 @@ class _Trial:
     most_reply_tokens: int
 
 
-def _trial(kind: type[Run], folder: Path, settings: Settings, policy: Policy, n: int) -> _Trial:
+def _trial(
+    start: Callable[..., Driver], folder: Path, settings: Settings, policy: Policy, n: int
+) -> _Trial:
     """A whole run of one round with n games and maps."""
     less: dict[str, Any] = {"extract_games": n, "state_games": n, "eval_maps": n}
     small = replace(
         settings, **less, rounds=1, samples_per_map=1, steps=STEPS, run_ablations=False, gate="off"
     )
-    run = kind(folder, small, policy, progress=False)
-    run.extract(1)
-    if not any(run.curate(1)):  # it wrote no item about so few games
+    run, one = start(folder, small, policy, progress=False), folder / "round_1"
+    run.ensure(1, "curate")
+    if not any(work.read_texts(run, one / "experience.md")):  # no item about so few games
         run.write_experience(1, [TRIAL_TEXT] * small.num_draws)
-    metrics, games = run.run_all(), run.rollout(1)
-    states = read_jsonl(folder / "round_1/states.jsonl", State)
+    metrics = run.run_all()
+    games = read_jsonl(one / "trajectories.jsonl", Trajectory)
+    states = read_jsonl(one / "states.jsonl", State)
     rows = read_jsonl(folder / "metrics.jsonl")
     return _Trial(
         {**metrics["seconds"], **metrics["rounds"][0]["seconds"], "metrics": _seconds(run)},
@@ -146,7 +151,7 @@ def _trial(kind: type[Run], folder: Path, settings: Settings, policy: Policy, n:
     )
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Driver) -> float:
     return (run.stages.manifest(0, "metrics") or {"seconds": 0.0})["seconds"]
 
 

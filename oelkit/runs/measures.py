@@ -6,23 +6,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import envs
 from ..curation import Curation
 from ..records import Outcome, State, Trajectory, read_jsonl, to_dict
 from ..steps import evaluation, rollouts
 from . import gate, work
+from .context import RunContext
 from .files import read_json, sha256, write_json
 from .table import ARMS, STAGES
-
-if TYPE_CHECKING:
-    from .run import Run
 
 SHOWN = 5  # games on held-out maps that are kept, from which the report chooses one
 
 
-def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
+def base(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
     """Measure the untrained model, once for the whole run."""
     report = _play(run, adapter=None)
     lost = [game.seed for game in report.trajectories if game.outcome is not Outcome.SUCCESS]
@@ -32,7 +30,7 @@ def base(run: Run, _: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Measure round k on held-out maps, and let the gate judge it."""
     start = run.stages.start(k)
     read = next(n for n in run.stages.reads(k, "evaluate") if n.endswith("experience.md"))
@@ -64,7 +62,7 @@ def evaluate(run: Run, k: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _judged(run: Run, adapter: str | None) -> dict[str, Any]:
+def _judged(run: RunContext, adapter: str | None) -> dict[str, Any]:
     """What the gate compares: passes on validation maps, and the OOD probe."""
     row: dict[str, Any] = {"ood": run.probe(adapter)}
     if run.settings.gate != "off":
@@ -74,7 +72,7 @@ def _judged(run: Run, adapter: str | None) -> dict[str, Any]:
 
 
 def measure(
-    run: Run, texts: Sequence[str] | str = "", *args: Any, **options: Any
+    run: RunContext, texts: Sequence[str] | str = "", *args: Any, **options: Any
 ) -> dict[str, Any]:
     """A row of figures: the pass rate on held-out maps (or others) with its interval."""
     return _row(_play(run, texts, *args, **options))
@@ -95,7 +93,7 @@ def _shown(report: evaluation.EvalReport, seeds: Sequence[int | None]) -> list[d
 
 
 def _play(
-    run: Run,
+    run: RunContext,
     texts: Sequence[str] | str = "",
     adapter: str | None = "student",
     env: str | None = None,
@@ -117,7 +115,7 @@ def _play(
     )
 
 
-def metrics(run: Run, _: int, folder: Path) -> dict[str, Any]:
+def metrics(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
     """Put together what the rounds and arms have written."""
     stages, rounds = run.stages, range(1, run.settings.rounds + 1)
     whole = {
@@ -137,13 +135,13 @@ def metrics(run: Run, _: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def arm_metrics(run: Run) -> dict[str, Any]:
+def arm_metrics(run: RunContext) -> dict[str, Any]:
     """The rows of the arms that are done."""
     rows = {arm: read_json(run.folder / f"ablations/{arm}.json") for arm in ARMS}
     return {arm: row for arm, row in rows.items() if row}
 
 
-def round_metrics(run: Run, k: int) -> dict[str, Any]:
+def round_metrics(run: RunContext, k: int) -> dict[str, Any]:
     """The metrics of a round with its counts and seconds."""
     folder = run.folder / f"round_{k}"
     row = read_json(folder / "metrics.json")
@@ -158,12 +156,12 @@ def round_metrics(run: Run, k: int) -> dict[str, Any]:
     return {**row, "seconds": _seconds(run, k, STAGES)}
 
 
-def _seconds(run: Run, k: int, names: Sequence[str]) -> dict[str, float]:
+def _seconds(run: RunContext, k: int, names: Sequence[str]) -> dict[str, float]:
     manifests = {name: run.stages.manifest(k, name) for name in names}
     return {name: manifest["seconds"] for name, manifest in manifests.items() if manifest}
 
 
-def run_arm(arm: str, run: Run, _: int, folder: Path) -> dict[str, Any]:
+def run_arm(arm: str, run: RunContext, _: int, folder: Path) -> dict[str, Any]:
     """Train and measure another arm from round 1's states: off-policy KL, SFT, or raw games in
     place of items.
     """

@@ -12,20 +12,20 @@ has absorbed takes them back, and on a quarter of each batch the student reads t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import envs, given
+from .. import envs
 from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import PromptSet, load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
-from ..steps.evaluation import probe
 from ..tables import Brief, Shown
 from . import files, gate, measures, work
+from .context import HELD_OUT as HELD_OUT
 from .driver import Driver, versions
 from .estimate import Estimate, estimate
 from .saved import SavedRun
@@ -33,7 +33,6 @@ from .settings import Settings, check_ranges, check_settings, run_folder
 from .stages import read_run
 from .table import ARMS
 
-HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
 _LATER = ("rounds", "run_ablations", "gate")  # settings that a run may be opened without
 _ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # each stage depends on them
 
@@ -154,22 +153,6 @@ class Run(Driver, Shown):
 
     # -- folders, seeds, weights
 
-    def round_folder(self, k: int) -> Path:
-        """round_K of this run, made if missing."""
-        folder = self.folder / f"round_{k}"
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    @property
-    def eval_env(self) -> str:
-        """The world of evaluation: the held-out layouts where there are such, else the same."""
-        return envs.held_out(self.settings.env)
-
-    @property
-    def eval_seeds(self) -> range:
-        """Map seeds of evaluation, the same for every arm, round and run."""
-        return range(HELD_OUT, HELD_OUT + self.settings.eval_maps)
-
     def promote(self, k: int) -> None:
         """Let round k+1 start from round k, whatever the gate found."""
         self._decide(k, k)
@@ -181,13 +164,6 @@ class Run(Driver, Shown):
     def _decide(self, k: int, start: int) -> None:
         with self._locked():
             self.stages.decide(k, start)
-
-    def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
-        """What the model still answers right that has nothing to do with the world; None without a
-        probe.jsonl.
-        """
-        path = Path(self.policy.source) / "probe.jsonl"
-        return probe(self.policy, path, adapter=adapter) if path.is_file() else None
 
     # -- the stages of round k; earlier ones that are missing are done first
 
@@ -245,14 +221,6 @@ class Run(Driver, Shown):
     def estimate(self, price_per_hour: float | None = None) -> Estimate:
         """What a whole run with these settings needs on this machine; see `estimate`."""
         return estimate(type(self), self.settings, self.policy, price_per_hour)
-
-    def write_experience(self, k: int, texts: Sequence[str]) -> None:
-        """Let the teacher of round k read these texts, one per draw, in place of what `curate`
-        would write; they stay until a person deletes the file.
-        """
-        text = work.as_draws(given.texts("texts", texts))
-        self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
-        write_text(self.round_folder(k) / "experience.md", text)
 
 
 def run_loop(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import given
 from ..auto_curation import auto_curate
@@ -28,13 +28,11 @@ from ..records import (
 from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
 from ..text import by_draw, join_experience, parse_items, truncate_to_budget, well_formed
+from .context import RunContext
 from .files import append_bytes, keep_aside, read_json, sha256, stamp, write_json
 
-if TYPE_CHECKING:
-    from .run import Run
 
-
-def rollout(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def rollout(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Play the games that experience is extracted from."""
     s = run.settings
     games, notes = _play(run, k, 0, [""] * s.extract_games, s.seed * 100 + k)
@@ -42,7 +40,7 @@ def rollout(run: Run, k: int, folder: Path) -> dict[str, Any]:
     return notes
 
 
-def collect(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def collect(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Play other games; their prompts, without experience, are the states."""
     s, texts = run.settings, [""]
     if s.states_with_experience:
@@ -54,7 +52,7 @@ def collect(run: Run, k: int, folder: Path) -> dict[str, Any]:
 
 
 def _play(
-    run: Run, k: int, first: int, texts: Sequence[str], seed: int
+    run: RunContext, k: int, first: int, texts: Sequence[str], seed: int
 ) -> tuple[list[Trajectory], dict]:
     s, n = run.settings, len(texts)
     # no two rounds of any two runs meet; those from the hundredth on lie above all others
@@ -73,7 +71,7 @@ def _play(
     return games, {"seeds": {"maps": [start, start + n], "sampling": seed}}
 
 
-def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def extract(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Let the policy write items about its games."""
     s, counts, items = run.settings, Counter(), folder / "items.jsonl"
     games = read_jsonl(run.folder / f"round_{k}/trajectories.jsonl", Trajectory)
@@ -100,7 +98,7 @@ def extract(run: Run, k: int, folder: Path) -> dict[str, Any]:
     return {"seeds": {"sampling": s.seed * 100 + k}, "counts": dict(counts)}
 
 
-def curate(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def curate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Decide what no person has decided on, and write what the teacher reads."""
     s, log = run.settings, f"round_{k}/curation.jsonl"
     paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), known_before(run, k)
@@ -136,7 +134,7 @@ def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], dec
     decided.unlink()
 
 
-def distill(run: Run, k: int, folder: Path) -> dict[str, Any]:
+def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Train the adapter; beside it stands the experience that it has read."""
     source = run.folder / f"round_{k}"
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
@@ -154,7 +152,13 @@ def checkpoint(folder: Path) -> Path:
 
 # why: seven, for an arm differs from a round in its name, its texts, its loss and its place
 def train(
-    run: Run, k: int, arm: str, states: list[State], texts: list[str], loss: str, checkpoint: Path
+    run: RunContext,
+    k: int,
+    arm: str,
+    states: list[State],
+    texts: list[str],
+    loss: str,
+    checkpoint: Path,
 ) -> int:
     """Distill, its steps as the lines of `arm` in metrics.jsonl; returns the seed."""
     s, lines, seed = run.settings, run.folder / "metrics.jsonl", run.settings.seed * 100 + k
@@ -199,7 +203,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         return error.records
 
 
-def known_texts(run: Run, k: int) -> list[str]:
+def known_texts(run: RunContext, k: int) -> list[str]:
     """The texts in experience.md that say anything; ValueError where none does."""
     folder = run.folder / f"round_{k}"
     if texts := [text for text in read_texts(run, folder / "experience.md") if text]:
@@ -217,7 +221,7 @@ def known_texts(run: Run, k: int) -> list[str]:
     )
 
 
-def read_texts(run: Run, path: Path) -> list[str]:
+def read_texts(run: RunContext, path: Path) -> list[str]:
     """The text of each draw in an experience.md; ValueError where some stands before the first."""
     head, draws = by_draw(given.text_file(path))
     if draws and head:
@@ -236,7 +240,7 @@ def as_draws(texts: Sequence[str]) -> str:
     return "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts))
 
 
-def known_before(run: Run, k: int) -> list[str]:
+def known_before(run: RunContext, k: int) -> list[str]:
     """What the draws of round k already know; ValueError where a draw was taken out."""
     draws, carry = run.settings.num_draws, run.settings.carry_experience
     if not (start := run.stages.start(k) if carry else 0):
