@@ -27,7 +27,7 @@ _SMALL, _NOT = (
         "a an the is are was be been it its this that of in on at to for by with as from within "
         "over above and or if when then so into per you your their they them there have has do "
         "does must may can should will would get gets one who which what own also very just always",
-        "not no never cannot without avoid nothing none neither nor",
+        "not no never cannot without avoid nothing none neither nor unless except",
     )
 )
 _OPPOSITES = """left right, up down, first last, top bottom, before after, more less, win lose,
@@ -41,7 +41,7 @@ _THING = re.compile(r"(?:not )?(?:an?|the) |\W{0,3}\w{1,3}\W{0,3}$|.{0,3}\d")
 
 class _Said(NamedTuple):
     words: frozenset[str]  # what it is about: stems without small words
-    exact: Hashable  # what must agree: numbers, signs, letters; in order where there is a "not"
+    exact: Hashable  # what must agree: numbers, signs, letters; of more than one the order
     negated: bool
     frame: frozenset[str]  # the words, numbers and opposites replaced by what they are
     values: tuple[str, ...]  # what was replaced, in order
@@ -146,17 +146,19 @@ def _pairs(places: list[int]) -> Iterable[tuple[int, int]]:
 
 @lru_cache(1 << 15)
 def _said(text: str) -> _Said:
-    raw = wording(text)
-    negated = any(w in _NOT or w.endswith(("n't", "n\u2019t")) for w in raw)
-    words = [w for w in raw if w not in _SMALL and w not in _NOT and "n't" not in w]
+    raw = tuple("not" if w.endswith(("n't", "n\u2019t")) else w for w in wording(text))
+    negated = any(w in _NOT for w in raw)
+    words = [w for w in raw if w not in _SMALL and w not in _NOT]
     exact = [w for w in raw if w != "a" and (len(w) == 1 or re.search(r"[^a-z'\u2019-]", w))]
+    if len(order := {w for w in raw if w in exact or w in _SIDE}) > 1:  # "x > y", "A beats B"
+        exact = ["not" if w in _NOT else w for w in raw if w in order or w in _NOT]
     kinds = [
         "#" if re.search(r"\d", w) else f"opposite {_SIDE[w][0]}" if w in _SIDE else ""
         for w in words
     ]
     return _Said(
         frozenset(map(_stem, words)),
-        tuple(exact) if negated else frozenset(exact),
+        tuple(exact) if len(order) > 1 else frozenset(exact),
         negated,
         frozenset(kind or _stem(w) for kind, w in zip(kinds, words, strict=True)),
         tuple(w for kind, w in zip(kinds, words, strict=True) if kind),

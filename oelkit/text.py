@@ -25,6 +25,7 @@ THOUGHTS = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<thinking>", "</thinking>"),
+    ("<scratchpad>", "</scratchpad>"),
     ("<reasoning>", "</reasoning>"),
     ("<longcat_think>", "</longcat_think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
@@ -34,6 +35,9 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
     ("<|channel|>", "<|channel|>final<|message|>"),
 )
+# Granite 3 has words in place of marks
+_IN_WORDS = re.compile(r"\bhere(?: is|['\u2019]s) my (thought process|response):", re.IGNORECASE)
+_AROUND = re.compile(r"^<(?:answer|response)>|</(?:answer|response)>$")
 _BEGIN, _END = (re.compile("|".join(map(re.escape, x)), re.IGNORECASE) for x in zip(*THOUGHTS))
 _MARK = re.compile(
     r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}"
@@ -52,6 +56,9 @@ _DRAW = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# stars around words; a single one may be a sign, as in A* and *args
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[\"'`“‘(\[]?\w)([^*]{1,300})(?<!\s)\1(?![\w*])")
+_MARKED = re.compile(r"(?:\d[\d.,]{0,30}|\w)[!?'\u2019]{1,9}")  # such as n!, f'
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -61,15 +68,23 @@ def answer_text(text: str) -> str:
     Where a further thought begins after an answer, the answer ends.
     """
     answer = _BEGIN.split(_END.split(text)[-1], maxsplit=1)[0]
-    return answer if answer == text else answer.strip()
+    return answer if answer == text else _AROUND.sub("", answer.strip()).strip()
 
 
 def begun_thought(opening: str) -> str:
     """The mark of a thought that a template's opening of a reply has begun, and perhaps gone on
     with, and not ended; "" where there is none.
     """
-    rest = _END.split(opening)[-1]
+    rest = _END.split(in_marks(opening))[-1]
     return next((begin for begin, _ in THOUGHTS if begin.lower() in rest.lower()), "")
+
+
+def in_marks(text: str) -> str:
+    """With marks around a thought in place of the words around it, for a model that is asked to
+    write these.
+    """
+    marks = THOUGHTS[0]
+    return _IN_WORDS.sub(lambda found: marks[found[1].lower() == "response"], text)
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:
@@ -200,9 +215,10 @@ def wording(text: str) -> tuple[str, ...]:
     """The words of a text by which two say the same; case, quotes and emphasis are nothing.
 
     Punctuation that hangs on a word is nothing either. Numbers, signs and operators count: "-1" is
-    not "1", "row < 2" not "row > 2", and a sign that stands alone is a word.
+    not "1", "row < 2" not "row > 2", "C*" not "C", "5!" not "5", and a sign that stands alone is a
+    word.
     """
-    return tuple(_word(word) for word in text.split())
+    return tuple(_word(word) for word in _EMPHASIS.sub(r"\2", text).split())
 
 
 def _word(word: str) -> str:
@@ -219,7 +235,9 @@ def _bare(word: str) -> str:
     before = None
     while word != before:
         before = word
-        word = word.rstrip(".,;:!?…").strip("\"'`*_“”„«»‘’")
+        word = word.rstrip(".,;:…")
+        if not _MARKED.fullmatch(word):
+            word = word.rstrip("!?").strip("\"'`“”„«»‘’")
         first, last = word[:1], word[-1:]
         if first in _BRACKETS and word.find(_BRACKETS[first]) in (-1, len(word) - 1):
             word = word[1:]

@@ -77,6 +77,7 @@ def test_thoughts_are_no_answers(begin, end):
     assert answer_text(f"{begin}[up]?{end}\n\n[left]") == "[left]"
     assert answer_text(f"{begin}[up]? or") == ""
     assert answer_text(f"{begin}a{end}[left]{begin}[up]? or") == "[left]"
+    assert answer_text(f"{begin}a{end}\n<answer>[left]\n</answer>\n") == "[left]"
     assert answer_text(" [left] ") == " [left] "
 
 
@@ -99,6 +100,20 @@ def test_a_thought_is_told_from_the_answer_by_its_tokens(tmp_path, begin, end, s
     assert answer_text(policy.reply_text(closed, ids("[left]"))) == "[left]"
 
 
+def test_a_thought_in_words_where_the_template_asks_for_them(tmp_path):
+    """As Granite 3 does; another model may write the same and answer in it."""
+    asks = "Write 'Here is my thought process:', then 'Here is my response:'.\n"
+    for folder, template, cut_off in (("a", asks + LLAMA, ""), ("b", LLAMA, None)):
+        policy = policy_with(tmp_path / folder, template)
+        for reply, answer in (
+            ("Here is my thought process: [up]? Or\nHere is my response:\n[left]", "[left]"),
+            ("Here's my thought process: [up]? Or", cut_off),
+        ):
+            ids = policy.tokenizer(reply, add_special_tokens=False)["input_ids"]
+            text = policy.reply_text(policy.encode(ASK), ids)
+            assert answer_text(text) == (reply if cut_off is None else answer)
+
+
 def test_a_cut_off_thought_is_neither_played_nor_read(tmp_path, monkeypatch):
     policy = policy_with(tmp_path, LLAMA, ["<think>", "</think>"])
     said = policy.tokenizer("<think>[left]\n- EXPERIENCE ITEM: H is safe.\n- EXPERIENCE ITEM: x")
@@ -119,6 +134,8 @@ def test_a_cut_off_thought_is_neither_played_nor_read(tmp_path, monkeypatch):
     [
         ("<think>\nOkay, ", "<think>"),
         ("<THINK>", "<think>"),
+        ("<scratchpad>\n", "<scratchpad>"),
+        ("Here is my thought process:", "<think>"),
         ("<|channel|>analysis<|message|>", "<|channel|>"),
         ("<|channel|>final<|message|>", ""),
         ("<think>\n\n</think>\n\n", ""),

@@ -182,6 +182,7 @@ SAME = [
     ('"H" is a hole!', "`H` is a **hole**"),
     ("Go [right], then (down).", "go right then down"),
     ("  H\tis a   hole;", "H is a hole"),
+    ("**Never go** *left*!", "never go left"),
 ]
 DIFFERENT = [
     ("A step gives 1.", "A step gives -1."),
@@ -198,6 +199,14 @@ DIFFERENT = [
     ("Use a + b", "Use a - b"),
     ("Use 2 * 3", "Use 2 3"),
     ("Use C++", "Use C"),
+    ("C* is a tile", "C is a tile"),
+    ("It costs 5!", "It costs 5"),
+    ("n! grows", "n grows"),
+    ("f' is f", "f is f"),
+    ("pass *args", "pass args"),
+    ("__init__ runs", "init runs"),
+    ("_x is hidden", "x is hidden"),
+    ("*p and *q", "p and q"),
     ("Use C#", "Use C"),
     ("SELECT COUNT(*)", "SELECT COUNT()"),
     ("Is !done", "Is done"),

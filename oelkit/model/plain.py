@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
 from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
-from ..text import answer_text, begun_thought
+from ..text import answer_text, begun_thought, in_marks
 from .loading import load_policy
 from .lora import seeded
 from .sampling import Reply
@@ -100,7 +100,7 @@ class PlainModel:
         how = {"add_generation_prompt": True, "tokenize": False, **self._template}
         self._parts = wants_parts(lambda m: self.tokenizer.apply_chat_template(m, **how))
         asked = self.tokenizer.decode(self.encode([{"role": "user", "content": MARK}]))
-        self._begun = begun_thought(behind_mark(asked))
+        self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Prompt ids of chat messages."""
@@ -132,7 +132,8 @@ class PlainModel:
         ends = {ends} if isinstance(ends, int) else {*ends}
         last = next((i for i, token in enumerate(ids) if token in ends), None)
         ids = ids if last is None else ids[: last + 1]
-        return Reply(ids, self.tokenizer.decode(ids, skip_special_tokens=True), last is None)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Reply(ids, in_marks(text) if self._in_words else text, last is None)
 
     def answer_text(self, reply: str) -> str:
         """The answer in a reply, whose thought the template may have begun."""

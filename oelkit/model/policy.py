@@ -21,7 +21,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from ..config import ModelConfig
 from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
 from ..tables import Brief, Shown
-from ..text import THOUGHTS, answer_text, begun_thought
+from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
 from .head import Head, head_of
 
@@ -213,13 +213,17 @@ class Policy(Shown, Adapters):
         if opening and before.endswith(opening):
             begun = begun_thought(opening)
         known = [i for i in ids if i not in self._unsaid]
-        return begun + cast(str, self.tokenizer.decode(known, skip_special_tokens=False))
+        text = begun + cast(str, self.tokenizer.decode(known, skip_special_tokens=False))
+        return in_marks(text) if in_marks(self._asked) != self._asked else text
 
-    @cached_property
+    @property
     def _opening(self) -> str:
         """What the template writes behind a user's message, where a reply begins."""
-        text = self._text([{"role": "user", "content": MARK}])
-        return behind_mark(text).rstrip()
+        return behind_mark(self._asked).rstrip()
+
+    @cached_property
+    def _asked(self) -> str:
+        return self._text([{"role": "user", "content": MARK}])
 
     @cached_property
     def _unsaid(self) -> set[int]:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from ..config import Sampling
 from ..messages import MARK, behind_mark, plain
-from ..text import THOUGHTS, answer_text, begun_thought
+from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
@@ -70,7 +70,8 @@ class ServedModel:
         with clear_errors(str(tokenizer)):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(tokenizer))
         asked = self.encode([{"role": "user", "content": MARK}])
-        begun = begun_thought(behind_mark(self.tokenizer.decode(asked)))
+        shown = self.tokenizer.decode(asked)
+        begun, self._in_words = begun_thought(behind_mark(shown)), in_marks(shown) != shown
         self._marks = next((marks for marks in THOUGHTS if marks[0] == begun), None)
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
         for self._beyond in (True, False):  # not all servers take fields that OpenAI has not
@@ -136,6 +137,7 @@ class ServedModel:
         if thought is not None:
             begin, end = self._marks or THOUGHTS[0]
             text = f"{begin}{thought}{end}{text}"
+        text = in_marks(text) if self._in_words else text
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return Reply(ids, text, choice.finish_reason == "length")
 
