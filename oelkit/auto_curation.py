@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import given
 from .curation import Curation
 from .likeness import contradictions
 from .operations import CuratedItem
@@ -33,10 +34,11 @@ def auto_curate(
             those that wrote). If half of them found nothing new, what the others wrote is rejected.
         known: sentences that hold already, as of earlier rounds.
     """
-    for id, against in _refuted(curation, known):
+    given.one("curation", curation, Curation)
+    for id, against in _refuted(curation, given.texts("known", known)):
         curation.reject(id, f"speaks against: {against}", author="auto")
     writers = len({i.draw for i in curation.items if i.model})
-    draws = draws or writers
+    draws = given.whole("draws", draws or writers)
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
     for item in curation.items:
         groups.setdefault(wording(item.text), []).append(item)

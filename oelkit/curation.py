@@ -55,7 +55,7 @@ class Curation(Shown):
         author: str = "user",
     ):
         self.author = author
-        self.log_path = Path(log_path) if log_path is not None else None
+        self.log_path = given.path("log_path", log_path) if log_path is not None else None
         self._source = tuple(given.records("items", items, ExperienceItem))
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:

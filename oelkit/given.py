@@ -10,9 +10,14 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
+from inspect import formatannotation
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 
 def a_policy(value: Any) -> None:
@@ -20,6 +25,65 @@ def a_policy(value: Any) -> None:
     if not hasattr(value, "encode") or isinstance(value, str):
         told = _shown(value)
         raise TypeError(f"policy: expected a loaded model, got {told}; use oelkit.load_policy(…)")
+
+
+def one(name: str, value: Any, kind: type[T], hint: str = "") -> T:
+    """The value; TypeError where it is of another kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}{hint}, got {_shown(value)}")
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number, of NumPy as well; TypeError where it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {_shown(value)}") from None
+
+
+def path(name: str, value: Any) -> Path:
+    """A path; TypeError where it is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, got {_shown(value)}")
+    return Path(cast(Any, value))
+
+
+def settings(name: str, kind: type[T], value: T | None, changes: Mapping[str, Any]) -> T:
+    """Settings of a step (None: its defaults), some of them changed.
+
+    Raises:
+        TypeError: they are something else, there is no such setting, or it is of another kind.
+        ValueError: none of those that may be chosen.
+    """
+    found: Any = one(name, kind() if value is None else value, kind, ", its fields as keywords,")
+    hints = get_type_hints(type(found))
+    if unknown := [key for key in changes if key not in hints]:
+        meant = did_you_mean(unknown[0], hints)
+        raise TypeError(f"there is no argument or setting {unknown[0]!r}{meant}")
+    given = {**{key: getattr(found, key) for key in hints}, **changes}
+    return replace(found, **{key: setting(key, x, hints[key]) for key, x in given.items()})
+
+
+def setting(name: str, value: Any, kind: Any) -> Any:
+    """What a setting's annotation says, numbers of NumPy and paths as JSON has them."""
+    if isinstance(value, Real) and hasattr(value, "item"):
+        value = cast(Any, value).item()
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if _fits(value, kind):
+        return value
+    for choice in (kind, *get_args(kind)):
+        if get_origin(choice) is Literal:
+            raise ValueError(f"{name}={value!r}: say one of {', '.join(get_args(choice))}")
+    raise TypeError(f"{name}: expected {formatannotation(kind)}, got {_shown(value)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if args := get_args(kind):  # X | None
+        return any(_fits(value, arg) for arg in args)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def shallow(value: Any) -> Any:

@@ -80,6 +80,8 @@ def read_chats(
             f"format={format!r}, on_bad={on_bad!r}: a format is one of {', '.join(FORMATS)}, "
             "on_bad is raise or skip"
         )
+    if redact is not None and not callable(redact):
+        raise TypeError(f"redact={redact!r}: expected a function of a text; None replaces nothing")
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     where, stem = (str(path), path.stem) if path else ("the rows", "chat")
     chats, bad, counts, ids = Chats(), list[BadLine](), Counter[str](), set[str]()

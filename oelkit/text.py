@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+from . import given
 from .records import ExperienceItem
 
 MARKER = "- EXPERIENCE ITEM:"
@@ -94,7 +95,7 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
     ITEM:`, `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a
     list of them) below the marker. What says that there is nothing new is no item.
     """
-    lines, found = text.split("\n"), list[str]()
+    lines, found = given.one("text", text, str).split("\n"), list[str]()
     if strict:
         found = [line[len(MARKER) :] for line in lines if line.startswith(MARKER)]
     else:

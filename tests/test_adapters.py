@@ -190,6 +190,21 @@ def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
         load_policy(tiny_model, adapter=tmp_path / "b")
 
 
+def test_an_adapter_whose_tensors_have_another_prefix_is_told_so(tiny_model, tmp_path):
+    """As of a model within a model of pictures, of no PeftModel, or with the adapter's name."""
+    trained_with_peft(tiny_model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    for old, new in (
+        ("base_model.model.model.", "base_model.model.model.language_model."),
+        ("base_model.model.", ""),
+        ("base_model.model.", "module.base_model.model."),
+    ):
+        save_file({key.replace(old, new, 1): x for key, x in state.items()}, file)
+        with pytest.raises(ValueError, match="other names than PEFT's: .* should be base_model"):
+            load_policy(tiny_model, adapter=tmp_path)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

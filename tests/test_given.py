@@ -4,8 +4,22 @@ import json
 
 import numpy as np
 import pytest
+from helpers import ROOT, make_game
 
-from oelkit import Curation, distill, evaluate, extract, rollout
+from oelkit import (
+    Curation,
+    Run,
+    Settings,
+    auto_curate,
+    distill,
+    evaluate,
+    export,
+    extract,
+    load_policy,
+    parse_items,
+    rollout,
+    summary,
+)
 from oelkit.__main__ import main
 from oelkit.records import ExperienceItem, State
 from oelkit.steps.agreement import agreement
@@ -13,7 +27,9 @@ from oelkit.steps.evaluation import report_of
 from oelkit.steps.rollouts import states
 
 LAKE = "oelkit/FrozenLake-v0"
+PAPER = ROOT / "oelkit/prompts/paper.toml"
 STATE = State("s", "t", 0, [{"role": "user", "content": "?"}])
+GAME = make_game(moves=["[left]"])
 ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
 
 
@@ -45,11 +61,35 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
             "policy: .* the str 'micro'; use oelkit.load_policy",
         ),
         (lambda p: distill("micro", [STATE], "notes"), "policy: expected a loaded model"),
+        (lambda p: distill(p, [State("s", "t", 0, None)], "notes"), "state 's', prompt: .* None"),
+        (lambda p: distill(p, [STATE], "notes", steps="3"), "steps: expected int, got the str"),
+        (lambda p: distill(p, [STATE], "notes", {"steps": 3}), "config: expected a DistillConfig"),
+        (lambda p: distill(p, [STATE], "notes", seed="0"), "seed: expected a whole number"),
+        (lambda p: distill(p, [STATE], "notes", step=1), r"'step' \(did you mean steps\?\)"),
+        (lambda p: rollout(p, LAKE, [1], sampling={"top_k": 1}), "sampling: expected a Sampling"),
+        (lambda p: rollout(p, LAKE, [1], temperature="0"), "temperature: expected float, got"),
+        (lambda p: rollout(p, LAKE, [1], env_kwargs="x"), "env_kwargs: expected a dict"),
+        (lambda p: rollout(p, Run, [1]), "env_id: expected a str, the id of a registered world"),
+        (lambda p: extract(p, [GAME], num_draws="2"), "num_draws: expected a whole number"),
+        (lambda p: extract(p, [GAME], writer=lambda asked: None), "what writer gives: .* None"),
+        (lambda p: auto_curate(Curation([ITEM]), known=[5]), "known: .* number 0 is the int"),
+        (lambda p: auto_curate([ITEM]), "curation: expected a Curation, got the list"),
+        (lambda p: Curation([ITEM], 5), "log_path: expected a path, got the int"),
+        (lambda p: Run("run", "tiny"), r'settings: .* Settings.of\("tiny"\)'),
+        (lambda p: Run("run", Settings(), "micro"), "policy: expected a loaded model"),
+        (lambda p: Run("run", Settings(steps="3"), p), "steps: expected int, got the str '3'"),
+        (lambda p: export(5), "run: expected a path, got the int"),
+        (lambda p: load_policy(None), "name_or_path: expected a path"),
+        (lambda p: load_policy("micro", lora="r=8"), "lora: expected a dict such as"),
+        (lambda p: parse_items(None), "text: expected a str"),
+        (lambda p: summary({}), "metrics: expected what Run.run_all returns"),
     ],
 )
-def test_a_wrong_type_is_told_in_a_sentence(tiny, wrong, told):
+def test_a_wrong_type_is_told_in_a_sentence(tiny, tmp_path, monkeypatch, wrong, told):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(TypeError, match=told):
         wrong(tiny)
+    assert not [*tmp_path.iterdir()]  # no run that cannot be opened again
 
 
 def test_what_is_meant_is_taken(tiny):
@@ -58,6 +98,26 @@ def test_what_is_meant_is_taken(tiny):
         games = rollout(tiny, LAKE, seeds, "notes", max_new_tokens=2, prompt_set="brief")
         assert [game.seed for game in games] == [0, 1]
     assert len(states(tuple(games))) >= 2
+
+
+def test_numbers_of_numpy_and_paths_are_taken(tiny, tmp_path):
+    how = {"steps": np.int64(1), "batch_size": np.int64(1), "lr": np.float32(1e-4)}
+    rows = []
+    for seed in (np.int64(3), 3):
+        tiny.reset()
+        rows += distill(tiny, [STATE], "notes", seed=seed, max_new_tokens=2, **how)
+    assert rows[0]["loss"] == rows[1]["loss"]
+    prompts = tmp_path / "own.toml"
+    prompts.write_text(PAPER.read_text("utf-8"), "utf-8")
+    settings = Settings(seed=np.int64(1), lr=np.float64(1e-4), prompt_set=prompts)
+    Run(tmp_path / "run", settings, tiny, progress=False)
+    assert Run.open(tmp_path / "run", tiny).settings.prompt_set == str(prompts)
+
+
+def test_a_text_that_is_known_is_not_read_by_its_letters():
+    other = ExperienceItem("j", "H is the goal.", (), "m", 1, 0)
+    (item,) = auto_curate(Curation([other]), known="H is a hole.").items
+    assert item.status == "rejected"
 
 
 def test_errors_on_the_command_line_are_in_its_words(tmp_path, monkeypatch, capsys):

@@ -526,7 +526,7 @@ def losing(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("how", gate.GATES)
+@pytest.mark.parametrize("how", ["off", "warn", "stop", "rollback"])
 def test_a_round_that_lost(small, policy, tmp_path, losing, weights, how):
     run = by_hand(Run(tmp_path / "run", replace(small, gate=how), policy, progress=False))
     if how == "stop":

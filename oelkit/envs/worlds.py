@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from ..given import did_you_mean
+from .. import given
 from .board import DESCENT_LETTERS
 from .text_env import TextEnv, TextEnvWrapper
 
@@ -68,6 +68,7 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     Raises:
         ValueError: no world, or no text world, has this id; it lists those that are known.
     """
+    given.one("env_id", env_id, str, ", the id of a registered world")
     known = ", ".join(sorted(i for i in gym.registry if i.startswith("oelkit/")))
     board = kwargs.pop("board", None)
     if env_id.count(":") > 1 or env_id.startswith(":"):
@@ -75,7 +76,7 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
-        meant = did_you_mean(env_id, gym.registry) or f" ({error})"
+        meant = given.did_you_mean(env_id, gym.registry) or f" ({error})"
         raise ValueError(f"unknown environment {env_id!r}{meant}: known are {known}") from error
     except gym.error.Error as error:
         if "Malformed" not in str(error):

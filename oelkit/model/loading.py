@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .. import given
 from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
@@ -91,11 +92,13 @@ def load_policy(
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
     device = _pick_device(device)
+    given.one("lora", lora or {}, dict, ' such as {"r": 8}')
     if adapter is None:
         options = {**LORA, **(lora or {}), "task_type": "CAUSAL_LM"}
         lora_settings = lora_config(options, "lora=")
     else:
-        lora_settings = plain_lora(adapter_config(Path(adapter)))
+        lora_settings = plain_lora(adapter_config(given.path("adapter", adapter)))
+    given.path("name_or_path", name_or_path)
     name, source = str(name_or_path), model_folder(name_or_path)
     with clear_errors(name):
         config = _settled(AutoConfig.from_pretrained(source, revision=revision))
@@ -162,7 +165,10 @@ def _pick_device(device: str | torch.device) -> torch.device:
     cuda = torch.cuda.is_available()
     if device == "auto" and (own := ranks.join()):
         return own
-    device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
+    try:
+        device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
+    except (TypeError, RuntimeError):  # None, or no kind of device
+        raise ValueError(f'device={device!r}: say "auto", "cpu" or "cuda"') from None
     if device.type == "cuda" and not cuda:
         raise RuntimeError('no usable CUDA device on this machine; pass device="cpu" or "auto"')
     return device

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,7 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
     for key, kind in {
         "r": int,
         "lora_alpha": (int, float),
+        "lora_dropout": (int, float),
         **dict.fromkeys(PATTERNS, dict),
     }.items():
         if not isinstance(given.get(key) or getattr(default, key), kind):
@@ -185,6 +187,13 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
         )
     if theirs.init_lora_weights in OFF_BASE and not nowhere:
         state = _with_start(model, theirs, state)
+    names = {_behind_number(key): key for key in want}
+    if nowhere and {_behind_number(key) for key in state} == names.keys():
+        key = min(state)
+        raise ValueError(
+            f"{folder}: its tensors have other names than PEFT's: {key} should be "
+            f"{names[_behind_number(key)]}; rename them"
+        )
     unlike = {k for k in state.keys() & want.keys() if state[k].shape != want[k].shape}
     if wrong := sorted(unlike or nowhere or state.keys() ^ want.keys()):
         what = f"an adapter of {base}, or a damaged one"
@@ -192,6 +201,12 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
             f"{folder}: {what}: {len(wrong)} of its tensors do not fit {name}, first {wrong[0]}"
         )
     return state
+
+
+def _behind_number(key: str) -> str:
+    """A tensor's name from the number of its layer on, which is the same behind any prefix."""
+    key = re.sub(r"(\.lora_\w+)\.\w+\.weight$", r"\1.weight", key)  # with the adapter's name
+    return re.split(r"\.(?=\d+\.)", key, maxsplit=1)[-1]
 
 
 def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # where PyTorch documents it
 from transformers import DynamicCache
 
+from .. import given
 from ..prompts import load_prompt_set
 from . import losses
 from .attention import MAX_SCORES
@@ -119,6 +120,7 @@ def memory_plan(
         batch_tokens: of a micro-batch; None chooses.
         texts: different experience texts, of which each sample draws one.
     """
+    given.a_policy(policy)
     reply = reply_tokens or load_prompt_set(policy.default_prompt_set).max_new_tokens
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * retain

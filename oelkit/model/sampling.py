@@ -24,6 +24,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import GenerationConfig
 
+from .. import given
 from ..config import Sampling
 from ..progress import Bar
 from ..prompts import load_prompt_set
@@ -93,7 +94,7 @@ def generate(
         ValueError: a prompt (its index is named) is empty or leaves no room for max_new_tokens in
             the context; settings that make no sense.
     """
-    sampling = replace(sampling or Sampling(), **changes)
+    sampling = given.settings("sampling", Sampling, sampling, changes)
     new_tokens = sampling.max_new_tokens
     if new_tokens is None:
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens

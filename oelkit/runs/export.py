@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import given
 from ..records import write_text
 from ..stats import outcomes, paired_bootstrap
 from . import card
@@ -48,7 +49,7 @@ def export(
     """
     if to not in FORMS:
         raise ValueError(f"cannot export to {to!r}: say one of {', '.join(FORMS)}")
-    stages = stages_of(run if isinstance(run, str | Path) else run.folder)
+    stages = stages_of(given.path("run", getattr(run, "folder", run)))
     k, folder = exported_round(stages), Path(out or stages.folder / "export" / to)
     if out is not None and folder.exists():
         raise ValueError(f"{folder} is there already: choose another folder or delete it")
@@ -144,7 +145,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    if not (Path(folder) / card.ABOUT).is_file():
+    if not (given.path("folder", folder) / card.ABOUT).is_file():
         raise ValueError(f"{folder}: not a folder that `oelkit export` wrote")
     try:
         address = HfApi().create_repo(repo, private=private, exist_ok=True)
@@ -171,7 +172,7 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
     Raises:
         RuntimeError: an export could not be loaded or played.
     """
-    stages = stages_of(run if isinstance(run, str | Path) else run.folder)
+    stages = stages_of(given.path("run", getattr(run, "folder", run)))
     measured = read_json(stages.folder / f"round_{exported_round(stages)}/metrics.json")
     rows = [{"form": "run", **measured["pass_rate"]["consolidated"]}]
     rows[0]["ood"] = measured["ood"]["consolidated"]

@@ -12,7 +12,6 @@ from ..stats import paired_bootstrap, wilson_interval
 
 VALIDATION = 950_000_000  # first map seed; those of training and of evaluation are lower
 VALIDATION_MAPS = 64
-GATES = ("off", "warn", "stop", "rollback")
 
 
 def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

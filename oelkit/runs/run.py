@@ -17,14 +17,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import envs
+from .. import envs, given
 from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import PromptSet, load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..tables import Brief, Shown
-from . import files, gate, measures, work
+from . import files, measures, work
 from .context import HELD_OUT as HELD_OUT
 from .driver import Driver, versions
 from .estimate import Estimate, estimate
@@ -57,12 +57,15 @@ class Run(Driver, Shown):
             ValueError: wrong settings, a folder that cannot be written, or that holds a run with
                 other settings or of an older form.
         """
-        self.folder, self.progress = run_folder(Path(folder).name, Path(folder).parent), progress
+        folder = given.path("folder", folder)
+        self.folder, self.progress = run_folder(folder.name, folder.parent), progress
         self.on_step = on_step
-        self.settings = settings = replace(settings, model=policy.name) if policy else settings
+        given.one("settings", settings, Settings, ', such as Settings.of("tiny"),')
+        if policy is not None:
+            given.a_policy(policy)
+        model = {"model": policy.name} if policy else {}
+        self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))
-        if settings.gate not in (*gate.GATES, None):
-            raise ValueError(f"gate={settings.gate!r}: say one of {', '.join(gate.GATES)}")
         envs.check(settings.env)  # an unknown world is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
             files.refuse_links(self.folder)

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
-from ..given import did_you_mean
+from ..given import did_you_mean, setting
 
 
 @dataclass(frozen=True)
@@ -170,17 +170,11 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name not in hints:
             raise ValueError(f"there is no setting {name!r}")
-        if not _fits(value, hints[name]):
-            raise ValueError(f"the setting {name} is {value!r}, which is of another kind")
+        try:
+            setting(name, value, hints[name])
+        except TypeError as error:
+            raise ValueError(str(error)) from None
     check_ranges(settings)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if args := get_args(kind):  # X | None
-        return any(_fits(value, arg) for arg in args)
-    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def run_folder(name: str, root: str | Path = "runs") -> Path:

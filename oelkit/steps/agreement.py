@@ -52,7 +52,7 @@ def agreement(
         ValueError: no states, no experience, or a prompt over the context.
     """
     given.a_policy(policy)
-    states = given.records("states", states, State)
+    states, seed = given.records("states", states, State), given.whole("seed", seed)
     if not states or not given.texts("experience", [experience])[0].strip():
         raise ValueError("nothing to compare: there are no states, or no experience")
     if not isinstance(prompt_set, PromptSet):

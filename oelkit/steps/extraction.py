@@ -96,14 +96,16 @@ def extract(
     double, count = Counter(game.id for game in trajectories).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} trajectories are called {double!r}: each needs an id of its own")
+    num_draws, seed = given.whole("num_draws", num_draws), given.whole("seed", seed)
     before = before * num_draws if isinstance(previous, str) else before
-    if budget_tokens is not None and budget_tokens < 0:
+    if budget_tokens is not None and given.whole("budget_tokens", budget_tokens) < 0:
         raise ValueError(f"budget_tokens={budget_tokens}: need 0 or more; None is no limit")
     if num_draws < 1 or len(before) != num_draws:
         raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
-    options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
+    drawn = given.settings("sampling", Sampling, sampling, changes)
+    options = drawn.options(prompt_set.max_new_tokens)
     room = policy.context_length - options["max_new_tokens"]
     room = None if writer else room  # another model has a context of its own
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
@@ -120,7 +122,8 @@ def extract(
         while lanes:
             messages = [lane.messages(prompt_set, room) for lane in lanes]
             if writer:
-                replies = [Reply([], writer(asked), False) for asked in messages]
+                said = [given.one("what writer gives", writer(asked), str) for asked in messages]
+                replies = [Reply([], text, False) for text in said]
             else:
                 prompts = [policy.encode(asked) for asked in messages]
                 longest = options["max_new_tokens"]

@@ -81,7 +81,7 @@ def rollout(
         RuntimeError: the world failed in every game.
     """
     given.a_policy(policy)
-    seeds = given.seeds("seeds", seeds)
+    seeds, seed = given.seeds("seeds", seeds), given.whole("seed", seed)
     if not seeds:
         raise ValueError("no games to play: seeds is empty")
     texts = _one_each(experience, len(seeds))
@@ -89,8 +89,9 @@ def rollout(
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     if system is not None:
         prompt_set = replace(prompt_set, system=system)
-    options = replace(sampling or Sampling(), **changes).options(prompt_set.max_new_tokens)
-    kwargs = {"board": prompt_set.board, **(env_kwargs or {})}
+    drawn = given.settings("sampling", Sampling, sampling, changes)
+    options = drawn.options(prompt_set.max_new_tokens)
+    kwargs = {"board": prompt_set.board, **given.one("env_kwargs", env_kwargs or {}, dict)}
     room = policy.context_length - options["max_new_tokens"]
     bar = Bar("rollout", len(seeds), "game", progress)
     games, kept = list[_Game](), Kept()  # what a turn reads is read no more in the next

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def prepare(
     changes: dict[str, Any],
 ) -> Training:
     """Check all that can be wrong before the first step."""
-    c = replace(config or DistillConfig(), **changes)
     given.a_policy(policy)
+    c, seed = given.settings("config", DistillConfig, config, changes), given.whole("seed", seed)
     states = given.records("states", states, State, " (oelkit.states makes them of trajectories)")
     texts = [text for text in given.texts("experiences", experiences) if text.strip()]
     if not states:
@@ -74,15 +74,14 @@ def prepare(
             "nothing to distill: no experience is left (no items were extracted, or all were "
             "rejected)"
         )
-    if c.loss not in LOSSES:
-        raise ValueError(f"loss={c.loss!r}: say one of {', '.join(LOSSES)}")
     if c.batch_size < 1 or not 0 < c.temperature < math.inf or not 0 <= c.retention <= 1:
         raise ValueError(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
             "need at least 1, above 0, and 0 to 1"
         )
-    if c.steps < 1 or not 0 < c.lr < math.inf:
-        raise ValueError(f"steps={c.steps}, lr={c.lr}: need at least 1, and above 0")
+    if c.steps < 1 or c.warmup < 0 or not 0 < c.lr < math.inf:
+        what = f"steps={c.steps}, warmup={c.warmup}, lr={c.lr}"
+        raise ValueError(f"{what}: need at least 1, at least 0, and above 0")
     if not 0 <= c.lr * c.weight_decay < 1:
         raise ValueError(
             f"lr={c.lr}, weight_decay={c.weight_decay}: a step would take all of the adapter or "
@@ -128,8 +127,9 @@ def _fitting(
 
     def tokens(state: State, text: str) -> int:
         nonlocal why
+        asked = given.records(f"state {state.id!r}, prompt", state.prompt, dict)
         try:
-            n = len(policy.encode(with_experience(prompt_set, state.prompt, text)))
+            n = len(policy.encode(with_experience(prompt_set, asked, text)))
         except ValueError as error:
             raise ValueError(f"state {state.id!r}: {error}") from error
         if n > room and not why:

@@ -48,6 +48,7 @@ def leave_one_out(
         ValueError: no items, or what `evaluate` refuses.
     """
     given.a_policy(policy)
+    path = path and given.path("path", path)
     texts = list(dict.fromkeys(given.texts("items", items)))
     seeds = given.seeds("seeds", seeds)
     if not any(texts) or not seeds:

@@ -38,6 +38,8 @@ def summary(metrics: dict) -> str:
     Args:
         metrics: what `Run.run_all` returns, or metrics.json of the run.
     """
+    if not isinstance(metrics, dict) or not metrics.get("rounds"):
+        raise TypeError("metrics: expected what Run.run_all returns, or a finished metrics.json")
     arms = ("base", "in_context", "consolidated")
     head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in arms)
     head += f"  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
