@@ -577,7 +577,7 @@ def test_a_setting_that_no_training_takes_is_refused_before_the_games(
     monkeypatch.setattr("oelkit.runs.run.policy_from_config", lambda *_, **__: 1 / 0)
     misused(call("loop", "--run", "odd", flag, value), flag, ": must be ", repr(value))
     name = flag[2:].replace("-", "_")
-    kind = str if name == "date" else float
+    kind = str if name == "date" else int if value.lstrip("-").isdigit() else float
     with pytest.raises(ValueError, match=f"^{name} is .*: must be "):
         oelkit.runs.run.Run(place / "runs/odd", Settings(**{name: kind(value)}))
     assert not (place / "runs/odd").exists()

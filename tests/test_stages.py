@@ -491,6 +491,35 @@ def test_a_second_writer_is_told_who_the_first_is(run):
         run.redo()
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_was_deleted_and_perhaps_begun_anew_is_left_alone(
+    small, policy, tmp_path, anew
+):
+    def delete(row):
+        shutil.rmtree(tmp_path / "run")
+        if anew:  # by another process, which is at work
+            Run(tmp_path / "run", small, policy, progress=False)
+            (tmp_path / "run/run.lock").write_text("4711 elsewhere")
+
+    run = Run(tmp_path / "run", small, policy, progress=False, on_step=delete)
+    by_hand(run)
+    with pytest.raises(RuntimeError, match="was deleted or replaced while this process wrote it"):
+        run.distill(1)
+    there = sorted(path.name for path in tmp_path.glob("run/*"))
+    assert there == (["run.json", "run.lock"] if anew else [])
+
+
+def test_of_two_that_start_a_run_the_second_must_want_the_same(small, policy, tmp_path):
+    class Slow(Run):
+        def _load_policy(self, given):
+            super()._load_policy(given)
+            Run(tmp_path / "run", replace(small, seed=7), policy, progress=False)
+
+    with pytest.raises(ValueError, match="seed was 7, is 0"):
+        Slow(tmp_path / "run", small, policy, progress=False)
+    assert files.read_json(tmp_path / "run/run.json")["settings"]["seed"] == 7
+
+
 # -- gate
 
 

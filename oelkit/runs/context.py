@@ -29,6 +29,8 @@ class RunContext:
     prompts: PromptSet
     progress: bool
     on_step: Callable[[dict[str, Any]], None] | None
+    ours: Callable[[], bool] = staticmethod(lambda: True)
+    """Whether the folder is still the one that is written."""
     steps_left: tuple[Any, set[str]] = None, set()
     """metrics.jsonl as the last training left it: its stamp, and the arms whose steps it holds."""
 
@@ -53,3 +55,15 @@ class RunContext:
         """
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
+
+    def check_ours(self) -> None:
+        """Write no more into a folder that was deleted, and is perhaps another run's by now.
+
+        Raises:
+            RuntimeError: so it is.
+        """
+        if not self.ours():
+            raise RuntimeError(
+                f"{self.folder}, or its run.lock, was deleted or replaced while this process wrote "
+                "it; nothing more is written: start the run anew"
+            )

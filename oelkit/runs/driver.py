@@ -197,6 +197,7 @@ class Driver(RunContext):
             manifest["seconds"] = round(time.perf_counter() - began, 2)
             ours = (stages.manifest(k, stage) or {"outputs": {}})["outputs"]
             place = f"round_{k}/" if k else "ablations/" * (stage in ARMS)
+            self.check_ours()
             files.commit(folder, self.folder, place, ours, manifest, at)
             files.remove(work.checkpoint(folder))
         except KeyboardInterrupt as stop:
@@ -206,7 +207,8 @@ class Driver(RunContext):
                 f"{self.folder.name} --resume`"
             ) from None
         finally:
-            files.remove(folder)
+            if self.ours():
+                files.remove(folder)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the run, versions apart."""
@@ -227,12 +229,13 @@ class Driver(RunContext):
         if self._writing:
             yield
             return
-        with files.locked(self.folder):
-            self._writing = True
+        with files.locked(self.folder) as ours:
+            self._writing, self.ours = True, ours
             try:
                 yield
             finally:
                 self._writing, self._seen, self._stamps = False, {}, ()
+                del self.ours
 
 
 def versions() -> dict[str, str]:

@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -166,8 +166,8 @@ def refuse_links(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of a run folder; ValueError names the one who is.
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Be the only writer of a run folder, and ask whether one still is; ValueError names another.
 
     The lock of a process that has died on this host is taken over; readers need none."""
     refuse_links(folder)
@@ -183,21 +183,27 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is being written by process {pid or '?'} on {owner or host}: wait for "
                 f"it, or delete {path} if that is no longer so"
             )
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
+        if (ours := partial(_same, descriptor, path))():
+            break
         os.close(descriptor)  # its last owner has just removed it
     try:
         with placed(path):  # the disk may be full
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()} {host}\n".encode(), 0)
         sweep(folder)
-        yield
+        yield ours
     finally:
         try:
-            path.unlink(missing_ok=True)
+            if ours():  # else it is the lock of another
+                path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
 
 
 def _flock(descriptor: int) -> bool | None:

@@ -81,7 +81,7 @@ class Run(Driver, Shown):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / ".try", "")
-            (self.folder / ".try").unlink()
+            (self.folder / ".try").unlink(missing_ok=True)  # another process may try, too
         except OSError as error:  # before the model is loaded
             raise ValueError(
                 f"cannot write the run folder {self.folder}: {error.strerror}"
@@ -89,9 +89,12 @@ class Run(Driver, Shown):
         try:
             self._load_policy(policy)
         except BaseException:
-            if not there:  # a misspelt model leaves no run behind
+            if not there and not any(self.folder.iterdir()):  # a misspelt model leaves no run
                 self.folder.rmdir()
             raise
+        if (self.folder / "run.json").exists():  # of another process that was faster
+            self._compare_settings()
+            return
         files.write_json(self.folder / "run.json", self.record() | {"versions": versions()})
 
     @classmethod

@@ -169,6 +169,7 @@ def train(
         arms = {row["arm"] for row in others}
 
     def log(row: dict[str, Any]) -> None:
+        run.check_ours()
         append_jsonl(lines, about | row)
         told.append(row)
         if run.on_step:
