@@ -138,7 +138,7 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
         ) as caught:
             ask()
         assert "--redo" in str(caught.value) and "\n" not in str(caught.value)
-        assert re.search(r"and so (\w+ of round \d, ){3}\d+ more\): do this", str(caught.value))
+        assert re.search(r"and so (\w+ of round \d, ){3}\d+ more\): add --redo", str(caught.value))
     assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # what it does not touch is read
     assert tree(run.folder) == before
     stale = [node for node, state in states(run).items() if state == "stale"]
