@@ -650,7 +650,7 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
 
     monkeypatch.setitem(WORK, "rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
-    monkeypatch.setattr("oelkit.runs.run.run_loop", stop)  # or while the model is loaded
+    monkeypatch.setattr("oelkit.runs.run.Run.open", stop)  # or while the model is loaded
     assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; go on with")
     assert (status, out, err) == (
         130,
