@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no threads of its parent
@@ -40,7 +41,7 @@ SMALL = Settings.of(
 WAYS = ("moment", "fsync", "rename", "line")
 
 
-def attempt(folder: Path, policy: Policy, way: str = "", at: float = 0) -> bool:
+def attempt(folder: Path, policy: Policy, settings: Settings, way: str = "", at: float = 0) -> bool:
     """Run, or go on, in a child that is killed `at` a place; whether it ended by itself."""
     child = os.fork()
     if not child:
@@ -48,7 +49,7 @@ def attempt(folder: Path, policy: Policy, way: str = "", at: float = 0) -> bool:
             if way in ("fsync", "rename"):
                 names = ("fsync",) if way == "fsync" else ("replace", "rename")
                 _kill_at(names, int(at))
-            Run(folder, SMALL, policy, progress=False).run_all()
+            Run(folder, settings, policy, progress=False).run_all()
             os._exit(0)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -114,20 +115,20 @@ def _timeless(value: object) -> object:
     return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dict[str, object]:
+def soak(kills: int, seed: int, root: Path, settings: Settings = SMALL) -> dict[str, object]:
     """Kill `kills` runs, resume each to its end and compare; returns the figures."""
     model = with_short_probe(ROOT / "data/micro", root / "model")
     rng, policy = random.Random(seed), load_policy(model)
     began = time.monotonic()
-    attempt(root / "whole", policy)
+    attempt(root / "whole", policy, settings)
     length, wanted = time.monotonic() - began, outputs(root / "whole")
-    same, killed, differing = 0, dict.fromkeys(ways, 0), []
+    same, killed, differing = 0, dict.fromkeys(WAYS, 0), []
     for i in range(kills):
-        folder, way = root / f"run{i}", ways[i % len(ways)]
+        folder, way = root / f"run{i}", WAYS[i % len(WAYS)]
         most = {"fsync": 150, "rename": 50}.get(way, length)
         at = rng.uniform(0, most) if way in ("moment", "line") else rng.randint(1, most)
-        killed[way] += not attempt(folder, policy, way, at)
-        attempt(folder, policy)
+        killed[way] += not attempt(folder, policy, settings, way, at)
+        attempt(folder, policy, settings)
         ours = outputs(folder)
         kept = {k: v for k, v in ours.items() if not k.startswith("metrics.damaged")}
         wrong = [name for name in {**wanted, **kept} if wanted.get(name) != kept.get(name)]
@@ -135,7 +136,8 @@ def soak(kills: int, seed: int, root: Path, ways: tuple[str, ...] = WAYS) -> dic
         differing += [f"run{i} ({way} {at:.2f}): {', '.join(wrong)}"] if wrong else []
     figures = {"runs": kills, "killed": killed, "identical": same, "differing": differing}
     figures |= {"seed": seed, "seconds": round(time.monotonic() - began)}
-    return figures | {"command": f"python tests/soak.py --kills {kills} --seed {seed}"}
+    command = f"python tests/soak.py --kills {kills} --seed {seed}"
+    return figures | {"command": command + f" --env {settings.env}" * (settings != SMALL)}
 
 
 def main() -> int:
@@ -143,9 +145,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="kill runs, resume them, compare")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--env", default=SMALL.env, help="world of the runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = soak(args.kills, args.seed, Path(folder))
+        figures = soak(args.kills, args.seed, Path(folder), replace(SMALL, env=args.env))
     print(json.dumps(figures, indent=1))
     return int(figures["identical"] < args.kills)
 
