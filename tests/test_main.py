@@ -96,6 +96,7 @@ def flags(tiny):
             "prompt_set",
             "rounds",
             "lr",
+            "max_new_tokens",
         )
     }
     return [
