@@ -31,7 +31,7 @@ def micro(model, tmp_path_factory):
     """A run of one short round on the embedded model."""
     less = {"rounds": 1, "extract_games": 24, "state_games": 16, "num_draws": 2, "eval_maps": 24}
     less |= {"env": "oelkit/FrozenLake4x4-v0", "lr": 1e-3, "steps": 20}  # learned in one round
-    settings = Settings(model=str(model), run_ablations=False, **less)
+    settings = Settings(model=str(model), run_ablations=False, gate="off", **less)
     folder = tmp_path_factory.mktemp("runs") / "short"
     Run(folder, settings, progress=False).run_all()
     return folder
