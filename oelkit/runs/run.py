@@ -30,7 +30,6 @@ from .driver import Driver, versions
 from .estimate import Estimate, estimate
 from .saved import SavedRun
 from .settings import Settings, check_ranges, check_settings, run_folder
-from .stages import read_run
 from .table import ARMS
 
 _LATER = ("rounds", "run_ablations", "gate")  # settings that a run may be opened without
@@ -113,7 +112,7 @@ class Run(Driver, Shown):
         Raises:
             ValueError: there is no such run or setting, or the change would make it another run.
         """
-        theirs = asdict(Settings()) | read_run(Path(folder))["settings"]
+        theirs = asdict(SavedRun(folder).settings)
         check_settings(theirs | changes)
         for name, value in changes.items():
             less = name in ("rounds", "run_ablations") and value < theirs[name]
@@ -143,7 +142,7 @@ class Run(Driver, Shown):
         return replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
 
     def _compare_settings(self) -> dict[str, Any]:
-        theirs = asdict(Settings()) | read_run(self.folder)["settings"]
+        theirs = asdict(SavedRun(self.folder).settings)
         ours = {k: v for k, v in asdict(self.settings).items() if k not in _LATER}
         differ = {k: v for k, v in ours.items() if theirs[k] != v}
         if differ:
