@@ -59,7 +59,10 @@ class Curation(Shown):
         self._source = tuple(given.records("items", items, ExperienceItem))
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:
-            raise ValueError(f"items need distinct ids; more than one is called {double[0]!r}")
+            raise ValueError(
+                f"items need distinct ids; more than one is called {double[0]!r}: extract draws "
+                "at once (num_draws=2), or what is extracted again with another round="
+            )
         self._size: int | None = None
         self.load([])
         self.reload()

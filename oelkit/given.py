@@ -42,6 +42,13 @@ def whole(name: str, value: Any) -> int:
         raise TypeError(f"{name}: expected a whole number, got {_shown(value)}") from None
 
 
+def count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number; TypeError where it is none, ValueError where it is less than `least`."""
+    if (n := whole(name, value)) < least:
+        raise ValueError(f"{name}={n}: need {least} or more")
+    return n
+
+
 def path(name: str, value: Any) -> Path:
     """A path; TypeError where it is none."""
     if not isinstance(value, str | os.PathLike):

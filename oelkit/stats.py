@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from . import given
+
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a rate (default: 95 %).
@@ -52,8 +54,12 @@ def paired_bootstrap(
         (difference, low, high).
 
     Raises:
-        ValueError: the episodes are not the same.
+        ValueError: the episodes are not the same, or no numbers.
+        TypeError: `a` or `b` is a text, such as a report's passes_string (see `outcomes`).
     """
+    resamples, seed = given.count("resamples", resamples), given.count("seed", seed, 0)
+    if isinstance(a, str) or isinstance(b, str):
+        raise TypeError("a text is no outcomes: stats.outcomes(passes, maps) makes them of it")
     maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:
         raise ValueError("reports on different maps cannot be paired")
@@ -61,6 +67,8 @@ def paired_bootstrap(
     if x.shape != y.shape or not x.size:
         shapes = f"{x.shape} and {y.shape} episodes (sampling seeds, maps)"
         raise ValueError(f"{shapes} cannot be paired")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("an outcome is not finite: leave its map out of both")
     difference, rng = y - x, np.random.default_rng(seed)
     # how often each sampling seed and each map is drawn, as a share
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in difference.shape)
@@ -80,12 +88,14 @@ def draw_spread(rates: Sequence[float], games: float) -> float:
         games: games per draw.
 
     Raises:
-        ValueError: fewer than two draws, or than two games per draw.
+        ValueError: fewer than two draws, or than two games per draw, or no rates.
     """
     if len(rates) < 2 or games < 2:
         what = f"{len(rates)} draws of {games} games have no spread"
         raise ValueError(f"{what}: two of each are needed")
     p = np.asarray(rates, float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"rates={list(rates)}: need numbers from 0 to 1")
     return math.sqrt(max(0.0, float(p.var(ddof=1) - (p * (1 - p)).mean() / (games - 1))))
 
 
@@ -106,11 +116,13 @@ def episodes_needed(
         alpha: probability that one is shown where there is none.
 
     Raises:
-        ValueError: no rate differs by this.
+        ValueError: no rate differs by this, or power or alpha is no probability.
     """
     others = [q for q in (rate - difference, rate + difference) if 0 <= round(q, 9) <= 1]
     if not 0 <= rate <= 1 or difference <= 0 or not others:
         raise ValueError(f"no pass rate differs from {rate} by {difference}")
+    if not (0 < power < 1 and 0 < alpha < 1):
+        raise ValueError(f"power={power}, alpha={alpha}: need numbers between 0 and 1")
     z, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     q = min(others, key=lambda q: abs(q - 0.5))  # the noisier of the two
     m, noise = (rate + q) / 2, rate * (1 - rate) + max(0.0, q * (1 - q))

@@ -16,12 +16,14 @@ from oelkit import (
     export,
     extract,
     load_policy,
+    memory_plan,
     parse_items,
     rollout,
     summary,
 )
 from oelkit.__main__ import main
 from oelkit.records import ExperienceItem, State
+from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap
 from oelkit.steps.agreement import agreement
 from oelkit.steps.evaluation import report_of
 from oelkit.steps.rollouts import states
@@ -83,6 +85,9 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: load_policy("micro", lora="r=8"), "lora: expected a dict such as"),
         (lambda p: parse_items(None), "text: expected a str"),
         (lambda p: summary({}), "metrics: expected what Run.run_all returns"),
+        (lambda p: memory_plan(p, float("nan")), "experience_tokens: expected a whole number"),
+        (lambda p: memory_plan(p, retain=1), "retain: expected a bool"),
+        (lambda p: paired_bootstrap("01", "10"), r"stats.outcomes\(passes, maps\)"),
     ],
 )
 def test_a_wrong_type_is_told_in_a_sentence(tiny, tmp_path, monkeypatch, wrong, told):
@@ -90,6 +95,29 @@ def test_a_wrong_type_is_told_in_a_sentence(tiny, tmp_path, monkeypatch, wrong, 
     with pytest.raises(TypeError, match=told):
         wrong(tiny)
     assert not [*tmp_path.iterdir()]  # no run that cannot be opened again
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (lambda p: memory_plan(p, -1), "experience_tokens=-1: need 0 or more"),
+        (lambda p: memory_plan(p, reply_tokens=0), "reply_tokens=0: need 1 or more"),
+        (lambda p: memory_plan(p, texts=0), "texts=0: need 1"),
+        (lambda p: distill(p, [STATE], "notes", top_k=-1), "top_k=-1: need 0 or more"),
+        (lambda p: distill(p, [STATE], "notes", max_new_tokens=0), "max_new_tokens=0: need 1"),
+        (lambda p: distill(p, [STATE], "notes", batch_tokens=-1), "batch_tokens=-1: need 1"),
+        (lambda p: distill(p, [STATE], "notes", clip=0.0), "clip=0.0: need a number above 0"),
+        (lambda p: agreement(p, [STATE], "notes", max_new_tokens=0), "max_new_tokens=0"),
+        (lambda p: paired_bootstrap([0, 1], [1, 1], resamples=0), "resamples=0: need 1 or more"),
+        (lambda p: paired_bootstrap([0, np.nan], [1, 1]), "not finite"),
+        (lambda p: draw_spread([0.1, 2], 9), "numbers from 0 to 1"),
+        (lambda p: episodes_needed(0.5, power=1), "power=1, alpha=0.05: need numbers between"),
+        (lambda p: Curation([ITEM, ITEM]), "num_draws"),
+    ],
+)
+def test_a_wrong_number_is_told_in_a_sentence(tiny, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        wrong(tiny)
 
 
 def test_what_is_meant_is_taken(tiny):

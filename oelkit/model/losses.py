@@ -93,6 +93,8 @@ def jsd(
     """
     if not 0 <= beta <= 1 or tail not in TAILS:
         raise ValueError(f"beta={beta}, tail={tail!r}: need 0 to 1, and one of {', '.join(TAILS)}")
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k={top_k}: need 0 or more; None is all ids")
     loss_and_dlogits = partial(_divergence, beta=beta, top_k=top_k, tail=tail)
     return _loss(student_hidden, (teacher_hidden,), head, loss_and_dlogits, **options)
 

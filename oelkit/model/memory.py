@@ -119,9 +119,19 @@ def memory_plan(
         retain: whether the student, too, reads the experience: its sequences are that much longer.
         batch_tokens: of a micro-batch; None chooses.
         texts: different experience texts, of which each sample draws one.
+
+    Raises:
+        TypeError: one of them is no whole number.
+        ValueError: one is too small.
     """
     given.a_policy(policy)
-    reply = reply_tokens or load_prompt_set(policy.default_prompt_set).max_new_tokens
+    if reply_tokens is None:
+        reply_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
+    experience_tokens = given.count("experience_tokens", experience_tokens, 0)
+    state_tokens = given.count("state_tokens", state_tokens)
+    reply, texts = given.count("reply_tokens", reply_tokens), given.count("texts", texts)
+    batch_size, retain = given.count("batch_size", batch_size), given.one("retain", retain, bool)
+    batch_tokens = None if batch_tokens is None else given.count("batch_tokens", batch_tokens)
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     student = state_tokens + reply + experience_tokens * retain
     teacher = state_tokens + reply + experience_tokens * (not shared)

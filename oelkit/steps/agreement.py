@@ -59,7 +59,8 @@ def agreement(
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     plain = [policy.encode(s.prompt) for s in states]
     read = [policy.encode(with_experience(prompt_set, s.prompt, experience)) for s in states]
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens or prompt_set.max_new_tokens}
+    longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
+    how: dict[str, Any] = {"max_new_tokens": longest}
     ids = [r.ids for r in generate(policy, plain, adapter=adapter, temperature=1, seed=seed, **how)]
     own = token_logprobs(policy, plain, ids, adapter=adapter)
     theirs = token_logprobs(policy, read, ids, adapter=teacher)

@@ -60,8 +60,8 @@ def compare_answers(
     plain = policy.encode(messages)
     read = policy.encode(with_experience(prompt_set, messages, experience))
     prompts = {arm: read if arm == "in_context" else plain for arm in ARMS}
-    how: dict[str, Any] = {"temperature": 0}
-    how["max_new_tokens"] = max_new_tokens or prompt_set.max_new_tokens
+    longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
+    how: dict[str, Any] = {"temperature": 0, "max_new_tokens": longest}
     replies = {
         arm: generate(policy, [prompts[arm]], adapter=adapter, **how)[0]
         for arm, adapter in ARMS.items()

@@ -74,6 +74,29 @@ def prepare(
             "nothing to distill: no experience is left (no items were extracted, or all were "
             "rejected)"
         )
+    _check(c)
+    if not isinstance(prompt_set, PromptSet):
+        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    longest = c.max_new_tokens or prompt_set.max_new_tokens
+    states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
+    with oom_hint("a trial in small", max_new_tokens=longest, batch_size=c.batch_size):
+        plan = memory_plan(
+            policy,
+            max(0, added),
+            state_tokens=plain,
+            reply_tokens=longest,
+            batch_size=c.batch_size,
+            retain=c.retention > 0,
+            batch_tokens=c.batch_tokens,
+            texts=len(set(texts)),
+        )
+    optimizer, scaler = _adamw(policy, c), _scaler(policy, c.batch_size * longest)
+    rng = random.Random(seed)
+    return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
+
+
+def _check(c: DistillConfig) -> None:
+    """Refuse settings that make no sense; ValueError names them."""
     if c.batch_size < 1 or not 0 < c.temperature < math.inf or not 0 <= c.retention <= 1:
         raise ValueError(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
@@ -87,27 +110,14 @@ def prepare(
             f"lr={c.lr}, weight_decay={c.weight_decay}: a step would take all of the adapter or "
             "more; need a weight_decay from 0 to below 1 / lr"
         )
+    for name, least in {"max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}.items():
+        if (value := getattr(c, name)) is not None:
+            given.count(name, value, least)
+    if c.clip is not None and not c.clip > 0:
+        raise ValueError(f"clip={c.clip}: need a number above 0; None is no limit")
     if c.batch_size < ranks.count():
         few = f"batch_size={c.batch_size} with {ranks.count()} processes"
         raise ValueError(f"{few}: each needs a state of its own; raise it, or start fewer")
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
-    longest = c.max_new_tokens or prompt_set.max_new_tokens
-    states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
-    with oom_hint("a trial in small", max_new_tokens=longest, batch_size=c.batch_size):
-        plan = memory_plan(
-            policy,
-            added,
-            state_tokens=plain,
-            reply_tokens=longest,
-            batch_size=c.batch_size,
-            retain=c.retention > 0,
-            batch_tokens=c.batch_tokens,
-            texts=len(set(texts)),
-        )
-    optimizer, scaler = _adamw(policy, c), _scaler(policy, c.batch_size * longest)
-    rng = random.Random(seed)
-    return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
 
 
 def _fitting(
@@ -135,6 +145,7 @@ def _fitting(
         if n > room and not why:
             what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
             todo = "lower budget_tokens or reject items" if text else "leave such states out"
+            todo += ", or lower max_new_tokens"
             why = (
                 f"{what}state {state.id!r} makes {n} tokens: with a reply of {max_new_tokens} that "
                 f"is more than the context of {policy.context_length}; {todo}"
