@@ -5,6 +5,7 @@ named, a real one.
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,15 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TOOLS, make_model, make_tokenizer, shake
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from oelkit import load_prompt_set, read_chats, states
 from oelkit.config import ModelConfig
 from oelkit.model import loading
+from oelkit.model.base import context_length
 from oelkit.model.head import Head
 from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.losses import cross_entropy
 from oelkit.model.memory import checkpointed
+from oelkit.model.plain import PlainModel
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden, token_batches, token_logprobs
 from oelkit.prompts import with_experience
@@ -421,8 +425,6 @@ def test_missing_folder_and_not_a_model(tmp_path):
 
 
 def test_damaged_weights(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     weights = make_model(tmp_path) / "model.safetensors"
     tensors = load_file(weights)
     tensors.pop("model.layers.1.mlp.up_proj.weight")
@@ -435,6 +437,30 @@ def test_damaged_weights(tmp_path):
     weights.unlink()
     with pytest.raises(ValueError, match="not a usable causal language model"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensors, config, told",
+    [
+        ({".self_attn.q_proj.weight_scale": [1]}, {}, "hold .*q_proj.weight_scale, which"),
+        ({".mlp.up_proj.bias": [128]}, {}, "hold .*up_proj.bias, which the model would leave out"),
+        ({".input_layernorm.weight": [2]}, {}, r"is \[2\] in its weight files and \[64\] by"),
+        ({}, {"quantization_config": {"load_in_4bit": True}}, "but its weights are dense; delete"),
+        ({".self_attn.rotary_emb.inv_freq": [8], ".self_attn.k_proj.k_scale": [1]}, {}, ""),
+    ],
+)
+def test_weights_with_which_the_model_would_not_compute(
+    tiny_model, tmp_path, tensors, config, told
+):
+    """Such as a scale of 8 bits that Transformers does not know."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(path := tmp_path / "model/model.safetensors")
+    weights |= {f"model.layers.0{name}": torch.ones(shape) for name, shape in tensors.items()}
+    save_file(weights, path, {"format": "pt"})
+    settings = json.loads((path := tmp_path / "model/config.json").read_text())
+    path.write_text(json.dumps(settings | config))
+    with pytest.raises(ValueError, match=told) if told else nullcontext():
+        load_policy(tmp_path / "model")
 
 
 def test_a_model_of_another_kind(tmp_path):
@@ -544,8 +570,17 @@ def test_rope_that_changes_with_the_length_ends_where_it_changes(tmp_path):
     )
     policy = load_policy(save(Phi3ForCausalLM(config), tmp_path))
     assert policy.context_length == 64
+    assert PlainModel(tmp_path, str(tmp_path), "paper").context_length == 64
     with pytest.raises(ValueError, match="context of 64"):
         generate(policy, [[5] * 60], max_new_tokens=8)
+
+
+def test_the_context_of_models_that_name_it_otherwise(tiny):
+    from transformers import BloomConfig, MptConfig
+
+    assert context_length(MptConfig(max_seq_len=64), tiny.tokenizer) == 64
+    tiny.tokenizer.model_max_length = 99
+    assert context_length(BloomConfig(), tiny.tokenizer) == 99
 
 
 def test_a_recurrent_model_with_a_state_of_its_own_is_refused(tmp_path):

@@ -72,6 +72,25 @@ def test_the_template_says_what_ends_a_turn(tmp_path, template, special, ends):
         )
 
 
+def test_what_ends_a_turn_is_no_text_though_it_is_no_special_token(tmp_path):
+    policy = policy_with(tmp_path, LLAMA, added=["<|start|>", "<|eot|>"])
+    ids = policy.tokenizer("[up]<|eot|>", add_special_tokens=False)["input_ids"]
+    assert ids[-1] in policy.eos_ids and policy.reply_text(policy.encode(ASK), ids) == "[up]"
+
+
+def test_ends_that_are_no_ids_and_a_model_without_any(tmp_path):
+    make_model(tmp_path, chat_template="{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    ends = tmp_path / "generation_config.json"
+    ends.write_text('{"eos_token_id": "<|im_end|>"}')
+    with pytest.raises(ValueError, match="generation_config.json has eos_token_id='<|im_end|>'"):
+        load_policy(tmp_path)
+    ends.write_text('{"eos_token_id": null}')
+    tokenizer = json.loads((path := tmp_path / "tokenizer_config.json").read_text())
+    path.write_text(json.dumps(tokenizer | {"eos_token": None}))
+    with pytest.warns(UserWarning, match="nothing ends its replies"):
+        load_policy(tmp_path)
+
+
 @pytest.mark.parametrize("begin, end", THOUGHTS)
 def test_thoughts_are_no_answers(begin, end):
     assert answer_text(f"{begin}[up]?{end}\n\n[left]") == "[left]"

@@ -8,6 +8,7 @@ the model that the user named, run code that comes with a model, or read a pickl
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -30,6 +31,7 @@ from .. import given
 from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
+from .base import check_weights
 from .lora import adapter_config, attach, lora_config, plain_lora
 from .policy import Policy
 from .quantised import (
@@ -128,6 +130,7 @@ def load_policy(
         policy.load_adapter(adapter)
     policy.sync_teacher()
     policy.check_hidden()
+    _check_ends(policy)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1 if empty.num_parameters() < ONE_THREAD_PARAMS else _threads)
     return policy
@@ -145,6 +148,23 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
     )
     policy.date = config.date
     return policy
+
+
+def _check_ends(policy: Policy) -> None:
+    """Refuse ends of a reply that are no ids; warn where nothing ends one."""
+    said = policy.base_lm.generation_config.eos_token_id
+    ids = said if isinstance(said, list) else [said]
+    if not all(i is None or type(i) is int for i in ids):
+        raise ValueError(
+            f"{policy.name}: its generation_config.json has eos_token_id={said!r}; write an id, or "
+            "a list of ids"
+        )
+    if not policy.eos_ids:
+        warnings.warn(
+            f"{policy.name}: nothing ends its replies, for neither tokenizer nor generation_config "
+            "nor chat template names a token that does; each goes on to max_new_tokens",
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -222,6 +242,7 @@ def _load_base(
             device_map={"": device},
             use_safetensors=True,  # the other format is a pickle
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             **options,
         )
     base, info = loaded
@@ -234,9 +255,7 @@ def _load_base(
             f"{name}: a {config.model_type} model keeps its state in a way of its own, in which "
             "replies would depend on what they are sampled beside; it is not supported"
         )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])[0]
-        raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
+    check_weights(base, info, name)
     if packed or "bitsandbytes" in quantised_with(config):
         keep_gradients(base)
         say_what_stays_dense(base, name)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..config import Sampling
 from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
 from ..text import answer_text, begun_thought, in_marks
+from .base import context_length
 from .loading import load_policy
 from .lora import seeded
 from .sampling import Reply
@@ -96,7 +97,7 @@ class PlainModel:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        self.context_length = self.model.config.get_text_config().max_position_embeddings
+        self.context_length = context_length(self.model.config, self.tokenizer)
         how = {"add_generation_prompt": True, "tokenize": False, **self._template}
         self._parts = wants_parts(lambda m: self.tokenizer.apply_chat_template(m, **how))
         asked = self.tokenizer.decode(self.encode([{"role": "user", "content": MARK}]))
@@ -131,8 +132,8 @@ class PlainModel:
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         ends = {ends} if isinstance(ends, int) else {*ends}
         last = next((i for i, token in enumerate(ids) if token in ends), None)
+        text = self.tokenizer.decode(ids[:last], skip_special_tokens=True)
         ids = ids if last is None else ids[: last + 1]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Reply(ids, in_marks(text) if self._in_words else text, last is None)
 
     def answer_text(self, reply: str) -> str:

@@ -23,6 +23,7 @@ from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
 from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
+from .base import context_length
 from .head import Head, head_of
 
 
@@ -56,17 +57,8 @@ class Policy(Shown, Adapters):
 
     @property
     def context_length(self) -> int:
-        """Longest prompt + reply, in tokens.
-
-        Longrope ends where its factors change: Transformers changes them for a batch as a whole.
-        """
-        config = self.base_lm.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        if "longrope" in str(rope):
-            return rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", config.max_position_embeddings
-            )
-        return getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        """Longest prompt + reply, in tokens."""
+        return context_length(self.base_lm.config, self.tokenizer)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -227,10 +219,11 @@ class Policy(Shown, Adapters):
 
     @cached_property
     def _unsaid(self) -> set[int]:
-        """Special tokens that are no text; those which mark a thought are."""
+        """Special tokens and ends of a turn are no text; those which mark a thought are."""
         marks = "\n".join(begin + end for begin, end in THOUGHTS)
         added = self.tokenizer.added_tokens_decoder.items()
-        special = {i for i, token in added if token.special} | {*self.tokenizer.all_special_ids}
+        special = {i for i, token in added if token.special} | {*self.eos_ids}
+        special |= {*self.tokenizer.all_special_ids}
         return {i for i in special if str(self.tokenizer.convert_ids_to_tokens(i)) not in marks}
 
     def answer_text(self, reply: str) -> str:

@@ -1,0 +1,69 @@
+"""A base model as its files have it: how long its context is, and whether it computes with all that
+its weight files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# scales of activations and of cached keys and values, for kernels that compute in few bits
+_OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale")
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Longest prompt + reply, in tokens, of a model with this config.
+
+    Longrope ends where its factors change: Transformers changes them for a batch as a whole.
+    """
+    config = config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "longrope" in str(rope):
+        original = "original_max_position_embeddings"
+        most = rope.get(original) or getattr(config, original, most)
+    return most or tokenizer.model_max_length
+
+
+def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
+    """Refuse weights that are not what the model computes with.
+
+    Args:
+        base: as it was loaded.
+        info: what `from_pretrained` says of the loading.
+        name: of the model, for the errors.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or is one too many in a layer (a scale,
+            a bias), so that this layer would be another one; or dense weights are said to be in
+            few bits.
+    """
+    todo = (
+        "they are quantised in a way that Transformers does not know, or its config.json is of "
+        "another model; take the dense model"
+    )
+    if info["missing_keys"]:
+        missing = min(info["missing_keys"])
+        raise ValueError(f"{name}: its weight files lack {missing} and perhaps more")
+    for key, theirs, ours in sorted(info["mismatched_keys"], key=str)[:1]:
+        shapes = f"is {[*theirs]} in its weight files and {[*ours]} by its config.json"
+        raise ValueError(f"{name}: {key} {shapes}: {todo}")
+    layers = {
+        n
+        for n, m in base.named_modules()
+        if not any(m.children()) and any(True for _ in m.parameters(recurse=False))
+    }
+    for key in sorted(info["unexpected_keys"]):
+        parts = key.split(".")
+        inside = any(".".join(parts[:n]) in layers for n in range(1, len(parts)))
+        if inside and parts[-1] not in _OF_ACTIVATIONS:
+            what = f"its weight files hold {key}, which the model would leave out"
+            raise ValueError(f"{name}: {what}: {todo}")
+    for module in base.modules():
+        packed = type(module).__module__.startswith("bitsandbytes")
+        if packed and type(module.weight) is torch.nn.Parameter:
+            raise ValueError(
+                f"{name}: its config.json has a quantization_config, but its weights are dense; "
+                "delete that from the config.json"
+            )
