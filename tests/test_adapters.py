@@ -212,7 +212,16 @@ def test_an_adapter_whose_tensors_have_another_prefix_is_told_so(tiny_model, tmp
         ({"rank_pattern": {"q_proj": 10**9}}, "says a rank of 1000000000, its matrices"),
         ({"r": "8"}, "r='8', which is of another kind"),
         ({"rank_pattern": [8]}, r"rank_pattern=\[8\], which is of another kind"),
-        ({"alpha_pattern": {"x": "8"}}, r"a pattern with \['8'\], which are no numbers"),
+        ({"alpha_pattern": {"x": "8"}}, "an alpha of '8'; need a number"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "a rank of 2.5; need a whole number"),
+        ({"r": None}, "r=None, which is of another kind"),
+        ({"r": 0}, "a rank of 0; need a whole number from 1"),
+        ({"lora_alpha": float("nan")}, "an alpha of nan; need a number"),
+        ({"lora_dropout": 1.5}, "lora_dropout=1.5; need 0 to below 1"),
+        ({"use_rslora": "no"}, "use_rslora='no', which is of another kind"),
+        ({"layers_to_transform": "0"}, "layers_to_transform='0', which is of another kind"),
+        ({"target_modules": ["nope"]}, "its LoRA does not fit .*'nope'"),
+        ({"target_modules": "["}, "its LoRA does not fit .*unterminated"),
     ],
 )
 def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(

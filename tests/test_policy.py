@@ -96,6 +96,14 @@ def test_lora_arguments(tiny_model):
     assert {tuple(p.shape) for p in policy.trainable()} == {(4, 64), (64, 4)} and len(
         policy.trainable()
     ) == 4
+    with pytest.warns(UserWarning, match="lora= names qproj: no such layer of"):
+        load_policy(tiny_model, lora={"target_modules": ["qproj", "v_proj"]})
+    for wrong, told in (
+        ({"r": None}, "lora= has r=None, which is of another kind"),
+        ({"layers_to_transform": [0]}, "lora= cannot be: .layers_to_transform. cannot be used"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load_policy(tiny_model, lora=wrong)
 
 
 def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_model):

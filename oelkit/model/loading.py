@@ -32,7 +32,8 @@ from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
 from .base import check_weights
-from .lora import adapter_config, attach, lora_config, plain_lora
+from .lora import attach, warn_of_names
+from .lora_settings import adapter_config, lora_config, plain_lora
 from .policy import Policy
 from .quantised import (
     check_gradients,
@@ -122,7 +123,9 @@ def load_policy(
     prompts = str(notes(Path(source)).get("prompts", "paper"))
     if adapter is None and lora_settings.exclude_modules is None:
         lora_settings.exclude_modules = no_adapter(base)
-    model = attach(base, lora_settings, name)
+    model = attach(base, lora_settings, name, f"{adapter}: its LoRA" if adapter else "lora=")
+    if adapter is None:
+        warn_of_names(model, (lora or {}).get("target_modules"), name)
     if (method := quantised_with(config)) not in ("", "bitsandbytes"):
         check_gradients(model, name, method)
     policy = Policy(model, name, tokenizer, prompts, enable_thinking, source)

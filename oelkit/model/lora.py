@@ -1,14 +1,12 @@
-"""LoRA as oelkit takes it: which settings, on which layers, and what lies in a folder of PEFT.
+"""LoRA on a base model, and what lies in a folder of PEFT.
 
 What it does: attaches student and teacher to a base model, and makes sure that an adapter from a
-folder is what PEFT says it is, or refuses it by the name of the setting. What it does not: switch,
-train or save adapters (see `adapters`).
+folder is what PEFT says it is. What it does not: say which settings are taken (see
+`lora_settings`), switch, train or save adapters (see `adapters`).
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -22,32 +20,42 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from transformers import PreTrainedModel
 
+from .lora_settings import OFF_BASE, SHAPE, adapter_config, plain_lora
 from .source import notes
-from .tensors import load_tensors, tensor_shapes
-
-# settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
-WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
-WHERE += ["target_parameters"]  # PEFT's own choice for experts that lie in one tensor
-SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
-PATTERNS = "rank_pattern", "alpha_pattern"
-# these say nothing of what the adapter computes; fan_in_fan_out follows from the base
-SILENT = ["task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"]
-SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qalora_group_size"]
-SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights"]
-STARTS = True, "gaussian"  # B = 0: the untrained student is the base
-OFF_BASE = "pissa", "olora"  # take the start of A and B off the base's weights
+from .tensors import load_tensors
 
 
-def attach(base: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
-    """The base with "student" (active) and "teacher"; the same A in each process."""
+def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lora=") -> PeftModel:
+    """The base with "student" (active) and "teacher"; the same A in each process.
+
+    Args:
+        base: the model.
+        config: of both.
+        name: of the base.
+        what: whose settings they are, for the error.
+
+    Raises:
+        ValueError: there are no such layers, or PEFT has no such LoRA for them.
+    """
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT warns of a name that is not the folder
-    with seeded(0, base.device), _no_noise():  # LoRA's A is random
-        model = get_peft_model(base, config, adapter_name="student")
+    try:
+        with seeded(0, base.device), _no_noise():  # LoRA's A is random
+            model = get_peft_model(base, config, adapter_name="student")
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{what} does not fit {name}: {error}") from error
     config.base_model_name_or_path = name
     add_adapter(model, "teacher", config)
     model.set_adapter("student")
     return model.eval()
+
+
+def warn_of_names(model: Any, names: Any, name: str) -> None:
+    """Say which of the layers that the user names get no adapter, misspelt ones say."""
+    found = [f".{layer}" for layer in model.base_model.targeted_module_names]
+    names = () if names is None or isinstance(names, str) else names
+    if lost := sorted(n for n in names if not any(x.endswith(f".{n}") for x in found)):
+        warnings.warn(f"lora= names {', '.join(lost)}: no such layer of {name}", stacklevel=3)
 
 
 def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
@@ -63,90 +71,6 @@ def _no_noise() -> Iterator[None]:
         for kind in (FutureWarning, PeftWarning, UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", kind)
         yield
-
-
-def adapter_config(folder: Path) -> LoraConfig:
-    """The settings of a LoRA folder.
-
-    Raises:
-        FileNotFoundError: no adapter there.
-        ValueError: another kind of adapter, or a setting that oelkit does not take.
-    """
-    files = "adapter_config.json", "adapter_model.safetensors"
-    if not all((folder / name).is_file() for name in files):
-        raise FileNotFoundError(f"{folder}: no adapter there ({' and '.join(files)})")
-    try:
-        given = json.loads((folder / files[0]).read_text("utf-8-sig"))
-        kind = given.get("peft_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder}: its {files[0]} is not JSON of an adapter") from error
-    if kind != "LORA":
-        raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
-    config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
-    shapes = tensor_shapes(folder / files[1])  # before anything of that size is made
-    rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
-    wide = max((max(x) for key, x in shapes.items() if ".lora_" in key and x), default=0)
-    # of a rank below that there may be no layer, with a pattern for each
-    if (most := max([config.r, *(config.rank_pattern or {}).values()])) > wide:
-        raise ValueError(f"{folder}: it says a rank of {most}, its matrices have {rows} at most")
-    return config
-
-
-def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STARTS) -> LoraConfig:
-    """A LoraConfig of settings that oelkit takes.
-
-    Args:
-        given: settings by name.
-        what: whose they are, for the error.
-        starts: values of init_lora_weights that are taken.
-
-    Raises:
-        ValueError: any other setting, named.
-    """
-    default = LoraConfig()
-    for key, value in given.items():
-        known = key in (*SHAPE, *WHERE, *SILENT)
-        if not known and value and value != getattr(default, key, None):
-            raise ValueError(
-                f"{what} has {key}={value!r}; oelkit trains the matrices A and B of LoRA (and "
-                "DoRA's magnitudes) and nothing else"
-            )
-    start = given.get("init_lora_weights", True)
-    if start not in starts:
-        raise ValueError(
-            f"{what} has init_lora_weights={start!r}, which begins elsewhere than at the base "
-            f"model; oelkit takes {' or '.join(map(repr, starts))}"
-        )
-    if start in OFF_BASE and given.get("use_dora"):
-        raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
-    for key, kind in {
-        "r": int,
-        "lora_alpha": (int, float),
-        "lora_dropout": (int, float),
-        **dict.fromkeys(PATTERNS, dict),
-    }.items():
-        if not isinstance(given.get(key) or getattr(default, key), kind):
-            raise ValueError(f"{what} has {key}={given[key]!r}, which is of another kind")
-    numbers = [n for key in PATTERNS for n in (given.get(key) or {}).values()]
-    if not all(isinstance(n, int | float) for n in numbers):
-        raise ValueError(f"{what} has a pattern with {numbers}, which are no numbers")
-    return LoraConfig(**{key: value for key, value in given.items() if hasattr(default, key)})
-
-
-def plain_lora(config: LoraConfig) -> LoraConfig:
-    """The settings under which oelkit holds an adapter from a folder: untrained, it is the base.
-
-    PiSSA and OLoRA become LoRA of twice the rank (see `_with_start`).
-    """
-    config = copy.deepcopy(config)
-    if config.init_lora_weights in OFF_BASE:
-        grown = 2**0.5 if config.use_rslora else 2  # what multiplies B A stays
-        config.r *= 2
-        config.lora_alpha *= grown  # pyright: ignore[reportAttributeAccessIssue]
-        config.rank_pattern = {k: 2 * r for k, r in (config.rank_pattern or {}).items()}
-        config.alpha_pattern = {k: grown * a for k, a in (config.alpha_pattern or {}).items()}
-    config.init_lora_weights, config.lora_dropout = True, 0.0
-    return config
 
 
 def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tensor]:
@@ -186,7 +110,7 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
             f"policy's on {len(places)} ({said[1]}); {take}"
         )
     if theirs.init_lora_weights in OFF_BASE and not nowhere:
-        state = _with_start(model, theirs, state)
+        state = _with_start(folder, model, theirs, state)
     names = {_behind_number(key): key for key in want}
     if nowhere and {_behind_number(key) for key in state} == names.keys():
         key = min(state)
@@ -230,15 +154,15 @@ def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
 
 
 def _with_start(
-    model: Any, config: LoraConfig, state: dict[str, torch.Tensor]
+    folder: Path, model: Any, config: LoraConfig, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """What PEFT took off the base's weights at the start, as further rows of A and of -B."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     if not all(m.weight.is_floating_point() for m in bases):
         raise ValueError(
-            f"an adapter with init_lora_weights={config.init_lora_weights!r} needs the dense base; "
-            "load it with quantize=None"
+            f"{folder}: an adapter with init_lora_weights={config.init_lora_weights!r} needs the "
+            "dense base; load it with quantize=None"
         )
     kept = [m.weight.data.clone() for m in bases]
     add_adapter(model, "start", config)

@@ -27,7 +27,8 @@ from oelkit.model import attention, losses, prefix
 from oelkit.model.adapters import Adapters
 from oelkit.model.head import Head
 from oelkit.model.loading import LORA
-from oelkit.model.lora import attach, lora_config
+from oelkit.model.lora import attach
+from oelkit.model.lora_settings import lora_config
 from oelkit.model.memory import MemoryPlan
 from oelkit.model.policy import Policy
 from oelkit.model.prefix import SharedPrefix
