@@ -52,8 +52,8 @@ _NOTHING_NEW = re.compile(
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
 # a heading as a person, or an editor, may write it
 _DRAW = re.compile(
-    r"^(?:[^\S\n]|\ufeff){0,9}(?:#{1,6}[^\S\n]{0,9}|\*\*)draw[^\S\n]{0,9}(\d+)"
-    r"(?:[^\w\n]*|[^\S\n]{0,9}\([^\n]*)$",
+    r"^(?:[^\S\n]|\ufeff){0,9}(?:#{1,6}[^\S\n]{0,9}|\*\*)draws?[^\S\n]{0,9}(\d+)"
+    r"(?:[^\w\n]*|[^\S\n]{0,9}[(\[:,;–—-][^\n]*)$",
     re.MULTILINE | re.IGNORECASE,
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")

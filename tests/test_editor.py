@@ -256,6 +256,14 @@ def test_an_item_shown_before_the_page_is_there_is_where_it_opens():
     assert sent[0]["at"] == "i20" and "i20" in sent[0]["rows"]
     with pytest.raises(ValueError, match="nobody"):
         editor.show("nobody")
+    merged = editor.curation.merge([editor.curation.merge(["i20", "i21"]), "i2"])
+    editor._handle_custom_msg({"op": "hello"}, [])
+    assert sent[-1]["at"] == merged  # in its place
+    editor.show("i21")
+    assert sent[-1]["at"] == merged
+    editor.curation.undo()
+    editor.show("i2")
+    assert sent[-1]["at"] == "i2"
 
 
 def test_what_hangs_on_the_items_hears_of_each_change(files):
@@ -293,6 +301,7 @@ def test_budget_author_export_and_import_are_messages(files):
     browser.do("accept", ids=["i0"])
     assert browser.view.curation.log[0].author == "Ann" == browser.state["author"]
     assert browser.do("budget", to=3)["cut"] == ["H is a hole."]
+    assert "budget_tokens=-1" in browser.do("budget", to=-1)["error"]
     name, text = browser.do("export", texts=["csv"])["file"]
     assert name == "curation.csv" and browser.do("import", texts=[text])["notice"].endswith(
         "differs"

@@ -14,6 +14,7 @@ from helpers import Doors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oelkit import Run, Settings
 from oelkit.envs import (
     ACTIONS,
     BOARDS,
@@ -667,6 +668,30 @@ def test_only_the_version_at_the_end_names_the_held_out_world(name, monkeypatch)
     assert held_out(stem) == f"{stem}Unseen-v{version}"  # the latest
     assert held_out("oelkit/FrozenLake4x4") == "oelkit/FrozenLake4x4Unseen-v0"
     assert held_out("oelkit/FrozenLake") == "oelkit/FrozenLake"
+
+
+@pytest.mark.parametrize("near", ["test/NearUnseen-v1", "test/NearUnseen", "test/Near-unseen-v2"])
+def test_a_world_that_is_called_nearly_as_the_held_out_one_is_told(near, monkeypatch):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    for env_id in ("test/Near-v2", near):
+        gym.register(env_id, entry_point=Doors, max_episode_steps=5)
+    with pytest.warns(UserWarning, match=f"called test/NearUnseen-v2, and {near} is there"):
+        assert held_out("test/Near-v2") == "test/Near-v2"
+    with pytest.raises(TypeError, match="env_id: expected a str"):
+        held_out(None)
+
+
+def test_a_held_out_world_that_is_no_world_of_text_is_told_before_anything_is_played(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    gym.register("test/Half-v0", entry_point=Doors, max_episode_steps=5)
+    gym.register("test/HalfUnseen-v0", entry_point=Doors)
+    with pytest.raises(ValueError, match="'test/HalfUnseen-v0' has no limit of turns"):
+        Run(tmp_path / "run", Settings(env="test/Half-v0"), tiny)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_module_of_a_world_is_loaded_to_find_its_held_out_one(tmp_path, monkeypatch):

@@ -435,6 +435,13 @@ def test_experience_files(place):
         "H is a hole."
     ]
     assert commands.experience_texts("experience.md") == ["a\nb", "c"]
+    (place / "mine.md").write_text("# Mine\n\n## Draw 0\na\n")
+    with pytest.raises(ValueError, match="mine.md: text before the first heading `## Draw 0`"):
+        commands.experience_texts("mine.md")
+    (place / "nothing.md").write_text("## Draw 0\n\n## Draw 1\n")
+    with pytest.raises(ValueError, match="nothing.md: there is no experience in it"):
+        commands.experience_texts("nothing.md")
+    assert commands.experience_texts("nothing.md", needed=False) == [""]
     assert commands.experience_texts(path) == [
         "- EXPERIENCE ITEM: a\n- EXPERIENCE ITEM: c",
         "- EXPERIENCE ITEM: b",

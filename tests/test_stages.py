@@ -762,6 +762,8 @@ def known(folder, text, draws=3):
         lambda text: text.replace("## Draw 1", "### Draw 1 ###"),
         lambda text: text.replace("## Draw 1", "##Draw 1 (mine)"),
         lambda text: text.replace("## Draw 1", "**Draw 1**"),
+        lambda text: text.replace("## Draw 1", "## Draws 1: mine"),
+        lambda text: text.replace("## Draw 1", "## Draw 1 - mine"),
     ],
 )
 def test_what_an_editor_adds_to_an_experience_md_loses_no_draw(tmp_path, edit):

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import given
 from ..runs.settings import Settings
 from .runs import folder_of, settings_of
 
@@ -139,7 +138,8 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
             raise ValueError(f"{path} cannot be written: choose another place")
     settings = settings_of(args)
     envs.check(settings.env)  # this also imports the module of a "module:id"
-    return settings, experience_texts(getattr(args, "experience", None))
+    path, needed = getattr(args, "experience", None), args.command != "extract"
+    return settings, experience_texts(path, needed)
 
 
 def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
@@ -185,15 +185,20 @@ def data(args: Namespace) -> None:
     print(f"{len(rows):,} rows ({args.what})")
 
 
-def experience_texts(path: str | None) -> list[str]:
-    """The experience texts in a file, one per draw; [""] where there is none.
+def experience_texts(path: str | None, needed: bool = True) -> list[str]:
+    """The experience texts in a file, one per draw; [""] where there is no file.
 
     Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
-    heading per draw, as an experience.md has."""
+    heading per draw, as an experience.md has.
+
+    Raises:
+        ValueError: there is no text in it, and one is needed.
+    """
     from ..curation import replay
     from ..records import ExperienceItem, read_jsonl
+    from ..runs.files import read_experience
     from ..statements import items_for_draw
-    from ..text import by_draw, experience_text
+    from ..text import experience_text
 
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
@@ -201,6 +206,9 @@ def experience_texts(path: str | None) -> list[str]:
         draws = sorted({item.draw for item in items if item.model})  # a person's are for every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
-        head, draws = by_draw(given.text_file(path) if path else "")
-        texts = [text for text in (head, *(said for _, said in draws)) if text]
+        head, draws = read_experience(path) if path else ("", [])
+        texts = draws or [head]
+    texts = [text for text in texts if text]
+    if path and needed and not texts:
+        raise ValueError(f"{path}: there is no experience in it (no items, or all were rejected)")
     return texts or [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -49,8 +50,10 @@ for _id, (_entry_point, _kwargs) in WORLDS.items():
 def held_out(env_id: str) -> str:
     """The world of a world's held-out layouts (`…Unseen-v0`), or the same id where it has none.
 
-    An id without a version is the latest of that name, as everywhere in gymnasium.
+    An id without a version is the latest of that name, as everywhere in gymnasium. A warning tells
+    of a world that is called nearly as the held-out one must be.
     """
+    given.one("env_id", env_id, str, ", the id of a registered world")
     module, _, name = env_id.rpartition(":")
     if module:
         with suppress(ImportError):  # `make` says so
@@ -59,7 +62,18 @@ def held_out(env_id: str) -> str:
         versions = [i for i in gym.registry if re.fullmatch(re.escape(name) + r"-v\d+", i)]
         name = max(versions, key=lambda i: int(i.rpartition("-v")[2]), default=name)
     unseen = re.sub(r"(-v\d+)?$", r"Unseen\1", name, count=1)
-    return f"{module}:{unseen}".lstrip(":") if unseen in gym.registry else env_id
+    if unseen in gym.registry:
+        return f"{module}:{unseen}".lstrip(":")
+    near = [i for i in gym.registry if _letters(i) == _letters(unseen)]
+    if near and name in gym.registry:
+        told = f"the held-out layouts of {name} must be called {unseen}, and {near[0]} is there"
+        warnings.warn(f"{told}: evaluation is on those of training", stacklevel=2)
+    return env_id
+
+
+def _letters(env_id: str) -> str:
+    """What is left of an id without its version, case and signs."""
+    return re.sub(r"-v\d+$|[^\w/]|_", "", env_id).lower()
 
 
 def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:

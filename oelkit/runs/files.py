@@ -16,8 +16,9 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from ..given import placed
+from ..given import placed, text_file
 from ..records import sync_folder, write_text
+from ..text import by_draw
 
 try:
     import fcntl
@@ -70,6 +71,19 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
         if wrong or not isinstance(value, dict):
             raise ValueError(f"{path}: damaged (no {', '.join(wrong)} in it); restore or delete it")
     return value
+
+
+def read_experience(path: Path | str) -> tuple[str, list[str]]:
+    """A file of experience: what has no heading, or else the text of each draw, by their numbers.
+
+    Raises:
+        ValueError: text stands above the first heading of a draw.
+    """
+    head, draws = by_draw(text_file(path))
+    if draws and head:
+        what = f"text before the first heading `## Draw {draws[0][0]}` is in no draw's text"
+        raise ValueError(f"{path}: {what}; move it below a heading, or take it out")
+    return head, [said for _, said in sorted(draws, key=lambda draw: int(draw[0]))]
 
 
 def write_json(path: Path, value: Any) -> None:

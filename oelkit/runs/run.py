@@ -65,7 +65,8 @@ class Run(Driver, Shown):
         model = {"model": policy.name} if policy else {}
         self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))
-        envs.check(settings.env)  # an unknown world is an error now, not after the model is loaded
+        for world in {settings.env, envs.held_out(settings.env)}:
+            envs.check(world)  # an unknown one is an error now, not after the model is loaded
         if (self.folder / "run.json").exists():
             files.refuse_links(self.folder)
             theirs = self._compare_settings()

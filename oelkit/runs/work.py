@@ -29,7 +29,7 @@ from ..statements import items_for_draw
 from ..steps import distillation, extraction, rollouts
 from ..text import by_draw, join_experience, parse_items, truncate_to_budget, well_formed
 from .context import RunContext
-from .files import append_bytes, keep_aside, read_json, sha256, stamp, write_json
+from .files import append_bytes, keep_aside, read_experience, read_json, sha256, stamp, write_json
 
 
 def rollout(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
@@ -223,13 +223,9 @@ def known_texts(run: RunContext, k: int) -> list[str]:
 
 
 def read_texts(run: RunContext, path: Path) -> list[str]:
-    """The text of each draw in an experience.md; ValueError where some stands before the first."""
-    head, draws = by_draw(given.text_file(path))
-    if draws and head:
-        raise ValueError(f"{path}: text before the first heading `## Draw 0` is in no draw's text")
-    # a person's file may lack the headings
-    draws.sort(key=lambda draw: int(draw[0]))
-    return [said for _, said in draws] or [head] * run.settings.num_draws
+    """The text of each draw in an experience.md; a person's may lack the headings."""
+    head, draws = read_experience(path)
+    return draws or [head] * run.settings.num_draws
 
 
 def as_draws(texts: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
+from ... import given
 from ...curation import Curation
 from ...exchange import bring_in, export
 from ...records import ConflictError, Trajectory
@@ -38,7 +39,7 @@ class ExperienceEditor(LiveView):
             the foot, what an edit makes out of date say.
 
     Raises:
-        ValueError: There is a budget, and no tokenizer.
+        ValueError: There is a budget and no tokenizer, or it is below 0.
     """
 
     _esm = source("board.js", "editor_rows.js", "editor_panels.js", "editor_page.js", "editor.js")
@@ -63,7 +64,8 @@ class ExperienceEditor(LiveView):
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
-        self.curation, self.budget, self.prompt = curation, budget_tokens, prompt or str
+        self.curation, self.budget, self.prompt = curation, _budget(budget_tokens), prompt or str
+        games = given.records("games", games, Trajectory)
         self.games, self.on_turn = {game.id: game for game in games}, on_turn
         self.worth = dict(worth or {})
         self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
@@ -109,7 +111,14 @@ class ExperienceEditor(LiveView):
         self.send_json(**news, rows=changed, **more)
 
     def _row_of(self, id: str) -> str | None:
-        return next((row for row, ids in self._groups.items() if id in ids), None)
+        """The row of an item, or of what was made of it."""
+        rows = {item: row for row, ids in self._groups.items() for item in ids}
+        while id not in rows:
+            made = [op.new[0] for op in self.curation.history(id) if id in op.ids and op.new]
+            if not made:
+                return None
+            id = made[-1]
+        return rows[id]
 
     def _receive(self, message: dict) -> None:
         before = len(self.curation.log)
@@ -172,7 +181,7 @@ class ExperienceEditor(LiveView):
             case "draw":
                 self.draw = to
             case "budget":  # in this view; a run cuts by its own setting
-                self.budget = to
+                self.budget = _budget(to)
             case "author":
                 self.curation.author = texts[0].strip() or self.curation.author
             case "reload":
@@ -227,3 +236,7 @@ class ExperienceEditor(LiveView):
             "log": [None if c.log_path is None else str(c.log_path), len(c.log)],
             "hint": self._hint if isinstance(self._hint, str) else "",
         }
+
+
+def _budget(tokens: int | None) -> int | None:
+    return None if tokens is None else given.count("budget_tokens", tokens, 0)
