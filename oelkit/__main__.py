@@ -18,6 +18,10 @@ from .flags import FIELDS, STEPS, add_own, add_setting
 from .given import did_you_mean
 from .runs.settings import SCALES, Settings
 
+# bitsandbytes, which PEFT imports, hands functions to torch.compile while it is loaded, and that
+# loads the compiler: a quarter of every start. Nothing of ours is compiled.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 EPILOG = """\
 oelkit COMMAND --help says more, with an example. To begin with, in a minute:
   oelkit demo

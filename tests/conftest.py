@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is loaded: threads that wait sleep, so that a busy machine slows a test a little
 # instead of a hundredfold. Processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the command line does: what compiles nothing need not load torch's compiler.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import house
 import pytest
@@ -68,7 +70,8 @@ def smaller(tmp_path, monkeypatch):
     """
     from oelkit.runs.settings import SCALES
 
-    less = {"extract_games": 8, "state_games": 8, "steps": 2, "eval_maps": 16}
+    less = {"extract_games": 8, "state_games": 8, "num_draws": 2, "steps": 2, "eval_maps": 16}
+    less |= {"gate": "off", "max_new_tokens": 16}  # the base model's replies are cut off
     for name, value in less.items():
         monkeypatch.setitem(SCALES["tiny"], name, value)
     startup = tmp_path / "ipython/profile_default/startup"

@@ -36,6 +36,7 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     policy, rows = load_policy(model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
     less = {"extract_games": 8, "state_games": 4, "num_draws": 3, "eval_maps": 4}
+    less["max_new_tokens"] = 16  # the base model's replies are cut off
     settings = Settings(**less, steps=2, batch_size=4, gate="off")
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)

@@ -170,9 +170,9 @@ def paths(policy, all_losses):
 
 
 def replies(policy, prompts):
-    found = generate(policy, prompts, max_new_tokens=20)
+    found = generate(policy, prompts, max_new_tokens=4)
     lengths = [len(r.ids) for r in found]
-    assert lengths == [20] * len(prompts), lengths
+    assert lengths == [4] * len(prompts), lengths
 
 
 def main() -> int:

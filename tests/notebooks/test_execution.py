@@ -1,5 +1,5 @@
 """Every notebook executes on its own, through the strict runner, on a run of its own at the default
-scale; those that train, with less of everything (`make run` has all of it).
+scale; those that train or extract, with less of everything (`make run` has all of it).
 """
 
 import json
@@ -57,7 +57,7 @@ def check(copy, folder):
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
 def test_runs_alone(name, run, request, tmp_path):
     fewer = {"00": {"maps": 16}, "07": {"rounds": 2}}.get(name[:2], {})  # `make run` has all
-    if name[:2] in ("05", "06", "07", "08", "10"):
+    if name[:2] in ("03", "05", "06", "07", "08", "10"):
         request.getfixturevalue("smaller")
     if name[:2] in ("06", "07"):
         fewer["model"] = str(with_short_probe(ROOT / "data/micro", tmp_path / "model"))
