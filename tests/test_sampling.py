@@ -105,9 +105,11 @@ def test_mode_flags_and_config_are_as_before(tiny):
     config = tiny.base_lm.generation_config
     for mode in (True, False):
         tiny.model.train(mode)
+        tiny.base_lm.base_model.layers[0].eval()  # a part in another mode, as routers without noise
+        modes = [m.training for m in tiny.model.modules()]
         flags = [p.requires_grad for p in tiny.model.parameters()]
         generate(tiny, [[5, 6]], max_new_tokens=2, adapter="teacher")
-        assert tiny.model.training is mode and tiny.base_lm.training is mode
+        assert [m.training for m in tiny.model.modules()] == modes
         assert [p.requires_grad for p in tiny.model.parameters()] == flags
         assert tiny.base_lm.generation_config is config
 

@@ -156,6 +156,18 @@ class Adapters:
             if any("jitter" in name for name in vars(module)):
                 module.training = False
 
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Without dropout; afterwards each module is in the mode in which it was."""
+        training = [module for module in self.model.modules() if module.training]
+        if training:
+            self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
     def is_untrained(self, name: str = "student") -> bool:
         """Whether the adapter adds nothing yet."""
         return not any(

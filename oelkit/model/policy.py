@@ -282,9 +282,5 @@ class Policy(Shown, Adapters):
         Raises:
             ValueError: it is trained, or of a kind that the losses do not know.
         """
-        training = self.model.training
-        self.model.eval()  # no dropout in the trial
-        try:
+        with self.eval_mode():  # no dropout in the trial
             return head_of(self.base_lm, self.name)
-        finally:
-            self.model.train(training)

@@ -147,14 +147,11 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 def can_share(policy: Policy) -> bool:
     """Whether hidden states are the same with a shared prefix; if not, one warning says why."""
     if policy not in _shares:
-        training = policy.model.training
-        policy.model.eval()
         try:
-            reason = prefix_obstacle(policy.base_lm) or _trial(policy)
+            with policy.eval_mode():
+                reason = prefix_obstacle(policy.base_lm) or _trial(policy)
         except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
             reason = f"a trial run failed ({str(error).splitlines()[0]})"
-        finally:
-            policy.model.train(training)
         if reason:
             alike = "prompts that begin alike are computed in full"
             warnings.warn(f"{policy.name}: {alike}, because {reason}", stacklevel=2)

@@ -155,19 +155,18 @@ def _generating(policy: Policy, s: Sampling) -> Iterator[None]:
     The folder's own penalties and cut-offs would alter the distribution that training assumes.
     """
     draw = {"do_sample": True, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
-    base_lm, training = policy.base_lm, policy.model.training
+    base_lm = policy.base_lm
     own = base_lm.generation_config
     base_lm.generation_config = GenerationConfig(
         eos_token_id=policy.eos_ids or None,
         pad_token_id=policy.pad_id,
         **(draw if s.temperature else {}),
     )
-    policy.model.eval()
     try:
-        yield
+        with policy.eval_mode():
+            yield
     finally:
         base_lm.generation_config = own
-        policy.model.train(training)
 
 
 def _split(batches: list[list[int]], kinds: list[Any]) -> Iterator[list[int]]:
