@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from oelkit import distill
 from oelkit.model.loading import load_policy
 from oelkit.model.sampling import generate
+from oelkit.model.scoring import token_logprobs
 from oelkit.records import State
 
 IDS = torch.tensor([[5, 6, 7, 20, 30, 40, 50, 3, 9]])
@@ -343,6 +344,28 @@ def test_an_adapters_own_dropout(tiny_model, tmp_path):
         torch.rand(3)  # another state of the global generator
         runs.append([row["loss"] for row in distill(policy, STATES, "H is bad.", **same)])
     assert runs[0] == runs[1] and runs[0][0] > 1e-3
+
+
+def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mode(tiny_model):
+    """With DoRA, which is never merged, so that its dropout is passed."""
+    policy = load_policy(tiny_model, lora={"lora_dropout": 0.5, "use_dora": True})
+    shake(policy)
+    for adapter in ("student", "teacher"):
+        want = token_logprobs(policy, [[5, 6]], [[7, 8]], adapter=adapter)
+        policy.model.train()
+        found = token_logprobs(policy, [[5, 6]], [[7, 8]], adapter=adapter)
+        assert torch.equal(found[0], want[0]) and policy.model.training
+        policy.model.eval()
+    losses = []
+    for left in (False, True):
+        policy.reset()
+        shake(policy)
+        policy.model.train(left)
+        policy.check_hidden()
+        how = {"steps": 1, "batch_size": 2, "max_new_tokens": 2, "retention": 0.0}
+        losses += [distill(policy, STATES, "notes", **how)[0]["loss"]]
+        assert policy.model.training is left
+    assert losses[0] == losses[1]
 
 
 # -- folders that are quantised already

@@ -149,12 +149,21 @@ class Adapters:
             hook.remove()
         return len(called) == len(self.lora_layers)
 
-    def train(self) -> None:
-        """Train mode, for LoRA's dropout and gradient checkpointing; routers add no noise."""
+    @contextmanager
+    def train_mode(self) -> Iterator[None]:
+        """With LoRA's dropout and gradient checkpointing, but no noise of routers; afterwards each
+        module is in the mode in which it was.
+        """
+        before = [(module, module.training) for module in self.model.modules()]
         self.model.train()
         for module in self.base_lm.modules():
             if any("jitter" in name for name in vars(module)):
                 module.training = False
+        try:
+            yield
+        finally:
+            for module, training in before:
+                module.training = training
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:

@@ -194,21 +194,17 @@ def checkpointed(policy: Policy) -> Iterator[None]:
 @torch.no_grad()
 def _read(policy: Policy, tokens: int) -> None:
     """What the teacher does."""
-    with policy.adapter("teacher", merge=True):
+    with policy.adapter("teacher", merge=True), policy.eval_mode():
         policy.hidden(_ids(policy, tokens))
 
 
 def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
     """What the student does, with so many rows of the loss."""
-    with policy.adapter("student"):
-        policy.train()
-        try:
-            hidden = policy.hidden(_ids(policy, tokens))[0]
-            hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
-            loss = losses.reverse_kl(hidden, hidden.detach(), policy.head)
-            torch.autograd.grad(loss, policy.trainable(), allow_unused=True)  # leaves .grad alone
-        finally:
-            policy.model.eval()
+    with policy.adapter("student"), policy.train_mode():
+        hidden = policy.hidden(_ids(policy, tokens))[0]
+        hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
+        loss = losses.reverse_kl(hidden, hidden.detach(), policy.head)
+        torch.autograd.grad(loss, policy.trainable(), allow_unused=True)  # leaves .grad alone
 
 
 def _ids(policy: Policy, tokens: int) -> torch.Tensor:

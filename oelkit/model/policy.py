@@ -262,7 +262,8 @@ class Policy(Shown, Adapters):
         """
         ids = self.encode([{"role": "user", "content": "The quick brown fox. 1 + 1 = ?"}])
         prompt = torch.tensor([ids], device=self.device)
-        whole, half = (self.hidden(x)[0] for x in (prompt, prompt[:, : len(ids) // 2]))
+        with self.eval_mode():
+            whole, half = (self.hidden(x)[0] for x in (prompt, prompt[:, : len(ids) // 2]))
         if whole.dtype == torch.float16 and not whole.isfinite().all():
             raise ValueError(
                 f"{self.name}: its hidden states overflow in float16; load it with "

@@ -65,7 +65,7 @@ def token_logprobs(
     """Log-probability of every reply token: one float32 tensor [len(reply)] per pair, in order."""
     head, out = policy.head, {}
     lengths = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
-    with policy.adapter(adapter, merge=True):
+    with policy.adapter(adapter, merge=True), policy.eval_mode():
         for batch in token_batches(lengths, batch_tokens):
             ids = [replies[i] for i in batch]
             hidden = reply_hidden(policy, [prompts[i] for i in batch], ids)

@@ -235,7 +235,7 @@ def _score(
 ) -> list[torch.Tensor]:
     """The teacher's hidden states [reply tokens, D] for each reply."""
     hidden_of: dict[int, torch.Tensor] = {}
-    with t.policy.adapter("teacher", merge=True):
+    with t.policy.adapter("teacher", merge=True), t.policy.eval_mode():
         for text, group in groups:
             prefix = _prefix(t, text) if text else None
             skip = len(prefix.ids) if prefix else 0
@@ -265,14 +265,10 @@ def _backward(
         weights = torch.tensor(per_token, device=policy.device)
         sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
-        with policy.adapter("student"):
-            policy.train()
-            try:
-                hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
-                value = _loss(hidden, teacher, sampled, head, weights, t.config)
-                t.scaler.scale(value).backward()
-            finally:
-                policy.model.eval()
+        with policy.adapter("student"), policy.train_mode():
+            hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+            value = _loss(hidden, teacher, sampled, head, weights, t.config)
+            t.scaler.scale(value).backward()
         total += value.item()
         spread = losses.entropy(hidden.detach(), head, temperature=t.config.temperature)
         entropy += float(spread @ weights)
