@@ -19,7 +19,7 @@ from .given import did_you_mean
 from .runs.settings import SCALES, Settings
 
 # bitsandbytes, which PEFT imports, hands functions to torch.compile while it is loaded, and that
-# loads the compiler: a quarter of every start. Nothing of ours is compiled.
+# loads the compiler: one of six seconds of every start. Nothing of ours is compiled.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 EPILOG = """\
