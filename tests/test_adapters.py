@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from oelkit import distill
 from oelkit.model.loading import load_policy
+from oelkit.model.plain import merge_adapter
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import token_logprobs
 from oelkit.records import State
@@ -366,6 +367,21 @@ def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mod
         losses += [distill(policy, STATES, "notes", **how)[0]["loss"]]
         assert policy.model.training is left
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "lora, told",
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it adapts embedding or head, which are the same"),
+        ({"lora_bias": True}, "lora_bias=True.* Export to peft"),
+    ],
+)
+def test_what_the_base_has_no_place_for_is_not_merged(tiny_model, tmp_path, lora, told):
+    """Merged into tied weights, an adapter of the embedding would be one of the head as well."""
+    load_policy(tiny_model, lora=lora).save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=told):
+        merge_adapter(str(tiny_model), tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # -- folders that are quantised already

@@ -34,7 +34,8 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
         out: the folder that is written.
 
     Raises:
-        ValueError: the base is stored quantised, so that there is nothing to merge into.
+        ValueError: the base is stored quantised, so that there is nothing to merge into; or the
+            adapter has parts for which the base has no place.
     """
     policy = load_policy(model, quantize=None, adapter=adapter)
     if getattr(policy.base_lm.config, "quantization_config", None):
@@ -42,9 +43,19 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             f"{model}: its weights are quantised, and no adapter is merged into such; export to "
             "peft, or name the dense model"
         )
+    adapted = [getattr(x.get_base_layer(), "weight", None) for x in policy.lora_layers]
+    outer = policy.base_lm.get_input_embeddings(), policy.base_lm.get_output_embeddings()
+    if outer[0].weight is outer[1].weight and any(x is outer[0].weight for x in adapted):
+        raise ValueError(
+            f"{adapter}: it adapts embedding or head, which are the same weights here, so that a "
+            "merged model would be another one; export to peft"
+        )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
     half = torch.float16 if _stored_dtype(policy.source) == "float16" else torch.bfloat16
-    merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
+    try:
+        merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
+    except RuntimeError as error:  # of biases of LoRA on layers that have none
+        raise ValueError(f"{adapter}: {error} Export to peft") from error
     config.eos_token_id = eos  # what ends a turn may be known to the chat template alone
     try:
         merged.save_pretrained(out)
