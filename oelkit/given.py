@@ -20,11 +20,14 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 T = TypeVar("T")
 
 
-def a_policy(value: Any) -> None:
-    """Refuse what is no loaded model; TypeError says how to load one."""
+def a_policy(value: Any, adapters: bool = False) -> None:
+    """Refuse what is no loaded model, or has no adapters; TypeError says how to load one."""
     if not hasattr(value, "encode") or isinstance(value, str):
         told = _shown(value)
         raise TypeError(f"policy: expected a loaded model, got {told}; use oelkit.load_policy(…)")
+    if adapters and not hasattr(value, "trainable"):
+        told = f"a {type(value).__name__} has neither student nor teacher, it plays and writes"
+        raise TypeError(f"policy: {told}; use oelkit.load_policy(…)")
 
 
 def one(name: str, value: Any, kind: type[T], hint: str = "") -> T:

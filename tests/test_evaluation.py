@@ -214,6 +214,21 @@ def test_evaluate_samples_as_asked(tiny, monkeypatch):
     assert calls[2][1] == {"seed": 0, "temperature": 0, "batch_tokens": 300, **LAKE}
 
 
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"answer": 4}, "question 2: answer must be text"),
+        ({"kind": "all"}, "question 2: all and n are no kinds"),
+        ({"messages": [{"role": "user", "content": "go " * 999}]}, "question 2 has .* out"),
+    ],
+)
+def test_a_probe_with_a_question_that_cannot_be_asked_is_named(tiny, tmp_path, wrong, told):
+    good = {"kind": "copy", "messages": [{"role": "user", "content": "x"}], "answer": "x"}
+    write_jsonl(tmp_path / "probe.jsonl", [good, good | wrong])
+    with pytest.raises(ValueError, match=f"probe.jsonl: {told}"):
+        probe(tiny, tmp_path / "probe.jsonl")
+
+
 def test_probe_file_errors(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.jsonl"):
         probe(tiny, tmp_path / "none.jsonl")

@@ -9,12 +9,13 @@ import pytest
 from helpers import TOOLS, make_model, make_tokenizer, some_prompts
 from tokenizers import AddedToken
 
-from oelkit import extract, rollout
+from oelkit import extract, memory_plan, rollout
 from oelkit.config import ModelConfig
 from oelkit.model.loading import load_policy, policy_from_config
 from oelkit.model.plain import PlainModel
 from oelkit.model.sampling import Reply, generate
 from oelkit.records import Outcome
+from oelkit.steps.compare import compare_answers
 from oelkit.text import THOUGHTS, answer_text, begun_thought
 
 ASK = [{"role": "user", "content": "go left"}]
@@ -188,6 +189,11 @@ def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
         assert ids.count(policy.eos_ids[-1]) == 1  # that of the template
     plain = PlainModel(tmp_path, str(tmp_path), "paper")
     assert plain.encode(ASK) == policy.encode(ASK)
+    with pytest.raises(ValueError, match="adapter=None: it has no adapters to choose from"):
+        generate(plain, [policy.encode(ASK)], adapter=None, max_new_tokens=2)  # type: ignore
+    for work in (memory_plan, lambda p: compare_answers(p, ASK, "notes")):
+        with pytest.raises(TypeError, match="a PlainModel has neither student nor teacher"):
+            work(plain)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def memory_plan(
         TypeError: one of them is no whole number.
         ValueError: one is too small.
     """
-    given.a_policy(policy)
+    given.a_policy(policy, adapters=True)
     if reply_tokens is None:
         reply_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     experience_tokens = given.count("experience_tokens", experience_tokens, 0)

@@ -100,6 +100,9 @@ def generate(
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)
     if not isinstance(policy, Policy):  # an exported model in plain Transformers, say: see `plain`
+        if adapter != "student":
+            told = "it has no adapters to choose from, use oelkit.load_policy(…)"
+            raise ValueError(f"{policy.name}, adapter={adapter!r}: {told}")
         return policy.generate(prompts, replace(sampling, max_new_tokens=new_tokens), seed)
     replies: dict[int, Reply] = {}
     eos, rng = policy.eos_ids, seeded(seed, policy.device)

@@ -51,7 +51,7 @@ def agreement(
     Raises:
         ValueError: no states, no experience, or a prompt over the context.
     """
-    given.a_policy(policy)
+    given.a_policy(policy, adapters=True)
     states, seed = given.records("states", states, State), given.whole("seed", seed)
     if not states or not given.texts("experience", [experience])[0].strip():
         raise ValueError("nothing to compare: there are no states, or no experience")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .. import given
 from ..model.policy import Policy
 from ..model.sampling import generate
 from ..model.scoring import token_logprobs
@@ -53,6 +54,7 @@ def compare_answers(
     Raises:
         ValueError: no experience, or a prompt over the context.
     """
+    given.a_policy(policy, adapters=True)
     if not experience.strip():
         raise ValueError("nothing to compare: the experience is empty")
     if not isinstance(prompt_set, PromptSet):

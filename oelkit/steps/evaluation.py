@@ -188,21 +188,20 @@ def probe(
         The share over all ("all") and by kind, and the number of questions ("n").
 
     Raises:
-        ValueError: no questions, or one without these keys.
+        ValueError: no questions, one without these keys, or one over the context.
         FileNotFoundError: no file.
     """
-    rows = read_jsonl(path)
-    if not rows:
-        raise ValueError(f"{path}: no questions in it")
-    for i, row in enumerate(rows, 1):
-        if not {"kind", "messages", "answer"} <= row.keys():
-            raise ValueError(
-                f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}"
-            )
+    rows = _questions(path)
     answers = [row["answer"] for row in rows]
     encode = policy.tokenizer
     short = 8 + max(len(encode(a, add_special_tokens=False)["input_ids"]) for a in answers)
     ids = [policy.encode(row["messages"]) for row in rows]
+    if (most := max(map(len, ids))) + short > policy.context_length:
+        raise ValueError(
+            f"{path}: question {[*map(len, ids)].index(most) + 1} has {most} tokens and the "
+            f"longest answer {short - 8}, which is more than the context of "
+            f"{policy.context_length}; leave it out"
+        )
     options: dict[str, Any] = {"temperature": 0, "adapter": adapter, "progress": progress}
     texts, thoughts = [], []
     for i, reply in enumerate(generate(policy, ids, max_new_tokens=short, **options)):
@@ -222,3 +221,20 @@ def probe(
         right.setdefault(row["kind"], []).append(correct)
     shares = {kind: sum(right[kind]) / len(right[kind]) for kind in ["all", *sorted(right)]}
     return {**shares, "n": len(rows)}
+
+
+def _questions(path: str | Path) -> list[dict[str, Any]]:
+    """The questions of a probe; ValueError for a file without any, or one that is none."""
+    rows = read_jsonl(path)
+    if not rows:
+        raise ValueError(f"{path}: no questions in it")
+    for i, row in enumerate(rows, 1):
+        if not {"kind", "messages", "answer"} <= row.keys():
+            raise ValueError(
+                f"{path}: question {i} must have kind, messages and answer; it has {sorted(row)}"
+            )
+        odd = [k for k in ("kind", "answer") if not isinstance(row[k], str)]
+        if odd or row["kind"] in ("all", "n"):
+            said = f"{' and '.join(odd)} must be text" if odd else "all and n are no kinds"
+            raise ValueError(f"{path}: question {i}: {said}")
+    return rows

@@ -63,7 +63,7 @@ def prepare(
     changes: dict[str, Any],
 ) -> Training:
     """Check all that can be wrong before the first step."""
-    given.a_policy(policy)
+    given.a_policy(policy, adapters=True)
     c, seed = given.settings("config", DistillConfig, config, changes), given.whole("seed", seed)
     states = given.records("states", states, State, " (oelkit.states makes them of trajectories)")
     texts = [text for text in given.texts("experiences", experiences) if text.strip()]

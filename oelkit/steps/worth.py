@@ -47,7 +47,7 @@ def leave_one_out(
     Raises:
         ValueError: no items, or what `evaluate` refuses.
     """
-    given.a_policy(policy)
+    given.a_policy(policy, adapters=True)
     path = path and given.path("path", path)
     texts = list(dict.fromkeys(given.texts("items", items)))
     seeds = given.seeds("seeds", seeds)

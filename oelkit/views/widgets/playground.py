@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
+from ... import given
 from ...records import Message, State
 from ...text import content_text, one_line
 from .base import StaticFallback
@@ -31,13 +32,14 @@ class Playground(StaticFallback, w.VBox):
         states: states to pick from; what is typed stands in place of the last message.
 
     Raises:
-        ValueError: there are no states.
+        ValueError: there are no states, or one has no message.
     """
 
     def __init__(self, ask: Callable[[list[Message]], Sequence[Answer]], states: Sequence[State]):
-        if not states:
-            raise ValueError("no states to pick from")
-        self._ask, self._states = ask, list(states)
+        states = given.records("states", states, State)
+        if not states or not all(state.prompt for state in states):
+            raise ValueError("no states to pick from, or one without a message")
+        self._ask, self._states = ask, states
         names = [(f"{s.id}: {one_line(_last(s))[:60]}", i) for i, s in enumerate(states)]
         self._state = w.Dropdown(options=names, description="state", layout=w.Layout(width="95%"))
         self._text = w.Textarea(rows=6, description="asked", layout=w.Layout(width="95%"))
