@@ -92,6 +92,7 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile 
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo 'python3 cannot make virtual environments here; on Debian or Ubuntu: sudo apt-get install python3-venv' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv
+	-@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip  # twice as fast as one of 2023
 	@touch $@
 
 .venv/installed: .venv/made $(SOURCES)
