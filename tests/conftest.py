@@ -16,7 +16,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import house
 import pytest
-from helpers import make_model
+from helpers import ROOT, make_model, with_short_probe
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,12 @@ def tiny(tiny_model):
     from oelkit.model.loading import load_policy
 
     return load_policy(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def micro_folder(tmp_path_factory):
+    """Folder of the embedded model with a few OOD questions: all of them take seconds each time."""
+    return with_short_probe(ROOT / "data/micro", tmp_path_factory.mktemp("model") / "micro")
 
 
 @pytest.fixture(scope="session")

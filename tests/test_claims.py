@@ -169,12 +169,14 @@ def test_what_the_study_makes_of_the_texts():
     assert set(edited("only the hole from round 2", 2, texts)) == {"H is a hole."}
 
 
-def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(tmp_path, monkeypatch):
+def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(
+    micro_folder, tmp_path, monkeypatch
+):
     anew = run_path(str(MICRO / "rounds.py"))["Anew"]
     settings = Settings(
         extract_games=16, state_games=4, steps=1, batch_size=4, eval_maps=2, run_ablations=False
     )
-    policy = load_policy("micro")
+    policy = load_policy(micro_folder)
     untrained, at_start = policy.trainable()[1].clone(), []
     distill = work.distillation.distill
     monkeypatch.setattr(

@@ -56,10 +56,10 @@ def test_held_out_guests_are_never_seen_in_training():
 
 
 @pytest.mark.slow
-def test_an_arm_runs_goes_on_and_is_drawn(tmp_path, monkeypatch):
+def test_an_arm_runs_goes_on_and_is_drawn(micro_folder, tmp_path, monkeypatch):
     learn = run_path(str(FOLDER / "learn.py"))
     monkeypatch.chdir(tmp_path)
-    few = {"model": "micro", "dtype": "float32", "extract_games": 2, "state_games": 2}
+    few = {"model": str(micro_folder), "dtype": "float32", "extract_games": 2, "state_games": 2}
     few |= {"num_draws": 1, "steps": 1, "batch_size": 2, "eval_maps": 4, "rounds": 2}
     settings, out = replace(learn["ONLINE"], **few), tmp_path / "rows.jsonl"
     folder = tmp_path / "runs" / "dinner_online_0" / "round_1"

@@ -156,22 +156,22 @@ def to_run(page):
     return [block for block in blocks if not any(word in block for word in ELSEWHERE)]
 
 
-def smaller(code):
-    for printed, ours in SMALLER.items():
+def smaller(code, model):
+    for printed, ours in [*SMALLER.items(), ('"micro"', f'"{model}"')]:
         code = code.replace(printed, ours)
     return code
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [*filter(to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+def test_python_blocks_run_one_after_the_other(page, micro_folder, tmp_path, monkeypatch):
     blocks = to_run(page)
     monkeypatch.chdir(tmp_path)
     lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
     (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
     names = {}
     for block in blocks:
-        exec(compile(smaller(block), f"{page.name}", "exec"), names)
+        exec(compile(smaller(block, micro_folder), f"{page.name}", "exec"), names)
     if "Doors" in names:
         gymnasium.registry.pop("demo/Doors-v0")
     if "my_adapter" in "".join(blocks):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import ROOT, by_hand, with_short_probe
+from helpers import by_hand
 from safetensors.torch import load_file, save_file
 
 from oelkit import __main__ as cli
@@ -22,16 +22,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return with_short_probe(ROOT / "data/micro", tmp_path_factory.mktemp("model") / "micro")
-
-
-@pytest.fixture(scope="module")
-def micro(model, tmp_path_factory):
+def micro(micro_folder, tmp_path_factory):
     """A run of one short round on the embedded model."""
     less = {"rounds": 1, "extract_games": 24, "state_games": 16, "num_draws": 2, "eval_maps": 24}
     less |= {"env": "oelkit/FrozenLake4x4-v0", "lr": 1e-3, "steps": 20}  # learned in one round
-    settings = Settings(model=str(model), run_ablations=False, gate="off", **less)
+    settings = Settings(model=str(micro_folder), run_ablations=False, gate="off", **less)
     folder = tmp_path_factory.mktemp("runs") / "short"
     Run(folder, settings, progress=False).run_all()
     return folder
@@ -57,23 +52,23 @@ def greedy(model, run, adapter="student"):
     return prompts, [reply.text for reply in replies]
 
 
-def test_an_adapter_in_plain_peft_says_what_the_run_says(micro, model):
+def test_an_adapter_in_plain_peft_says_what_the_run_says(micro, micro_folder):
     folder = export(micro, "peft")
-    policy = load_policy(model, adapter=micro / "round_1/adapter")
-    plain = PlainModel(folder, str(model), policy.default_prompt_set)
+    policy = load_policy(micro_folder, adapter=micro / "round_1/adapter")
+    plain = PlainModel(folder, str(micro_folder), policy.default_prompt_set)
     assert greedy(plain, micro) == greedy(policy, micro)
     assert greedy(plain, micro) != greedy(policy, micro, adapter=None)
 
 
-def test_a_merged_model_needs_neither_peft_nor_the_base(micro, model):
+def test_a_merged_model_needs_neither_peft_nor_the_base(micro, micro_folder):
     folder = export(micro, "merged")
     assert not (folder / "adapter_config.json").exists()
     weights = load_file(folder / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {"torch.bfloat16"}
     again = load_policy(folder)  # with the prompt set that it was trained on
-    assert again.default_prompt_set == load_policy(model).default_prompt_set
-    policy = load_policy(model, adapter=micro / "round_1/adapter")
-    plain = PlainModel(folder, str(model), policy.default_prompt_set)
+    assert again.default_prompt_set == load_policy(micro_folder).default_prompt_set
+    policy = load_policy(micro_folder, adapter=micro / "round_1/adapter")
+    plain = PlainModel(folder, str(micro_folder), policy.default_prompt_set)
     (prompts, merged), (theirs, run) = greedy(plain, micro), greedy(policy, micro)
     same = sum(a == b for a, b in zip(merged, run, strict=True))
     base = greedy(policy, micro, adapter=None)[1]

@@ -102,11 +102,11 @@ def test_what_is_true(learn):
 
 
 @pytest.fixture
-def small(learn, tmp_path, monkeypatch):
+def small(learn, micro_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return learn["replace"](
         learn["SETTINGS"],
-        model="micro",
+        model=str(micro_folder),
         dtype="auto",
         rounds=1,
         extract_games=2,
@@ -115,6 +115,7 @@ def small(learn, tmp_path, monkeypatch):
         steps=1,
         batch_size=2,
         eval_maps=4,
+        max_new_tokens=8,  # the base model's replies are cut off
     )
 
 
@@ -138,7 +139,7 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
 
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     mine = learn["settings_of"]("curated", small)
-    run = Run("runs/waiter_curated", mine, load_policy("micro"), progress=False)
+    run = Run("runs/waiter_curated", mine, load_policy(small.model), progress=False)
     texts = (
         "Guests at the red table want tea.",
         "Guests at the red table want a dog.",
@@ -182,7 +183,7 @@ def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
         ("own", "Guests at the red table want tea."),
         ("own_items_of_micro_writer", "Tea!"),
     ):
-        run = Run(f"runs/waiter_{name}", small, load_policy("micro"), progress=False)
+        run = Run(f"runs/waiter_{name}", small, load_policy(small.model), progress=False)
         item = ExperienceItem("i", text, (Evidence(run.rollout(1)[0].id, 0),), "micro", 1, 0)
         write_jsonl(
             run.round_folder(1) / "items.jsonl", [item, learn["replace"](item, id="j", draw=1)]
@@ -191,7 +192,7 @@ def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
     assert len(games) == 2 and all(game.count("The guest ") == 2 for game in games)
     out = tmp_path / "waiter.jsonl"
     learn["learn"]("own", small, out)
-    learn["learn"]("own", small, out, writer="micro")
+    learn["learn"]("own", small, out, writer=small.model)
     own, other = read_jsonl(out)
     assert (own["arm"], own["true"], own["as_played"]["n"]) == ("own", 2, 4)
     assert (other["arm"], other["true"], other["texts"]) == (
@@ -208,7 +209,7 @@ def test_own_games_stand_beside_own_items_and_another_models_items_are_an_arm(
 
 
 def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, small, tmp_path):
-    first = Run("runs/first", small, load_policy("micro"), progress=False)
+    first = Run("runs/first", small, load_policy(small.model), progress=False)
     item = ExperienceItem(
         "i",
         "Guests at the red table want tea.",

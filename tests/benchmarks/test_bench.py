@@ -98,9 +98,11 @@ def test_benchmarks_draws_each_line_once_with_its_target():
     assert_whole(figure)
 
 
-def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(tmp_path, monkeypatch):
+def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(
+    micro_folder, tmp_path, monkeypatch
+):
     out = tmp_path / "new" / "learn.jsonl"
-    what = ["--small", "--model", "micro", "--rounds=1", "--seeds=1", "--at-once=1"]
+    what = ["--small", "--model", str(micro_folder), "--rounds=1", "--seeds=1", "--at-once=1"]
     monkeypatch.setattr("sys.argv", ["gpu_learn.py", *what, "--out", str(out), "--seconds=1000"])
     assert gpu_learn.main() == 0
     first, other = map(json.loads, out.read_text().splitlines())

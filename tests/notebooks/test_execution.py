@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import with_short_probe
 
 from oelkit import Curation, Run, Settings
 from oelkit.notebooks import NotebookError, run_notebooks
@@ -55,12 +54,12 @@ def check(copy, folder):
 
 
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
-def test_runs_alone(name, run, request, tmp_path):
+def test_runs_alone(name, run, request):
     fewer = {"00": {"maps": 16}, "07": {"rounds": 2}}.get(name[:2], {})  # `make run` has all
     if name[:2] in ("03", "05", "06", "07", "08", "10"):
         request.getfixturevalue("smaller")
-    if name[:2] in ("06", "07"):
-        fewer["model"] = str(with_short_probe(ROOT / "data/micro", tmp_path / "model"))
+    if name[:2] in ("06", "07", "08"):
+        fewer["model"] = str(request.getfixturevalue("micro_folder"))
     (copy,) = run_notebooks([name], fewer, run=run, timeout=HANGS)
     check(copy, ROOT / "runs" / run)
 
