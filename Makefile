@@ -83,8 +83,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 SOURCES := pyproject.toml requirements.txt constraints.txt
-# --no-compile: Python compiles what is imported, a quarter of what is installed
-INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

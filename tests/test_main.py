@@ -461,6 +461,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     write_jsonl("states.jsonl", [State("s", "t", 0, [{"role": "user", "content": "x"}])])
     path = items(place / "items.jsonl", ["a", "b"])
     Curation.open(path, place / "curation.jsonl").reject(["i0", "i1"])
+    (place / "text.md").write_text("- EXPERIENCE ITEM: a")
     before = sorted(place.rglob("*"))
     distill = ["distill", *tiny, "--out", "a", "--steps", "1"]
     refused(
@@ -484,7 +485,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
         "absent.jsonl: No such file",
     )
     refused(
-        call(*distill, "--trajectories", "none.jsonl", "--experience", "items.jsonl"),
+        call(*distill, "--trajectories", "none.jsonl", "--experience", "text.md"),
         "trajectories are empty",
     )
     refused(
