@@ -150,32 +150,33 @@ class Adapters:
         return len(called) == len(self.lora_layers)
 
     @contextmanager
-    def train_mode(self) -> Iterator[None]:
-        """With LoRA's dropout and gradient checkpointing, but no noise of routers; afterwards each
-        module is in the mode in which it was.
-        """
+    def _modes(self) -> Iterator[list[Any]]:
+        """The modules in train mode; afterwards each module is in the mode in which it was."""
         before = [(module, module.training) for module in self.model.modules()]
-        self.model.train()
-        for module in self.base_lm.modules():
-            if any("jitter" in name for name in vars(module)):
-                module.training = False
         try:
-            yield
+            yield [module for module, training in before if training]
         finally:
             for module, training in before:
-                module.training = training
+                if module.training != training:
+                    module.training = training
+
+    @contextmanager
+    def train_mode(self) -> Iterator[None]:
+        """With LoRA's dropout and checkpointing, but no noise of routers; then as before."""
+        with self._modes():
+            self.model.train()
+            for module in self.base_lm.modules():
+                if any("jitter" in name for name in vars(module)):
+                    module.training = False
+            yield
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Without dropout; afterwards each module is in the mode in which it was."""
-        training = [module for module in self.model.modules() if module.training]
-        if training:
-            self.model.eval()
-        try:
+        """Without dropout; then as before."""
+        with self._modes() as training:
+            if training:
+                self.model.eval()
             yield
-        finally:
-            for module in training:
-                module.training = True
 
     def is_untrained(self, name: str = "student") -> bool:
         """Whether the adapter adds nothing yet."""
@@ -205,19 +206,18 @@ class Adapters:
 
     @contextmanager
     def as_found(self) -> Iterator[None]:
-        """Adapters, train mode and generation config are afterwards as they are now."""
+        """Adapters, modes and generation config are afterwards as they are now."""
         adapters = [*self.trainable(), *self._weights("teacher").values()]
         kept = [(p, p.detach().clone()) for p in adapters]
-        training, config = self.model.training, copy.deepcopy(self.base_lm.generation_config)
+        config = copy.deepcopy(self.base_lm.generation_config)
         try:
-            yield
+            with self._modes():
+                yield
         finally:
             with torch.no_grad():
                 for p, weights in kept:
                     p.copy_(weights)
             self.base_lm.generation_config = config
-            if self.model.training != training:
-                self.model.train(training)
 
     # -- files
 

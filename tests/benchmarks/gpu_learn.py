@@ -37,6 +37,9 @@ OTHERWISE = [  # what follows from the budget and from the loss: one at a time, 
     {"steps": 80},
 ]
 
+# of the rehearsal
+SMALL = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "max_new_tokens": 8}
+
 
 @dataclass
 class Job:
@@ -76,8 +79,7 @@ class Job:
 def _jobs(call: Call, model: str, rounds: int, seeds: int) -> list[Job]:
     """The waiter world with each seed, the dinner online and offline, then what is otherwise."""
     folder = call.out.with_suffix("")
-    few = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "max_new_tokens": 8}
-    few = few if call.small else {}
+    few = SMALL if call.small else {}
     jobs = []
 
     def job(script: str, seed: int, about: str, *options: str, like: Job | None = None) -> Job:
