@@ -49,6 +49,7 @@ from .targets import no_adapter
 # diverges first. PEFT's "all-linear" leaves the head out.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 # below, 16-bit or 4-bit weights save nothing that matters, so dense float32
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # as Transformers calls it
 SMALL_MODEL_PARAMS = 300_000_000
 # below, threads of a CPU wait for each other longer than they compute: a round of the embedded
 # model (5 M) took 96 s with two and 70 with one
@@ -106,6 +107,8 @@ def load_policy(
     with clear_errors(name):
         config = _settled(AutoConfig.from_pretrained(source, revision=revision))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        # that a prompt is over the context is said by those who know what it is of
+        tokenizer.deprecation_warnings[TOO_LONG] = True
         with torch.device("meta"):
             empty: Any = AutoModelForCausalLM.from_config(config)
     if not tokenizer.chat_template:
