@@ -415,6 +415,19 @@ def test_a_state_over_the_context_is_left_out_and_the_others_are_learned(tiny, l
         assert prepare(tiny, [long, *STATES], *options).states == STATES
 
 
+def test_a_state_that_the_template_does_not_take_is_left_out_and_the_others_are_learned(tiny):
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    asked = State("tools", "t", 0, [{"role": "user", "content": "?", "tools": tools}])
+    wanted = train(tiny)
+    tiny.reset()
+    said = rf"1 of {len(STATES) + 1} states are left out: state 'tools': .* shows no tools"
+    with pytest.warns(UserWarning, match=said):
+        rows = train(tiny, [*STATES, asked])
+    assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
+    with pytest.raises(ValueError, match="state 'tools': .* shows no tools"):
+        train(tiny, [asked])
+
+
 @pytest.mark.parametrize("fault", ["gradient", "loss"])
 def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch, tmp_path, fault):
     before, bad = weights(tiny), float("inf" if fault == "gradient" else "nan")

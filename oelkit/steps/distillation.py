@@ -62,7 +62,8 @@ def distill(
 
     Args:
         policy: its student learns; its teacher becomes the student as it is now.
-        states: prompts to answer; each comes once before any comes again, too long ones never.
+        states: prompts to answer; each comes once before any comes again. Those that are too long,
+            or that the chat template does not take, are left out, and a warning counts them.
         experiences: a text, or the K texts of which each sample draws one.
         config: settings of the training.
         prompt_set: places the experience in the prompt (None: the policy's own).
@@ -79,7 +80,7 @@ def distill(
         skipped (a gradient overflowed in float16, nothing was learned), lr, seconds.
 
     Raises:
-        ValueError: no states that fit the context, no experience, or wrong settings.
+        ValueError: no state is left, no experience, or wrong settings.
         TypeError: states or texts are something else.
         RuntimeError: loss or gradient are not finite, or memory ran out; no step is half done.
         KeyboardInterrupt: Ctrl+C, after the step and the checkpoint.

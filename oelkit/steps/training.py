@@ -127,8 +127,8 @@ def _fitting(
     prompt_set: PromptSet,
     max_new_tokens: int,
 ) -> tuple[list[State], int, int]:
-    """The states that fit the context behind each experience, the tokens of the longest, and what
-    the longest experience adds; the others are counted in a warning.
+    """The states that the chat template takes and that fit the context behind each experience, the
+    tokens of the longest, and what the longest experience adds; a warning counts the others.
 
     A pair has the tokens of its parts but for a few where they meet: only pairs near the limit are
     counted.
@@ -152,7 +152,14 @@ def _fitting(
             )
         return n
 
-    plain = [(tokens(state, ""), state) for state in states]
+    plain, refused = list[tuple[int, State]](), ""
+    for state in states:
+        try:
+            plain.append((tokens(state, ""), state))
+        except ValueError as error:  # say, of tools that the template does not show
+            refused = refused or str(error)
+    if not plain:
+        raise ValueError(refused)
     fits = [(n, state) for n, state in plain if n <= room]
     alone, longest = max(fits or plain, key=lambda pair: pair[0])
     added = {text: tokens(longest, text) - alone for text in experiences}
@@ -164,9 +171,9 @@ def _fitting(
             fits.remove((n, state))
     if not fits:
         raise ValueError(why)
-    if why:
+    if reasons := "; and ".join(filter(None, (refused, why))):
         few = f"{len(states) - len(fits)} of {len(states)} states are left out"
-        warnings.warn(f"{few}: {why}", stacklevel=4)
+        warnings.warn(f"{few}: {reasons}", stacklevel=4)
     return [state for _, state in fits], max(n for n, _ in fits), added[text]
 
 
