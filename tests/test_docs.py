@@ -21,14 +21,16 @@ from oelkit import Settings
 from oelkit.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
+START = ROOT / "docs/site/index.md"  # lies at the root of the site
 PAGES = [
+    START,
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "data").glob("*/README.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+FENCED = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
@@ -92,7 +94,8 @@ def test_links_lead_somewhere(page):
         if re.match(r"https?:", target):
             continue
         file, _, anchor = unquote(target).partition("#")
-        path = (page.parent / file).resolve() if file else page
+        folder = ROOT if page == START else page.parent
+        path = (folder / file).resolve() if file else page
         assert path.exists() and path.is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(path), target
 
@@ -122,6 +125,12 @@ def test_the_file_tree_names_every_module_and_no_other():
     named = set(re.findall(r"\b(\w+\.py)\b", tree))
     there = {path.name for path in (ROOT / "oelkit").rglob("*.py")}
     assert there - named <= {"__init__.py"} and named <= there
+
+
+def test_the_start_page_names_every_guide_once():
+    listed = re.findall(r"^docs/(\w+)$", START.read_text("utf-8"), re.M)
+    made = ["command_line", "reference"]  # from the code
+    assert sorted(listed) == sorted([p.stem for p in ROOT.glob("docs/*.md")] + made)
 
 
 def test_settings_are_fields_of_a_run():
@@ -184,7 +193,8 @@ def command_lines(text):
     code += INDENTED.findall(FENCED.sub("", text)) + re.findall(
         r"`([^`\n]+)`", FENCED.sub("", text)
     )
-    for line in "".join(f"{block}\n" for block in code).splitlines():
+    typed = "".join(f"{block}\n" for block in code).replace("\\\n", "")
+    for line in typed.splitlines():
         found = re.match(r" *(?:python -m )?oelkit +(.*?)(?:  +#.*)?$", line)
         if found and "..." not in found[1] and "COMMAND" not in found[1]:
             yield shlex.split(found[1])
@@ -202,6 +212,9 @@ def test_commands_are_taken(page, capsys):
 def test_the_counters_find_what_is_there():
     found = [line for page in PAGES for line in command_lines(page.read_text("utf-8"))]
     assert len(found) > 10 and ["loop", "--run", "first", "--resume"] in found
+    assert len(list(command_lines(START.read_text("utf-8")))) >= 3
+    broken = [*command_lines("Text:\n\n    oelkit demo \\\n        --seed 1\n    cd x\n")]
+    assert broken == [["demo", "--seed", "1"]]
     assert sum(len(python_blocks(page.read_text("utf-8"))) for page in GUIDES) > 6
 
 

@@ -60,17 +60,20 @@ def test_a_copy_that_is_older_than_its_source_is_named(tmp_path):
     assert stale(sources, copies) == ["00_tour.ipynb", "01_rollout.ipynb"]
 
 
-def test_a_thumbnail_has_no_ground_either(tmp_path):
-    """As its figure: on white and on black pages lines that are half seen stay so."""
+def test_a_copy_has_no_injected_cell_and_its_thumbnail_no_ground(tmp_path):
+    """No ground, as its figure: on white and on black pages lines that are half seen stay so."""
     faint = Image.new("RGBA", (900, 300), (118, 118, 118, 64))
     png = io.BytesIO()
     faint.save(png, "PNG")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("figure")])
     shown = {"image/png": base64.b64encode(png.getvalue()).decode()}
     notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", shown)]
+    injected = {"tags": ["injected-parameters"]}  # by papermill: nobody wrote it
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("run = 'demo'", metadata=injected))
     nbformat.write(notebook, tmp_path / "one.ipynb")
     (tmp_path / "gallery").mkdir()
     load_script("docs/site/gallery.py").publish(tmp_path / "one.ipynb", tmp_path / "gallery")
+    assert "demo" not in (tmp_path / "gallery/one.ipynb").read_text("utf-8")
     with Image.open(tmp_path / "gallery/one.png") as thumbnail:
         assert (thumbnail.width, thumbnail.mode) == (320, "RGBA")
         assert 50 < thumbnail.getpixel((9, 9))[3] < 80

@@ -34,5 +34,10 @@ def build(folder: Path) -> int:
 if __name__ == "__main__":
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs"
     status = build(out)
-    print(f"open {out / 'site' / 'index.html'}" if not status else "the site has warnings, above")
+    if status:
+        print("the site has warnings, above")
+    else:
+        print(f"open {out / 'site' / 'index.html'}")
+        print("There a search finds titles without excerpts: a browser lets no file read another.")
+        print(f"With excerpts: python -m http.server --bind 127.0.0.1 --directory {out / 'site'}")
     sys.exit(status)

@@ -22,7 +22,7 @@ include_patterns = [
     "examples/**/README.md",
 ]
 html_theme, html_title, html_copy_source = "furo", "oelkit", False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 nb_execution_mode = "off"
 myst_heading_anchors = 4
 autodoc_typehints = "description"

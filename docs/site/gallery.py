@@ -20,10 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 320  # pixels of a thumbnail
 
 
+def of_the_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook without the cell that papermill puts in."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in tags(c)]
+    return notebook
+
+
 def sources(path: Path) -> list[str]:
-    """What a notebook says and does, without the cell that papermill puts in."""
-    cells = nbformat.read(path, as_version=4).cells
-    return [cell.source for cell in cells if "injected-parameters" not in tags(cell)]
+    """What a notebook says and does."""
+    return [cell.source for cell in of_the_notebook(path).cells]
 
 
 def stale(notebooks: Path, gallery: Path) -> list[str]:
@@ -38,7 +44,7 @@ def stale(notebooks: Path, gallery: Path) -> list[str]:
 
 def publish(executed: Path, gallery: Path) -> None:
     """Clean an executed notebook of what is of one machine, and draw its thumbnail."""
-    notebook = nbformat.read(executed, as_version=4)
+    notebook = of_the_notebook(executed)
     kept = {"kernelspec", "language_info"}
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in kept}
     for cell in notebook.cells:
