@@ -61,7 +61,7 @@ def write_results(folder: Path, results: list[NotebookResult]) -> None:
 
 def clean(notebook: Any) -> list[Any]:
     """Leave the cells that can be published: of a text bar its last state, of a widget bar (frozen
-    at 0 %) nothing, no dead widget views, no cell of papermill's own.
+    at 0%) nothing, no dead widget views, no cell of papermill's own.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 

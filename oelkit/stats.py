@@ -17,7 +17,7 @@ from . import given
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a rate (default: 95 %).
+    """Wilson's score interval of a rate (default: 95%).
 
     Raises:
         ValueError: successes do not lie between 0 and n, or n is 0.
@@ -39,7 +39,7 @@ def outcomes(passes: str, maps: int) -> np.ndarray:
 def paired_bootstrap(
     a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of b - a over paired episodes with its 95 % percentile interval.
+    """Mean of b - a over paired episodes with its 95% percentile interval.
 
     Map seeds and sampling seeds are drawn again, both, independently (the pigeonhole bootstrap:
     Owen, Annals of Applied Statistics 1, 2007).

@@ -5,13 +5,15 @@ from collections import Counter
 from itertools import permutations
 
 import pytest
-from helpers import load_script
+from helpers import load_script, make_metrics
 
-from oelkit import envs
+from oelkit import envs, summary
 from oelkit.envs import DescentBoard, DescentLayout, knowledge_bounds, make, parse_board
 from oelkit.envs.board import symbol_kinds
 from oelkit.prompts import game_text, load_prompt_set
 from oelkit.records import Outcome, Trajectory, Turn
+from oelkit.runs import measures
+from oelkit.steps.evaluation import report_of
 
 # start b2; hole a4, key d2, goal d4, second hole c1
 BOARD = DescentBoard(4, 5, (3, 13, 15, 8))
@@ -125,6 +127,20 @@ def test_kinds_of_the_letters_are_known_on_each_level():
         assert kinds["@"] == "player" and env.render().shape == (256, 256, 3)
     lake = symbol_kinds([["H", "G"], ["P", "."]])
     assert (lake["H"], lake["G"], lake["P"]) == ("hole", "goal", "player")
+
+
+def test_a_run_says_which_boards_were_passed():
+    """The first that rises is the first board: before the rate of whole games does."""
+    first, second = (Turn("", [], "", "up", "", 0, 0, False, {"level": n}) for n in (1, 2))
+    ends = [((first,), Outcome.FAILURE), ((first, second), Outcome.FAILURE)]
+    ends += [((first, second), Outcome.SUCCESS), ((), Outcome.INVALID)]
+    games = [Trajectory("g", "e", i, "m", 1, *end, "") for i, end in enumerate(ends)]
+    row = measures._row(report_of(games))
+    assert row["levels"] == [0.5, 0.25]
+    metrics = make_metrics((1,))
+    assert "passed board" not in summary(metrics)
+    metrics["rounds"][0]["pass_rate"]["consolidated"] |= row
+    assert "passed board 1, 2, ...: round 1 50.0%, 25.0%" in summary(metrics)
 
 
 def test_a_game_as_text_shows_the_board_of_each_level_once():

@@ -26,7 +26,7 @@ def test_the_panel_draws_each_curve_and_what_is_kept_with_its_interval(tmp_path)
     assert panel.evaluations == want
     figure = panel.show()
     assert_whole(figure)
-    for said in ("loss", "entropy", "tokens per reply", "cut off", "95 % interval"):
+    for said in ("loss", "entropy", "tokens per reply", "cut off", "95% interval"):
         assert said in words(figure)
     loss = figure.axes[0].lines[0].get_ydata()
     assert list(loss) == [row["loss"] for row in ROWS]

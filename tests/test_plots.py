@@ -101,7 +101,7 @@ def test_pass_rates_shows_rates_intervals_floors_and_n():
     said = words(figure)
     for text in (
         "128 held-out maps",
-        "95 % intervals",
+        "95% intervals",
         "random policy 3.1%",
         "best fixed plan 6.2%",
         "ceiling 100.0%",

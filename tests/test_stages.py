@@ -606,6 +606,8 @@ def test_a_person_rolls_a_round_back_and_promotes_it_again(run):
         StaleRunError, match="it started from round 1, and is to start from the untrained model"
     ):
         run.run_all()
+    (whole,) = [s for s in run.status() if s.stage == "metrics"]
+    assert whole.why == "round 2 is to start from the untrained model"
     assert states(run)[1, "evaluate"] == "done" and states(run)[2, "rollout"] == "stale"
     run.promote(1)
     assert set(states(run).values()) == {"done"}

@@ -123,7 +123,7 @@ def _rounds(rounds: list[dict[str, Any]]) -> list[str]:
         cells += [f"{ood[x]['all']:.1%}" if ood.get(x) else "-" for x in ("base", "consolidated")]
         lines.append("| " + " | ".join("-" if c is None else str(c) for c in cells) + " |")
     lost = [f"Gate, round {r['round']}: {r['gate']['lost']}" for r in rounds if _lost(r)]
-    note = "Pass rates on held-out maps with 95 % intervals. OOD: right answers to questions that"
+    note = "Pass rates on held-out maps with 95% intervals. OOD: right answers to questions that"
     return [*lines, "", note + " have nothing to do with the world.", *lost]
 
 
@@ -157,7 +157,7 @@ def _checked(rows: list[dict[str, Any]] | None) -> list[str]:
     if not rows:
         return [*head, "This export has not been played again (`check_exports`).", ""]
     said = "Loaded by plain Transformers and PEFT in a process of its own, on the same maps; the"
-    said += " difference is paired by map and sample, with its 95 % interval:"
+    said += " difference is paired by map and sample, with its 95% interval:"
     return [*head, said, "", *export_table(rows), ""]
 
 

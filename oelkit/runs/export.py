@@ -166,7 +166,7 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
 
     Returns:
         A row per form, the run's own first: form, pass_rate with its interval low and high, n,
-        reply_tokens, truncated, ood, and but for the run difference with its 95 % interval, paired
+        reply_tokens, truncated, ood, and but for the run difference with its 95% interval, paired
         by map and sample.
 
     Raises:

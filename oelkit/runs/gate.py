@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..stats import paired_bootstrap, wilson_interval
+from .table import weights
 
 VALIDATION = 950_000_000  # first map seed; those of training and of evaluation are lower
 VALIDATION_MAPS = 64
@@ -25,12 +26,12 @@ def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict
         after: the same of round k, on the same maps.
 
     Returns:
-        difference, low and high of the validation pass rate (95 %), and lost: the sentences that
+        difference, low and high of the validation pass rate (95%), and lost: the sentences that
         say what was lost, "" where nothing was.
     """
     passes = [[int(c) for c in row["validation"]["passes"]] for row in (before, after)]
     difference, low, high = paired_bootstrap(*passes)
-    start, said = f"round {s}" if s else "the untrained model", []
+    start, said = weights(s), []
     if high < 0:
         was, now = (sum(row) / len(row) for row in passes)
         said.append(
@@ -43,7 +44,7 @@ def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict
         if now < least:
             said.append(
                 f"round {k} answers {now:.1%} of {n} OOD questions, {start} before it {was:.1%} "
-                f"(its 95 % interval begins at {least:.1%})"
+                f"(its 95% interval begins at {least:.1%})"
             )
     return {
         "difference": difference,

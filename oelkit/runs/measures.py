@@ -79,7 +79,18 @@ def measure(
 
 
 def _row(report: evaluation.EvalReport) -> dict[str, Any]:
-    return report.summary() | {"passes": report.passes_string}
+    row = report.summary() | {"passes": report.passes_string}
+    return row | ({"levels": levels} if (levels := _levels(report.trajectories)) else {})
+
+
+def _levels(games: Sequence[Trajectory]) -> list[float]:
+    """Of boards one below another, the share of games that passed each."""
+    ends = [max((t.extra.get("level", 0) for t in game.turns), default=0) for game in games]
+    won = [game.outcome is Outcome.SUCCESS for game in games]
+    return [
+        sum(w or end > level for w, end in zip(won, ends, strict=True)) / len(games)
+        for level in range(1, max(ends) + 1)
+    ]
 
 
 def _shown(report: evaluation.EvalReport, seeds: Sequence[int | None]) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class SavedRun(Shown):
         return Curation.open(*(self.folder / f"round_{k}/{n}.jsonl" for n in ("items", "curation")))
 
     def brief(self) -> Brief:
-        """What is passed after which round, with 95 % intervals."""
+        """What is passed after which round, with 95% intervals."""
         rounds = self.metrics.get("rounds", [])
         measured = [("base", rounds[0]["pass_rate"]["base"])] if rounds else []
         measured += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
@@ -48,7 +48,7 @@ class SavedRun(Shown):
             (name, round(100 * r["pass_rate"], 1), f"{r['low']:.0%} to {r['high']:.0%}", r["n"])
             for name, r in measured
         ]
-        steps = " -> ".join(f"{row[1]:g}" for row in rows)
+        steps = " -> ".join(f"{row[1]:g}%" for row in rows)
         line = f"Run {self.folder.name}: {self.settings.model} in {self.settings.env}, "
-        line += f"{steps} % passed" if rows else "nothing measured yet"
+        line += f"{steps} passed" if rows else "nothing measured yet"
         return line, ("model", "passed, %", "interval", "games"), rows

@@ -62,8 +62,6 @@ class Stages:
     def _rounds(self) -> range:
         return range(1, self.settings["rounds"] + 1)
 
-    # -- the graph
-
     def start(self, k: int) -> int:
         """The round whose adapter round k starts from; 0 is the untrained model.
 
@@ -226,13 +224,14 @@ class Stages:
         """The first setting or file that is not what the stage was done with, in a sentence."""
         then, now = manifest["settings"], self.slice(k, stage)
         if then.get("start") != now.get("start"):
-            names = {0: "the untrained model"}
-            was, is_ = (names.get(x["start"], f"round {x['start']}") for x in (then, now))
+            was, is_ = (table.weights(x["start"]) for x in (then, now))
             return f"it started from {was}, and is to start from {is_} (chain.json or the gate)"
         for name in (n for n in now if n in then and then[n] != now[n]):
             if name == "prompt_set":
                 texts = [key for key in now[name] if now[name][key] != then[name].get(key)]
                 return f"the prompt set {now[name]['name']!r} has changed ({', '.join(texts)})"
+            if name == "chain":
+                return table.moved(then[name], now[name])
             return f"the setting {name} was {then[name]!r} and is {now[name]!r}"
         was, is_ = manifest["inputs"], self.hashes(k, stage)
         for name in dict.fromkeys([*was, *is_]):

@@ -80,3 +80,16 @@ BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # may be put t
 def first_few(names: list[str]) -> str:
     """Names of stages in a sentence; of more than four the first three, and how many more."""
     return ", ".join(names if len(names) < 5 else [*names[:3], f"{len(names) - 3} more"])
+
+
+def weights(k: int) -> str:
+    """What trained weights are called in sentences, by their round; 0 is before all training."""
+    return f"round {k}" if k else "the untrained model"
+
+
+def moved(then: list[int], now: list[int]) -> str:
+    """The first round that is to start from another one than it did, in a sentence."""
+    for k, (was, start) in enumerate(zip(then, now, strict=False), 1):
+        if was != start:
+            return f"round {k} is to start from {weights(start)}"
+    return "the rounds are to start from others"

@@ -45,7 +45,7 @@ def agreement(
         seed: of the replies on which the KL is estimated.
 
     Returns:
-        kl (nats per token), agreement (share of equal greedy answers) with its 95 % interval low
+        kl (nats per token), agreement (share of equal greedy answers) with its 95% interval low
         and high, and n.
 
     Raises:

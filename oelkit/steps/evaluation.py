@@ -25,7 +25,7 @@ from .rollouts import rollout
 
 @dataclass(frozen=True, repr=False)
 class EvalReport(Shown):
-    """Pass rate over n episodes with its 95 % interval; reply tokens and truncation per turn."""
+    """Pass rate over n episodes with its 95% interval; reply tokens and truncation per turn."""
 
     pass_rate: float
     low: float

@@ -39,7 +39,7 @@ class IFEvalReport:
     first line and its last one."""
 
     def summary(self) -> dict[str, float]:
-        """The accuracies by prompt (with 95 % Wilson intervals) and by instruction, and mean reply
+        """The accuracies by prompt (with 95% Wilson intervals) and by instruction, and mean reply
         tokens and truncation.
 
         Those by instruction have no interval: one reply decides on all instructions of a prompt.

@@ -42,7 +42,7 @@ def leave_one_out(
         **options: of `evaluate`.
 
     Returns:
-        Of each text the difference with its 95 % interval, paired over the maps; above 0: it helps.
+        Of each text the difference with its 95% interval, paired over the maps; above 0: it helps.
 
     Raises:
         ValueError: no items, or what `evaluate` refuses.

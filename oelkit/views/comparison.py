@@ -15,7 +15,7 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
-    """A line per run: its rounds, its last pass rate, OOD, and the difference to the first run.
+    """A line per run: the pass rates of its rounds, OOD, and the difference to the first run.
 
     Args:
         runs: metrics.json of each run by its name; the first is what the others are compared with.
@@ -26,9 +26,9 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
     lines = []
     for name, metrics in runs.items():
         rounds = metrics["rounds"]
-        steps = [f"{100 * r['pass_rate']['consolidated']['pass_rate']:.0f}" for r in rounds]
+        steps = [f"{r['pass_rate']['consolidated']['pass_rate']:.1%}" for r in rounds[:-1]]
         last, ood = rounds[-1]["pass_rate"]["consolidated"], rounds[-1]["ood"]["consolidated"]
-        line = f"{name:<{width}}  rounds {' → '.join(steps)} %, last {rate_text(last)}"
+        line = f"{name:<{width}}  rounds {' → '.join([*steps, rate_text(last)])}"
         line += f", OOD {ood['all']:.1%}" if ood else ""
         if metrics is not first:
             if metrics["eval_env"] != first["eval_env"]:
@@ -47,7 +47,7 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
 
 @plots.styled
 def figure(runs: dict[str, dict]) -> Figure:
-    """Consolidated pass rate by round of each run, 95 % intervals; round 0 is the base."""
+    """Consolidated pass rate by round of each run, 95% intervals; round 0 is the base."""
     drawn, axis = plots.new_figure()
     for i, (name, metrics) in enumerate(runs.items()):
         rounds = metrics["rounds"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..envs import describe
+from ..runs.table import weights
 from ..stats import draw_spread, outcomes, paired_bootstrap, wilson_interval
 from .plots import NAMES
 from .summary import episodes_text, map_count, rate_text
@@ -72,6 +73,7 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     passed, k = last["pass_rate"], last["round"]
     start = last.get("start", k - 1)
     reader = f"The model of round {start}" if start else "The base"
+    teacher = f"{reader} with the experience of round {k} in context"
     base, in_context, learned = (passed[a] for a in ("base", "in_context", "consolidated"))
     known = describe(bounds)
     yield Finding(
@@ -81,10 +83,10 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     floor = [bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None]
     if base["low"] > max(floor, default=1.0):
         yield Finding("The base alone is better than a player who guesses.", False)
-    yield _above(f"{reader} with its own experience in context", in_context, "the base alone", base)
-    yield _above("The model that absorbed it, with nothing in context", learned, "the base", base)
-    if in_context["pass_rate"] == 0:
-        text = "nothing passed with experience in context, so that consolidation has no measure."
+    yield _above(teacher, in_context, "the base alone", base)
+    yield _above(f"The model of round {k}, with nothing in context", learned, "the base", base)
+    if in_context["low"] <= base["high"]:
+        text = "the interval of the teacher does not lie above the base's: there is little to keep."
         yield Finding(text, False)
     else:
         share = learned["pass_rate"] / in_context["pass_rate"]
@@ -105,17 +107,17 @@ def _rounds(metrics: dict) -> Iterator[Finding]:
     draws = told.get("by_draw", [])
     if 1 < len(draws) <= told["n"] / 2:
         sd = 100 * draw_spread(draws, told["n"] / len(draws))
-        text = (
-            f"In context the {len(draws)} experience texts of round {k} differ by {sd:.1f} points"
-        )
-        yield Finding(f"{text} beyond sampling noise (one standard deviation).")
+        by = f"by {sd:.1f} points (a standard deviation, without chance)"
+        by = by if sd >= 0.05 else "no more than by chance"
+        yield Finding(f"In context the {len(draws)} experience texts of round {k} differ {by}.")
     base = first["pass_rate"]["base"]
-    cut = f"{end['truncated']:.1%} cut off ({base['truncated']:.1%})"
+    cut = f"cut off {end['truncated']:.1%} after, {base['truncated']:.1%} before"
+    cut = cut if end["truncated"] or base["truncated"] else "none cut off"
     shorter = end["reply_tokens"] < 0.95 * base["reply_tokens"]
     yield Finding(
         f"Replies {'get' if shorter else 'do not get'} shorter: "
         f"{end['reply_tokens']:.1f} tokens per reply after round {k}, "
-        f"{base['reply_tokens']:.1f} before, {cut}.",
+        f"{base['reply_tokens']:.1f} before; {cut}.",
         shorter,
     )
 
@@ -154,10 +156,6 @@ def _arms(metrics: dict) -> Iterator[Finding]:
 def chain(metrics: dict) -> list[Finding]:
     """From which weights each round was trained, and what the gate found against it."""
     rounds = {r["round"]: r for r in metrics["rounds"]}
-
-    def weights(k: int) -> str:
-        return f"round {k}" if k else "the untrained model"
-
     found = []
     for link in metrics.get("chain", ()):
         k, lost = link["round"], link["lost"]

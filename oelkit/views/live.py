@@ -80,7 +80,7 @@ class LivePanel:
         panels = [*CURVES, *(["kept"] if self._evaluate else [])]
         figure, axes = new_figure(len(panels), (2.6 * len(panels), 2.6))
         for axis, name in zip(axes, panels, strict=True):
-            axis.set(title=CURVES.get(name, "evaluation, 95 % interval"), xlabel="step")
+            axis.set(title=CURVES.get(name, "evaluation, 95% interval"), xlabel="step")
             if name == "kept":
                 steps = [step for step, *_ in self.evaluations]
                 rates = [(rate, low, high) for _, rate, low, high in self.evaluations]

@@ -2,7 +2,7 @@
 left open in pyplot.
 
 `metrics` is what `Run.run_all` returns (metrics.json of the run), `rows` are the lines of its
-metrics.jsonl. Pass rates come with what they were measured on and with 95 % intervals; floors and
+metrics.jsonl. Pass rates come with what they were measured on and with 95% intervals; floors and
 ceiling of the world are lines."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def legend_below(figure: Figure, axis: Any) -> Figure:
 
 
 def rate_bar(axis: Any, y: float, rate: tuple[float, float, float], **look: Any) -> None:
-    """A horizontal bar of a (rate, low, high), its number behind 100 %, clear of all lines."""
+    """A horizontal bar of a (rate, low, high), its number behind 100%, clear of all lines."""
     error = {"capsize": 3, "lw": 1.2, "ecolor": INK}
     look = {"edgecolor": "white", "lw": 0, **look}  # of a hatch
     axis.barh(y, rate[0], xerr=whiskers([rate]), error_kw=error, **look)
@@ -73,7 +73,7 @@ def rate_bar(axis: Any, y: float, rate: tuple[float, float, float], **look: Any)
 
 
 def percent_axis(axis: Any) -> None:
-    """The horizontal axis of bars from 0 to 100 %."""
+    """The horizontal axis of bars from 0 to 100%."""
     axis.set(xlim=(0, 1.16), xticks=TICKS)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", visible=False)
@@ -147,7 +147,7 @@ def pass_rates(metrics: dict) -> Figure:
         name = "its single texts" if draws and r is metrics["rounds"][0] else None
         axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=colour, alpha=0.5, label=name)
     floors(axis, metrics["bounds"])
-    axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95 % intervals")
+    axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95% intervals")
     axis.set_title(textwrap.fill(headline(metrics), 68))
     return legend_below(figure, axis)
 
@@ -181,7 +181,7 @@ def arms(metrics: dict) -> Figure:
     left.set_title(f"Pass rate after round 1\n(n = {passed['base']['n']:,})")
     base = probes["base"]
     right.set_title(f"OOD: exact answers\n(n = {base['n']})" if base else "no OOD probe")
-    left.set_xlabel("whiskers: 95 % intervals", fontsize=9)
+    left.set_xlabel("whiskers: 95% intervals", fontsize=9)
     return legend_below(figure, left)
 
 
@@ -255,7 +255,7 @@ def ood(metrics: dict) -> Figure:
     axis.set_xticks(range(len(kinds)), names)
     axis.grid(axis="x", visible=False)
     after = f", {rows[-1][1]['all']:.0%} after round {rounds[-1]['round']}"
-    axis.set_title(f"OOD: {base['all']:.0%} of {base['n']} questions before{after}, 95 % intervals")
+    axis.set_title(f"OOD: {base['all']:.0%} of {base['n']} questions before{after}, 95% intervals")
     return legend_below(figure, axis)
 
 

@@ -125,7 +125,7 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
 def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     """Name, figure and caption of what a run is drawn as."""
     steps = read_jsonl(folder / "metrics.jsonl")
-    caption = "Pass rate by round with 95 % intervals, and what bounds it."
+    caption = "Pass rate by round with 95% intervals, and what bounds it."
     rates = plots.pass_rates(metrics)
     rates.axes[0].set_title("", loc="left")  # the headline stands over it
     yield "pass_rates", rates, caption

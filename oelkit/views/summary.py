@@ -6,7 +6,7 @@ from ..envs import describe
 
 
 def rate_text(row: dict) -> str:
-    """A pass rate with its 95 % interval: "81.2% [74%, 87%]"."""
+    """A pass rate with its 95% interval: "81.2% [74%, 87%]"."""
     return f"{row['pass_rate']:.1%} [{row['low']:.0%}, {row['high']:.0%}]"
 
 
@@ -22,14 +22,27 @@ def episodes_text(row: dict) -> str:
 
 
 def headline(metrics: dict) -> str:
-    """What a run found in one line, as in "4 rounds: 0 → 1 → 16 → 84 → 90 % of 128 held-out maps
+    """What a run found in one line, as in "4 rounds: 0% → 1% → 16% → 84% → 90% of 128 held-out maps
     passed, nothing in the prompt".
     """
     rounds = metrics["rounds"]
     rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
-    steps = " → ".join(f"{100 * row['pass_rate']:.0f}" for row in rows)
+    steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
     many = f"{len(rounds)} round{'s' * (len(rounds) > 1)}"
-    return f"{many}: {steps} % of {episodes_text(rows[0])} passed, nothing in the prompt"
+    return f"{many}: {steps} of {episodes_text(rows[0])} passed, nothing in the prompt"
+
+
+def _levels(metrics: dict) -> list[str]:
+    """Of boards one below another, which share of the games passed each, before and after."""
+    rounds = metrics["rounds"]
+    rows = [("base", rounds[0]["pass_rate"]["base"])]
+    rows += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
+    shares = [
+        f"{name} {', '.join(f'{rate:.1%}' for rate in row['levels'])}"
+        for name, row in rows
+        if row.get("levels")
+    ]
+    return [f"passed board 1, 2, ...: {'; '.join(shares)}"] if shares else []
 
 
 def summary(metrics: dict) -> str:
@@ -53,7 +66,8 @@ def summary(metrics: dict) -> str:
         lines.append("  ".join(cells))
     about = [f"{episodes_text(metrics['rounds'][0]['pass_rate']['base'])} of {metrics['eval_env']}"]
     about += [known] if (known := describe(metrics["bounds"])) else []
-    lines.append("; ".join([*about, "95 % intervals"]))
+    lines.append("; ".join([*about, "95% intervals"]))
+    lines += _levels(metrics)
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)

@@ -22,7 +22,7 @@ function worthOf(worth) {
   if (!worth) return null;
   const [middle, low, high] = worth.map((rate) => Math.round(100 * rate));
   const said = `worth ${middle > 0 ? "+" : ""}${middle} points [${low}, ${high}]`.replaceAll("-", "−");
-  const title = "Pass rate with all items, less that without this one, and its 95 % interval";
+  const title = "Pass rate with all items, less that without this one, and its 95% interval";
   return el(low > 0 || high < 0 ? "b" : "span", { title, class: low > 0 ? "oel-helps" : high < 0 ? "oel-against" : "" }, said);
 }
 
