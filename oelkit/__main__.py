@@ -146,6 +146,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if "" not in sys.path:  # the console script does not look there; last, it hides no library
+        sys.path.append("")
     top = parser()
     for word in argv:
         if re.fullmatch(r"--[\w-]+=--|-\w=?--", word):  # argparse drops these and finds no value

@@ -110,7 +110,7 @@ def flags(tiny):
 
 
 @pytest.mark.slow
-def test_the_real_command_line():
+def test_the_real_command_line(tmp_path):
     """Once in a process of its own: the module starts, a mistake is one line and status 1, usage is
     status 2.
     """
@@ -139,6 +139,20 @@ def test_the_real_command_line():
         wrong.stderr.startswith("error: unknown environment 'oelkit/Nowhere-v0'")
         and wrong.stderr.count("\n") == 1
     )
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('mine/World-v0', gymnasium.Env, max_episode_steps=1)\n"
+    )
+    start = "import sys; from oelkit.__main__ import main; sys.exit(main())"  # the console script
+    line = [sys.executable, "-P", "-c", start, "play", "--env", "mine:mine/World-v0", "--out", "x"]
+    own = subprocess.run(
+        line,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert own.stderr == "error: 'mine:mine/World-v0' has no reset()\n"
     usage = run("loop", "--rounds", "many")
     assert usage.returncode == 2 and "--rounds: invalid int value: 'many'" in usage.stderr
 

@@ -203,6 +203,13 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
         self.moves: tuple[str, ...] = tuple(getattr(env.unwrapped, "moves", ()))
         self.tools: tuple[dict[str, Any], ...] = tuple(getattr(env.unwrapped, "tools", ()))
 
+    def reset(self, **how: Any) -> tuple[str, dict[str, Any]]:
+        """Start a game; TypeError for a world that does it in another form."""
+        found: Any = self.env.reset(**how)
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+            raise TypeError("its reset() returns no pair of observation and info, a dict")
+        return found
+
     def step(self, action: str) -> StepResult:
         """Play one reply; see the class for `info`."""
         observation, reward, ended, cut, info = self.env.step(action)

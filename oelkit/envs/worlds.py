@@ -80,35 +80,52 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
     """Make a registered text world; `board` (its rendering) is left out where there is no choice.
 
     Raises:
-        ValueError: no world, or no text world, has this id; it lists those that are known.
+        ValueError: no world, or no text world, has this id, or it fails while it is made.
     """
     given.one("env_id", env_id, str, ", the id of a registered world")
-    known = ", ".join(sorted(i for i in gym.registry if i.startswith("oelkit/")))
-    board = kwargs.pop("board", None)
+    board, name = kwargs.pop("board", None), env_id.rpartition(":")[2]
     if env_id.count(":") > 1 or env_id.startswith(":"):
-        raise ValueError(f"unknown environment {env_id!r}: known are {known}, or say MODULE:ID")
+        raise _unknown(env_id)
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError) as error:
-        meant = given.did_you_mean(env_id, gym.registry) or f" ({error})"
-        raise ValueError(f"unknown environment {env_id!r}{meant}: known are {known}") from error
-    except gym.error.Error as error:
-        if "Malformed" not in str(error):
-            raise
-        raise ValueError(f"unknown environment {env_id!r}: known are {known}") from error
+    except (ValueError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and name not in gym.registry:
+            why = str(error).partition(". ")[0]  # behind it gymnasium says where it looked
+            said = f"unknown environment {env_id!r}: {why}, neither installed nor in this folder"
+            raise ValueError(said) from error
+        unknown = gym.error.UnregisteredEnv | gym.error.DeprecatedEnv
+        if isinstance(error, unknown) or "Malformed environment ID" in str(error):
+            raise _unknown(env_id) from error
+        said = f"{env_id!r} cannot be made: {type(error).__name__}: {error}"
+        raise ValueError(said) from error
     if isinstance(env.unwrapped, TextEnv):
         env.unwrapped.board = board or env.unwrapped.board
         return env.unwrapped
-    spaces, why = (("actions", env.action_space), ("observations", env.observation_space)), ""
+    why, world = "", type(env.unwrapped)
     if not (turns := env.spec and env.spec.max_episode_steps):
         why = "has no limit of turns: register it with max_episode_steps=..."
-    for what, space in spaces:
-        if not isinstance(space, gym.spaces.Text):
-            why = f"is not a text world (its {what} are {space}): known are {known}"
+    for what in ("action_space", "observation_space"):
+        if not isinstance(space := getattr(env, what, None), gym.spaces.Text):
+            has = f"its {what} is {space}" if space else f"it has no {what}"
+            why = f"is not a text world: {has}; set {what} = gymnasium.spaces.Text(10_000)"
+    for what in ("step", "reset"):
+        if getattr(world, what) is getattr(gym.Env, what):
+            why = f"has no {what}()"
     if why or not turns:
         env.close()
         raise ValueError(f"{env_id!r} {why}")
     return TextEnvWrapper(env, turns)
+
+
+def _unknown(env_id: str) -> ValueError:
+    """The error that no world has this id, with the one that was meant, or some that there are."""
+    said = given.did_you_mean(env_id.rpartition(":")[2], gym.registry)
+    if not said:
+        said = ": say one of docs/worlds.md (oelkit/Descent-v0, oelkit/FrozenLake4x4-v0, "
+        said += "oelkit/Sokoban-v0, ...), or MODULE:ID of your own"
+    return ValueError(f"unknown environment {env_id!r}{said}")
 
 
 def check(env_id: str) -> None:
