@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -143,11 +144,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _one_line(message: Warning | str, *_: Any) -> str:
+    """A warning as the command line shows it, without the colours of gymnasium's."""
+    text = re.sub(r"\x1b\[\d*m(WARN: )?", "", str(message))
+    return f"warning: {' '.join(text.split())}\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if "" not in sys.path:  # the console script does not look there; last, it hides no library
-        sys.path.append("")
+    if argv is None:  # a process of its own
+        argv = sys.argv[1:]
+        warnings.formatwarning = _one_line
+        sys.path.append("")  # the console script does not look there; last, it hides no library
     top = parser()
     for word in argv:
         if re.fullmatch(r"--[\w-]+=--|-\w=?--", word):  # argparse drops these and finds no value
@@ -166,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         command = args.command if args.command != "import" else "import_chats"
         status = getattr(commands, command)(args) or 0
         if getattr(args, "out", None):
-            print(f"written: {args.out}")
+            print(f"written: {args.out}", *getattr(args, "then", ()), sep="\n")
         return status
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)

@@ -131,7 +131,8 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
     add("--force", action="store_true", help="write over what is there")
     if name in STEPS[:-1]:
         flag, needed = "--previous" if name == "extract" else "--experience", name == "distill"
-        text = "what the model reads (default: nothing)"
+        text = f"what the {'teacher' if needed else 'model'} reads"
+        text += "" if needed else " (default: nothing)"
         add(flag, dest="experience", metavar="FILE", required=needed, help=text)
     if name == "play":
         add("--seeds", type=_seeds, default=range(32), metavar="A:B", help="maps (default: 0:32)")

@@ -1,6 +1,8 @@
 """The accumulation of draws."""
 
 import importlib
+import re
+import warnings
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -126,7 +128,7 @@ def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
     )
 
 
-def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsys):
+def test_thoughts_are_no_items_and_what_was_read_is_counted(tiny, script, capsys):
     script(
         lambda text: (
             f"<think>{MARKER} a thought</think>\n"
@@ -136,7 +138,19 @@ def test_thoughts_are_no_items_and_empty_replies_are_counted(tiny, script, capsy
     assert [i.text for i in extract(tiny, games(3), progress=True, prompt_set="paper")] == [
         "from game 0"
     ]
-    assert "empty=2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"extract: 3 readings in \S+, games=3, items=1\n", out), out
+
+
+def test_the_embedded_model_is_told_of_chats_without_a_board(tiny, script):
+    script(item)
+    tiny.name, chats = "micro", [replace(game, env_id="log") for game in games(1)]
+    with pytest.warns(UserWarning, match="reads boards alone"):
+        extract(tiny, chats, prompt_set="paper")
+    seen = replace(chats[0].turns[0], prompt=[{"role": "user", "content": "Board:\n4x4"}])
+    with warnings.catch_warnings(action="error"):
+        extract(tiny, [replace(chats[0], turns=(seen,))], prompt_set="paper")
+        extract(tiny, games(1), prompt_set="paper")
 
 
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):

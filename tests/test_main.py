@@ -27,7 +27,7 @@ from oelkit.runs.settings import Settings
 from oelkit.runs.stages import FORM
 
 ROOT = Path(__file__).parent.parent
-PROGRESS = re.compile(r"^(round \d+: |\w+$|\w+: \d+ (of \d+ )?\w+ in ).*\n", re.M)
+PROGRESS = re.compile(r"^(round \d+: |run: |[\w ,]+: \d+ (of \d+ )?\w+ in ).*\n", re.M)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_the_real_command_line(tmp_path):
         "gymnasium.register('mine/World-v0', gymnasium.Env, max_episode_steps=1)\n"
     )
     start = "import sys; from oelkit.__main__ import main; sys.exit(main())"  # the console script
-    line = [sys.executable, "-P", "-c", start, "play", "--env", "mine:mine/World-v0", "--out", "x"]
+    line = [sys.executable, "-P", "-c", start, "play", "--env", "mine:mine/World", "--out", "x"]
     own = subprocess.run(
         line,
         cwd=tmp_path,
@@ -152,7 +152,9 @@ def test_the_real_command_line(tmp_path):
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert own.stderr == "error: 'mine:mine/World-v0' has no reset()\n"
+    *told, error = own.stderr.splitlines()
+    assert error == "error: 'mine:mine/World' has no reset()"
+    assert len(told) == 1 and told[0].startswith("warning: Using the latest versioned environment")
     usage = run("loop", "--rounds", "many")
     assert usage.returncode == 2 and "--rounds: invalid int value: 'many'" in usage.stderr
 
@@ -393,7 +395,7 @@ def test_steps_on_files(call, place, settings):
     assert status == 0, err
     told = read_jsonl("new/games.jsonl", Trajectory)
     assert all("H is a hole." in t.prompt[0]["content"] for g in told for t in g.turns)
-    status, _, err = call(
+    status, out, err = call(
         "extract",
         *tiny,
         "--trajectories",
@@ -406,7 +408,10 @@ def test_steps_on_files(call, place, settings):
         "items.jsonl",
     )
     assert status == 0 and read_jsonl("items.jsonl", ExperienceItem) is not None, err
+    assert "written: items.jsonl\nnext: oelkit curate items.jsonl\n" in out
     items(place / "items.jsonl", ["H is a hole.", "G is the goal."])
+    curation = Curation.open("items.jsonl", "curation.jsonl")
+    curation.accept("i0")
     status, out, err = call(
         "distill",
         *tiny,
@@ -424,6 +429,12 @@ def test_steps_on_files(call, place, settings):
     assert (
         status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
     ), err
+    told = (
+        r"experience: 2 items \(1 accepted, 1 pending; the accepted are read\), a text of \d+ tok"
+    )
+    assert re.match(told, out), out
+    assert "H is a hole." in (read := (place / "adapter/experience.md").read_text())
+    assert read.startswith("## Draw 0\n") and "G is" not in read
     status, out, err = call(
         "evaluate",
         *tiny,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,9 +194,11 @@ def import_chats(args: Namespace) -> None:
     if paths[0].exists() and not args.force:
         raise ValueError(f"{paths[0]} is there already: choose another --run, or give --force")
     how = {"format": args.format, "on_bad": args.bad}
-    chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
+    with warnings.catch_warnings(action="ignore"):  # of what is left out, which is printed
+        chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
     then = ["oelkit", "extract", "--trajectories", str(paths[0]), "--prompt-set", "rules"]
-    print("go on with:", shlex.join([*then, "--out", str(folder / "items.jsonl")]))
+    then += ["--scale", "small", "--model", "YOUR_MODEL", "--out", str(folder / "items.jsonl")]
+    print("go on with:", shlex.join(then))

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from argparse import Namespace
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +48,18 @@ def extract(args: Namespace) -> None:
     for one in said[:8]:  # a model's text, which may hold what a terminal obeys
         text = "".join(c if c.isprintable() else " " for c in one.text)[:100]
         print(f"  {text}  (written by {len(one.draws)} of {s.num_draws} draws)")
+    args.then = [f"next: oelkit curate {shlex.quote(args.out)}"]
 
 
 def distill(args: Namespace) -> None:
     """Train an adapter."""
     from ..config import DistillConfig, part
     from ..model import ranks
-    from ..records import State, Trajectory, read_jsonl
+    from ..records import State, Trajectory, read_jsonl, write_text
+    from ..runs.work import as_draws
     from ..steps.distillation import distill
     from ..steps.rollouts import states
+    from ..steps.training import warn_of_chats
 
     s, texts = _start(args)
     if args.states is not None:
@@ -63,14 +67,34 @@ def distill(args: Namespace) -> None:
     else:
         prompts = states(read_jsonl(args.trajectories, Trajectory))
     policy, options = _load(args, s)
-    options["progress"] = ranks.rank() == 0
+    warn_of_chats(policy, [state.prompt for state in prompts])
+    if first := ranks.rank() == 0:
+        print(_told(args.experience, texts, policy), flush=True)
+    options["progress"], read = first, as_draws(texts)
     rows = distill(policy, prompts, texts, part(DistillConfig, s), **options)
-    if ranks.rank():  # the first process writes and tells
+    if not first:  # the first process writes and tells
         args.out = None
         return
     policy.save_adapter(args.out)
+    write_text(Path(args.out, "experience.md"), read)
     for row in rows[:1] + rows[-1:]:
         print(f"loss {row['loss']:.4f} at step {row['step']}")
+
+
+def _told(path: str, texts: list[str], policy: Policy) -> str:
+    """What is trained on, in a line."""
+    from ..curation import Curation
+
+    said, log = "", Path(path).with_name("curation.jsonl")
+    if path.endswith(".jsonl"):
+        items = Curation.open(path, log).items
+        counts = Counter(item.status for item in items)
+        states = ", ".join(f"{n} {state}" for state, n in counts.items())
+        states = f"{states}; the accepted are read" if log.exists() else "not curated: all are read"
+        said = f"{len(items)} items ({states}), "
+    tokens = max(len(policy.tokenizer(text)["input_ids"]) for text in texts)
+    many = "a text of" if len(texts) == 1 else f"{len(texts)} texts of at most"
+    return f"experience: {said}{many} {tokens:,} tokens"
 
 
 def evaluate(args: Namespace) -> None:

@@ -182,7 +182,7 @@ class Driver(RunContext):
         at = stages.manifest_path(k, stage)
         folder = at.with_name(f".{stage}.partial")
         if self.progress:
-            print(f"round {k}: {stage}" if k else stage, flush=True)
+            print(f"round {k}: {stage}" if k else f"run: {stage}", flush=True)
         files.remove(folder)
         folder.mkdir(parents=True)
         self._note_settings()

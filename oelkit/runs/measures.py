@@ -113,6 +113,8 @@ def _play(
 ) -> evaluation.EvalReport:
     s, seeds = run.settings, seeds or run.eval_seeds
     samples = samples or s.samples_per_map
+    name = "in context" if texts else "consolidated" if adapter else "base"
+    name += ", validation maps" if env else ""
     return evaluation.evaluate(
         run.policy,
         env or run.eval_env,
@@ -122,7 +124,7 @@ def _play(
         adapter=adapter,
         prompt_set=run.prompts,
         sampling_seeds=[s.seed * samples + i for i in range(samples)],
-        progress=run.progress,
+        progress=run.progress and name,
     )
 
 

@@ -35,7 +35,7 @@ from ..text import (
     says_nothing_new,
     truncate_to_budget,
 )
-from .training import oom_hint
+from .training import oom_hint, warn_of_chats
 
 MEET = 16  # tokens by which a prompt may differ from the sum of its parts
 
@@ -110,6 +110,7 @@ def extract(
     room = None if writer else room  # another model has a context of its own
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
     trajectories = _readable(policy, prompt_set, trajectories, room)
+    warn_of_chats(policy, [t.prompt for g in trajectories if g.env_id == "log" for t in g.turns])
     n, lanes = len(trajectories), list[_Lane]()
     for draw in seen:
         games = random.Random(f"{seed}/{draw.index}").sample(trajectories, n)
@@ -117,7 +118,8 @@ def extract(
     if not show_previous:  # nothing depends on what came before: one call
         lanes = [_Lane(lane.draw, [lane.games[i]], False) for i in range(n) for lane in lanes]
     counts: Counter[str] = Counter()
-    step, bar = 0, Bar("extract", n * num_draws, "game", progress)
+    step, bar = 0, Bar("extract", n * num_draws, "reading", progress)
+    read = "conversations" if all(g.env_id == "log" for g in trajectories) else "games"
     with bar:
         while lanes:
             messages = [lane.messages(prompt_set, room) for lane in lanes]
@@ -135,9 +137,9 @@ def extract(
             row = {"replies": len(new), "empty": sum(not texts for texts in new)}
             row |= {"nothing_new": sum(map(says_nothing_new, answers))}
             row |= {"items": sum(map(len, new))}
-            counts.update(row)
+            counts["items"] += row["items"]
             bar.update(sum(done))
-            bar.set_postfix(counts, refresh=False)
+            bar.set_postfix({read: n, "items": counts["items"]}, refresh=False)
             if on_step:
                 on_step(row)
             lanes, step = [lane for lane in lanes if lane.games], step + 1

@@ -49,7 +49,7 @@ def rollout(
     round: int = 0,
     adapter: str | None = "student",
     env_kwargs: dict[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
     **changes: Any,
 ) -> list[Trajectory]:
     """Play one game per map seed.
@@ -67,7 +67,7 @@ def rollout(
         round: goes into the records.
         adapter: "student", "teacher", or None for the base model.
         env_kwargs: arguments of the world.
-        progress: shows a bar.
+        progress: shows a bar, which a text names.
         **changes: fields of the sampling, as keywords (temperature=0).
 
     Returns:
@@ -93,7 +93,8 @@ def rollout(
     options = drawn.options(prompt_set.max_new_tokens)
     kwargs = {"board": prompt_set.board, **given.one("env_kwargs", env_kwargs or {}, dict)}
     room = policy.context_length - options["max_new_tokens"]
-    bar = Bar("rollout", len(seeds), "game", progress)
+    name = progress if isinstance(progress, str) else "rollout"
+    bar = Bar(name, len(seeds), "game", bool(progress))
     games, kept = list[_Game](), Kept()  # what a turn reads is read no more in the next
     with bar, ExitStack() as worlds:  # closed also where something raises
         for s, text in zip(seeds, texts):

@@ -21,7 +21,7 @@ from ..model.policy import Policy
 from ..model.prefix import SharedPrefix
 from ..model.sampling import Reply
 from ..prompts import PromptSet, load_prompt_set, with_experience
-from ..records import State, write_jsonl
+from ..records import Message, State, write_jsonl
 
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
 OFF_POLICY = ("forward_kl", "sft")  # learn from the teacher's
@@ -251,6 +251,14 @@ def oom_hint(what: str, **settings: int) -> Iterator[None]:
         raise RuntimeError(
             f"{what} ran out of memory: lower {lower}; oelkit.memory_plan says what a step takes"
         ) from error
+
+
+def warn_of_chats(policy: Policy, prompts: Sequence[Sequence[Message]]) -> None:
+    """Say that the embedded model reads boards alone, where no prompt has one."""
+    boards = ("Board:" in str(m.get("content")) for prompt in prompts for m in prompt)
+    if policy.name == "micro" and prompts and not any(boards):
+        said = "micro, the embedded model, reads boards alone: with chats it shows that all runs, "
+        warnings.warn(said + "and no more. Take a model such as Qwen/Qwen3-1.7B", stacklevel=3)
 
 
 def warn_of(t: Training) -> None:

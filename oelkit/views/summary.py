@@ -71,7 +71,8 @@ def summary(metrics: dict) -> str:
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
-    lines += [f"extraction replies without an item: {empty}"] if counts else []
+    said = "extraction replies without an item (nothing new is normal)"
+    lines += [f"{said}: {empty}"] if counts else []
     for name, arm in (metrics.get("arms") or {}).items():
         parts = [f"{key} {row['pass_rate']:.1%}" for key, row in arm.items() if key != "ood"]
         parts += [f"OOD {arm['ood']['all']:.1%}"] if arm.get("ood") else []
