@@ -58,7 +58,7 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
     "status": ("say of each stage of a run: done, missing, or stale and why", "status two", ()),
     "promote": ("let the round after K start from round K", "promote two 1", ()),
     "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
-    "report": ("write report.html of a run again and print its table", "report --run two", ()),
+    "report": ("write report.html of a run again and print its table", "report two", ()),
     "compare": (
         "put finished runs beside each other: a table, and a figure with --out",
         "compare one two --out compared.png",
@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands; the flags of the loop and of its steps are the fields of `Settings`."""
-    how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     about = "Online Experiential Learning in rounds."
     top = Parser("oelkit", description=about, epilog=EPILOG, **how)
     top.add_argument("--version", action="version", version=f"oelkit {__version__}")
@@ -166,7 +166,9 @@ def main(argv: list[str] | None = None) -> int:
             args.parser.error(f"{word or before} is given an empty text")
     if rest:
         flags = re.findall(r"--[a-z][a-z-]+", args.parser.format_help())
-        meant = did_you_mean(rest[0].split("=")[0], flags)
+        word = rest[0].split("=")[0]
+        cut = next((flag for flag in flags if word[:2] == "--" and flag.startswith(word)), "")
+        meant = f" (did you mean {cut}?)" if cut else did_you_mean(word, flags)
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
     args.argv = argv
     try:

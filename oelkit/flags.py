@@ -68,17 +68,17 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
     if name == "init":
         add("folder", metavar="FOLDER", help="made where it is missing")
     if name == "demo":
-        add("--run", default="first", metavar="NAME", help="run folder runs/NAME (default: first)")
+        _add_run(add, "RUN", "run folder runs/RUN", "first")
     if name in ("curate", "view"):
         what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
-        add("what", metavar="FILE|RUN", help=f"a file ({what}), a name in runs/, or a run's folder")
+        _add_run(add, "FILE|RUN", f"a file ({what}), a name in runs/, or a run's folder")
         add("--round", type=_ROUND, metavar="K", help="of a run (default: its last)")
         port = _within(int, 1, 65_535)
         add("--port", type=port, metavar="N", help="at 127.0.0.1 (default: one that is free)")
         text = "open the page there"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "export", "data"):
-        add("run", metavar="RUN", help="a name in runs/, or a path")
+        _add_run(add, "RUN", "a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=_ROUND, metavar="K", help="a round that is trained")
     if name == "compare":
@@ -99,9 +99,10 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "keep e-mail addresses, phone numbers and keys as they are"
         add("--no-redact", action="store_true", help=text)
         add("--force", action="store_true", help="write over the logs that are there")
-    if name in ("notebooks", "loop", "report", "import"):
-        add("--run", default="demo", metavar="NAME", help="run folder runs/NAME (default: demo)")
+    if name in ("loop", "report", "import"):
+        _add_run(add, "RUN", "run folder runs/RUN")
     if name == "notebooks":
+        add("--run", default="demo", metavar="RUN", help="run folder runs/RUN (default: demo)")
         add("names", nargs="*", metavar="NAME", help="notebooks (default: all, in order)")
         add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
         add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
@@ -120,6 +121,21 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--redo", action="store_true", help="resume, and do again what is stale and no more")
     if name in STEPS:
         _add_of_step(one, name)
+
+
+class _Once(argparse.Action):
+    """The run, which may stand alone or behind --run; two of them are refused."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if getattr(namespace, "named", values) != values:
+            raise argparse.ArgumentError(self, f"{namespace.named!r} is named already")
+        namespace.run = namespace.named = values
+
+
+def _add_run(add: Any, metavar: str, text: str, default: str = "demo") -> None:
+    text += f"; alone or behind --run (default: {default})"
+    add("run", nargs="?", action=_Once, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    add("--run", action=_Once, default=default, metavar=metavar, help=argparse.SUPPRESS)
 
 
 def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:

@@ -290,3 +290,6 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     assert len(read_jsonl(folder / "states.jsonl", State)) == 2
     assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1
     assert "there already" in capsys.readouterr().err
+    assert main(["status", "mine"]) == 1
+    told = f"mine holds imported logs, no loop yet; go on with: oelkit {shlex.join(then)}\n"
+    assert capsys.readouterr().err.endswith(told)

@@ -352,8 +352,32 @@ def test_status_tells_what_is_stale_and_redo_does_no_more(call, place, settings)
     assert call("promote", "first", "1")[1].startswith("round 2 starts from round 1\n")
     assert call("status", "first")[0] == 0
     refused(call("promote", "first", "3"), "round 3 is not trained yet")
-    refused(call("status", "none"), "runs/none holds no run")
+    refused(call("status", "none"), "runs/none holds no run; there are: first")
     refused(call("status", "./first"), "first holds no run")
+
+
+def test_a_run_is_named_alone_or_behind_a_flag(call, place):
+    of_two = ("promote", "rollback")
+    for command in (
+        "status",
+        "loop",
+        "report",
+        "export",
+        "data",
+        "demo",
+        "curate",
+        "view",
+        *of_two,
+    ):
+        rest = ["1"] if command in of_two else ["--out", "x"] if command == "data" else []
+        for line in (["mine", *rest], ["--run", "mine", *rest], [*rest, "--run=mine"]):
+            assert cli.parser().parse_args([command, *line]).run == "mine", line
+        named = cli.parser().parse_args([command, *rest]).run
+        assert named == ("first" if command == "demo" else "demo")
+    for line in (["f", "mine"], ["f", "--run", "mine"]):
+        args = cli.parser().parse_args(["import", *line])
+        assert (args.file, args.run) == ("f", "mine")
+    misused(call("status", "mine", "--run", "other"), "--run", "'mine' is named already")
 
 
 def test_a_run_of_an_older_form_is_told_in_a_sentence(call, place):

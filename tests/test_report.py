@@ -136,7 +136,7 @@ def test_unfinished_run_and_damaged_records(tmp_path):
     (run / "metrics.json").unlink()
     with pytest.raises(FileNotFoundError, match="loop --run demo --resume"):
         write_report(run)
-    with pytest.raises(FileNotFoundError, match="nothing holds no run$"):
+    with pytest.raises(FileNotFoundError, match="nothing holds no run; there are: demo$"):
         write_report(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"demmo holds no run \(did you mean demo\?\)$"):
         write_report(tmp_path / "demmo")

@@ -37,6 +37,8 @@ def said(capsys, *arguments):
         ("plya --out x", "play"),
         ("play --sedes 0:3 --out x", "--seeds"),
         ("loop --scale smal", "small"),
+        ("loop --round 2", "--rounds"),
+        ("play --out x --adap y", "--adapter"),
         ("play --env oelkit/FrozenLak4x4-v0 --out x", "oelkit/FrozenLake4x4-v0"),
     ],
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..project import find_root
-from ..runs.settings import SCALES, Settings, no_run, run_folder
+from ..runs.settings import SCALES, Settings, extract_logs, no_run, run_folder
 from .start import TREE, lay_out
 
 if TYPE_CHECKING:
@@ -199,6 +198,4 @@ def import_chats(args: Namespace) -> None:
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
-    then = ["oelkit", "extract", "--trajectories", str(paths[0]), "--prompt-set", "rules"]
-    then += ["--scale", "small", "--model", "YOUR_MODEL", "--out", str(folder / "items.jsonl")]
-    print("go on with:", shlex.join(then))
+    print("go on with:", extract_logs(folder))

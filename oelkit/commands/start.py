@@ -104,11 +104,11 @@ def curate(args: Namespace) -> int:
     """Open the editor as an app."""
     from ..views.app import serve
 
-    return serve("curate", args.what, args.round, args.port, args.browser)
+    return serve("curate", args.run, args.round, args.port, args.browser)
 
 
 def view(args: Namespace) -> int:
     """Open the viewer as an app."""
     from ..views.app import serve
 
-    return serve("view", args.what, args.round, args.port, args.browser)
+    return serve("view", args.run, args.round, args.port, args.browser)

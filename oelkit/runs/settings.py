@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from shlex import quote
+from textwrap import shorten
 from typing import Any, Literal, get_type_hints
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
@@ -188,6 +190,21 @@ def run_folder(name: str, root: str | Path = "runs") -> Path:
 
 
 def no_run(folder: Path) -> str:
-    """The sentence that a folder holds no run, with the run beside it that was meant, if any."""
-    beside = (path.parent.name for path in sorted(folder.parent.glob("*/run.json")))
-    return f"{folder} holds no run{did_you_mean(folder.name, beside)}"
+    """The sentence that a folder holds no run: the run beside it that was meant, or some of them,
+    or what to do with the logs that were imported into it.
+    """
+    logs = folder / "round_1"
+    if (logs / "trajectories.jsonl").exists() and not (logs / "manifests").exists():
+        return f"{folder} holds imported logs, no loop yet; go on with: {extract_logs(logs)}"
+    beside = [path.parent.name for path in sorted(folder.parent.glob("*/run.json"))]
+    meant = did_you_mean(folder.name, beside)
+    if beside and not meant:
+        meant = f"; there are: {shorten(', '.join(beside), 70, placeholder=' ...')}"
+    return f"{folder} holds no run{meant}"
+
+
+def extract_logs(folder: Path) -> str:
+    """The command that writes items about the logs in a round's folder."""
+    line = f"oelkit extract --trajectories {quote(str(folder / 'trajectories.jsonl'))} "
+    line += "--prompt-set rules --scale small --model YOUR_MODEL "
+    return line + f"--out {quote(str(folder / 'items.jsonl'))}"
