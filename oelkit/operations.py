@@ -64,6 +64,8 @@ class CuratedItem(ExperienceItem):
     """The draws that wrote it, those of what it was made of among them; none of a person's own."""
     every_draw: bool = False
     """Whether a person accepted it, which is for every draw's text."""
+    author: str = ""
+    """Who did something to it last; `auto` is `auto_curate`."""
 
 
 @dataclass(frozen=True)
@@ -160,25 +162,26 @@ def apply(state: State, op: Operation) -> State:
     """The ordered state after one more operation; ValueError where it does not fit."""
     items, texts = _checked(state, op)
     status = STATUS.get(Op(op.op))
-    changed = {i.id: replace(i, status=status or i.status) for i in items}
+    changed = {i.id: replace(i, status=status or i.status, author=op.author) for i in items}
     match op.op:
         case Op.ACCEPT:
             changed = {id: replace(i, every_draw=op.every_draw) for id, i in changed.items()}
         case Op.RESTORE:
             changed = {id: replace(i, text=one_line(i.original)) for id, i in changed.items()}
         case Op.EDIT:
-            changed = {i.id: replace(i, text=texts[0]) for i in items}
+            changed = {id: replace(i, text=texts[0]) for id, i in changed.items()}
         case Op.MOVE:
             return _moved(state, items, op.to)
         case Op.ADD:
             new = CuratedItem(op.new[0], texts[0], op.evidence, "", 0, 0, original=op.texts[0])
-            item = replace(new, status="accepted")
+            item = replace(new, status="accepted", author=op.author)
             return state | {item.id: item}
         case Op.MERGE | Op.SPLIT:
             first = next(i for i in state if i in op.ids)
             evidence = tuple(dict.fromkeys(e for i in items for e in i.evidence))
             draws = tuple(sorted({draw for i in items for draw in i.draws}))
             made = replace(state[first], parents=op.ids, extra={}, evidence=evidence, draws=draws)
+            made = replace(made, author=op.author)
             if len({i.status for i in items}) > 1:
                 made = replace(made, status="pending")
             new = [

@@ -192,6 +192,17 @@ def test_near_duplicates_word_diff_and_source(files):
     ]
 
 
+def test_what_no_person_decided_is_marked_until_one_does(files):
+    curation = Curation.open(*files)
+    curation.accept(["i0", "i2"], author="auto", every_draw=False)
+    browser = Browser(curation)
+    assert [browser.rows[id]["auto"] for id in ("i0", "i1", "i2")] == [True, False, True]
+    browser.do("accept", ids=["i0"])
+    assert not browser.rows["i0"]["auto"]
+    browser.do("undo")
+    assert browser.rows["i0"]["auto"] and browser.rows["i2"]["auto"]
+
+
 def test_where_an_item_comes_from(files):
     turn = Turn("a board", [], f"reply {EVIL}", "left", "ok", 1, 1, False)
     game = Trajectory("t0", "e", 1, "m", 1, (turn,), Outcome.SUCCESS, "ok")

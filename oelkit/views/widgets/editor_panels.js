@@ -45,9 +45,9 @@ function promptNodes({ before, after, cut, reads, budget, unit }) {
   return reads.length ? nodes : [none, ...nodes];
 }
 
-/** How far one is: "12 of 63 reviewed, 40 kept, 12 fit, 28 cut". */
+/** How far one is: "12 of 63 reviewed, 40 kept, 12 fit, 28 cut"; what no person decided counts as not reviewed. */
 function progressOf(all, { reads, cut, draws, draw }) {
-  const reviewed = all.filter((i) => i.status !== "pending").length;
+  const reviewed = all.filter((i) => i.status !== "pending" && !i.auto).length;
   const kept = cut.length ? reads.length + cut.length : all.filter((i) => i.status === "accepted").length;
   const fit = cut.length ? `, ${number(reads.length)} fit, ${number(cut.length)} cut` : "";
   return `${number(reviewed)} of ${number(all.length)} reviewed, ${number(kept)} kept${fit}`

@@ -49,7 +49,7 @@ function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
     worthOf(item.worth), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${number(item.seen)} evidence`,
     item.alike != null && el("span", { class: "oel-alike", title: "Says nearly the same as others: filter Near-duplicates" },
       `near-duplicate ${item.alike + 1}`),
-    item.diff && "edited", item.cut && el("b", {}, "over budget"), edge && el("b", {}, "the budget cuts above"),
+    item.diff && "edited", item.auto && "decided automatically", item.cut && el("b", {}, "over budget"), edge && el("b", {}, "the budget cuts above"),
     `${number(item.tokens)} ${item.tokens === 1 ? unit.slice(0, -1) : unit}`].filter(Boolean);
   const node = el("div", {
     role: "listitem", class: `oel-row oel-${item.status}`, tabindex: here ? 0 : -1, "aria-current": here && "true",

@@ -59,6 +59,7 @@ def rows_of(
         return {
             "text": s.text,
             "status": s.status,
+            "auto": s.status != "pending" and all(item.author == "auto" for item in group),
             "items": len(group),
             "support": len(s.draws),
             "of": draws,
