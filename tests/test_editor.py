@@ -226,6 +226,7 @@ def test_where_an_item_comes_from(files):
             "game": "t0",
             "turn": 1,
             "of": 1,
+            "chat": True,
             "outcome": "success",
             "text": "a board",
             "board": {"cells": [], "kinds": ANY, "action": "left"},

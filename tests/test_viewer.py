@@ -278,3 +278,5 @@ def test_saved_notebooks_keep_a_table():
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "&lt;script" in bundle["text/html"] and "<script" not in bundle["text/html"]
     assert "left ?" in bundle["text/html"] and "lookup(7)" in bundle["text/html"]
+    alone = trajectory_viewer([log(EVIL)]).static_html
+    assert "<th>conversation</th>" in alone and "moves" not in alone and "<td>?</td>" not in alone

@@ -328,6 +328,11 @@ def test_evidence_help_and_every_key_is_on_its_button(show, curation):
     assert shown == on_buttons | {"j ↓", "k ↑", "/", "n", "N", "?", "Esc", "w"}
     press(page, "Escape")
     assert not page.get_by_role("dialog").is_visible()
+    page.get_by_role("button", name="Help: keys").click()
+    columns = {s.bounding_box()["x"] for s in page.get_by_role("dialog").locator("section").all()}
+    assert len(columns) == 3, "of which the last has two parts"
+    page.get_by_role("button", name="Close").click()
+    assert not page.get_by_role("dialog").is_visible()
 
 
 def test_the_page_around_hears_no_key_but_ctrl_s(show, curation):
@@ -506,6 +511,8 @@ def test_accessible_and_whole_in_both_themes_and_widths(show, sample, theme, tmp
             path=(PICTURES and f"{PICTURES}/editor_{theme}_{width}.png") or tmp_path / "page.png"
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        seen, read = (side.bounding_box()["height"] for side in page.locator(".oel-side").all())
+        assert abs(seen - read) < 2, "the teacher's text has its share where both stand in a column"
         for keys in ((), ("?",), ("Escape", "e")):
             press(page, *keys)
             found = Axe().run(page)

@@ -1,6 +1,7 @@
 """Conversations in the viewer, and what a person notes on them, in Chromium."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -8,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from oelkit.curation import Curation
 from oelkit.logs import read_chats
 from oelkit.records import Evidence, ExperienceItem, Trajectory, read_jsonl
-from oelkit.views.widgets import trajectory_viewer
+from oelkit.views.widgets import experience_editor, trajectory_viewer
 
 from .pages import PICTURES, ROOT, press, until
 
@@ -68,6 +69,8 @@ def test_a_conversation_is_a_transcript(show, theme, width):
     for said in ("move", " tok", "no other game", "unknown", "round"):
         assert page.locator(".oel-viewer").get_by_text(said).locator("visible=true").count() == 0
     assert page.locator(".ov-sum [role=status]").first.inner_text() == "4 conversations"
+    keys = page.locator(".ov-foot").inner_text()
+    assert "conversation" in keys and "game" not in keys
     # from the item to the turn that taught it, and to the item's editor
     page.get_by_role("button", name="1 item: turn 2").click()
     until(page, lambda: view.at["turn"] == 1)
@@ -83,6 +86,23 @@ def test_a_conversation_is_a_transcript(show, theme, width):
     found = Axe().run(page).response["violations"]
     serious = [v["nodes"][0]["html"] for v in found if v["impact"] in ("serious", "critical")]
     assert not serious, serious
+
+
+def test_the_editor_speaks_of_a_conversation_as_of_one(show):
+    view = experience_editor(Curation([item(2)]), games=conversations(), on_turn=print)
+    page = show(view)
+    page.get_by_role("button", name="Whole conversation").wait_for()
+    seen = page.get_by_label("Evidence").inner_text()
+    assert "Turn 3 of 3 chat-9" in " ".join(seen.split())
+    assert "What came back" in seen and "Thank you. Goodbye!" in seen
+    short = experience_editor(
+        Curation([replace(item(0), evidence=(Evidence("chat-0", 0),))]), games=conversations()
+    )
+    page = show(short)
+    page.get_by_text("Before the reply").wait_for()
+    seen = page.get_by_label("Evidence").inner_text()
+    for said in ("unknown", "Move", "none found", "Feedback", "What came back"):  # there is none
+        assert said not in seen, said
 
 
 def test_a_transcript_follows_the_turn_and_stays_where_one_clicked(show):

@@ -78,18 +78,19 @@ function editorPage(on) {
   const list = virtualList({ count: on.count, row: on.row, keep: on.keep, height: on.height,
     attributes: { "aria-label": "Experience items", role: "region" } });
   const about = el("div", {}), prompt = el("pre", {}), promptSize = el("span", { class: "oel-dim" });
-  const draws = el("select", { "aria-label": "Draw", title: "Each draw read the games on its own. What you accept is in all.",
+  const draws = el("select", { "aria-label": "Draw", title: "Each draw read all of it on its own. What you accept is in all.",
     onchange: () => on.draw(Number(draws.value)) });
   const panel = (title, head, body) => el("section", { class: "oel-side", tabindex: 0, "aria-label": title },
     el("header", {}, el("h3", {}, title), ...head), body);
   const evidence = panel("Evidence", [el("kbd", {}, "g")], about);
   const teacher = panel("What the teacher reads", [draws, promptSize], prompt);
   const help = el("div", { class: "oel-help", hidden: true, role: "dialog", "aria-label": "Keys" },
+    el("header", {}, el("h3", {}, "Keys"), el("button", { onclick: () => on.run("Escape") }, "Close ", el("kbd", {}, "Esc"))),
     ...[MOVE, DECIDE, FIND, MORE].map((group) => el("section", {}, el("h3", {}, group), el("dl", {},
       ...commands.filter((c) => c.group === group)
         .flatMap(({ shown, what }) => [el("dt", {}, el("kbd", {}, shown)), el("dd", {}, what)])))),
     el("p", {}, "Keys work while the editor has the focus. Each decision goes on to the next item. A row is what was said "
-      + "in the same words; a decision on it is for all its items. A draw is one reading of the games: ten draws give ten texts."));
+      + "in the same words; a decision on it is for all its items. A draw is one reading of all that was played or said: ten draws give ten texts."));
   const file = el("input", { type: "file", accept: ".jsonl,.csv", hidden: true, "aria-label": "File to import",
     async onchange() {
       if (file.files[0]) on.ask("import", { texts: [await file.files[0].text()] });

@@ -4,14 +4,16 @@
 function evidenceNodes({ originals, evidence, more, parents, history }, against, viewer, on) {
   const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
   const text = (value) => el("pre", {}, visible(value));
+  const told = (title, value) => (value ? part(title, text(value)) : []);
+  const ended = (outcome) => (outcome && outcome !== "unknown" ? `: ${outcome.replace("_", " ")}` : "");  // of a log
   const shownTurn = (t, n) => el("details", { open: n < 2 },
-    el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}: ${t.outcome.replace("_", " ")}` : ""}`,
+    el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}` : ""}${ended(t.outcome)}`,
       el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
-    ...(!t.of ? [el("p", { class: "oel-dim" }, "The game is not among those that the editor was given.")] : [
-      ...(t.board.cells.length ? [board(t.board)] : part("Observation", text(t.text))),
-      ...part("Reply", text(t.reply)), ...part("Move", text(t.move ?? "none found")),
-      ...part("Feedback", text(t.feedback)),
-      viewer && el("button", { onclick: () => on.turn(t.game, t.turn - 1) }, "Whole game"),
+    ...(!t.of ? [el("p", { class: "oel-dim" }, "It is not among the games or conversations that the editor was given.")] : [
+      ...(t.board.cells.length ? [board(t.board)] : told(t.chat ? "Before the reply" : "Observation", t.text)),
+      ...part("Reply", text(t.reply)), ...told("Move", t.move ?? (t.chat ? "" : "none found")),
+      ...told(t.chat ? "What came back" : "Feedback", t.feedback),
+      viewer && el("button", { onclick: () => on.turn(t.game, t.turn - 1) }, t.chat ? "Whole conversation" : "Whole game"),
     ]));
   const made = ([id, words]) => el("p", { dir: "auto" }, visible(words), " ",
     el("button", { onclick: () => on.restore(id) }, "Restore"));

@@ -10,6 +10,7 @@ from ...likeness import contradictions, similar
 from ...records import Evidence, Trajectory
 from ...statements import Statement, statements
 from .base import board_of
+from .transcript import is_chat
 
 SHOWN = 40  # turns of evidence that are shown unless all are asked for
 
@@ -113,5 +114,6 @@ def _turn(seen: Evidence, games: Mapping[str, Trajectory]) -> dict[str, Any]:
     t = game.turns[seen.turn]
     place = {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns)}
     board = {**board_of(t.observation), "action": t.action}
+    place["chat"] = is_chat(game)
     played = {"reply": t.reply, "move": t.action, "feedback": t.feedback}
     return {**place, "outcome": game.outcome, "text": t.observation, "board": board, **played}

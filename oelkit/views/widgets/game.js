@@ -82,7 +82,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
   const top = [caption && el("h3", {}, pill(row.outcome, name(row.outcome)), " ", caption),
     strip({ game, turn: now, differs, key, go })];
   if (!turn) return el("div", { class: "ov-game" }, ...top,
-    el("p", { class: "ov-dim" }, `ended after ${count(game.turns.length, "turn")}: ${visible(game.feedback)}`));
+    el("p", { class: "ov-dim" }, `ended after ${count(game.turns.length, "turn")}${game.feedback && ": "}${visible(game.feedback)}`));
   const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
   const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
     : el("b", { class: "ov-action" }, visible(turn.action));
@@ -97,7 +97,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
         block([`reply · ${count(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
         turn.level && el("p", { class: "ov-dim" }, `level ${turn.level}`),
         el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
-        block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
+        turn.feedback && block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
     ...learned(turn, openItem), ...comments(now),
     fold("prompt", `prompt · ${count(turn.prompt_tokens, "token")}`, open,
       ...turn.prompt.flatMap(([role, words]) => [el("h4", {}, visible(role)), text(words)])),

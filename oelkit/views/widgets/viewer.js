@@ -95,7 +95,7 @@ export default { render({ model, el: host }) {
   const search = el("input", { type: "search", placeholder: "search", oninput() {
     clearTimeout(search.timer);
     search.timer = setTimeout(ask, 200);
-  }, "aria-label": "search boards, replies and feedback" });
+  }, "aria-label": "search what was shown, the replies and what came back" });
   function ask() {
     clearTimeout(search.timer);
     query = search.value;
@@ -125,7 +125,7 @@ export default { render({ model, el: host }) {
 
   // -- filters
 
-  const take = el("button", { title: "The games that are listed, as JSON Lines",
+  const take = el("button", { title: "What is listed, as JSON Lines",
     onclick: () => model.send({ kind: "export", games: shown }) }, "export");
   const reset = el("button", { hidden: true, onclick() {
     for (const key of Object.keys(filter)) delete filter[key];
@@ -195,7 +195,7 @@ export default { render({ model, el: host }) {
     differ.hidden = !both;
     differ.disabled = differs < 0;
     differ.turn = differs;
-    differ.textContent = differs < 0 ? "same moves" : `first difference: turn ${differs + 1}`;
+    differ.textContent = differs < 0 ? (r.chat ? "same replies" : "same moves") : `first difference: turn ${differs + 1}`;
     const had = body.contains(focused()) ? focused().dataset.focus ?? "" : null;
     body.className = both ? "ov-two" : "";
     body.replaceChildren(...ids.map((i) => (games.get(i).chat ? chatView : gameView)({
@@ -247,13 +247,14 @@ export default { render({ model, el: host }) {
   }
   const status = el("span", { class: "ov-dim", role: "status" }, "waiting for the kernel");
   const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), offers.node);
-  const help = [["←", "→", "turn"], ["↑", "↓", "game"], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo it"]];
+  const named = el("span", {}, "game");
+  const help = [["←", "→", "turn"], ["↑", "↓", named], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo it"]];
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
   bar,
   el("div", { class: "ov-body" },
     el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), list.box), detail),
   el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
-    [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), `${keys.at(-1)}  `])));
+    [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), keys.at(-1), "  "])));
   ownKeys(root);
   settle(host, root, () => list.box.focus());
 
@@ -261,6 +262,9 @@ export default { render({ model, el: host }) {
     index(message) {
       rows = message.rows.map((row) => Object.fromEntries(row.map((value, i) => [COLUMNS[i], value])));
       canOpen = message.items;
+      named.textContent = noun();
+      list.box.ariaLabel = `${noun()}s`;
+      detail.ariaLabel = noun();
       offers.draw();
       relist();
       move();

@@ -244,13 +244,16 @@ def _mark(answer: str, action: str | None) -> list[str]:
 
 
 def _table(games: list[Trajectory]) -> str:
+    chats = all(map(is_chat, games[:TABLE_ROWS]))
+    names = ("outcome", "round", "map seed", "moves", "at the end", "game")
+    names = ("turns", "at the end", "conversation") if chats else names
     rows = []
     for game in games[:TABLE_ROWS]:
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
         cells = (game.outcome, game.round, game.seed, moves, end, game.id)
+        cells = (len(game.turns), end, game.id) if chats else cells
         rows.append("<tr>" + "".join(f"<td>{escape(str(c)[:120])}</td>" for c in cells) + "</tr>")
-    names = ("outcome", "round", "map seed", "moves", "at the end", "game")
     head = "".join(f"<th>{name}</th>" for name in names)
     more = len(games) - TABLE_ROWS
-    end = f"<p>and {more:,} more games</p>" if more > 0 else ""
+    end = f"<p>and {more:,} more {'conversations' if chats else 'games'}</p>" if more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{end}"
