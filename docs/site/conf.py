@@ -21,6 +21,8 @@ include_patterns = [
     "data/**/README.md",
     "examples/**/README.md",
 ]
+# code of 98 columns does not scroll
+html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}
 html_theme, html_title, html_copy_source = "furo", "oelkit", False
 html_show_sphinx = html_show_copyright = False
 nb_execution_mode = "off"
