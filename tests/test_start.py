@@ -7,6 +7,8 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,9 +196,28 @@ def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "oelkit.model.source", None)  # which loads tokenizers
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(app.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    done, tries = [], []
+
+    class Server:
+        def __init__(self, *_, **__):
+            self.wait = lambda *_: done.append("wait") or 0
+            self.terminate, self.kill = (partial(done.append, x) for x in ("terminate", "kill"))
+
+        def poll(self):
+            return None
+
+    def connect(*_):
+        tries.append(capsys.readouterr().out)
+        if len(tries) < 3:
+            raise ConnectionRefusedError
+        return nullcontext()
+
+    monkeypatch.setattr(app.subprocess, "Popen", Server)
+    monkeypatch.setattr(app.socket, "create_connection", connect)
     status, out, err = said(capsys, "curate", str(tmp_path), "--no-browser")
     assert (status, err) == (0, "") and "(Ctrl+C ends it)" in out
+    assert tries == ["", "", ""], "the address is told once somebody answers there"
+    assert done == ["wait", "terminate", "wait", "kill"]
 
 
 def test_an_editors_tokenizer_waits_for_no_torch():

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,11 @@ body { overflow: hidden; }
   border: 0 !important; border-radius: 0 !important; resize: none !important;
 }
 </style>"""
-# Voila turns on warnings that are for its authors
-VOILA = "import warnings, voila.app; warnings.simplefilter('ignore'); voila.app.main()"
+# Voila turns on warnings that are for its authors; Ctrl+C is for the command, which ends it
+VOILA = (
+    "import signal, warnings; signal.signal(signal.SIGINT, signal.SIG_IGN); import voila.app; "
+    "warnings.simplefilter('ignore'); voila.app.main()"
+)
 # as in voila.json: no page asks for anything outside this machine
 CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -78,14 +83,33 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     # Jupyter's variable, for `ps` shows arguments
     command += ["--Voila.auto_token=True"]
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
-    print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
     given |= {"JUPYTER_TOKEN": token}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server goes with its command
+    server, listens = subprocess.Popen(command, env=os.environ | given), False
     try:
-        return subprocess.run(command, env=os.environ | given, check=False).returncode
+        while server.poll() is None and not (listens := _listens(port)):
+            time.sleep(0.1)
+        if listens:
+            print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        try:
+            if listens:  # then it ends its kernels, which else complain
+                server.terminate()
+                server.wait(10)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            pass
+        finally:
+            server.kill()
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def place(kind: str, what: str, round: int | None) -> Path:
