@@ -1,4 +1,4 @@
-# make run | check | test-fast | test | soak | bench | docs | gallery | pictures | lab | strip | clean.
+# make run | install | check | test-fast | test | soak | bench | docs | gallery | pictures | lab | strip | clean.
 # Everything is installed into .venv, at the versions of constraints.txt.
 #
 #   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
@@ -17,12 +17,14 @@ PY := .venv/bin/python
 # -p only for what was given: the notebooks' own defaults hold otherwise
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
-.PHONY: run check test-fast test soak bench docs gallery pictures lab strip clean
+.PHONY: run install check test-fast test soak bench docs gallery pictures lab strip clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
 	$(PY) -m oelkit notebooks --run '$(RUN)' --timeout '$(TIMEOUT)' $(OVERRIDES) $(ARGS)
 	@if [ -e 'runs/$(RUN)/metrics.json' ]; then $(PY) -m oelkit report --run '$(RUN)'; fi
+
+install: .venv/installed
 
 # what needs no run: under a minute. STRIPPED: notebooks are kept without outputs, cell ids stay
 STRIPPED := .venv/bin/nbstripout --keep-id

@@ -41,10 +41,9 @@ def doctor(args: Namespace) -> None:
         "The embedded model, micro, fits everywhere."
     )
     missing = [row for row in _OPTIONAL if find_spec(row[0]) is None]
+    print("Optional, and not installed:" if missing else "Nothing is missing.")
     for module, why, packages in missing:
-        print(f"missing: {module}, {why}: pip install {packages}")
-    if not missing:
-        print("nothing is missing")
+        print(f"  {module}, {why}: pip install {packages}")
 
 
 def _gib(size: float) -> str:
