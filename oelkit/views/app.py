@@ -70,11 +70,11 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
             free.bind(("127.0.0.1", port or 0))
         except (OSError, OverflowError) as error:  # else Voila takes another, and says so nowhere
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
-        port = free.getsockname()[1]
+        at: int = free.getsockname()[1]
     # Jupyter's own time-out is longer than Tornado allows, which says so
     server = {"headers": {"Content-Security-Policy": CSP}, "ws_ping_timeout": 30_000}
     command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
-    command += [f"--port={port}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
+    command += [f"--port={at}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
     # a kernel that has imported everything waits for the next page
     command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
     command += [] if browser else ["--no-browser"]
@@ -88,10 +88,10 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server goes with its command
     server, listens = subprocess.Popen(command, env=os.environ | given), False
     try:
-        while server.poll() is None and not (listens := _listens(port)):
+        while server.poll() is None and not (listens := _listens(at)):
             time.sleep(0.1)
         if listens:
-            print(f"{path}: http://127.0.0.1:{port}/?token={token} (Ctrl+C ends it)", flush=True)
+            print(f"{path}: http://127.0.0.1:{at}/?token={token} (Ctrl+C ends it)", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
