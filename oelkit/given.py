@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -167,8 +168,11 @@ def _shown(value: Any) -> str:
     return f"the {type(value).__name__} {str(value)[:40]!r}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Which of the known words was meant, in parentheses; nothing where none is close."""
-    known = {name.lower().lstrip("-"): name for name in known}
-    close = get_close_matches(word.lower().lstrip("-"), known, 1, cutoff=0.74)
+def did_you_mean(word: str, known: Iterable[str], alike: str = "^-+") -> str:
+    """Which of the known words was meant, in parentheses; nothing where none is close.
+
+    alike: pattern of what does not count.
+    """
+    known = {re.sub(alike, "", name).lower(): name for name in known}
+    close = get_close_matches(re.sub(alike, "", word).lower(), known, 1, cutoff=0.74)
     return f" (did you mean {known[close[0]]}?)" if close else ""

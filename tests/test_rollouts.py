@@ -245,7 +245,7 @@ def test_raw_games_text(tiny):
 
 
 def test_errors(tiny, tmp_path):
-    with pytest.raises(ValueError, match="unknown environment 'oelkit/Lake-v0'.*FrozenLake-v0"):
+    with pytest.raises(ValueError, match="unknown environment 'oelkit/Lake-v0'.*FrozenLake4x4-v0"):
         rollout(tiny, "oelkit/Lake-v0", [1])
     with pytest.raises(ValueError, match="seeds is empty"):
         play(tiny, [])

@@ -121,7 +121,7 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
 
 def _unknown(env_id: str) -> ValueError:
     """The error that no world has this id, with the one that was meant, or some that there are."""
-    said = given.did_you_mean(env_id.rpartition(":")[2], gym.registry)
+    said = given.did_you_mean(env_id, gym.registry, r"^.*[:/]|-v\d+$")
     if not said:
         said = ": say one of docs/worlds.md (oelkit/Descent-v0, oelkit/FrozenLake4x4-v0, "
         said += "oelkit/Sokoban-v0, ...), or MODULE:ID of your own"
