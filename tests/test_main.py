@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import make_game
@@ -474,6 +475,19 @@ def test_steps_on_files(call, place, settings):
     assert status == 0 and "on 3 maps of oelkit/FrozenLake3x3Unseen-v0" in out, err
     assert re.search(r"a difference of 10 points: \d+ episodes per arm", out)
     assert json.loads((place / "rate.json").read_text())["n"] == 3
+
+
+def test_the_embedded_model_is_told_of_states_without_a_board(call, place, monkeypatch):
+    def stop(text):
+        raise ValueError("far enough")
+
+    policy = SimpleNamespace(name="micro", tokenizer=stop)
+    monkeypatch.setattr("oelkit.model.loading.policy_from_config", lambda *_, **__: policy)
+    write_jsonl("states.jsonl", [State("s", "t", 0, [{"role": "user", "content": "x"}])])
+    (place / "told.md").write_text("Be kind.")
+    line = ["distill", "--states", "states.jsonl", "--experience", "told.md", "--out", "a"]
+    with pytest.warns(UserWarning, match="reads boards alone"):
+        refused(call(*line), "far enough")
 
 
 def test_experience_files(place):
