@@ -78,11 +78,15 @@ def by_a_person(run: Run, k: int) -> tuple[int, int]:
 def learn(settings: Settings, out: Path, chats: Path | None) -> None:
     """All rounds with a seed; an arm that has its line is not measured again."""
     name, seed = Path(settings.model).name, settings.seed
-    run = Run(f"runs/sql_{name}_{seed}", settings)
+    how = {key: getattr(settings, key) for key in ("steps", "loss")}
+    changed = {key: value for key, value in how.items() if value != getattr(SETTINGS, key)}
+    run = Run("_".join(["runs/sql", name, str(seed), *map(str, changed.values())]), settings)
     command = f"python examples/sql/learn.py --model {name} --seed {seed}"
+    command += "".join(f" --{key} {value}" for key, value in changed.items())
 
     def arm(what: str, k: int, text: str = "", env: str = run.eval_env, **weights) -> None:
         mine = {"arm": what, "model": name, "seed": seed, "round": k, "env": env}
+        mine |= how if what == "consolidated" or k > 1 else {}
         if any(row.items() >= mine.items() for row in (read_jsonl(out) if out.exists() else [])):
             return
         began, sampling = time.time(), run.settings.eval_sampling
@@ -139,7 +143,8 @@ def table(rows: Sequence[dict]) -> str:
             *(100 * row[key] for key in ("pass_rate", "low", "high"))
         )
         by = [row["kinds"].get(kind) for kind in ("form", "pair")]
-        cells = [row["model"], row["seed"], row["round"], row["arm"]]
+        trained = f", {row['steps']} steps of {row['loss']}" if "steps" in row else ""
+        cells = [row["model"], row["seed"], row["round"], row["arm"] + trained]
         cells += ["other" if row["env"] == OTHER else "shop", rate]
         cells += ["{} of {}".format(*count) if count else "" for count in by]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -154,6 +159,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default=SETTINGS.dtype)
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
+    parser.add_argument("--loss", default=SETTINGS.loss)
     parser.add_argument("--out", type=Path, default=DATA / "results/sql.jsonl")
     parser.add_argument("--chats", type=Path, metavar="FILE", help="round 1's games as a chat log")
     parser.add_argument("--table", action="store_true")
@@ -162,7 +169,9 @@ def main() -> None:
         return print(table(read_jsonl(args.out)))
     if not args.model:
         parser.error("--model: which one is to learn?")
-    changes = {name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype")}
+    changes = {
+        name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype", "steps", "loss")
+    }
     return learn(replace(SETTINGS, **changes), args.out, args.chats)
 
 
