@@ -260,7 +260,8 @@ def test_the_script_learns_goes_on_and_shows_what_is_there(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     few = {"model": "micro", "dtype": "float32", "extract_games": 2, "state_games": 2}
     few |= {"steps": 1, "batch_size": 2, "eval_maps": 4, "rounds": 1, "max_new_tokens": 8}
-    settings, folder = replace(learn["SETTINGS"], **few), tmp_path / "runs/sql_micro_0/round_1"
+    settings = replace(learn["SETTINGS"], **few)
+    folder = tmp_path / "runs/sql_micro_0_steps_1/round_1"
     folder.mkdir(parents=True)
     said = ("Products are in table ware, their names in bez.", "Prices are high.")
     items = [ExperienceItem(str(n), text, (), "m", 1, 0) for n, text in enumerate(said)]

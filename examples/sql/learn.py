@@ -80,7 +80,8 @@ def learn(settings: Settings, out: Path, chats: Path | None) -> None:
     name, seed = Path(settings.model).name, settings.seed
     how = {key: getattr(settings, key) for key in ("steps", "loss")}
     changed = {key: value for key, value in how.items() if value != getattr(SETTINGS, key)}
-    run = Run("_".join(["runs/sql", name, str(seed), *map(str, changed.values())]), settings)
+    named = "".join(f"_{key}_{value}" for key, value in changed.items())
+    run = Run(f"runs/sql_{name}_{seed}{named}", settings)
     command = f"python examples/sql/learn.py --model {name} --seed {seed}"
     command += "".join(f" --{key} {value}" for key, value in changed.items())
 
