@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from oelkit import distill, load_policy, rollout, states
+from oelkit import distill, envs, load_policy, rollout, states
 from oelkit.config import DistillConfig
 from oelkit.model import losses as kl
 from oelkit.model.policy import Policy
@@ -38,10 +38,17 @@ NOTES = (
 
 
 @torch.no_grad()
-def gap(policy: Policy, found: list[State], replies: list[list[int]], temperature: float) -> float:
+def gap(
+    policy: Policy,
+    found: list[State],
+    replies: list[list[int]],
+    temperature: float,
+    notes: str = NOTES,
+    prompt_set: str | None = None,
+) -> float:
     """KL(student without notes || teacher with them), mean over tokens."""
-    prompts, hidden = load_prompt_set(policy.default_prompt_set), []
-    for adapter, text in (("teacher", NOTES), ("student", "")):
+    prompts, hidden = load_prompt_set(prompt_set or policy.default_prompt_set), []
+    for adapter, text in (("teacher", notes), ("student", "")):
         asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
         with policy.adapter(adapter):
             hidden.append(reply_hidden(policy, asked, replies))
@@ -53,6 +60,10 @@ def main() -> None:
     default = DistillConfig()
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--env", default=ENV, help="a world, as MODULE:ID where it is your own")
+    parser.add_argument("--held-env", help="the world of the gap, default: the same, other maps")
+    parser.add_argument("--prompt-set", help="default: the model's own")
+    parser.add_argument("--notes", type=Path, help="file of the experience, default: of lakes")
     parser.add_argument("--ranks", default="16")
     parser.add_argument("--lrs", default=str(default.lr))
     parser.add_argument("--steps", type=int, default=default.steps)
@@ -68,9 +79,12 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     policy = load_policy(args.model, dtype=args.dtype)
     options = {"temperature": args.temperature, "max_new_tokens": args.tokens}
+    notes = args.notes.read_text("utf-8").strip() if args.notes else NOTES
+    turns = min(2, envs.make(args.env).max_turns)  # of a game that are states, more or less
     train, held = (
-        states(rollout(policy, ENV, range(a, a + n // 2), **options))[:n]
-        for a, n in ((0, 32), (1000, args.held))
+        states(rollout(policy, env, seeds, prompt_set=args.prompt_set, **options))[:n]
+        for env, first, n in ((args.env, 0, 32), (args.held_env or args.env, 1000, args.held))
+        for seeds in [range(first, first + n // turns)]
     )
     asked = [policy.encode(s.prompt) for s in held]
     replies = [r.ids for r in generate(policy, asked, seed=1, **options)]
@@ -80,11 +94,13 @@ def main() -> None:
         began = time.perf_counter()
         lora = {"r": rank, "lora_alpha": 2 * rank}
         policy = load_policy(args.model, dtype=args.dtype, lora=lora)
-        before = gap(policy, held, replies, args.temperature)
+        measured = args.temperature, notes, args.prompt_set
+        before = gap(policy, held, replies, *measured)
         history = distill(
             policy,
             train,
-            [NOTES],
+            [notes],
+            prompt_set=args.prompt_set,
             steps=args.steps,
             batch_size=args.batch,
             lr=lr,
@@ -96,6 +112,7 @@ def main() -> None:
         own = [r.ids for r in generate(policy, asked, seed=2, **options)]
         line = {
             "model": Path(args.model).name,
+            "env": args.env,
             "dtype": str(policy.head.weight.dtype).removeprefix("torch."),
             "rank": rank,
             "lr": lr,
@@ -108,8 +125,8 @@ def main() -> None:
             "reply_tokens": args.tokens,
             "n": len(held),
             "kl_before": before,
-            "kl_after": gap(policy, held, replies, args.temperature),
-            "kl_after_own": gap(policy, held, own, args.temperature),
+            "kl_after": gap(policy, held, replies, *measured),
+            "kl_after_own": gap(policy, held, own, *measured),
             "loss": [round(row["loss"], 4) for row in history],
             "seconds": round(time.perf_counter() - began, 1),
         }
