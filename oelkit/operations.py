@@ -180,8 +180,8 @@ def apply(state: State, op: Operation) -> State:
             first = next(i for i in state if i in op.ids)
             evidence = tuple(dict.fromkeys(e for i in items for e in i.evidence))
             draws = tuple(sorted({draw for i in items for draw in i.draws}))
-            made = replace(state[first], parents=op.ids, extra={}, evidence=evidence, draws=draws)
-            made = replace(made, author=op.author)
+            made = replace(state[first], parents=op.ids, author=op.author, extra={})
+            made = replace(made, evidence=evidence, draws=draws)
             if len({i.status for i in items}) > 1:
                 made = replace(made, status="pending")
             new = [

@@ -144,12 +144,12 @@ def rollback(args: Namespace) -> None:
 def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     from ..runs.files import locked
     from ..runs.stages import stages_of
+    from ..runs.table import weights
 
     stages = stages_of(folder := folder_of(args))
     with locked(folder):
         stages.decide(args.round, first := start(stages))
-    weights = f"round {first}" if first else "the untrained model"
-    print(f"round {args.round + 1} starts from {weights}")
+    print(f"round {args.round + 1} starts from {weights(first)}")
     print(f"what that makes stale: oelkit status {args.run}")
 
 

@@ -117,8 +117,7 @@ def extract(
         lanes.append(_Lane(draw, games, show_previous))
     if not show_previous:  # nothing depends on what came before: one call
         lanes = [_Lane(lane.draw, [lane.games[i]], False) for i in range(n) for lane in lanes]
-    counts: Counter[str] = Counter()
-    step, bar = 0, Bar("extract", n * num_draws, "reading", progress)
+    step, written, bar = 0, 0, Bar("extract", n * num_draws, "reading", progress)
     read = "conversations" if all(g.env_id == "log" for g in trajectories) else "games"
     with bar:
         while lanes:
@@ -137,9 +136,9 @@ def extract(
             row = {"replies": len(new), "empty": sum(not texts for texts in new)}
             row |= {"nothing_new": sum(map(says_nothing_new, answers))}
             row |= {"items": sum(map(len, new))}
-            counts["items"] += row["items"]
+            written += row["items"]
             bar.update(sum(done))
-            bar.set_postfix({read: n, "items": counts["items"]}, refresh=False)
+            bar.set_postfix({read: n, "items": written}, refresh=False)
             if on_step:
                 on_step(row)
             lanes, step = [lane for lane in lanes if lane.games], step + 1

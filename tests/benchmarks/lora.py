@@ -88,13 +88,13 @@ def main() -> None:
     )
     asked = [policy.encode(s.prompt) for s in held]
     replies = [r.ids for r in generate(policy, asked, seed=1, **options)]
+    measured = args.temperature, notes, args.prompt_set
     lists = ((int, args.ranks), (float, args.lrs), (int, args.seeds))
     chosen = ([kind(x) for x in text.split(",")] for kind, text in lists)
     for rank, lr, seed in itertools.product(*chosen):
         began = time.perf_counter()
         lora = {"r": rank, "lora_alpha": 2 * rank}
         policy = load_policy(args.model, dtype=args.dtype, lora=lora)
-        measured = args.temperature, notes, args.prompt_set
         before = gap(policy, held, replies, *measured)
         history = distill(
             policy,
