@@ -1,20 +1,19 @@
 """oelkit: Online Experiential Learning of language models, in notebooks.
 
-A model plays (`rollout`), writes down what it learned (`extract`), a person may edit that
-(`Curation`), the model absorbs it into its weights (`distill`), and one sees what it gained and
-lost (`evaluate`). `run_loop` does all of it in rounds.
+A model plays (`rollout`) and writes down what it learned (`extract`). You can edit those items
+(`Curation`). The model then absorbs them into its weights (`distill`), and `evaluate` measures what
+it gained and lost. `run_loop` repeats all of this in rounds.
 
-These names are the contract. Each loads its module on first use: importing the package costs
-nothing.
+The names in `__all__` are the public API. Each loads its module on first use, so `import oelkit`
+is cheap.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads spin while they wait, which starves every other process (and is starved by it):
-# 25 times slower and worse beside one busy core. It is read when torch is loaded, so it must be set
-# before.
+# By default, waiting OpenMP threads spin. They starve other processes and are starved by them: 25
+# times slower or worse beside one busy core. torch reads the variable on import, so set it first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "runs":  # a package, and a mapping
+    if name == "runs":  # a package that is also a mapping
         return import_module(".runs", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'oelkit' has no attribute {name!r}")

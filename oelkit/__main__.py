@@ -1,7 +1,7 @@
-"""The command line: its commands, each with an example, and its exit status.
+"""The command line: its commands, each with an example, and its exit statuses.
 
-What the library refuses becomes one line on stderr and status 1 (2: usage, 3: a run that is stale
-or not finished, 130: Ctrl+C). What the commands do is in `commands`."""
+An error becomes one line on stderr and exit status 1. Other statuses: 2 for wrong usage, 3 for a
+run that is stale or unfinished, 130 for Ctrl+C. The commands themselves are in `commands`."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from .flags import FIELDS, STEPS, add_own, add_setting
 from .given import did_you_mean
 from .runs.settings import SCALES, Settings
 
-# bitsandbytes, which PEFT imports, hands functions to torch.compile while it is loaded, and that
-# loads the compiler: one of six seconds of every start. Nothing of ours is compiled.
+# PEFT imports bitsandbytes, which calls torch.compile on import. That loads the compiler and takes
+# one of the six seconds of every start. oelkit compiles nothing.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 EPILOG = """\
-oelkit COMMAND --help says more, with an example. To begin with, in a minute:
+Run oelkit COMMAND --help for details and an example. To start, in a minute:
   oelkit demo
 
-A mistake ends with one line and exit status 1; OELKIT_DEBUG=1 shows where it came from."""
+An error is one line, with exit status 1. Set OELKIT_DEBUG=1 to see where it came from."""
 FILES = (
-    "An experience FILE is plain text, an experience.md of a run (a text per draw) or an "
-    "items.jsonl,\nof which the decisions in a curation.jsonl beside it hold."
+    "An experience FILE is plain text, the experience.md of a run (one text per draw) or an\n"
+    "items.jsonl, with the decisions of the curation.jsonl beside it if there is one."
 )
 LOOP = (ModelConfig, ExtractConfig, DistillConfig, EvalConfig, Settings)
-COMMANDS = {  # what each does, an example, and the settings that it takes
+COMMANDS = {  # what each does, an example, and the settings it takes
     "demo": ("let a small model learn while you watch, in a minute", "demo", ()),
-    "doctor": ("say what this machine has, which models fit it, and what is missing", "doctor", ()),
-    "init": ("leave a world, a prompt set and a script of your own", "init my_world", ()),
+    "doctor": ("show what this machine has, which models fit and what is missing", "doctor", ()),
+    "init": ("create a world, a prompt set and a script of your own", "init my_world", ()),
     "curate": ("open the editor of experience items in the browser", "curate first", ()),
     "view": ("open the viewer of games and chats in the browser", "view chats.jsonl", ()),
     "notebooks": (
-        "execute notebooks on one run, two at a time where they allow it; the first error stops",
+        "execute notebooks on one run, two at a time where possible; stop at the first error",
         "notebooks 01_rollout --run look -p seed=1",
         (),
     ),
     "loop": (
-        "all steps in rounds, with a table and a report at the end",
+        "run all steps in rounds, with a table and a report at the end",
         "loop --run two --scale small --model Qwen/Qwen2.5-1.5B-Instruct\n"
         "  oelkit loop --run two --resume --rounds 3",
         LOOP,
     ),
     "estimate": (
-        "say what a run will need: memory, tokens, minutes by stage, and money; tries it in small",
+        "estimate what a run needs (memory, tokens, minutes per stage, cost) from a small trial",
         "estimate --scale small --model Qwen/Qwen2.5-1.5B-Instruct --price-per-hour 0.80",
         LOOP,
     ),
-    "status": ("say of each stage of a run: done, missing, or stale and why", "status two", ()),
-    "promote": ("let the round after K start from round K", "promote two 1", ()),
-    "rollback": ("let the round after K start where round K started", "rollback two 1", ()),
-    "report": ("write report.html of a run again and print its table", "report two", ()),
+    "status": ("show which stages of a run are done, missing or stale, and why", "status two", ()),
+    "promote": ("make the round after K start from round K", "promote two 1", ()),
+    "rollback": ("make the round after K start where round K started", "rollback two 1", ()),
+    "report": ("rewrite the report.html of a run and print its table", "report two", ()),
     "compare": (
-        "put finished runs beside each other: a table, and a figure with --out",
+        "compare finished runs side by side: a table, and a figure with --out",
         "compare one two --out compared.png",
         (),
     ),
     "export": (
-        "write a run's model as other programs read it, and play it again in that form",
+        "export a run's model for other programs, and check it by playing again in that form",
         "export two --to peft --to merged",
         (),
     ),
@@ -85,12 +85,12 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
         (ModelConfig, "env seed temperature max_new_tokens"),
     ),
     "extract": (
-        "write down what trajectories teach",
+        "write down what trajectories teach, as experience items",
         "extract --trajectories games.jsonl --num-draws 4 --out items.jsonl",
         (ModelConfig, ExtractConfig, "seed max_new_tokens"),
     ),
     "distill": (
-        "train an adapter that needs the experience no more; no environment, no reward",
+        "train an adapter that no longer needs the experience; no environment, no reward",
         "distill --trajectories games.jsonl --experience items.jsonl --out adapter",
         (ModelConfig, DistillConfig, "seed"),
     ),
@@ -100,7 +100,7 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
         (ModelConfig, EvalConfig, "env seed max_new_tokens"),
     ),
     "ifeval": (
-        "measure what else the model still follows: IF-Eval, judged by the official checkers",
+        "measure how well the model follows instructions: IF-Eval, with its official checkers",
         "ifeval --model MODEL --adapter adapter --limit 100",
         (ModelConfig, "seed"),
     ),
@@ -108,17 +108,17 @@ COMMANDS = {  # what each does, an example, and the settings that it takes
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that asks "did you mean …?"; that of a flag does `main`."""
+    """A parser that suggests a similar choice; `main` does the same for flags."""
 
     def error(self, message: str) -> NoReturn:
-        """Usage and one sentence; exit status 2."""
+        """Print the usage and one sentence, then exit with status 2."""
         if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message += did_you_mean(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands; the flags of the loop and of its steps are the fields of `Settings`."""
+    """Return the parser; the flags of `loop` and of its steps are the fields of `Settings`."""
     how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     about = "Online Experiential Learning in rounds."
     top = Parser("oelkit", description=about, epilog=EPILOG, **how)
@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         end = f"example:\n  oelkit {example}"
         end += f"\n\n{FILES}" if name in STEPS[:-1] else ""
         one = choices.add_parser(name, help=text, description=f"{name}: {text}.", epilog=end, **how)
-        one.usage = "oelkit loop [options]" if name == "loop" else None  # so many
+        one.usage = "oelkit loop [options]" if name == "loop" else None  # too many
         one.set_defaults(parser=one)
         add_own(one, name)
         if settings:
@@ -145,25 +145,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _one_line(message: Warning | str, *_: Any) -> str:
-    """A warning as the command line shows it, without the colours of gymnasium's."""
+    """Format a warning for the command line, without the colours of gymnasium's warnings."""
     text = re.sub(r"\x1b\[\d*m(WARN: )?", "", str(message))
     return f"warning: {' '.join(text.split())}\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
-    if argv is None:  # a process of its own
+    """Run a command and return its exit status."""
+    if argv is None:  # run as a program
         argv = sys.argv[1:]
         warnings.formatwarning = _one_line
-        sys.path.append("")  # the console script does not look there; last, it hides no library
+        sys.path.append("")  # console scripts leave it out; at the end, it hides no library
     top = parser()
     for word in argv:
         if re.fullmatch(r"--[\w-]+=--|-\w=?--", word):  # argparse drops these and finds no value
-            top.error(f"{word.removesuffix('--').rstrip('=')} is given no value but --")
+            top.error(f"{word.removesuffix('--').rstrip('=')} needs a value, and -- is none")
     args, rest = top.parse_known_args(argv)
-    for before, word in pairwise(("", *argv)):  # as of a variable of the shell that is not set
+    for before, word in pairwise(("", *argv)):  # such as an unset shell variable
         if not word or re.fullmatch("--[a-z-]+=", word):
-            args.parser.error(f"{word or before} is given an empty text")
+            args.parser.error(f"{word or before} has an empty value")
     if rest:
         flags = re.findall(r"--[a-z][a-z-]+", args.parser.format_help())
         word = rest[0].split("=")[0]
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
     args.argv = argv
     try:
-        # `import` is a word of Python
+        # `import` is a Python keyword
         command = args.command if args.command != "import" else "import_chats"
         status = getattr(commands, command)(args) or 0
         if getattr(args, "out", None):
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         message = re.sub(r"; the \d+ good \w+ are in this error's \.records", "", message)
-        message = message.replace("on_bad='skip'", "--bad skip")  # as the command line says it
+        message = message.replace("on_bad='skip'", "--bad skip")  # the flag for it
         print("error:", " ".join(message.split()), file=sys.stderr)
         return 1
 

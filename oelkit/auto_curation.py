@@ -1,4 +1,4 @@
-"""What no person has decided on, decided by the agreement of the draws."""
+"""Decide on pending items by the agreement of the draws."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from .text import wording
 def auto_curate(
     curation: Curation, draws: int | None = None, known: Sequence[str] = ()
 ) -> Curation:
-    """Decide on what is pending (author "auto"), by the agreement of the draws; returns it.
+    """Decide on pending items (author "auto") by the agreement of the draws; return the curation.
 
-    What was accepted or rejected before, as by a person, holds for its words in every draw; where
-    copies were rejected and one accepted, it is accepted. Of three draws or more, what at least
-    half of them wrote in the same words (see `text.wording`) is merged and accepted, and the rest
-    is rejected: a misreading seldom happens twice (self-consistency, arXiv 2203.11171). Where they
-    agree on nothing, as with free wording, every item is accepted but those with the words of an
-    earlier one of its draw.
+    Earlier decisions, such as a person's, apply to the same words in every draw; if some copies
+    were rejected and one was accepted, all are accepted. With three draws or more, items that at
+    least half of the draws wrote in the same words (see `text.wording`) are merged and accepted,
+    and the rest are rejected: a misreading seldom happens twice (self-consistency, arXiv
+    2203.11171). If the draws agree on nothing, as with free wording, every item is accepted except
+    those that repeat the words of an earlier item of the same draw.
 
-    What says of a thing something else than a `known` sentence is rejected, with that sentence as
-    the reason ("M is the goal.", where "M is the key." is known): a model that knows a thing by now
-    misreads its next games about it, in all draws alike.
+    An item that contradicts a `known` sentence is rejected, with that sentence as the reason ("M is
+    the goal." if "M is the key." is known). A model that already knows something misreads its next
+    games about it, in all draws alike.
 
     Args:
-        curation: is changed; a second call does nothing.
-        draws: how many there were, where one that wrote nothing has found nothing new (default:
-            those that wrote). If half of them found nothing new, what the others wrote is rejected.
-        known: sentences that hold already, as of earlier rounds.
+        curation: changed in place; a second call does nothing.
+        draws: number of draws, including those that wrote nothing because they found nothing new
+            (default: the draws that wrote). If half found nothing new, the others' items are
+            rejected.
+        known: sentences that are already known to hold, for example from earlier rounds.
     """
     given.one("curation", curation, Curation)
     for id, against in _refuted(curation, given.texts("known", known)):
-        curation.reject(id, f"speaks against: {against}", author="auto")
+        curation.reject(id, f"contradicts: {against}", author="auto")
     writers = len({i.draw for i in curation.items if i.model})
     draws = given.whole("draws", draws or writers)
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
@@ -67,11 +68,11 @@ def auto_curate(
 
 
 def _refuted(curation: Curation, known: Sequence[str]) -> list[tuple[list[str], str]]:
-    """Pending items that speak against what is known, and the sentence that they speak against."""
+    """Return pending items that contradict a known sentence, grouped by that sentence."""
     pending, known = _with(curation.items, "pending"), list(dict.fromkeys(known))
     texts, n = [*known, *(item.text for item in pending)], len(known)
     pairs = [(a, b) for a, b in contradictions(texts, claims_only=True) if a < n <= b]
-    first = {b: a for a, b in reversed(pairs)}  # an item is rejected once
+    first = {b: a for a, b in reversed(pairs)}  # reject an item only once
     by_sentence = dict[int, list[str]]()
     for b in sorted(first):
         by_sentence.setdefault(first[b], []).append(pending[b - n].id)
@@ -83,7 +84,7 @@ def _with(group: list[CuratedItem], status: str) -> list[CuratedItem]:
 
 
 def _draws(group: list[CuratedItem]) -> int:
-    """How many draws wrote it; none where it was rejected."""
+    """Count the draws that wrote a group of items; 0 if it was rejected."""
     accepted, pending = _with(group, "accepted"), _with(group, "pending")
     if _with(group, "rejected") and not accepted:
         return 0
@@ -93,7 +94,7 @@ def _draws(group: list[CuratedItem]) -> int:
 def _accept_once(
     curation: Curation, accepted: list[CuratedItem], pending: list[CuratedItem]
 ) -> None:
-    """Accept pending items of the same words, but for second ones in a draw's text."""
+    """Accept pending items in the same words, each only once per draw's text."""
     everywhere = next((i.id for i in accepted if for_every_draw(i)), None)
     first = {i.draw: i.id for i in accepted}
     new: list[str] = []

@@ -1,8 +1,8 @@
-"""A second batch of notebooks beside the first, in a process of its own.
+"""Run a second batch of notebooks beside the first, in its own process.
 
-A notebook whose metadata say `"oelkit": {"after": "06_evaluate"}` ("" for none) writes nothing that
-another reads: it may run while those behind that one do. What it does not: the batch itself, see
-`notebooks`; the process is the command line's."""
+A notebook with the metadata `"oelkit": {"after": "06_evaluate"}` ("" for no notebook) writes
+nothing that another notebook reads, so it can run beside those that follow 06_evaluate. The second
+process is the command line; `notebooks` executes each batch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .executed import NotebookError, NotebookResult
 from .runs.files import stamp
 
 THREADS = "OMP_NUM_THREADS"
-# the command line; a shell that starts a job in the background lets it ignore Ctrl+C, also ours.
-# Its input ends when the first batch does, however that ends: then it is interrupted
+# Runs the command line. Shells make background jobs ignore Ctrl+C, so the handler is restored. Its
+# stdin closes when the first batch ends, however that ends, and it then interrupts itself.
 COMMAND = """import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def end():
@@ -37,9 +37,9 @@ sys.exit(main())"""
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl+C end what is done within, and no other one disturb what it then writes.
+    """Let the first Ctrl+C stop the body of the `with`, and ignore later ones while it cleans up.
 
-    Only in the main thread and where nobody else handles Ctrl+C; elsewhere it is as ever."""
+    Applies only in the main thread and if no other handler is set; otherwise nothing changes."""
     default = signal.default_int_handler
     ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is default
 
@@ -57,23 +57,23 @@ def one_interrupt() -> Iterator[None]:
 
 
 def split(paths: Sequence[Path], given: Mapping[str, Any]) -> dict[str | None, list[str]]:
-    """The notebooks, by the one behind which they run beside the others.
+    """Group notebooks by the one after which they may start in the second batch.
 
     Args:
-        paths: of the notebooks.
-        given: the parameters that a user named. What is larger than the embedded model has the
-            machine to itself: with another model or scale nothing runs beside anything.
+        paths: notebook files.
+        given: parameters that the user set. With another model or scale there is no second batch,
+            because a model larger than the embedded one needs the whole machine.
 
     Returns:
-        Under None those that run one after the other. What waits for a notebook that is not among
-        them is one of them.
+        Names by the notebook they wait for ("": none). None holds those that run one after another,
+        including those that wait for a notebook that is not in `paths`.
     """
     together = not {"model", "scale"} & given.keys() and (os.cpu_count() or 1) > 1
     behind = {path.stem: _after(path) for path in paths}
     first = [name for name, other in behind.items() if other is None]
     waiting: dict[str | None, list[str]] = {None: []}
     for name, other in behind.items():
-        for _ in behind:  # what waits for one that waits itself comes behind it, in its batch
+        for _ in behind:  # a notebook that waits for a waiting one joins its batch
             other = behind[other] if other in behind and other not in first else other
         free = together and os.name == "posix" and first and (other == "" or other in first)
         waiting.setdefault(other if free else None, []).append(name)
@@ -87,16 +87,16 @@ def _after(path: Path) -> str | None:
 
 
 class Beside:
-    """The batch beside the first; what still runs at the end of a `with` is interrupted.
+    """The second batch; leaving the `with` block interrupts what still runs.
 
     Args:
-        waiting: as of `split`.
-        given: the parameters that a user named.
-        declared: of each notebook the names of these that it knows.
+        waiting: result of `split`.
+        given: parameters that the user set.
+        declared: by notebook, the names of the given parameters that it declares.
         run: name of the run.
-        timeout: seconds that a notebook may take.
-        root: where the command runs.
-        folder: where it leaves the copies.
+        timeout: most seconds per notebook.
+        root: working directory of the command.
+        folder: where the executed copies go.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Beside:
         self.begun, self.before, self.status = list[str](), dict[str, Any](), 0
 
     def __enter__(self) -> None:
-        # the embedded model's products are too small to share: a thread for each kernel
+        # the embedded model's matrix products are too small to split: one thread per kernel
         if self.waiting and THREADS not in os.environ:
             self.alone, os.environ[THREADS] = True, "1"
         self.start("")
@@ -133,7 +133,7 @@ class Beside:
             del os.environ[THREADS]
 
     def start(self, name: str) -> None:
-        """Begin what may run behind a notebook, once the batch before it is over; as `wait`."""
+        """Start the notebooks that wait for `name`, after the last second batch; see `wait`."""
         if not (names := self.waiting.pop(name, [])):
             return
         self.wait()
@@ -150,29 +150,29 @@ class Beside:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl+C is for the first batch, which hands it on
+            start_new_session=True,  # Ctrl+C goes to the first batch, which passes it on
         )
         self.relay = Thread(target=self._relay, args=(self.child,))
         self.relay.start()
 
     def check(self) -> None:
-        """NotebookError where the batch that was begun has failed."""
+        """Raise NotebookError if the batch that was started has failed."""
         if self.child and self.child.poll():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the batch that was begun; NotebookError where it fails."""
+        """Wait for the batch that was started. Raises NotebookError if it failed."""
         if self.child and (status := self._ended()):
             raise NotebookError(self.said or f"{', '.join(self.begun)}: exit status {status}")
 
     def results(self) -> list[NotebookResult]:
-        """What became of the notebooks that were begun."""
+        """Return the results of the notebooks that were started."""
         new = [name for name in self.begun if self._mark(name) != self.before[name]]
         files = [self.folder / f"{name}.status.json" for name in new]
         found = [NotebookResult(**json.loads(file.read_text("utf-8"))) for file in files]
         left = [name for name in self.begun if name not in new]
         if left and self.status and all(one.status == "passed" for one in found):
-            reason = self.said or f"exit status {self.status}"  # killed, say
+            reason = self.said or f"exit status {self.status}"  # for example killed
             found.append(NotebookResult(left[0], "failed", reason=reason))
         return found
 

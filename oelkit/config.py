@@ -1,7 +1,7 @@
 """Settings of the steps: small frozen dataclasses without torch, one default per name.
 
-`runs.settings.Settings` inherits them all, so that a name means the same as a keyword of a step, as
-a flag of the command line and as a line of run.json.
+`runs.settings.Settings` inherits them all, so a name means the same as a keyword of a step, a
+command-line flag and an entry of run.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 
 def option(default: Any, about: str) -> Any:
-    """A field with its default; the command line says what it is `about`."""
+    """Return a dataclass field with a default; `about` is its help on the command line."""
     return field(default=default, metadata={"help": about})
 
 
@@ -20,13 +20,13 @@ class Sampling:
     """How replies are drawn."""
 
     temperature: float = option(0.7, "divides the logits; 0 is greedy")
-    top_p: float = option(1.0, "the smallest set of ids with this probability")
-    top_k: int = option(0, "the most likely ids only; 0: all")
+    top_p: float = option(1.0, "sample from the smallest set of tokens with this probability")
+    top_k: int = option(0, "sample from this many most likely tokens; 0: from all")
     max_new_tokens: int | None = option(None, "most tokens per reply; none: the prompt set's")
     batch_tokens: int | None = option(None, "prompt and reply tokens sampled at once; none: 32,768")
 
     def options(self, max_new_tokens: int) -> dict[str, Any]:
-        """Keywords of `generate`; `max_new_tokens` counts where the settings name none."""
+        """Return the keywords of `generate`; `max_new_tokens` applies if the settings set none."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return {"max_new_tokens": max_new_tokens, **given}
 
@@ -37,17 +37,17 @@ class ModelConfig:
 
     model: str = option("micro", "embedded model, local folder or hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "of the dense weights; auto: what fits the device"
+        "auto", "dtype of the dense weights; auto: what suits the device"
     )
     quantize: Literal["auto", "nf4", "none"] = option(
         "auto", "nf4 (QLoRA), none (dense), or auto: nf4 on CUDA from 0.3 B parameters on"
     )
     lora_rank: int = option(16, "rank of the adapter; its alpha is twice that")
     enable_thinking: bool | None = option(
-        None, "handed to the chat template; none: the template's own default"
+        None, "passed to the chat template; none: the template's own default"
     )
-    date: str = option("2026-01-01", "what a chat template that prints today's date prints")
-    prompt_set: str | None = option(None, "its name or file; none: the model's own")
+    date: str = option("2026-01-01", "date for chat templates that print today's date")
+    prompt_set: str | None = option(None, "name or file of the prompt set; none: the model's own")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class ExtractConfig:
 
     num_draws: int = option(10, "independent extractions (K experience texts)")
     budget_tokens: int | None = option(
-        8192, "most tokens of an experience text; the oldest items go first"
+        8192, "most tokens of an experience text; the oldest items are dropped first"
     )
-    extract_temperature: float = option(0.7, "of the sampling when items are written")
-    show_previous: bool = option(True, "a draw reads what it knows so far")
+    extract_temperature: float = option(0.7, "sampling temperature of extraction")
+    show_previous: bool = option(True, "show each draw what it knows so far")
     strict: bool = option(
-        False, "only lines that start with exactly `- EXPERIENCE ITEM:`, as in the paper"
+        False, "accept only lines that start with exactly `- EXPERIENCE ITEM:`, as in the paper"
     )
 
 
@@ -74,20 +74,20 @@ class DistillConfig:
     lr: float = option(1e-4, "learning rate of the adapter")
     warmup: int = option(5, "steps of linear warm-up; then the rate is constant")
     weight_decay: float = option(
-        0.0, "of AdamW: each step takes lr times this off the adapter, back towards the base model"
+        0.0, "of AdamW: each step shrinks the adapter by lr times this, towards the base model"
     )
     loss: Literal["reverse_kl", "jsd", "sampled_kl", "forward_kl", "sft"] = option(
-        "reverse_kl", "on-policy are the first three, off-policy the last two"
+        "reverse_kl", "the first three are on-policy, the last two off-policy"
     )
     top_k: int | None = option(
         None, "KL on the student's top-k ids (256 in the paper); none: full vocabulary"
     )
     tail: Literal["drop", "bucket", "renormalize"] = option(
-        "drop", "what becomes of the mass outside the top k (the paper drops it)"
+        "drop", "how to treat the mass outside the top k (the paper drops it)"
     )
-    clip: float | None = option(None, "most nats that one token's loss may count; none: no limit")
+    clip: float | None = option(None, "upper limit of one token's loss in nats; none: no limit")
     temperature: float = option(
-        1.0, "of playing to learn, of sampling replies and of both distributions"
+        1.0, "of training games, of sampled replies and of both distributions in the loss"
     )
     retention: float = option(
         0.25, "share of a batch on which the student reads the experience too, to keep that skill"
@@ -104,14 +104,14 @@ class EvalConfig:
 
     eval_maps: int = option(128, "held-out maps per evaluation")
     samples_per_map: int = option(1, "games per held-out map, each with its own sampling seed")
-    eval_temperature: float = option(0.7, "of the sampling in evaluation")
-    eval_top_p: float = option(0.8, "of the sampling in evaluation")
-    eval_top_k: int = option(20, "of the sampling in evaluation")
+    eval_temperature: float = option(0.7, "sampling temperature in evaluation")
+    eval_top_p: float = option(0.8, "sampling top_p in evaluation")
+    eval_top_k: int = option(20, "sampling top_k in evaluation")
 
 
 Config = TypeVar("Config")
 
 
 def part(kind: type[Config], settings: Any) -> Config:
-    """The fields of one step's config, taken from the settings of a run."""
+    """Return one step's config, with its fields taken from the settings of a run."""
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]

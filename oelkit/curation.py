@@ -1,8 +1,8 @@
 """Curate experience items: accept, reject, edit, merge … through an append-only log.
 
-The state is a fold over the log, undo and redo are records like any other, and the extracted items
-are never changed, so nothing that a person did or a model wrote is ever lost. Every operation is on
-disk before the state changes. No user interface here (that is `views.widgets`), and no model:
+The state is a fold over the log. Undo and redo are log entries like any other, and the extracted
+items never change, so nothing that a person did or a model wrote is ever lost. Every operation is
+on disk before the state changes. The user interface is in `views.widgets`. No model is used:
 near-duplicates are found by their words. Departure: the paper feeds every extracted item to the
 teacher; see `auto_curation`.
 """
@@ -41,10 +41,10 @@ Ids = str | Sequence[str]
 class Curation(Shown):
     """Items, their log and the state that follows from both.
 
-    If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Where an
-    operation takes ids, it takes one or a list, and a list is one step of undo. A wrong call raises
-    ValueError and changes nothing; so does `records.ConflictError`, raised if another editor has
-    written to the log since: `reload` it.
+    If `log_path` exists, that log is loaded; without a path nothing is kept on disk. Operations
+    take one id or a list of ids; a list is undone in one step. A wrong call raises ValueError and
+    changes nothing. If another editor has written to the log in the meantime, an operation raises
+    `records.ConflictError` and changes nothing: call `reload`.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Curation(Shown):
         double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
         if double:
             raise ValueError(
-                f"items need distinct ids; more than one is called {double[0]!r}: extract draws "
-                "at once (num_draws=2), or what is extracted again with another round="
+                f"items need distinct ids; {double[0]!r} occurs more than once: extract all draws "
+                "in one call (num_draws=2), or use another round= when you extract again"
             )
         self._size: int | None = None
         self.load([])
@@ -69,23 +69,23 @@ class Curation(Shown):
 
     @classmethod
     def open(cls, items_path: AnyPath, log_path: AnyPath, *, author: str = "user") -> Curation:
-        """The curation of an items.jsonl with its log (created by the first operation)."""
+        """Open the curation of an items.jsonl and its log, which the first operation creates."""
         return cls(read_jsonl(items_path, ExperienceItem), log_path, author=author)
 
     def reload(self) -> None:
-        """Read the log again, after somebody else has written to it."""
+        """Read the log again, for example after another editor has written to it."""
         if self.log_path is not None:
             there = self.log_path.exists()
-            # the size first: a line written while we read is then a conflict
+            # take the size first, so that a line written while we read becomes a conflict
             self._size = self.log_path.stat().st_size if there else 0
             self.load(read_log(self.log_path) if there else [])
 
     def load(self, log: Sequence[Operation]) -> None:
-        """Take these operations for what was done; the log file stays as it is."""
+        """Replace the state by that of these operations; the log file does not change."""
         place = self.log_path or "log"
         if [op.n for op in log] != list(range(1, len(log) + 1)):
-            what = f"{place}: an operation is missing or doubled (`n` must count 1, 2, 3 …)"
-            todo = "Restore the log from a copy, or move it away to start anew"
+            what = f"{place}: an operation is missing or repeated (`n` must count 1, 2, 3 …)"
+            todo = "Restore the log from a copy, or move it away to start again"
             raise RecordError(f"{what}. {todo}", log)
         done, undone = undo_and_redo(log)
         self._state = fold(self._source, done, f"{place}: ")
@@ -96,39 +96,39 @@ class Curation(Shown):
     def accept(
         self, id: Ids, reason: str = "", author: str | None = None, *, every_draw: bool = True
     ) -> None:
-        """Keep: the model shall learn this, in every draw, or (every_draw=False) in its own."""
+        """Keep items, so that the model learns them: in every draw's text or only in their own."""
         self._do(Op.ACCEPT, id, reason, author, every_draw=every_draw)
 
     def reject(self, id: Ids, reason: str = "", author: str | None = None) -> None:
-        """Leave out."""
+        """Leave items out."""
         self._do(Op.REJECT, id, reason, author)
 
     def skip(self, id: Ids, reason: str = "", author: str | None = None) -> None:
-        """Seen, not decided."""
+        """Mark items as seen but undecided."""
         self._do(Op.SKIP, id, reason, author)
 
     def restore(self, id: Ids, reason: str = "", author: str | None = None) -> None:
-        """Back to the original text, pending.
+        """Reset items to their original text and to pending.
 
-        A merged or split item is in the view again, beside what came of it.
+        A merged or split item returns to the view, beside the items made from it.
         """
         self._do(Op.RESTORE, id, reason, author)
 
     def edit(self, id: Ids, text: str, reason: str = "", author: str | None = None) -> None:
-        """Another text, the same status. Line breaks become spaces."""
+        """Change the text and keep the status. Line breaks become spaces."""
         self._do(Op.EDIT, id, reason, author, texts=(text,))
 
     def move(self, id: Ids, to: int, reason: str = "", author: str | None = None) -> None:
-        """To index `to` of the other items. A token budget cuts from the top, the oldest first."""
+        """Move items to index `to` among the others. A token budget cuts from the top."""
         self._do(Op.MOVE, id, reason, author, to=to)
 
     def merge(
         self, ids: Ids, text: str | None = None, reason: str = "", author: str | None = None
     ) -> str:
-        """One item in place of several, with all their evidence; returns its id.
+        """Replace several items by one with all their evidence; return its id.
 
-        It stands where the first of them stood, and keeps their status if they share one (else:
-        pending). text: by default theirs, joined, the same words only once.
+        It takes the place of the first of them, and their status if they share one (otherwise
+        pending). By default `text` joins their texts, without repeating the same words.
         """
         if text is None:
             texts: dict[tuple[str, ...], str] = {}
@@ -140,7 +140,7 @@ class Curation(Shown):
     def split(
         self, id: Ids, texts: Sequence[str], reason: str = "", author: str | None = None
     ) -> list[str]:
-        """Several items in place of one, each with its evidence and status; returns their ids."""
+        """Replace an item by several, each with its evidence and status; return their ids."""
         return list(self._do(Op.SPLIT, id, reason, author, texts=_ids(texts)))
 
     def add(
@@ -150,21 +150,21 @@ class Curation(Shown):
         reason: str = "",
         author: str | None = None,
     ) -> str:
-        """An item of one's own, at the end and accepted; returns its id."""
+        """Add an accepted item of your own at the end; return its id."""
         return self._do(Op.ADD, (), reason, author, texts=(text,), evidence=tuple(evidence))[0]
 
     def undo(self, reason: str = "", author: str | None = None) -> Operation:
-        """Take back the last operation that is not undone yet; returns it."""
+        """Undo the last operation that is not undone yet; return it."""
         self._do(Op.UNDO, (), reason, author)
         return self._undone[-1]
 
     def redo(self, reason: str = "", author: str | None = None) -> Operation:
-        """Do again what was undone last; returns it. Any other operation in between ends this."""
+        """Redo what was undone last; return it. Possible until the next other operation."""
         self._do(Op.REDO, (), reason, author)
         return self._done[-1]
 
     def explain(self, reason: str, author: str | None = None) -> Operation:
-        """Say why the last operation was done, afterwards; returns it."""
+        """Give the last operation a reason afterwards; return that operation."""
         if not self._done:
             raise ValueError("there is nothing to explain")
         self._do(Op.EXPLAIN, (), reason, author, to=self._done[-1].n)
@@ -177,13 +177,13 @@ class Curation(Shown):
         if op in MAKES:
             count = len(fields["texts"])
             new = [f"{op}-{n}.{k + 1}" if op == Op.SPLIT else f"{op}-{n}" for k in range(count)]
-        while self._state.keys() & new:  # items of an earlier curation may bear such a name
+        while self._state.keys() & new:  # items from an earlier curation can have such an id
             new = [f"{i}'" for i in new]
         before = tuple(self.item(i).text for i in ids)
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         author = self.author if author is None else author
         line = Operation(n, op.value, author, time, reason, ids, before, tuple(new), **fields)
-        # whatever can go wrong with the operation goes wrong here, before a byte is written
+        # an operation that cannot be done fails here, before a byte is written
         done, undone = undo_and_redo([line], self._done, self._undone)
         state = self._state
         if op != Op.EXPLAIN:
@@ -193,36 +193,36 @@ class Curation(Shown):
         self._log, self._done, self._undone, self._state = [*self._log, line], done, undone, state
         return line.new
 
-    # -- what follows from them
+    # -- the state
 
     @property
     def items(self) -> list[CuratedItem]:
-        """The current view, in order; without the items that others took the place of."""
+        """The current view, in order, without items that were merged or split."""
         return [item for item in self._state.values() if item.status not in GONE]
 
     @property
     def log(self) -> list[Operation]:
-        """Every operation ever, undo and redo among them."""
+        """Every operation so far, including undo and redo."""
         return list(self._log)
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is an operation to take back."""
+        """Whether there is an operation to undo."""
         return bool(self._done)
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is an operation to do again."""
+        """Whether there is an operation to redo."""
         return bool(self._undone)
 
     def item(self, id: str) -> CuratedItem:
-        """One item, also one that was merged or split."""
+        """Return one item, even if it was merged or split."""
         if id not in self._state:
-            raise ValueError(f"no item is called {id!r}")
+            raise ValueError(f"no item has the id {id!r}")
         return self._state[id]
 
     def history(self, id: str) -> list[Operation]:
-        """What was done to an item, made it or replaced it, and is not undone; with its reasons."""
+        """Return the operations that made, changed or replaced an item, undone ones excluded."""
         why = {op.to: op.reason for op in self._log if op.op == Op.EXPLAIN}
         done = [op for op in self._done if id in op.ids or id in op.new]
         return [replace(op, reason=why.get(op.n, op.reason)) for op in done]
@@ -230,7 +230,7 @@ class Curation(Shown):
     plotted = "item", "draws"
 
     def brief(self) -> Brief:
-        """How many items are in which status; a row for each statement."""
+        """Count the items by status; one row per statement."""
         counts = Counter(item.status for item in self.items)
         parts = ", ".join(f"{n} {status}" for status, n in counts.items())
         rows = [(s.status, s.text, len(s.draws), len(s.evidence)) for s in self.statements()]
@@ -238,16 +238,16 @@ class Curation(Shown):
         return f"Curation({len(self.items)} items: {parts})", columns, rows
 
     def kept(self, draw: int | None = None) -> list[CuratedItem]:
-        """The accepted items in order, of all draws or one; once what is for every draw."""
+        """Return the accepted items of all draws or one, in order; those for every draw once."""
         kept = said_once(item for item in self.items if item.status == "accepted")
         return kept if draw is None else items_for_draw(kept, draw)
 
     def within_budget(
         self, budget_tokens: int, tokenizer: Any, draw: int | None = None
     ) -> tuple[list[CuratedItem], list[CuratedItem]]:
-        """(what fits, what was cut) of the kept items; the oldest go first (as in the paper).
+        """Split the kept items into (those that fit, those cut); the oldest are cut first (paper).
 
-        `tokenizer`: one of Transformers or tokenizers, or a function that counts a text's tokens.
+        `tokenizer`: from Transformers or tokenizers, or a function that counts a text's tokens.
         """
         if tokenizer is None or budget_tokens < 0:
             raise ValueError("a token budget needs a tokenizer and must not be negative")
@@ -258,34 +258,34 @@ class Curation(Shown):
     def experience(
         self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None
     ) -> str:
-        """The text that the teacher reads: the kept items, one a line, within a budget if given."""
+        """Return the text that the teacher reads: the kept items, one per line, within a budget."""
         within = budget_tokens is not None
         kept = self.within_budget(budget_tokens, tokenizer, draw)[0] if within else self.kept(draw)
         return experience_text(kept)
 
     def statements(self) -> list[Statement]:
-        """The view by what is said, first what most draws wrote in the same words."""
+        """Return the view as statements, those written by most draws first."""
         return sorted(statements(self.items), key=lambda s: (-len(s.draws), -len(s.ids)))
 
     def diff(self) -> dict[str, list[tuple[str, str]]]:
-        """`text.word_diff` from original to text, of each edited item of the view."""
+        """Return, by id, the `text.word_diff` from original to text of each edited item."""
         edited = [item for item in self.items if item.text != one_line(item.original)]
         return {item.id: word_diff(item.original, item.text) for item in edited}
 
     def duplicates(self, threshold: float = 0.75) -> list[list[str]]:
-        """Groups of ids whose items say nearly the same; see `likeness.similar`."""
+        """Return groups of ids whose items say nearly the same; see `likeness.similar`."""
         ids, texts = [item.id for item in self.items], [item.text for item in self.items]
         return [[ids[k] for k in group] for group in similar(texts, threshold)]
 
     def to_frame(self) -> Any:
-        """The view as a pandas DataFrame, one row an item. Raises ImportError without pandas."""
+        """Return the view as a pandas DataFrame, a row per item. Raises ImportError without it."""
         columns = ["id", "status", "text", "original", "evidence", "parents"]
         columns += ["model", "round", "draw"]
         return frame(columns, [[getattr(item, c) for c in columns] for item in self.items])
 
 
 def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) -> Curation:
-    """A recorded session, a log file or its operations, on the same items; it is not written to."""
+    """Replay a recorded session on its items. `log` (a file or its operations) is not changed."""
     curation = Curation(items)
     curation.load(read_log(Path(log)) if isinstance(log, str | os.PathLike) else log)
     return curation

@@ -1,7 +1,7 @@
-"""What may be done to experience items: the operations of a curation, and what each does.
+"""The operations of a curation: what can be done to experience items, and the effect of each.
 
-An operation is a line of the log; `apply` gives the state that follows. Nothing here has a state or
-writes a file (that is `curation`).
+An operation is one line of the log; `apply` returns the state after it. Nothing here keeps state or
+writes files; `curation` does.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ STATUS = {
     Op.MERGE: "merged",
     Op.SPLIT: "split",
 }
-"""The status of the items that an operation takes; with the others it stays as it is."""
+"""The status that an operation gives to its items. Other operations leave the status unchanged."""
 GONE = ("merged", "split")
-"""Out of the view, never out of the state."""
+"""Items with these statuses leave the view, but stay in the state."""
 MAKES = (Op.MERGE, Op.SPLIT, Op.ADD)
-"""These make an item of each text."""
+"""Operations that make one item per text."""
 BESIDE = (Op.UNDO, Op.REDO, Op.EXPLAIN)
-"""These change no item, but what is done, or what is said of it."""
+"""Operations that act on the log: they undo, redo or explain another operation."""
 
 
 @dataclass(frozen=True)
 class CuratedItem(ExperienceItem):
-    """An experience item as it stands now; `text` is one line."""
+    """An experience item in its current state; `text` is one line."""
 
     status: str = "pending"
-    """pending, skipped (seen, undecided), accepted, rejected; merged and split once others took its
-    place."""
+    """pending, skipped (seen, undecided), accepted, rejected; merged or split if other items
+    replaced it."""
     parents: tuple[str, ...] = ()
     original: str = ""
-    """What was first written, to the byte."""
+    """The text as first written, byte for byte."""
     draws: tuple[int, ...] = ()
-    """The draws that wrote it, those of what it was made of among them; none of a person's own."""
+    """The draws that wrote it or the items it was made from; empty for a person's own item."""
     every_draw: bool = False
-    """Whether a person accepted it, which is for every draw's text."""
+    """Whether it was accepted for every draw's text, and not only for its own draw's."""
     author: str = ""
-    """Who did something to it last; `auto` is `auto_curate`."""
+    """Author of the last operation on it; `auto` is `auto_curate`."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ class Operation:
     """One line of the log."""
 
     n: int
-    """Counts from 1 without a gap: a gap shows that the log was damaged."""
+    """Counts from 1 without gaps; a gap shows that the log is damaged."""
     op: str
     author: str
     time: str
     reason: str = ""
     ids: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
-    """The texts of `ids` when it was done: no log is applied to items that say something else."""
+    """The texts of `ids` at that time; a log cannot be applied to items with other texts."""
     new: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     to: int | None = None
-    """The place of a move; the operation that a reason is for."""
+    """The target index of a move, or the number of the operation that a reason explains."""
     every_draw: bool = False
-    """Of an accept: for every draw's text. Without it, for that of the draw that wrote it."""
+    """For accept: whether the item goes into every draw's text or only into its own draw's."""
     evidence: tuple[Evidence, ...] = ()
     extra: Fields = field(default_factory=Fields, hash=False)
 
@@ -95,21 +95,20 @@ State = dict[str, CuratedItem]  # by id, in order
 
 
 def read_log(path: Path) -> list[Operation]:
-    """The operations of a log file, but for a line that a crash has cut off: a warning."""
+    """Read the operations of a log file; warn about a line cut off by a crash and skip it."""
     try:
         return read_jsonl(path, Operation)
     except RecordError as e:
         if any(field is not None for _, field, _ in e.bad):
             raise
-        # Not JSON: the remains of a crash. Were it anything else, the count of the operations
-        # around it had a gap.
+        # Not JSON: the remains of a crash. Any other damage leaves a gap in the numbering.
         lines = ", ".join(str(line) for line, _, _ in e.bad)
         warnings.warn(f"{path}: line {lines} was cut off by a crash and is left out", stacklevel=4)
         return e.records
 
 
 def start(items: Iterable[ExperienceItem]) -> State:
-    """The state of items to which nothing was done."""
+    """Return the state of items before any operation."""
     fields = ("id", "evidence", "model", "round", "draw", "extra")
     return {
         i.id: CuratedItem(
@@ -125,14 +124,14 @@ def start(items: Iterable[ExperienceItem]) -> State:
 def fold(
     items: Iterable[ExperienceItem], operations: Iterable[Operation], place: str = ""
 ) -> State:
-    """The state after operations; ValueError where one does not fit, which says in which place."""
+    """Return the state after operations. ValueError names the operation that does not fit."""
     state = start(items)
     for op in operations:
         try:
             state = apply(state, op)
         except ValueError as e:
             what = f"{place}operation {op.n} does not fit these items: {e}"
-            todo = "Give the items that the log was made for, or move the log away to start anew"
+            todo = "Use the items that the log was made for, or move the log away to start again"
             raise ValueError(f"{what}. {todo}") from None
     return state
 
@@ -140,8 +139,10 @@ def fold(
 def undo_and_redo(
     log: Iterable[Operation], done: Iterable[Operation] = (), undone: Iterable[Operation] = ()
 ) -> tuple[list[Operation], list[Operation]]:
-    """(what makes the state, what can be done again) after these that were so before: undo and redo
-    move the last one over.
+    """Return (operations in effect, operations that can be redone) after those of `log`.
+
+    `done` and `undone` are the two lists before `log`. Undo and redo move the last operation from
+    one list to the other.
     """
     done, undone = list(done), list(undone)
     for op in log:
@@ -159,7 +160,7 @@ def undo_and_redo(
 
 
 def apply(state: State, op: Operation) -> State:
-    """The ordered state after one more operation; ValueError where it does not fit."""
+    """Return the ordered state after one more operation; ValueError if it does not fit."""
     items, texts = _checked(state, op)
     status = STATUS.get(Op(op.op))
     changed = {i.id: replace(i, status=status or i.status, author=op.author) for i in items}
@@ -195,7 +196,7 @@ def apply(state: State, op: Operation) -> State:
 
 
 def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]:
-    """The items and the texts of an operation; ValueError where it does not go with the state."""
+    """Return the items and texts of an operation; ValueError if it does not fit the state."""
     if op.op not in set(Op) - {*BESIDE}:
         raise ValueError(f"unknown operation {op.op!r}")
     items, texts = len(op.ids), len(op.texts)
@@ -213,11 +214,11 @@ def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]
     made = texts if op.op in MAKES else 0
     distinct = len(set(op.ids)) == items == len(op.before) and len(set(op.new)) == len(op.new)
     if not (fits and distinct and len(op.new) == made):
-        raise ValueError(f"{op.op} does not go with {len(set(op.ids))} item(s) and {texts} text(s)")
+        raise ValueError(f"{op.op} cannot take {len(set(op.ids))} item(s) and {texts} text(s)")
     if wrong := [i for i in op.ids if i not in state]:
-        raise ValueError(f"no item is called {wrong[0]!r}")
+        raise ValueError(f"no item has the id {wrong[0]!r}")
     if wrong := [i for i in op.new if i in state]:
-        raise ValueError(f"{op.op}: an item is called {wrong[0]!r} already")
+        raise ValueError(f"{op.op}: an item with the id {wrong[0]!r} already exists")
     lines = [one_line(text) for text in op.texts]
     if not all(lines):
         raise ValueError(f"{op.op}: the text is empty; reject the item instead")
@@ -235,12 +236,12 @@ def _moved(state: State, items: list[CuratedItem], to: int | None) -> State:
     others = {id: i for id, i in state.items() if id not in moved}
     view = [id for id, i in others.items() if i.status not in GONE]
     if to is None or not 0 <= to <= len(view):
-        raise ValueError(f"move: the place must be 0 to {len(view)}, got {to}")
+        raise ValueError(f"move: the index must be 0 to {len(view)}, got {to}")
     return _inserted(others, items, [*view, None][to])
 
 
 def _inserted(state: State, new: list[CuratedItem], before: str | None) -> State:
-    """With new items in front of one (None: at the end)."""
+    """Insert items in front of another one (None: at the end)."""
     items = list(state.values())
     place = next((n for n, item in enumerate(items) if item.id == before), len(items))
     return {item.id: item for item in items[:place] + new + items[place:]}

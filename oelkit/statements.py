@@ -1,5 +1,6 @@
-"""Items in the same words as one statement: by how many draws it was written, on what evidence, and
-in which draw's text it stands, what it is worth.
+"""Statements: items in the same words, with the draws that wrote them and all their evidence.
+
+Also which items belong to a draw's text, and what `leave_one_out` found each to be worth.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ Item = TypeVar("Item", bound=ExperienceItem)
 
 @dataclass(frozen=True)
 class Statement:
-    """What several items say in the same words (see `text.wording`)."""
+    """Items in the same words (see `text.wording`)."""
 
     text: str
-    """In the words of the first that is kept, else of the first."""
+    """The text of the first item that has this status."""
     status: str
-    """accepted where one of them is; else pending, skipped, rejected, the first that one is."""
+    """The first of accepted, pending, skipped and rejected that one of the items has."""
     ids: tuple[str, ...]
     draws: tuple[int, ...]
-    """Which draws wrote it; none of what a person added."""
+    """The draws that wrote it; empty if a person added it."""
     evidence: tuple[Evidence, ...]
     """Each turn once."""
 
 
 def statements(items: Iterable[CuratedItem]) -> list[Statement]:
-    """The items by what they say, in the order of the first of each."""
+    """Group items by their wording, in the order of the first item of each group."""
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
     for item in items:
         groups.setdefault(wording(item.text), []).append(item)
@@ -53,9 +54,9 @@ def _statement(group: list[CuratedItem]) -> Statement:
 
 
 def said_once(items: Iterable[CuratedItem]) -> list[CuratedItem]:
-    """What a person accepted for every draw once, in place of the first item in its words.
+    """Keep what was accepted for every draw only once, as the first item in the same words.
 
-    All others stay: a log from before one could do so gives the texts that it gave then.
+    All other items stay, so a log older than `every_draw` still gives the same texts.
     """
     items = list(items)
     every, said = {wording(i.text) for i in items if i.every_draw}, set[tuple[str, ...]]()
@@ -69,17 +70,15 @@ def said_once(items: Iterable[CuratedItem]) -> list[CuratedItem]:
 
 
 def for_every_draw(item: ExperienceItem) -> bool:
-    """Whether an item stands in each draw's text: what a person accepted or added, and what was
-    merged.
-    """
+    """Whether an item belongs to every draw's text: accepted for all draws, added or merged."""
     every = getattr(item, "every_draw", False) or not item.model
     return every or len(getattr(item, "parents", ())) > 1
 
 
 def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[Item]:
-    """The items of a draw's text: its own, and those for every draw (see `for_every_draw`).
+    """Return the items of a draw's text: its own, and those for every draw (`for_every_draw`).
 
-    known: text that they will stand behind; what a line of it says in the same words is left out.
+    known: the text that precedes them; items in the same words as one of its lines are left out.
     """
     lines = {wording(line.removeprefix(MARKER)) for line in known.splitlines()}
     mine = [item for item in items if item.draw == draw or for_every_draw(item)]
@@ -87,10 +86,10 @@ def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[It
 
 
 def read_worth(path: str | Path) -> dict[str, tuple[float, float, float]]:
-    """What `leave_one_out` wrote, by an item's text; {} where there is no such file."""
+    """Read (worth, low, high) by item text from a file of `leave_one_out`; {} if it is missing."""
     return worth_of(read_jsonl(path) if Path(path).exists() else [])
 
 
 def worth_of(rows: Iterable[Fields]) -> dict[str, tuple[float, float, float]]:
-    """The same of rows that were read."""
+    """Return (worth, low, high) by item text, from rows of `leave_one_out`."""
     return {row["text"]: (row["worth"], row["low"], row["high"]) for row in rows}

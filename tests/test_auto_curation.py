@@ -174,7 +174,7 @@ def test_what_speaks_against_what_is_known_is_rejected_with_the_sentence():
     auto_curate(c, 4, ["T is a hole.", "M is the key.", "Room 1 opens at 9."])
     assert [i.text for i in c.kept()] == ["W is the goal.", "Room 2 opens at 10."]
     said = [(op.ids, op.reason) for op in c.log if op.op == "reject"]
-    assert said == [(("i0", "i3", "i6", "i9"), "speaks against: M is the key.")]
+    assert said == [(("i0", "i3", "i6", "i9"), "contradicts: M is the key.")]
     assert again_does_nothing(c)
 
 

@@ -127,9 +127,9 @@ def test_split_add_restore_move():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda c: c.accept("nope"), "no item is called 'nope'"),
+        (lambda c: c.accept("nope"), "no item has the id 'nope'"),
         (lambda c: c.edit("i0", " \n"), "empty"),
-        (lambda c: c.merge(["i0"]), "merge does not go with 1 item"),
+        (lambda c: c.merge(["i0"]), "merge cannot take 1 item"),
         (lambda c: c.merge(["i0", "i0"]), "merge"),
         (lambda c: c.split("i0", ["one"]), "split"),
         (lambda c: c.accept([]), "accept"),
@@ -303,7 +303,7 @@ def test_damage_inside_the_log_is_an_error_not_a_crash(log):
     session(Curation(items(), log))
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:2] + [lines[2][:9] + b"\n"] + lines[3:]))
-    with pytest.warns(UserWarning), pytest.raises(RecordError, match="missing or doubled"):
+    with pytest.warns(UserWarning), pytest.raises(RecordError, match="missing or repeated"):
         Curation(items(), log)
     log.write_bytes(b"".join(lines[:-1] + [lines[-1].replace(b'"schema": 1', b'"schema": 2')]))
     with pytest.raises(RecordError, match="line 9.*schema"):
@@ -320,7 +320,7 @@ def test_a_log_is_never_applied_to_other_items(log):
         ValueError, match="operation 1 does not fit these items.*'new G is the goal.'"
     ):
         Curation(other, log)
-    with pytest.raises(ValueError, match="no item is called 'i1'"):
+    with pytest.raises(ValueError, match="no item has the id 'i1'"):
         Curation(items(1), log)
     assert Curation(items(9), log).item("i1").status == "accepted"  # more items may come later
     with pytest.raises(ValueError, match="distinct ids"):

@@ -212,7 +212,7 @@ def test_where_an_item_comes_from(files):
     browser.do("turn", ids=["t0"], to=0)
     browser.view.show("i2")
     assert seen == [("t0", 0)] and browser.heard[-1]["at"] == "i2"
-    with pytest.raises(ValueError, match="no item is called"):
+    with pytest.raises(ValueError, match="no item has the id"):
         browser.view.show("nope")
     browser.do("edit", ids=["i0"], texts=["x"], reason="why not")
     browser.do("accept", ids=["i0"])

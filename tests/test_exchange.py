@@ -73,7 +73,7 @@ def test_decisions_edits_and_new_rows_are_operations():
         ("{bad", "neither JSON Lines nor CSV"),
         ("id,status\ni0,accepted\n", "column text"),
         ("id,status,text\ni0,maybe,x\n", "row 1: 'maybe' is none of"),
-        ("id,status,text\nnobody,accepted,x\n", "no item is called 'nobody'"),
+        ("id,status,text\nnobody,accepted,x\n", "no item has the id 'nobody'"),
         ("id,status,text\ni0,accepted,x\ni1,accepted, \n", "row 2: the text is empty"),
         ("[1]", "column text"),
         ('{"text": 1}', "row 1: text is 1, which is no text"),

@@ -658,15 +658,15 @@ def test_a_setting_that_no_training_takes_is_refused_before_the_games(
 @pytest.mark.parametrize(
     "line, told",
     [
-        (["play", "--seeds", "0:1", "--out", ""], "--out is given"),
-        (["distill", "--out", "x", "--experience", "x", "--states="], "--states= is given"),
-        (["status", ""], "status is given"),
+        (["play", "--seeds", "0:1", "--out", ""], "--out has"),
+        (["distill", "--out", "x", "--experience", "x", "--states="], "--states= has"),
+        (["status", ""], "status has"),
     ],
 )
 def test_an_empty_text_is_refused_before_any_work(call, monkeypatch, line, told):
     monkeypatch.setattr(commands, line[0], lambda *_: 1 / 0)
     status, out, err = call(*line)
-    assert (status, out) == (2, "") and f"error: {told} an empty text" in err
+    assert (status, out) == (2, "") and f"error: {told} an empty value" in err
 
 
 @pytest.mark.parametrize(
@@ -675,7 +675,7 @@ def test_an_empty_text_is_refused_before_any_work(call, monkeypatch, line, told)
 )
 def test_two_dashes_for_a_value_are_one_sentence(call, line):
     status, out, err = call(*line.split())
-    assert (status, out) == (2, "") and "is given no value but --" in err.splitlines()[-1], err
+    assert (status, out) == (2, "") and "needs a value, and -- is none" in err.splitlines()[-1], err
 
 
 def test_games_may_be_greedy_and_steps_have_any_seed():
