@@ -1,8 +1,8 @@
-"""A curation as a table to take away and bring back: JSON Lines, or CSV for a spreadsheet.
+"""Export a curation as a table and import its changes: JSON Lines, or CSV for a spreadsheet.
 
-Export is what stands now, a row for each item. Import compares by id and does as operations what
-differs (text, status); a row without an id is an item of one's own. In CSV no cell is a formula: a
-text that a spreadsheet would run has a ' in front, which import takes away.
+Export writes the current view, one row per item. Import compares rows by id and does what differs
+(text, status) as operations; a row without an id adds an item of your own. No CSV cell is a
+formula: text that a spreadsheet would execute gets a leading ', which import removes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pe
 
 
 def export(curation: Curation, format: str = "jsonl") -> str:
-    """The items of the view as a text: format "jsonl" or "csv"."""
+    """Return the items of the view as text, in the format "jsonl" or "csv"."""
     rows = [_row(curation, item.id) for item in curation.items]
     if format == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -41,28 +41,28 @@ def export(curation: Curation, format: str = "jsonl") -> str:
 
 
 def save(curation: Curation, path: AnyPath) -> None:
-    """`export` to a .jsonl or .csv file."""
+    """Write `export` to a .jsonl or .csv file."""
     write_text(path, export(curation, Path(path).suffix.removeprefix(".")))
 
 
 def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
-    """Do what an exported and changed table says; returns the number of operations.
+    """Apply the changes made to an exported table; return the number of operations.
 
     Raises:
-        ValueError: it is no such table, names an item that is not there, or a status that is none.
-            Nothing is changed.
+        ValueError: the text is not such a table, or a row has an unknown id or status or an
+            unusable text. Nothing is changed.
     """
     rows = _rows(text)
-    for n, row in rows:  # all that can be wrong first
+    for n, row in rows:  # check everything before changing anything
         if (status := row.get("status") or "pending") not in _DECISIONS:
             raise ValueError(f"row {n}: {status!r} is none of {', '.join(_DECISIONS)}")
         if not str(row.get("text") or "").strip():
-            raise ValueError(f"row {n}: the text is empty; say rejected instead")
+            raise ValueError(f"row {n}: the text is empty; set the status to rejected instead")
         if not row.get("id"):
             continue
         item = curation.item(row["id"])
         if item.status in GONE:
-            raise ValueError(f"row {n}: {item.id!r} is {item.status} by now; export the table anew")
+            raise ValueError(f"row {n}: {item.id!r} is now {item.status}; export the table again")
         if "\ufffd" in row["text"] and "\ufffd" not in item.text:
             raise ValueError(f"row {n}: a letter is lost; save the table as UTF-8 (CSV UTF-8)")
     before = len(curation.log)
@@ -72,7 +72,7 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
         status = row.get("status") or "pending"
         if row.get("id") and status != curation.item(id).status:
             decided.setdefault(status, []).append(id)
-    for status, ids in decided.items():  # one step of undo each
+    for status, ids in decided.items():  # one undo step per status
         getattr(curation, _DECISIONS[status])(ids, "imported", author)
     for _, row in rows:
         if row.get("id") and one_line(row["text"]) != curation.item(row["id"]).text:
@@ -81,7 +81,7 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
 
 
 def load(curation: Curation, path: AnyPath, author: str | None = None) -> int:
-    """`bring_in` of a file."""
+    """Apply `bring_in` to a file."""
     return bring_in(curation, given.text_file(path), author)
 
 
@@ -92,7 +92,7 @@ def _row(curation: Curation, id: str) -> Fields:
 
 
 def _rows(text: str) -> list[tuple[int, Fields]]:
-    """(number, fields) of each line of JSON, or row of CSV."""
+    """Return (number, fields) of each JSON line or CSV row."""
     try:
         if text.lstrip().startswith("{"):
             rows: Iterable[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -103,11 +103,11 @@ def _rows(text: str) -> list[tuple[int, Fields]]:
         raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
     rows = list(rows)
     if not rows or not all(isinstance(row, dict) and "text" in row for row in rows):
-        raise ValueError("a table of items has a column text in every row, and at least one row")
+        raise ValueError("a table of items needs at least one row, and a text column in every row")
     for n, row in enumerate(rows, 1):
         for name in ("id", "status", "text", "why"):
             if not isinstance(row.get(name) or "", str):
-                raise ValueError(f"row {n}: {name} is {row[name]!r}, which is no text")
+                raise ValueError(f"row {n}: {name} must be text, got {row[name]!r}")
     return list(enumerate(rows, 1))
 
 

@@ -1,5 +1,6 @@
-"""Executed copies of notebooks: what is published of one, where it failed, and what became of a
-batch, for programs: NAME.status.json and junit.xml. Nothing is executed here."""
+"""Executed copies of notebooks: what to publish, where one failed, and the results of a batch.
+
+Results are written for programs, as NAME.status.json and junit.xml. Nothing is executed here."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class NotebookError(RuntimeError):
-    """A batch of notebooks could not start or did not finish; one sentence says where and why.
+    """A batch of notebooks could not start or did not finish; the message says where and why.
 
-    `cell` is the cell that failed, from 1; None where none was begun.
+    `cell` is the number of the cell that failed, from 1; None if no cell was started.
     """
 
     cell: int | None = None
@@ -28,21 +29,21 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """What became of one notebook of a batch."""
+    """The result of one notebook in a batch."""
 
     notebook: str
     status: str
-    """passed, failed, or skipped: one before it failed."""
+    """passed, failed, or skipped because an earlier one failed."""
     seconds: float = 0.0
     copy: str = ""
-    """File name of the executed copy, beside this."""
+    """File name of the executed copy, in the same folder."""
     cell: int | None = None
-    """The cell that failed, counted from 1; None where none was begun."""
+    """Number of the cell that failed, from 1; None if no cell was started."""
     reason: str = ""
 
 
 def write_results(folder: Path, results: list[NotebookResult]) -> None:
-    """Write NAME.status.json of each notebook that was begun, and junit.xml of the batch."""
+    """Write NAME.status.json for each notebook that was started, and junit.xml for the batch."""
     counts = {s: sum(r.status == s for r in results) for s in ("failed", "skipped")}
     about = {"name": "notebooks", "tests": len(results), "errors": 0, "failures": counts["failed"]}
     about |= {"skipped": counts["skipped"], "time": f"{sum(r.seconds for r in results):.1f}"}
@@ -60,8 +61,10 @@ def write_results(folder: Path, results: list[NotebookResult]) -> None:
 
 
 def clean(notebook: Any) -> list[Any]:
-    """Leave the cells that can be published: of a text bar its last state, of a widget bar (frozen
-    at 0%) nothing, no dead widget views, no cell of papermill's own.
+    """Reduce a notebook to what can be published; return its cells.
+
+    A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views and
+    papermill's own cells are removed.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -78,7 +81,7 @@ def clean(notebook: Any) -> list[Any]:
 
 
 def unrun(cell: Any) -> bool:
-    """Whether a cell of code was not executed to its end."""
+    """Whether a code cell did not run to its end."""
     code = cell.cell_type == "code" and cell.source.strip()
     return bool(code) and (not cell.execution_count or _has_error(cell))
 
@@ -88,7 +91,7 @@ def _has_error(cell: Any) -> bool:
 
 
 def mark_failure(cells: list[Any], at: int, reason: str) -> None:
-    """Correct papermill's marks: the cell `at` failed for `reason`, those after it never ran."""
+    """Correct papermill's marks: cell `at` failed for `reason`, and those after it never ran."""
     import nbformat
 
     for index, cell in enumerate(cells[at:]):
@@ -100,12 +103,12 @@ def mark_failure(cells: list[Any], at: int, reason: str) -> None:
 
 
 def tags(cell: Any) -> list[str]:
-    """The tags of a cell."""
+    """Return the tags of a cell."""
     return cell.metadata.get("tags", [])
 
 
 def first_line(message: object) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message."""
     if isinstance(message, KeyboardInterrupt) and not str(message):
         return INTERRUPTED
     return (str(message).strip() or type(message).__name__).splitlines()[0].strip()

@@ -1,4 +1,4 @@
-"""The flags of the command line: fields of `Settings`, and what a command needs besides."""
+"""The flags of the command line: fields of `Settings`, and each command's own arguments."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MANY = 10**9
 
 
 def add_setting(group: Any, field: Field, command: str) -> None:
-    """The flag of a field of Settings; the parsed arguments have it only where it is given."""
+    """Add the flag of a field of Settings; the parsed arguments have it only if it is given."""
     kinds = [kind for kind in get_args(KINDS[field.name]) if kind is not type(None)]
     kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
     literal = kinds and not isinstance(kinds[0], type)
     kind = str if literal else kinds[0] if kinds else KINDS[field.name]
     how: dict[str, Any] = {"metavar": kind.__name__.upper()}
     none, say = type(None) in get_args(KINDS[field.name]), partial(wrong, field.name)
-    if (command, field.name) == ("play", "temperature"):  # 0: greedy, which no training takes
+    if (command, field.name) == ("play", "temperature"):  # 0: greedy, invalid in training
         say = partial(outside, low=0.0, high=RANGES["temperature"][1])
-    elif command in STEPS and field.name == "seed":  # no other run's maps to keep apart from
+    elif command in STEPS and field.name == "seed":  # no other run's maps to avoid
         say = partial(outside, low=-(10**12), high=10**12)
     how |= {"type": _checked(kind, say, none)}
     if literal:
@@ -63,68 +63,68 @@ _ROUND = _within(int, *RANGES["rounds"])
 
 
 def add_own(one: argparse.ArgumentParser, name: str) -> None:
-    """The arguments of a command that are no settings."""
+    """Add a command's own arguments, which are not settings."""
     add = one.add_argument
     if name == "init":
-        add("folder", metavar="FOLDER", help="made where it is missing")
+        add("folder", metavar="FOLDER", help="created if it is missing")
     if name == "demo":
         _add_run(add, "RUN", "run folder runs/RUN", "first")
     if name in ("curate", "view"):
         what = "items.jsonl" if name == "curate" else "trajectories.jsonl or a chat log"
         _add_run(add, "FILE|RUN", f"a file ({what}), a name in runs/, or a run's folder")
-        add("--round", type=_ROUND, metavar="K", help="of a run (default: its last)")
+        add("--round", type=_ROUND, metavar="K", help="round of the run (default: the last)")
         port = _within(int, 1, 65_535)
-        add("--port", type=port, metavar="N", help="at 127.0.0.1 (default: one that is free)")
-        text = "open the page there"
+        add("--port", type=port, metavar="N", help="port of 127.0.0.1 (default: a free one)")
+        text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "export", "data"):
         _add_run(add, "RUN", "a name in runs/, or a path")
     if name in ("promote", "rollback"):
-        add("round", type=_ROUND, metavar="K", help="a round that is trained")
+        add("round", type=_ROUND, metavar="K", help="a trained round")
     if name == "compare":
         add(
             "runs",
             nargs="+",
             metavar="RUN",
-            help="names in runs/, or paths; the first is the measure",
+            help="names in runs/, or paths; the others are compared with the first",
         )
-        add("--out", metavar="FILE", help="picture that is written, .png, .svg or .pdf")
+        add("--out", metavar="FILE", help="picture to write: .png, .svg or .pdf")
     if name in ("export", "data"):
         _add_out(add, name)
     if name == "import":
         add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
-        add("--format", choices=FORMATS, help="what the file holds (default: as its first line)")
-        bad = "what becomes of lines that cannot be read (default: raise, and nothing is written)"
+        add("--format", choices=FORMATS, help="format of the file (default: its first line's)")
+        bad = "what to do with unreadable lines (default: raise, and nothing is written)"
         add("--bad", choices=("raise", "skip"), default="raise", help=bad)
         text = "keep e-mail addresses, phone numbers and keys as they are"
         add("--no-redact", action="store_true", help=text)
-        add("--force", action="store_true", help="write over the logs that are there")
+        add("--force", action="store_true", help="overwrite the logs of the run")
     if name in ("loop", "report", "import"):
         _add_run(add, "RUN", "run folder runs/RUN")
     if name == "notebooks":
         add("--run", default="demo", metavar="RUN", help="run folder runs/RUN (default: demo)")
         add("names", nargs="*", metavar="NAME", help="notebooks (default: all, in order)")
         add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
-        add("--copy", metavar="FOLDER", help="lay the notebooks out there and execute none")
-        limit = "seconds that one notebook may take, against hangs (default: %(default)s)"
+        add("--copy", metavar="FOLDER", help="copy the notebooks there and execute none")
+        limit = "most seconds per notebook, against hangs (default: %(default)s)"
         add("--timeout", type=_within(float, 1e-3, _MANY), default=3600, metavar="S", help=limit)
     if name == "estimate":
         price = _within(float, 0, _MANY)
         add("--price-per-hour", type=price, metavar="X", help="of the machine, in any currency")
     if name == "loop":
-        add("--track", choices=("tensorboard", "wandb", "trackio"), help="send steps there, too")
+        add("--track", choices=("tensorboard", "wandb", "trackio"), help="also send steps there")
         add(
             "--resume",
             action="store_true",
-            help="go on, with the run's settings but for those named",
+            help="continue, with the run's settings except those given here",
         )
-        add("--redo", action="store_true", help="resume, and do again what is stale and no more")
+        add("--redo", action="store_true", help="resume, and redo only what is stale")
     if name in STEPS:
         _add_of_step(one, name)
 
 
 class _Once(argparse.Action):
-    """The run, which may stand alone or behind --run; two of them are refused."""
+    """Store the run, given alone or after --run; refuse two different ones."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         if getattr(namespace, "named", values) != values:
@@ -133,18 +133,18 @@ class _Once(argparse.Action):
 
 
 def _add_run(add: Any, metavar: str, text: str, default: str = "demo") -> None:
-    text += f"; alone or behind --run (default: {default})"
+    text += f"; --run in front is optional (default: {default})"
     add("run", nargs="?", action=_Once, default=argparse.SUPPRESS, metavar=metavar, help=text)
     add("--run", action=_Once, default=default, metavar=metavar, help=argparse.SUPPRESS)
 
 
 def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
-    """The same of a single step on files."""
+    """Add the arguments of a single step on files."""
     add = one.add_argument
     add("--adapter", metavar="FOLDER", help="LoRA adapter to start from")
     needed = name not in ("evaluate", "ifeval")
-    add("--out", required=needed, metavar="PATH", help="file or folder that is written")
-    add("--force", action="store_true", help="write over what is there")
+    add("--out", required=needed, metavar="PATH", help="file or folder to write")
+    add("--force", action="store_true", help="overwrite existing output")
     if name in STEPS[:-1]:
         flag, needed = "--previous" if name == "extract" else "--experience", name == "distill"
         text = f"what the {'teacher' if needed else 'model'} reads"
@@ -164,31 +164,31 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
         number, text = _within(int, 1, _MANY), "most tokens per reply (default: %(default)s)"
         add("--limit", type=number, metavar="N", help="ask only the first N prompts")
         add("--max-new-tokens", type=number, default=1280, metavar="N", help=text)
-        add("--replies", metavar="FILE", help="a .jsonl that is written: replies with verdicts")
+        add("--replies", metavar="FILE", help="a .jsonl to write: replies with verdicts")
 
 
 def _add_out(add: Any, name: str) -> None:
-    """The arguments of `export` and `data`."""
+    """Add the arguments of `export` and `data`."""
     if name == "export":
         add("--to", action="append", choices=("peft", "merged", "gguf"), help="(default: peft)")
-        add("--out", metavar="FOLDER", help="what is written (default: export/FORM in the run)")
-        add("--private", action="store_true", help="keep the experience text out of it")
-        text = "play the held-out maps again, loaded by plain libraries"
+        add("--out", metavar="FOLDER", help="folder to write (default: export/FORM in the run)")
+        add("--private", action="store_true", help="leave the experience text out")
+        text = "load the export with plain libraries and play the held-out maps again"
         add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
         add("--push", metavar="USER/NAME", help="upload to a private repository on the hub")
         return
-    text = "games; items kept; states with experience for TRL or ms-swift (default: %(default)s)"
+    text = "games; kept items; states with experience for TRL or ms-swift (default: %(default)s)"
     kinds = ("trajectories", "items", "trl", "ms-swift")
     add("--what", choices=kinds, default="trajectories", help=text)
     add("--round", type=_ROUND, metavar="K", help="one round only (default: all)")
     add("--out", required=True, metavar="PATH", help="a .jsonl, a .parquet or a folder")
-    add("--force", action="store_true", help="write over what is there")
+    add("--force", action="store_true", help="overwrite existing output")
 
 
 def _seeds(text: str) -> range:
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     seeds = range(*map(int, found.groups())) if found else range(0)
     if not 0 < len(seeds) <= 1_000_000:
-        said = "is no range of map seeds such as 0:32, of at most 1,000,000 maps"
+        said = "is not a range of map seeds such as 0:32, of at most 1,000,000 maps"
         raise argparse.ArgumentTypeError(f"{text!r} {said}")
     return seeds

@@ -1,7 +1,7 @@
-"""What a caller gives to the steps: wrong types are told in a sentence, before anything is done.
+"""Check what a caller passes to the steps, so that a wrong type is one sentence before any work.
 
-A text is a sequence of characters, so that a text in place of a list of texts, states or maps would
-run without a word; here it is refused, or taken for what it must mean. Errors name their file.
+A string is a sequence of characters, so a string in place of a list of texts, states or maps would
+run without an error. It is refused here, or read as what it must mean. Errors name their file.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ T = TypeVar("T")
 
 
 def a_policy(value: Any, adapters: bool = False) -> None:
-    """Refuse what is no loaded model, or has no adapters; TypeError says how to load one."""
+    """Refuse what is not a loaded model or lacks adapters. TypeError says how to load one."""
     if not hasattr(value, "encode") or isinstance(value, str):
         told = _shown(value)
         raise TypeError(f"policy: expected a loaded model, got {told}; use oelkit.load_policy(…)")
     if adapters and not hasattr(value, "trainable"):
-        told = f"a {type(value).__name__} has neither student nor teacher, it plays and writes"
+        told = f"a {type(value).__name__} has neither student nor teacher and cannot be trained"
         raise TypeError(f"policy: {told}; use oelkit.load_policy(…)")
 
 
 def one(name: str, value: Any, kind: type[T], hint: str = "") -> T:
-    """The value; TypeError where it is of another kind."""
+    """Return the value; TypeError if it is of another kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected a {kind.__name__}{hint}, got {_shown(value)}")
     return value
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number, of NumPy as well; TypeError where it is none."""
+    """Return a whole number, which can be NumPy's; TypeError if it is not one."""
     try:
         return operator.index(value)
     except TypeError:
@@ -47,25 +47,25 @@ def whole(name: str, value: Any) -> int:
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number; TypeError where it is none, ValueError where it is less than `least`."""
+    """Return a whole number; TypeError if it is not one, ValueError if it is below `least`."""
     if (n := whole(name, value)) < least:
         raise ValueError(f"{name}={n}: need {least} or more")
     return n
 
 
 def path(name: str, value: Any) -> Path:
-    """A path; TypeError where it is none."""
+    """Return a path; TypeError if it is not one."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}: expected a path, got {_shown(value)}")
     return Path(cast(Any, value))
 
 
 def settings(name: str, kind: type[T], value: T | None, changes: Mapping[str, Any]) -> T:
-    """Settings of a step (None: its defaults), some of them changed.
+    """Return the settings of a step (None: its defaults) with some of them changed.
 
     Raises:
-        TypeError: they are something else, there is no such setting, or it is of another kind.
-        ValueError: none of those that may be chosen.
+        TypeError: `value` is not of the class `kind`, or a change is unknown or has a wrong type.
+        ValueError: a change is not one of the choices.
     """
     found: Any = one(name, kind() if value is None else value, kind, ", its fields as keywords,")
     hints = get_type_hints(type(found))
@@ -77,7 +77,7 @@ def settings(name: str, kind: type[T], value: T | None, changes: Mapping[str, An
 
 
 def setting(name: str, value: Any, kind: Any) -> Any:
-    """What a setting's annotation says, numbers of NumPy and paths as JSON has them."""
+    """Return a value that fits a setting's annotation, NumPy numbers and paths as in JSON."""
     if isinstance(value, Real) and hasattr(value, "item"):
         value = cast(Any, value).item()
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -98,18 +98,18 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def shallow(value: Any) -> Any:
-    """What was read as JSON; ValueError where it is so deep that it could not be written again."""
+    """Return what was read as JSON; ValueError if it is nested too deeply to be written again."""
     level, most = [value] if isinstance(value, dict | list) else [], 200
     for _ in range(most):
         level = [x.values() if isinstance(x, dict) else x for x in level]
         level = [x for values in level for x in values if isinstance(x, dict | list)]
         if not level:
             return value
-    raise ValueError(f"lists and objects within one another, more than {most} deep")
+    raise ValueError(f"lists and objects are nested more than {most} deep")
 
 
 def records(name: str, values: Any, kind: type, hint: str = "") -> list[Any]:
-    """The records of a list of them; TypeError where it is none, or holds something else."""
+    """Return a list of records; TypeError if it is not a list or holds something else."""
     what = f"{name}: expected a list of {kind.__name__} records{hint}"
     values = _listed(values, what)
     for i, value in enumerate(values):
@@ -119,7 +119,7 @@ def records(name: str, values: Any, kind: type, hint: str = "") -> list[Any]:
 
 
 def seeds(name: str, values: Any) -> list[int]:
-    """Whole numbers, of a range, list or array; TypeError where they are none."""
+    """Return the whole numbers of a range, list or array; TypeError if one is something else."""
     what = f"{name}: expected a list or range of whole numbers"
     values = _listed(values, what)
     for i, value in enumerate(values):
@@ -131,7 +131,7 @@ def seeds(name: str, values: Any) -> list[int]:
 
 
 def texts(name: str, values: Any) -> list[str]:
-    """Experience texts; a single one is a list of one. TypeError where one is no text."""
+    """Return a list of texts; a single one becomes a list of one. TypeError if one is not text."""
     what = f"{name}: expected a text or a list of texts"
     values = [values] if isinstance(values, str) else _listed(values, what)
     for i, value in enumerate(values):
@@ -141,7 +141,7 @@ def texts(name: str, values: Any) -> list[str]:
 
 
 def text_file(path: str | os.PathLike[str]) -> str:
-    """A text in UTF-8, a byte order mark left out; ValueError names a file that is none."""
+    """Read a UTF-8 file without its byte order mark; ValueError names a file that is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def text_file(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def placed(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An error of writing names the file, which the system's own does not where a disk is full."""
+    """Add the file name to errors of writing, which lack it, for example, if the disk is full."""
     try:
         yield
     except OSError as error:
@@ -169,9 +169,9 @@ def _shown(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], alike: str = "^-+") -> str:
-    """Which of the known words was meant, in parentheses; nothing where none is close.
+    """Return " (did you mean …?)" with the closest known word, or "" if none is close.
 
-    alike: pattern of what does not count.
+    alike: pattern of the parts that are ignored in the comparison.
     """
     known = {re.sub(alike, "", name).lower(): name for name in known}
     close = get_close_matches(re.sub(alike, "", word).lower(), known, 1, cutoff=0.74)

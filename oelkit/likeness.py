@@ -1,11 +1,10 @@
-"""Which texts say nearly the same, which speak against each other, and which turn taught one:
-hints for a reader.
+"""Hints for a reader: near-duplicate texts, contradictions, and the turn that taught a text.
 
-By words alone, no model: endings and small words are left out, and numbers, signs, single letters
-and negations must agree. On the 58 pairs of tests/data/pairs.tsv this finds 20 of 25 paraphrases
-and takes none of 33 others for one; the overlap of plain words (Jaccard, 0.8) finds 3 and takes 1.
-No embedding is asked: the averaged hidden states of SmolLM2-135M tell the two kinds no better than
-a coin.
+All by words, without a model: endings and small words are ignored, and numbers, signs, single
+letters and negations must agree. On the 58 pairs of tests/data/pairs.tsv this finds 20 of 25
+paraphrases and accepts none of the 33 other pairs; the overlap of plain words (Jaccard, 0.8) finds
+3 and accepts 1. Embeddings are not used: averaged hidden states of SmolLM2-135M distinguish the two
+kinds no better than chance.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ _THING = re.compile(r"(?:not )?(?:an?|the) |\W{0,3}\w{1,3}\W{0,3}$|.{0,3}\d")
 
 class _Said(NamedTuple):
     words: frozenset[str]  # what it is about: stems without small words
-    exact: Hashable  # what must agree: numbers, signs, letters; of more than one the order
+    exact: Hashable  # what must agree: numbers, signs, letters; with several also their order
     negated: bool
-    frame: frozenset[str]  # the words, numbers and opposites replaced by what they are
+    frame: frozenset[str]  # the words, with numbers and opposites replaced by their kind
     values: tuple[str, ...]  # what was replaced, in order
 
 
 def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
-    """Groups of texts that say nearly the same: a share of common words (Dice) of `threshold`.
+    """Group texts that say nearly the same: their share of common words (Dice) is `threshold`.
 
-    Texts that differ in one word for another ("router", "modem") are about two things. Groups are
-    made by chains of pairs.
+    Texts that differ only by one swapped word ("router", "modem") are about two things. Groups are
+    chains of similar pairs.
 
     Returns:
-        Places in `texts`, in order; texts that are like no other are left out.
+        Groups of indices into `texts`, in order; a text that is like no other is in no group.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
@@ -62,7 +61,7 @@ def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
     for s in said:
         for word in s.words:
             bits.setdefault(word, 1 << len(bits))
-    masks = [sum(bits[word] for word in s.words) for s in said]  # a set of words as one number
+    masks = [sum(bits[word] for word in s.words) for s in said]  # each set of words as bits
     sizes, group_of = [len(s.words) for s in said], {i: [i] for i in range(len(said))}
     for places in _by_key(((s.exact, s.negated), i) for i, s in enumerate(said)):
         for a, b in _sharing(places, said, threshold):
@@ -77,8 +76,9 @@ def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
 
 
 def _sharing(places: list[int], said: list[_Said], threshold: float) -> Iterator[tuple[int, int]]:
-    """The pairs that can have so much in common: each then has one of the rarest words of the
-    other among its own (prefix filter; Chaudhuri et al. 2006). All pairs would be too many.
+    """Yield the pairs that can reach the threshold: they share one of each text's rarest words.
+
+    This is a prefix filter (Chaudhuri et al. 2006), because comparing all pairs takes too long.
     """
     counts, having = Counter(w for i in places for w in said[i].words), dict[str, list[int]]()
     for b in places:
@@ -92,13 +92,13 @@ def _sharing(places: list[int], said: list[_Said], threshold: float) -> Iterator
 
 
 def contradictions(texts: Sequence[str], claims_only: bool = False) -> list[tuple[int, int]]:
-    """Pairs of texts that cannot both hold, or so it looks.
+    """Return pairs of texts that seem to contradict each other.
 
-    Of one thing they say two ("H is a hole.", "H is the goal."), one says "not", or they differ in
-    a number or an opposite alone ("within 45 days", "within 30 days"; "left first", "right first").
-    More than 100 texts that differ so alone are a list of things, which do not.
+    They say two things about one subject ("H is a hole.", "H is the goal."), one says "not", or
+    they differ only in a number or an opposite ("within 45 days", "within 30 days"; "left first",
+    "right first"). More than 100 texts that differ only in this way count as a list of things.
 
-    claims_only: of sentences like the first alone, which name the thing that they speak of.
+    claims_only: compare only sentences like the first kind, which name their subject.
     """
     pairs = set[tuple[int, int]]()
     claims = {i: claim for i, text in enumerate(texts) if (claim := _claim(text))}
@@ -122,11 +122,12 @@ def contradictions(texts: Sequence[str], claims_only: bool = False) -> list[tupl
 
 
 def teaching_turn(text: str, turns: Sequence[Turn]) -> int:
-    """The turn, from 0, that taught a text: its feedback shares the most telling words with it.
+    """Return the turn, from 0, that taught a text: its feedback shares the most telling words.
 
-    A word tells the more the fewer turns have it; words that were seen before the reply count half.
-    The first of equals; the last turn where all are equal. Of 190 pairs of an item and a chat of
-    data/logs/sql_chats.jsonl it finds the turn in 190, "the last" in 108 (tests/test_likeness.py).
+    The fewer turns have a word, the more it tells; words seen before the reply count half. Ties go
+    to the first turn, or to the last if all turns tie. Of 190 pairs of an item and a chat in
+    data/logs/sql_chats.jsonl it finds the turn in 190, and "the last turn" would find 108
+    (tests/test_likeness.py).
     """
     before, news = "", list[tuple[frozenset[str], frozenset[str]]]()
     for turn in turns:
@@ -166,7 +167,7 @@ def _said(text: str) -> _Said:
 
 
 def _claim(text: str) -> tuple[Hashable, str] | None:
-    """(what it is about, what is said of it) of a sentence like "H is a hole."."""
+    """Return (subject, what is said of it) of a sentence like "H is a hole.", or None."""
     found = _CLAIM.fullmatch(" ".join(wording(text)))
     return (_said(found[1])[:3], found[2]) if found else None
 

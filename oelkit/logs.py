@@ -1,10 +1,11 @@
-"""Chat logs of a deployed agent as trajectories: each reply of the assistant is a turn, everything
-before it is the prompt, and what came back after it is its feedback.
+"""Read chat logs of a deployed agent as trajectories.
 
-Read are OpenAI chat messages, ShareGPT and oelkit's own trajectories, from JSON Lines, a JSON list,
-Parquet or rows such as a Hugging Face dataset. Texts go through a `redact` hook before anything
-else sees them. Tool definitions stand in the first message of a prompt, under `tools`. Nothing is
-written here, and no outcome is invented: a log has none.
+Each reply of the assistant is a turn: the messages before it are the prompt, and what came back
+after it is the feedback. The formats are OpenAI chat messages, ShareGPT and oelkit's own
+trajectories, from JSON Lines, a JSON list, Parquet or rows such as a Hugging Face dataset. Texts
+pass through a `redact` hook before anything else sees them. Tool definitions are in the first
+message of a prompt, under `tools`. Nothing is written here, and every outcome is unknown, because a
+chat log has none.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ Row = tuple[int, Any, str]  # line, its value, and what is wrong with it ("": no
 
 
 class Chats(list[Trajectory]):
-    """The conversations of a log, and what became of the rest of it; printed, it says both."""
+    """The conversations of a log; when printed, it also says what was replaced and left out."""
 
     format: str = ""
-    """Which of FORMATS it was."""
+    """The format of the log, one of FORMATS."""
     bad: list[BadLine]
-    """(line, field, what is wrong) of each line that is left out."""
+    """(line, field, message) of each line that was left out."""
     replaced: dict[str, int]
-    """How many e-mail addresses, phone numbers and keys were replaced, by kind."""
+    """Number of e-mail addresses, phone numbers and keys that were replaced, by kind."""
 
     def __str__(self) -> str:
         turns = sum(len(t.turns) for t in self)
@@ -58,22 +59,22 @@ def read_chats(
     """Read the conversations of a log.
 
     Args:
-        source: a .jsonl, .json or .parquet file, the folder of a saved data set, or rows (dicts), a
-            Hugging Face dataset say.
+        source: a .jsonl, .json or .parquet file, the folder of a saved data set, or rows (dicts)
+            such as a Hugging Face dataset.
         format: "messages" (OpenAI), "sharegpt" or "records" (oelkit's); None: that of the first
-            line that has one. Lines of another format are bad lines.
-        on_bad: "raise", or "skip" what cannot be read, with a warning.
-        redact: text to text, runs on every text first; None: nothing is replaced.
+            line whose format is recognised. Lines in another format are bad lines.
+        on_bad: "raise", or "skip": leave out unreadable lines, with a warning.
+        redact: function from text to text, applied to every text first; None: replace nothing.
 
     Returns:
-        Trajectories in order, with what was left out and replaced. Tokens are not counted: they
-        are 0.
+        Trajectories in order, with what was left out and replaced. Tokens are not counted: their
+        numbers are 0.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        RecordError: a line is bad; it names the line and carries the good ones (on_bad="raise").
-        ValueError: nothing is left, or an argument is wrong.
-        ImportError: Parquet without pyarrow, a saved data set without datasets.
+        FileNotFoundError: the file does not exist.
+        RecordError: a line is bad (on_bad="raise"); it names the line and carries the good ones.
+        ValueError: no conversation is left, or an argument is wrong.
+        ImportError: Parquet without pyarrow, or a saved data set without datasets.
     """
     if format not in (*FORMATS, None) or on_bad not in ("raise", "skip"):
         raise ValueError(
@@ -107,7 +108,7 @@ def read_chats(
 
 
 def _complain(where: str, chats: Chats, on_bad: str) -> None:
-    """Say what is left out, by line: as an error or as a warning."""
+    """Report bad lines, as an error or as a warning."""
     bad = chats.bad
     if bad:
         others = ", ".join(str(line) for line, *_ in bad[1:9]) + ", …" * (len(bad) > 9)
@@ -115,7 +116,7 @@ def _complain(where: str, chats: Chats, on_bad: str) -> None:
         said = f"{where}, line {bad[0][0]}: {bad[0][2]}{more}"
         if on_bad == "raise":
             raise RecordError(
-                f"{said}. Mend the lines, or leave them out with on_bad='skip'; the {len(chats)} "
+                f"{said}. Fix the lines, or leave them out with on_bad='skip'; the {len(chats)} "
                 "good conversations are in this error's .records",
                 chats,
                 bad,
@@ -126,7 +127,7 @@ def _complain(where: str, chats: Chats, on_bad: str) -> None:
 
 
 def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
-    """The lines or rows of a log, from 1; blank lines are none."""
+    """Yield the lines or rows of a log, numbered from 1, without blank lines."""
     if not isinstance(source, str | os.PathLike):
         if hasattr(source, "keys"):  # a DatasetDict
             raise ValueError(f"choose a split of the data set: {', '.join(cast(Any, source))}")
@@ -175,7 +176,7 @@ def _row(number: int, line: bytes) -> Row:
 
 
 def _format(row: Any) -> str:
-    """Which of FORMATS a row has, by its fields."""
+    """Return which of FORMATS a row has, by its fields."""
     if not isinstance(row, dict):
         raise ValueError(f"is a {type(row).__name__}, not an object")
     if "turns" in row and "schema" in row:
@@ -191,18 +192,18 @@ def _format(row: Any) -> str:
 
 
 def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
-    """One conversation."""
+    """Convert one conversation."""
     if kind == "records":
         record = cast(Trajectory, record_of(Trajectory, row))
         if record.id in ids:
-            raise ValueError(f"the id {record.id!r} is there already")
+            raise ValueError(f"the id {record.id!r} occurs twice")
         return record
     own = next(
         (row[k] for k in ("id", "conversation_id") if isinstance(row.get(k), str) and row[k]), name
     )
     talk = row.get("messages", row.get("conversations"))
     if not isinstance(talk, list) or not talk:
-        raise ValueError("the conversation is empty" if talk == [] else "messages is no list")
+        raise ValueError("the conversation is empty" if talk == [] else "messages is not a list")
     messages = [message(m, i) for i, m in enumerate(cast(list[Any], talk))]
     if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row["system"]})
@@ -213,8 +214,8 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
         messages[0]["tools"] = tools(row["tools"])
     turns = _turns(messages)
     if not turns:
-        raise ValueError("holds no reply of the assistant")
-    if isinstance(row.get("feedback"), str) and row["feedback"]:  # a rating in words, say
+        raise ValueError("has no reply of the assistant")
+    if isinstance(row.get("feedback"), str) and row["feedback"]:  # such as a rating in words
         last = turns[-1]
         text = "\n".join(filter(None, (last.feedback, row["feedback"])))
         turns[-1] = replace(last, feedback=text)
@@ -228,7 +229,7 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
 
 
 def _turns(messages: list[Message]) -> list[Turn]:
-    """A turn for each reply of the assistant."""
+    """Return a turn for each reply of the assistant."""
     at = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     between = [
         "\n".join(m["content"] for m in messages[a + 1 : b] if m["role"] in ("user", "tool"))

@@ -1,5 +1,7 @@
-"""Messages in the form that chat templates take: of a chat log with a role that they know, text as
-content, tool calls with their arguments as objects; of a prompt as text, or in parts.
+"""Messages in the form that chat templates take.
+
+Messages of a chat log get a role that templates know, text as content, and tool calls whose
+arguments are objects. Messages of a prompt have their content as text or in parts.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any, cast
 from .records import Fields, Message
 from .text import content_text, well_formed
 
-MAX_TEXT = 2_000_000  # characters of one message; no model reads as much
+MAX_TEXT = 2_000_000  # characters per message; no model reads that much
 _ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
     **{"developer": "system", "function": "tool", "human": "user", "gpt": "assistant"},
@@ -22,11 +24,11 @@ _KEPT = ("name", "tool_call_id", "tool_calls", "reasoning_content")  # of a mess
 
 
 def message(raw: Any, place: int) -> Message:
-    """A message in the form of chat templates; ValueError says what is wrong with it."""
+    """Convert a message to the form of chat templates; ValueError says what is wrong with it."""
     where = f"message {place + 1}"
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is a {type(raw).__name__}, not an object")
-    given = {k: v for k, v in cast(Fields, raw).items() if v is not None}  # Parquet fills up so
+    given = {k: v for k, v in cast(Fields, raw).items() if v is not None}  # Parquet adds these
     said = given.get("role", given.get("from"))
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
@@ -37,7 +39,7 @@ def message(raw: Any, place: int) -> Message:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if len(text) > MAX_TEXT:
-        raise ValueError(f"{where} has {len(text):,} characters; more than {MAX_TEXT:,} are no log")
+        raise ValueError(f"{where} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
     if said == "function_call":
         text, given = "", {"tool_calls": [_json(text, where)]}
     given = {"reasoning_content": given.get("reasoning")} | given
@@ -45,20 +47,20 @@ def message(raw: Any, place: int) -> Message:
     found |= {k: given[k] for k in _KEPT if given.get(k)}
     if "tool_calls" in found:
         if role != "assistant" or not isinstance(found["tool_calls"], list):
-            raise ValueError(f"{where}: tool_calls must be a list, of the assistant")
+            raise ValueError(f"{where}: tool_calls must be a list, in an assistant message")
         found["tool_calls"] = [_call(call, where) for call in found["tool_calls"]]
     if role == "assistant" and not text and "tool_calls" not in found:
-        raise ValueError(f"{where} is of the assistant and says nothing")
+        raise ValueError(f"{where} is of the assistant and has no content and no tool call")
     if not isinstance(found.get("reasoning_content", ""), str):
-        raise ValueError(f"{where}: reasoning_content is no text")
+        raise ValueError(f"{where}: reasoning_content is not text")
     return found
 
 
 def plain(messages: Sequence[Message]) -> list[Message]:
-    """Messages with text as content, and U+FFFD for half an emoji wherever it stands.
+    """Return messages with text as content, and U+FFFD in place of any half emoji.
 
     Raises:
-        ValueError: one is no message, or its content is no text.
+        ValueError: one is not a message, or its content is not text.
     """
     if isinstance(messages, str) or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str)
@@ -77,30 +79,30 @@ def _well_formed(value: Any) -> Any:
     return well_formed(value) if isinstance(value, str) else value
 
 
-MARK = "xyzzy"  # a word that is in no template
+MARK = "xyzzy"  # a word that no template contains
 
 
 def behind_mark(text: str) -> str:
-    """What a template wrote behind the last `MARK`, in whichever case it shows it."""
+    """Return what a template wrote after the last `MARK`, in upper or lower case."""
     return re.split(MARK, text, flags=re.IGNORECASE)[-1]
 
 
 def in_parts(messages: Sequence[Message]) -> list[Message]:
-    """The same with the text of each as its only part."""
+    """Return the messages with the text of each as its only content part."""
     return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 def wants_parts(render: Callable[[list[Message]], str]) -> bool:
-    """Whether a chat template reads content in parts alone, as some of models with pictures do.
+    """Whether a chat template reads content only in parts, as some multimodal models' do.
 
     Raises:
-        ValueError: it shows nothing of what a user says.
+        ValueError: the template shows nothing of what a user says.
     """
     asked, silent = [{"role": "user", "content": MARK}], False
     for messages in (asked, in_parts(asked)):
         try:
             text = render(messages)
-        except Exception:  # whatever a template does with what it does not take
+        except Exception:  # a template can raise anything on what it does not take
             continue
         if MARK in text.lower():
             return messages is not asked
@@ -111,7 +113,7 @@ def wants_parts(render: Callable[[list[Message]], str]) -> bool:
 
 
 def _call(call: Any, where: str) -> Fields:
-    """A tool call with its arguments as an object, which is what chat templates write."""
+    """Return a tool call with its arguments as an object, as chat templates expect."""
     function: Any = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
@@ -130,16 +132,16 @@ def _json(text: str, where: str) -> Any:
 
 
 def tools(given: Any) -> list[Fields]:
-    """Tool definitions as templates take them; ShareGPT keeps them as a text."""
+    """Return tool definitions as templates take them; ShareGPT keeps them as a JSON string."""
     found: Any = _json(given, "tools") if isinstance(given, str) else given
     if not isinstance(found, list) or not all(isinstance(t, dict) for t in cast(list[Any], found)):
-        raise ValueError("tools is no list of objects")
+        raise ValueError("tools is not a list of objects")
     plain = cast(list[Fields], found)
     return [t if "function" in t else {"type": "function", "function": t} for t in plain]
 
 
 def reply_text(message: Message) -> str:
-    """An assistant message as the text that a model writes: thought, answer, tool calls."""
+    """Return an assistant message as text that a model would write: thought, answer, tool calls."""
     thought = message.get("reasoning_content")
     parts = [f"<think>\n{thought}\n</think>\n"] if thought else []
     parts += [message["content"]] if message["content"] else []
@@ -150,7 +152,7 @@ def reply_text(message: Message) -> str:
 
 
 def written_calls(reply: str) -> tuple[str, list[str]]:
-    """What a model wrote without its tool calls, and what stands in each of these."""
+    """Split a reply into its text without tool calls, and the content of each tool call."""
     before, *parts = reply.split("<tool_call>")
     rest, calls = [before], list[str]()
     for part in parts:
@@ -161,9 +163,9 @@ def written_calls(reply: str) -> tuple[str, list[str]]:
 
 
 def spoken(reply: str) -> Message:
-    """What a model wrote as a message of the assistant, the other way round from `reply_text`.
+    """Return a reply as an assistant message, the inverse of `reply_text`.
 
-    Where what it calls cannot be read, the whole is text.
+    If a tool call cannot be parsed, the whole reply is text.
     """
     text, written = written_calls(reply)
     try:

@@ -233,7 +233,7 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
         n, _, said = bad[0]
         what = f"{path}, line {n}: {said}" + f" ({len(bad) - 1} more bad lines)" * (len(bad) > 1)
         kept = f"; the {len(records)} good records are in this error's .records" if records else ""
-        raise RecordError(f"{what}. Mend or delete the line{kept}", records, bad)
+        raise RecordError(f"{what}. Fix or delete the line{kept}", records, bad)
     return records
 
 

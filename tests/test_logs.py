@@ -145,13 +145,13 @@ BAD = {
     "no reply": (chat("Hi"), "no reply of the assistant"),
     "huge": (chat("x" * 5_000_000, "y"), "5,000,000 characters"),
     "number": ({"messages": [{"role": "user", "content": 7}]}, "message 1.* int"),
-    "no list": ({"messages": "Hi"}, "messages is no list"),
+    "no list": ({"messages": "Hi"}, "messages is not a list"),
     "no object": ({"messages": ["Hi"]}, "message 1 is a str"),
     "picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "of the kind 'image_url'",
     ),
-    "silent": ({"messages": [user("Hi"), answer("")]}, "says nothing"),
+    "silent": ({"messages": [user("Hi"), answer("")]}, "has no content"),
     "call": (
         {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"function": {}}]}]},
         "call has no name",
@@ -170,7 +170,7 @@ BAD = {
     "list": ([1], "is a list, not an object"),
     "UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte 14 is 0xff"),
     "JSON": (b'{"messages": [', "not JSON"),
-    "tools": ({**chat("a", "b"), "tools": "7"}, "tools is no list"),
+    "tools": ({**chat("a", "b"), "tools": "7"}, "tools is not a list"),
 }
 
 

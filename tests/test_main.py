@@ -563,7 +563,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     misused(call("evaluate", *tiny, "--eval-maps", "0"), "--eval-maps")
     refused(call("evaluate", *tiny, "--adapter", "no/adapter"), "no/adapter")
     for seeds in ("5", "9:3", "4:4", "0:999999999"):
-        misused(call("play", "--seeds", seeds, "--out", "x"), "--seeds", f"{seeds!r} is no range")
+        misused(call("play", "--seeds", seeds, "--out", "x"), "--seeds", f"{seeds!r} is not a")
     assert call("distill", "--experience", "x", "--out", "y")[0] == 2
     assert sorted(place.rglob("*")) == before
 
