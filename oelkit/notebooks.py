@@ -1,8 +1,8 @@
-"""Execute the notebooks in a batch, strictly: what papermill lets pass in silence is an error here.
+"""Execute notebooks in a batch, strictly: what papermill silently accepts is an error here.
 
 Every name, parameter and folder is checked before the first kernel starts. Papermill 2.7 only warns
-of a misspelt parameter, passes a string for a number, calls the cell of a time-out or of a dead
-kernel "completed", times out by the cell, and takes a `sys.exit()` in the middle for a success."""
+about a misspelt parameter, passes a string as a number, marks a cell that timed out or whose kernel
+died "completed", applies time-outs per cell and treats an early `sys.exit()` as success."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep log lines and warnings of papermill and its kind off the terminal: errors are ours."""
+    """Keep log lines and warnings of papermill and its kind off the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -51,7 +51,7 @@ def _quiet() -> Iterator[None]:
 
 
 class Parameter(NamedTuple):
-    """A name that a `parameters` cell assigns: the kinds of value that it takes and its default."""
+    """A parameter that a `parameters` cell assigns: the kinds of value it takes and its default."""
 
     kinds: set[str]
     default: Any
@@ -68,16 +68,16 @@ def run_notebooks(
     """Execute notebooks on one run, some beside others (`Beside`), and return the copies.
 
     Args:
-        names: `01_rollout`, also with folder or .ipynb; none: all, in order.
+        names: such as `01_rollout`, with or without folder and .ipynb; none: all, in order.
         parameters: name to value (or text); each goes to the notebooks that declare it.
-        run: name of the run, which the notebooks get as their parameter `run`.
-        timeout: seconds that one notebook may take; a guard against hangs.
+        run: name of the run, passed to the notebooks as their parameter `run`.
+        timeout: most seconds per notebook, as a guard against hangs.
         root: folder with notebooks/ and runs/; it is the notebooks' working directory.
 
     Raises:
-        NotebookError: one failed; it is kept as `NAME.failed.ipynb`, an earlier good copy too.
+        NotebookError: one failed. It is kept as `NAME.failed.ipynb`, beside an earlier good copy.
 
-    For programs, NAME.status.json and junit.xml stand beside the copies, also after a failure.
+    For programs, NAME.status.json and junit.xml are beside the copies, even after a failure.
     """
     root, given = root or find_root(), dict(parameters or {})
     paths = _select(root, names)
@@ -108,24 +108,24 @@ def run_notebooks(
                 beside.start(path.stem)
             beside.wait()
     except BaseException as error:  # Ctrl+C as well
-        if now:  # else of the batch beside
+        if now:  # otherwise the second batch failed
             at, seconds = getattr(error, "cell", None), time.monotonic() - began
             copy = f"{now}.failed.ipynb" if at else ""
             results.append(NotebookResult(now, "failed", seconds, copy, at, first_line(error)))
         raise
     finally:
         ended = {result.notebook: result for result in [*results, *beside.results()]}
-        skipped = NotebookResult("", "skipped", reason="one before failed")
+        skipped = NotebookResult("", "skipped", reason="an earlier one failed")
         write_results(folder, [ended.get(n) or replace(skipped, notebook=n) for n in own_of])
     return [folder / path.name for path in paths]
 
 
 @_quiet()
 def parameters_of(path: Path) -> dict[str, Parameter]:
-    """The parameters that a notebook declares: literal assignments in its cell tagged `parameters`.
+    """Return the parameters of a notebook: literal assignments in its cell tagged `parameters`.
 
-    An annotation (`limit: int | None = None`) adds kinds to that of the default. Read from the
-    syntax tree: papermill's line patterns split a value at a `#` inside a string."""
+    An annotation (`limit: int | None = None`) adds kinds to that of the default. They are read from
+    the syntax tree, because papermill's line patterns split a value at a `#` inside a string."""
     import nbformat
 
     try:
@@ -140,7 +140,7 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-        with suppress(ValueError):  # a computed value (`here = Path.cwd()`) is no parameter
+        with suppress(ValueError):  # skip computed values (`here = Path.cwd()`)
             default = ast.literal_eval(node.value)
             kinds = {_kind(default), *re.findall(r"\w+", annotation)} & KINDS
             found |= {t.id: Parameter(kinds, default) for t in targets if isinstance(t, ast.Name)}
@@ -148,7 +148,7 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
 
 
 def convert(name: str, value: Any, declared: Parameter) -> Any:
-    """`value` (text, or already an object) as the declared kind; NotebookError if ill-typed."""
+    """Convert `value` (text or an object) to the declared kind; NotebookError if ill-typed."""
     kinds, default = declared
     if isinstance(value, str) and ("str" not in kinds or (value == "None" and "None" in kinds)):
         text = value.strip()
@@ -159,13 +159,13 @@ def convert(name: str, value: Any, declared: Parameter) -> Any:
         value = list(value)  # -p seeds=1,2,3
     if type(value) is int and "int" not in kinds and "float" in kinds:
         value = float(value)
-    fits = _kind(value) in kinds or kinds == {"None"}  # `x = None` says nothing of the kind
+    fits = _kind(value) in kinds or kinds == {"None"}  # `x = None` declares no kind
     if fits and isinstance(value, list | tuple) and isinstance(default, list | tuple) and default:
         fits = {_kind(v) for v in value} <= {_kind(v) for v in default}
     if fits:
         return value
     kind = " or ".join(sorted(kinds))
-    raise NotebookError(f"parameter {name}={value!r} is not of the kind {kind}, as {default!r} is")
+    raise NotebookError(f"parameter {name}={value!r} must be of the kind {kind}, like {default!r}")
 
 
 def _kind(value: Any) -> str:
@@ -175,7 +175,7 @@ def _kind(value: Any) -> str:
 def _select(root: Path, names: Iterable[str]) -> list[Path]:
     known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     if not known:
-        raise NotebookError(f"no notebooks in {root}: lay them out: oelkit notebooks --copy .")
+        raise NotebookError(f"no notebooks in {root}: copy them with oelkit notebooks --copy .")
     wanted = [Path(name).name.removesuffix(".ipynb") for name in names] or list(known)
     for name in (name for name in wanted if name not in known):
         raise NotebookError(f"unknown notebook {name!r}; there are: {', '.join(known)}")
@@ -196,7 +196,7 @@ def _output_folder(root: Path, run: str) -> Path:
 
 @_quiet()
 def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Path) -> Path:
-    """Execute one notebook and publish `folder/NAME.ipynb` and `.html`; returns the former."""
+    """Execute one notebook, publish `folder/NAME.ipynb` and `.html`, and return the former."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -217,13 +217,13 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             number = at + 1 - any("injected-parameters" in tags(c) for c in cells[:at])
             where = f"{path.stem} failed in cell {number} ({first_line(cells[at].source)[:60]!r})"
             kind: Any = KeyboardInterrupt if reason == INTERRUPTED else NotebookError
-            error = kind(f"{where}: {reason}; its state is in {failed}")
+            error = kind(f"{where}: {reason}; the failed notebook is {failed}")
             error.cell = number
             raise error
         html, _ = HTMLExporter().from_notebook_node(notebook)
         _write(final.with_suffix(".html"), html, partial)
         _write(final, nbformat.writes(notebook), partial)
-        if old and stamp(failed) == old:  # of an earlier batch, and not of one beside this
+        if old and stamp(failed) == old:  # from an earlier batch, not from one running now
             failed.unlink()
     finally:
         partial.unlink(missing_ok=True)
@@ -236,7 +236,7 @@ def _write(path: Path, text: str, partial: Path) -> None:
 
 
 def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path) -> tuple:
-    """Let papermill execute a notebook; the last cell that was begun, and why it failed ("")."""
+    """Let papermill execute a notebook; return the last cell started and why it failed, or ""."""
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -257,7 +257,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
             **fixed,
             cwd=cwd,
             progress_bar=bar if sys.stdout.isatty() else False,
-            # the rest goes to nbclient: the time that is left for this cell, and our interpreter
+            # passed on to nbclient: the time left for this cell, and our interpreter
             timeout_func=lambda cell: max(1, round(deadline - time.monotonic())),
             on_cell_start=began,
             kernel_manager_class=kernel_manager(),
@@ -265,7 +265,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
     except KeyboardInterrupt:
         return at, INTERRUPTED
     except CellTimeoutError:
-        return at, f"the notebook's time-out of {timeout:g} s passed"
+        return at, f"the notebook's time-out of {timeout:g} s expired"
     except DeadKernelError:
         return at, "the kernel died (often: out of memory)"
     except papermill.PapermillExecutionError as error:
@@ -276,12 +276,12 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
 
 
 def kernel_manager() -> type:
-    """A kernel manager whose python3 is this interpreter, whatever the user registered as such."""
+    """Return a kernel manager whose python3 is this interpreter, whatever is registered."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    # over that of this process: figures inline also where scripts have Agg; no debugger banner
+    # overrides this process: figures inline even if scripts use Agg, and no debugger banner
     env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     command = get_kernel_dict(extra_arguments=["--log-level=50"])  # no log on the terminal

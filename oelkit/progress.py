@@ -1,4 +1,4 @@
-"""What one sees of long work: a bar where it can move, in a log one line when it is done."""
+"""Progress of long work: a bar where one can move, otherwise one line when the work is done."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from tqdm import tqdm
 
 
 def moves() -> bool:
-    """Whether a bar can move on stdout: on a terminal, and in a notebook."""
+    """Whether a bar can move on stdout: on a terminal or in a notebook."""
     return sys.stdout.isatty() or in_notebook()
 
 
 def in_notebook() -> bool:
-    """Whether what is printed goes to a notebook."""
+    """Whether printed output goes to a notebook."""
     return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 class Bar(tqdm):
-    """A bar with what is left, on stdout, because notebooks show stderr as if something was wrong.
+    """A progress bar on stdout, because notebooks show stderr as if something were wrong.
 
     Args:
-        name: what is done.
-        work: how many units there are; or their numbers, to walk over, of which those below the
-            first are done.
-        unit: one of them, in the singular.
+        name: label of the work.
+        work: number of units; or a range of their numbers to iterate over, where those before its
+            start are already done.
+        unit: name of one unit, in the singular.
         show: False for neither bar nor line.
     """
 
@@ -40,7 +40,7 @@ class Bar(tqdm):
         super().__init__(total=work, file=sys.stdout if self._moves else io.StringIO(), **how)
 
     def close(self) -> None:
-        """Leave the bar as it stands, or print the line."""
+        """Leave the bar as it is, or print the line."""
         if not (self.disable or self._moves):
             done = self.n if self.n == self.total else f"{self.n} of {self.total}"
             took = self.format_interval(self.format_dict["elapsed"])

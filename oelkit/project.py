@@ -1,15 +1,16 @@
-"""Where things are: what comes with oelkit, and the folder that runs go to."""
+"""Locate the files that come with oelkit, and the folder that holds the runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-MARK = "notebooks/00_tour.ipynb"  # lies in every clone, and wherever the notebooks were laid out
+MARK = "notebooks/00_tour.ipynb"  # in every clone, and wherever the notebooks were copied to
 
 
 def shipped(path: str) -> Path:
-    """A file or folder that comes with oelkit, by its path in a clone; in a wheel all of them lie
-    in the package. It may be missing.
+    """Return the path of a file or folder that comes with oelkit, given its path in a clone.
+
+    In a wheel all of them are inside the package. The path need not exist.
     """
     package = Path(__file__).resolve().parent
     inside = package / "_project"  # pyproject.toml puts them there
@@ -17,8 +18,8 @@ def shipped(path: str) -> Path:
 
 
 def find_root() -> Path:
-    """The folder that holds runs/: that of the notebooks, if the working directory is in one, else
-    the working directory.
+    """Return the folder that holds runs/: the one around the working directory that contains the
+    notebooks, otherwise the working directory.
     """
     here = Path.cwd()
     return next((f for f in (here, *here.parents) if (f / MARK).is_file()), here)

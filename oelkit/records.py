@@ -1,8 +1,8 @@
-"""What the steps hand to each other: frozen dataclasses, kept as JSON Lines.
+"""The records that the steps exchange: frozen dataclasses, stored as JSON Lines.
 
 One line on disk is `{"schema": 1, ...fields...}`. Fields that this version does not know are kept
-in `extra` and written back, so that a file may pass through an older oelkit unharmed. Departure:
-the paper's code keeps pickles in a temporary folder.
+in `extra` and written back, so a file can pass through an older oelkit unharmed. Departure: the
+paper's code keeps pickles in a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .tables import Brief, Shown
 
 try:
     import fcntl
-except ImportError:  # Windows: an append is then guarded by the size check alone
+except ImportError:  # Windows: only the size check then guards an append
     fcntl = None
 SCHEMA = 1
-_ESCAPE = "backslashreplace"  # a lone surrogate, as broken model output has it, as in JSON
+_ESCAPE = "backslashreplace"  # for lone surrogates in broken model output, as in JSON
 T = TypeVar("T")
 AnyPath = str | os.PathLike[str]
 Message = dict[str, Any]  # role, and content: text, a list of parts, or None
-Fields = dict[str, Any]  # of a line, by name
+Fields = dict[str, Any]  # the fields of a line, by name
 BadLine = tuple[int, str | None, str]  # line, field, message
 
 
@@ -74,7 +74,7 @@ class Trajectory(Shown):
     extra: Fields = field(default_factory=Fields, hash=False)
 
     def brief(self) -> Brief:
-        """How it ended; a row for each turn."""
+        """How the game ended; one row per turn."""
         rows = [(n, t.action, t.feedback, t.reply) for n, t in enumerate(self.turns, 1)]
         columns = ("turn", "action", "feedback", "reply")
         return f"Trajectory {self.id}: {self.outcome} in {len(rows)} turns", columns, rows
@@ -82,7 +82,7 @@ class Trajectory(Shown):
 
 @dataclass(frozen=True)
 class State:
-    """A training prefix: the prompt of one turn of a trajectory."""
+    """A training state: the prompt of one turn of a trajectory."""
 
     id: str
     trajectory_id: str
@@ -93,7 +93,7 @@ class State:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where an item comes from: a turn (from 0) of a trajectory."""
+    """The origin of an item: a turn (from 0) of a trajectory."""
 
     trajectory_id: str
     turn: int
@@ -102,7 +102,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ExperienceItem:
-    """One thing learned, in words, with the turns that it was learned from."""
+    """One thing learned, in words, with the turns it was learned from."""
 
     id: str
     text: str
@@ -114,8 +114,8 @@ class ExperienceItem:
 
 
 class RecordError(ValueError):
-    """A bad record: `records` are the good ones of the file, `bad` is a (line, field, message) for
-    each bad line; field None: not JSON at all, as a line is that a crash has cut off.
+    """A bad record. `records` are the good ones of the file; `bad` has a (line, field, message) per
+    bad line. Field None means that the line is not JSON, for example because a crash cut it off.
     """
 
     def __init__(self, message: str, records: Iterable[Any] = (), bad: Iterable[BadLine] = ()):
@@ -130,7 +130,7 @@ class _FieldError(RecordError):
 
 
 class ConflictError(RuntimeError):
-    """Somebody else has written to the file since it was last seen. Nothing was written."""
+    """The file was changed by somebody else since it was last read. Nothing was written."""
 
 
 @cache
@@ -139,7 +139,7 @@ def _hints(cls: type) -> Fields:
 
 
 def to_dict(record: Any) -> Fields:
-    """The record, or dict, as one JSON object with its unknown fields; a known field wins."""
+    """Return a record or dict as one JSON object with its unknown fields; known fields win."""
     return {"schema": SCHEMA} | _plain(record) | {"schema": SCHEMA}
 
 
@@ -154,10 +154,10 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: Any, data: Any, where: str = "") -> Any:
-    """The record of class `cls` in a JSON object, which stands in field `where` ("": a line)."""
+    """Return the record of class `cls` in a JSON object from field `where` ("": a whole line)."""
     data, is_plain = _expect(data, dict, where or "(line)", "an object"), not is_dataclass(cls)
     if not where:
-        # plain dicts may come from elsewhere; a record without its schema is another program's
+        # plain dicts can come from elsewhere; a record without a schema is another program's
         schema = data.get("schema", SCHEMA if is_plain else None)
         if type(schema) is not int or schema != SCHEMA:
             raise _FieldError("schema", f"this oelkit reads schema {SCHEMA}, found {schema!r}")
@@ -200,7 +200,7 @@ def _expect(value: Any, kind: type, where: str, what: str) -> Any:
 
 def _scalar(value: Any) -> Any:
     if not hasattr(value, "item"):
-        raise TypeError(f"JSON has no form for a {type(value).__name__}: {value!r}")
+        raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
     return value.item()  # NumPy and PyTorch scalars in metrics
 
 
@@ -213,14 +213,14 @@ def read_jsonl(path: AnyPath) -> list[Fields]: ...
 @overload
 def read_jsonl(path: AnyPath, cls: type[T]) -> list[T]: ...
 def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
-    """The records of a file, in order; `cls=dict` gives plain dicts without the schema.
+    """Read the records of a file, in order; `cls=dict` returns plain dicts without the schema.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         RecordError: a line is bad; it names file, line and field and carries the good ones.
     """
     records, bad = list[Any](), list[BadLine]()
-    with open(path, "rb") as lines:  # bytes end at "\n" only, str.splitlines also at U+2028
+    with open(path, "rb") as lines:  # bytes split at "\n" only, str.splitlines also at U+2028
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
@@ -238,7 +238,7 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
 
 
 def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
-    """Write a text, or parts of one, whole or not at all; on disk (fsync) when this returns."""
+    """Write a text, or its parts, atomically; it is on disk (fsync) when this returns."""
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -250,11 +250,11 @@ def write_text(path: AnyPath, text: str | Iterable[str]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)  # or the new name may be gone after a power cut
+    sync_folder(path.parent)  # or a power cut can lose the new name
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk."""
+    """Write the names in a folder to disk (fsync)."""
     with contextlib.suppress(PermissionError):  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -264,15 +264,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_jsonl(path: AnyPath, records: Iterable[Any]) -> None:
-    """Write records or dicts, one to a line, as `write_text` does."""
+    """Write records or dicts, one per line, as `write_text` does."""
     write_text(path, map(_line, records))
 
 
 def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None) -> int:
-    """Append one record or dict; it is on disk (fsync) when this returns its new size in bytes.
+    """Append one record or dict; it is on disk (fsync) when this returns the file's size in bytes.
 
-    With `expected_size` (bytes, as last seen) another size is a ConflictError and nothing is
-    written; nor is anything where writing fails. A last line without its newline is closed first.
+    If the file does not have `expected_size` (bytes, as last seen), raise ConflictError and write
+    nothing. A failed write is undone. A last line without its newline is ended first.
     """
     path, line = Path(path), _line(record).encode("utf-8", _ESCAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +284,7 @@ def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None
         size = f.seek(0, os.SEEK_END)
         if expected_size is not None and size != expected_size:
             what = f"{path} was changed by somebody else: {size} bytes, {expected_size} before."
-            raise ConflictError(f"{what} Nothing was written; open it again, repeat the last step")
+            raise ConflictError(f"{what} Nothing was written; open it again and repeat the step")
         f.seek(max(0, size - 1))
         if f.read(1) not in (b"", b"\n"):
             line = b"\n" + line

@@ -1,7 +1,7 @@
-"""What must not be kept of a log: e-mail addresses, phone numbers, keys that look like secrets.
+"""Replace what should not be kept of a log: e-mail addresses, phone numbers and secret keys.
 
-Patterns find what looks so, not all there is: names and addresses stay. A hook of your own is any
-function from text to text.
+Patterns find what looks like one and do not find everything: names and addresses stay. A hook of
+your own is any function from text to text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 from .text import well_formed
 
 Hook = Callable[[str], str]
-# Every repetition is bounded and begins where a word begins: a long text takes no long time.
+# Every repetition is bounded and starts at the start of a word, so long texts are not slow.
 _PATTERNS = {
     "key": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
     r"(?:[^-]|-(?!----)){0,10000}-----END [A-Z ]{0,30}KEY-----"
@@ -25,7 +25,7 @@ _PATTERNS = {
     r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
     r"|(?i:(?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]"
     r"\s{0,3}[\"']?)[^\s\"',;&]{6,300}"
-    # long, with digits and letters of both cases, in one piece: an id of words and hyphens is none
+    # a long word of digits and letters of both cases, not an id of words and hyphens
     r"|(?<![\w/+-])(?=\w{0,40}[0-9])(?=\w{0,40}[a-z])(?=\w{0,40}[A-Z])\w{32,300}(?![\w-])",
     "e-mail": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
     "phone": r"(?<![\w+])\+\d[\d ()./-]{5,18}\d(?![\w-])"
@@ -34,21 +34,21 @@ _PATTERNS = {
     r"|(?<![\w./-])\(?[2-9]\d\d\)?[ .-][2-9]\d\d[ .-]\d{4}(?![\w-])",
 }
 _KINDS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
-_NO_TEXT = {"role", "from", "type", "schema"}  # fields that are names of a format
+_NO_TEXT = {"role", "from", "type", "schema"}  # fields that belong to a format
 
 
 def redact(text: str) -> str:
-    """The text with `[key]`, `[e-mail]` and `[phone]` in place of what looks like one."""
+    """Return the text with `[key]`, `[e-mail]` and `[phone]` in place of what looks like one."""
     for kind, pattern in _KINDS.items():
         text = pattern.sub(f"[{kind}]", text)
     return text
 
 
 def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = "") -> Any:
-    """A JSON value with the hook run on every text in it; what it replaced is added to `counts`.
+    """Return a JSON value with the hook applied to every text; add its replacements to `counts`.
 
     Raises:
-        ValueError: the hook gave something that is no text.
+        ValueError: the hook returned something other than text.
     """
     if isinstance(value, dict):
         fields = cast(dict[str, Any], value)
@@ -62,9 +62,9 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         return text
     new = hook(text)
     if not isinstance(new, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"the redact hook gave a {type(new).__name__}, not text")
+        raise ValueError(f"the redact hook returned a {type(new).__name__}, not text")
     if new != text:
         gained = {k: new.count(f"[{k}]") - text.count(f"[{k}]") for k in _KINDS}
-        # a hook with signs of its own: the texts that it changed
+        # for a hook with its own placeholders, count the texts it changed
         counts.update({k: n for k, n in gained.items() if n > 0} or {"text": 1})
     return new

@@ -1,8 +1,8 @@
-"""Records as rows for other programs: JSON Lines, Parquet, Hugging Face data sets, and the states
-of a round with its experience as two trainers take them.
+"""Records as rows for other programs: JSON Lines, Parquet, Hugging Face data sets, and states with
+their round's experience in the formats of two trainers.
 
-Parquet has one type for each column. So what differs from row to row (tools and their calls, fields
-of a world or of a log) stands there as JSON text."""
+A Parquet column has one type, so values whose type differs from row to row (tools and tool calls,
+fields of a world or a log) are stored as JSON text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
 
 
 def plain_rows(records: Iterable[Any]) -> list[Fields]:
-    """Trajectories, items, states or dicts as rows of which each column has one type."""
+    """Return trajectories, items, states or dicts as rows whose columns each have one type."""
     dicts = [record if isinstance(record, dict) else to_dict(record) for record in records]
-    # Arrow takes the columns from the first row, and would drop what only later ones have
+    # Arrow takes the columns from the first row and would drop those that only later rows have
     names = dict.fromkeys(name for row in dicts for name in row)
     return [dict.fromkeys(names) | cast(Fields, _plain(row)) for row in dicts]
 
@@ -50,26 +50,26 @@ def training_rows(
     prompt_set: PromptSet,
     to: Literal["trl", "ms-swift"] = "trl",
 ) -> list[Fields]:
-    """The states of a round with its experience, as another trainer takes them.
+    """Return the states of a round with its experience in the format of another trainer.
 
     "trl": `prompt` (messages) and `privileged_context` (the experience block), for TRL's
-    SDFTTrainer. "ms-swift": `messages` and `teacher_prompt`, which stands in place of the last user
-    message. State i has text i mod K.
+    SDFTTrainer. "ms-swift": `messages` and `teacher_prompt`, which replaces the last user message.
+    State i gets text i mod K. Both need prompts without tools that end with a user message; other
+    states are left out with a warning.
 
     Args:
         states: training states.
         experiences: a text, or the K texts.
-        prompt_set: says how the experience is introduced.
+        prompt_set: defines how the experience is introduced.
         to: "trl" or "ms-swift".
 
     Raises:
-        ValueError: no such trainer, no experience, or no state that these trainers take: they want
-            a user's message at the end and no tools. Others are left out with a warning.
+        ValueError: unknown trainer, no experience, or no state that the trainer takes.
     """
     texts = [experiences] if isinstance(experiences, str) else list(experiences)
     texts = [text for text in texts if text.strip()]
     if to not in ("trl", "ms-swift") or not texts:
-        raise ValueError(f"to={to!r}, {len(texts)} texts: say trl or ms-swift, and give a text")
+        raise ValueError(f"to={to!r}, {len(texts)} texts: use trl or ms-swift, and give a text")
     rows: list[Fields] = []
     for i, state in enumerate(states):
         messages = [_said(m) for m in state.prompt]
@@ -87,7 +87,7 @@ def training_rows(
         what = f"{left} of {len(states)} states have tools or do not end with the user"
         if not rows:
             raise ValueError(f"{what}: {to} takes none of them")
-        warnings.warn(f"{what}: left out, for {to} does not take them", stacklevel=2)
+        warnings.warn(f"{what}: left out, because {to} does not take them", stacklevel=2)
     return rows
 
 
@@ -96,7 +96,7 @@ def _said(message: Message) -> Message:
 
 
 def to_dataset(rows: Iterable[Any]) -> Any:
-    """A `datasets.Dataset` of records or rows; ImportError without datasets."""
+    """Return a `datasets.Dataset` of records or rows; ImportError without datasets."""
     try:
         return import_module("datasets").Dataset.from_list(plain_rows(rows))
     except ImportError as error:
@@ -104,11 +104,11 @@ def to_dataset(rows: Iterable[Any]) -> Any:
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write records or rows: as JSON Lines (.jsonl), Parquet (.parquet), or else as the folder of a
-    data set, which `datasets.load_from_disk` reads.
+    """Write records or rows as JSON Lines (.jsonl), Parquet (.parquet), or otherwise as the folder
+    of a data set for `datasets.load_from_disk`.
 
     Raises:
-        ImportError: Parquet without pyarrow, a data set without datasets.
+        ImportError: Parquet without pyarrow, or a data set without datasets.
     """
     path = Path(path)
     if path.suffix == ".jsonl":

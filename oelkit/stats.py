@@ -1,7 +1,7 @@
 """Intervals and sample sizes of pass rates, on plain numbers.
 
 Wilson's interval (1927) for one rate, a paired bootstrap over map seeds and sampling seeds for a
-difference, and what a design can show. It knows no model and no world.
+difference, and the episodes that a comparison needs. Nothing here knows of models or worlds.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from . import given
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a rate (default: 95%).
+    """Return Wilson's score interval of a rate (default: 95%).
 
     Raises:
-        ValueError: successes do not lie between 0 and n, or n is 0.
+        ValueError: successes is not between 0 and n, or n is 0.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} of {n} is not a rate")
     rate, scale = successes / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / scale
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
-    # at the ends the bound is 0 or 1 exactly, but for rounding
+    # at the ends the bound is exactly 0 or 1; avoid rounding errors
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
 def outcomes(passes: str, maps: int) -> np.ndarray:
-    """The episodes of a row of figures ("0110…") as [sampling seeds, maps] of 0 and 1."""
+    """Return the episodes of a passes string ("0110…") as [sampling seeds, maps] of 0 and 1."""
     return np.array([int(c) for c in passes], float).reshape(-1, maps)
 
 
 def paired_bootstrap(
     a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of b - a over paired episodes with its 95% percentile interval.
+    """Return the mean of b - a over paired episodes with its 95% percentile interval.
 
-    Map seeds and sampling seeds are drawn again, both, independently (the pigeonhole bootstrap:
-    Owen, Annals of Applied Statistics 1, 2007).
+    Map seeds and sampling seeds are both resampled, independently of each other (the pigeonhole
+    bootstrap: Owen, Annals of Applied Statistics 1, 2007).
 
     Args:
         a: an evaluation report, or outcomes [maps] or [sampling seeds, maps].
         b: the same, on the same maps.
-        resamples: how many.
-        seed: of the resamples.
+        resamples: number of resamples.
+        seed: seed of the resampling.
 
     Returns:
         (difference, low, high).
 
     Raises:
-        ValueError: the episodes are not the same, or no numbers.
-        TypeError: `a` or `b` is a text, such as a report's passes_string (see `outcomes`).
+        ValueError: the episodes do not match, or an outcome is not a finite number.
+        TypeError: `a` or `b` is a string, such as a report's passes_string (see `outcomes`).
     """
     resamples, seed = given.count("resamples", resamples), given.count("seed", seed, 0)
     if isinstance(a, str) or isinstance(b, str):
-        raise TypeError("a text is no outcomes: stats.outcomes(passes, maps) makes them of it")
+        raise TypeError("got a string, not outcomes: convert it with stats.outcomes(passes, maps)")
     maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:
         raise ValueError("reports on different maps cannot be paired")
@@ -70,25 +70,25 @@ def paired_bootstrap(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("an outcome is not finite: leave its map out of both")
     difference, rng = y - x, np.random.default_rng(seed)
-    # how often each sampling seed and each map is drawn, as a share
+    # how often each sampling seed and each map is drawn, as shares
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in difference.shape)
     low, high = np.quantile(((rows @ difference) * columns).sum(1), (0.025, 0.975))
     return float(difference.mean()), float(low), float(high)
 
 
 def draw_spread(rates: Sequence[float], games: float) -> float:
-    """How much the pass rates of the K draws differ beyond sampling noise: a standard deviation.
+    """Return how much the pass rates of the K draws differ beyond noise, as a standard deviation.
 
     sqrt(max(0, s^2 - mean_d p_d (1 - p_d) / (m - 1))): s^2 is the sample variance of the K rates
-    p_d, and what is taken off is the binomial noise of m games, estimated without bias (variance
-    components by moments). Each draw plays other maps, so that noise is of maps and sampling.
+    p_d, and the second term is an unbiased estimate of the binomial noise of m games (variance
+    components by moments). Each draw plays other maps, so the noise is that of maps and sampling.
 
     Args:
         rates: pass rate of each draw, 0 to 1.
         games: games per draw.
 
     Raises:
-        ValueError: fewer than two draws, or than two games per draw, or no rates.
+        ValueError: fewer than two draws or two games per draw, or a rate outside 0 to 1.
     """
     if len(rates) < 2 or games < 2:
         what = f"{len(rates)} draws of {games} games have no spread"
@@ -102,21 +102,21 @@ def draw_spread(rates: Sequence[float], games: float) -> float:
 def episodes_needed(
     rate: float, difference: float = 0.1, power: float = 0.8, alpha: float = 0.05
 ) -> int:
-    """Episodes per arm that show a difference from a pass rate (two-sided, two proportions).
+    """Return the episodes per arm that show a difference in pass rate (two-sided, two proportions).
 
     n = (z_(1-alpha/2) sqrt(2 m (1 - m)) + z_power sqrt(p (1 - p) + q (1 - q)))^2 / (p - q)^2, m =
     (p + q) / 2, for the harder of q = p + difference and q = p - difference (Fleiss, Levin and Paik
-    2003, without continuity correction). For arms on maps of their own; arms on the same maps,
+    2003, without continuity correction). This is for arms on different maps. Arms on the same maps,
     compared map by map, usually need fewer.
 
     Args:
         rate: p, 0 to 1.
-        difference: between two pass rates.
-        power: probability that the difference is shown.
-        alpha: probability that one is shown where there is none.
+        difference: between the two pass rates.
+        power: probability of showing the difference if it exists.
+        alpha: probability of showing a difference if there is none.
 
     Raises:
-        ValueError: no rate differs by this, or power or alpha is no probability.
+        ValueError: no rate differs by this much, or power or alpha is not between 0 and 1.
     """
     others = [q for q in (rate - difference, rate + difference) if 0 <= round(q, 9) <= 1]
     if not 0 <= rate <= 1 or difference <= 0 or not others:

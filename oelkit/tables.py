@@ -1,4 +1,4 @@
-"""Records in a line, a small table and a plain figure: what Python shows of them.
+"""How Python shows records: as a line, a small table and a plain figure.
 
 HTML is escaped; a DataFrame needs pandas.
 """
@@ -14,13 +14,13 @@ Brief = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # a line, names of c
 
 
 class Shown:
-    """What is shown of itself in a line and a small table: `brief` says which."""
+    """Base of what shows itself as a line and a small table, which `brief` provides."""
 
     plotted = ("", "")
-    """The columns of labels and lengths of `plot`'s bars; without a type, or it were a field."""
+    """The columns of labels and lengths of `plot`'s bars; no annotation, or it would be a field."""
 
     def brief(self) -> Brief:
-        """(a line, names of columns, rows)."""
+        """Return (a line, column names, rows)."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -38,11 +38,11 @@ class Shown:
         return f"<p>{escape(title)}</p>{table if rows else ''}"
 
     def to_frame(self) -> Any:
-        """The table as a pandas DataFrame. Raises ImportError without pandas."""
+        """Return the table as a pandas DataFrame. Raises ImportError without pandas."""
         return frame(*self.brief()[1:])
 
     def plot(self) -> Any:
-        """The table as bars, a matplotlib Figure; ValueError where it has none."""
+        """Return the table as a bar chart, a matplotlib Figure; ValueError if it has no bars."""
         if not self.plotted[0]:
             raise ValueError(f"there is nothing to plot of {self!r}: see oelkit.views.plots")
         title, columns, rows = self.brief()
@@ -51,19 +51,19 @@ class Shown:
 
 
 def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
-    """A pandas DataFrame. Raises ImportError without pandas."""
-    import pandas  # pyright: ignore[reportMissingTypeStubs]  # for this alone
+    """Return a pandas DataFrame. Raises ImportError without pandas."""
+    import pandas  # pyright: ignore[reportMissingTypeStubs]  # used only here
 
     return pandas.DataFrame(list(rows), columns=list(columns))
 
 
 def plain(text: str) -> str:
-    """A text as a figure's label: a $ would begin a formula, a _ hide it from the legend."""
+    """Escape a text for a figure: a $ would start a formula, a leading _ hide a legend entry."""
     return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
 
 
 def _bars(title: str, length: str, rows: Sequence[tuple[str, float]]) -> Any:
-    from matplotlib.figure import Figure  # only here: it takes a second
+    from matplotlib.figure import Figure  # imported here, because it takes a second
 
     figure = Figure(figsize=(7, 0.9 + 0.32 * max(1, len(rows))), layout="constrained")
     axis: Any = figure.subplots()

@@ -1,8 +1,8 @@
-"""What a model wrote, as text: the answer in a reply, the items in it, and items as the teacher
-reads them; when two say the same, and where they differ.
+"""Model replies as text: the answer and the items in a reply, the items as the teacher reads them,
+whether two say the same, and where they differ.
 
-No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so that no
-reply takes long.
+No torch and no files. Model text is untrusted: every repetition in a pattern is bounded, so no
+reply takes long to parse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .records import ExperienceItem
 
 MARKER = "- EXPERIENCE ITEM:"
 DIFFED = 250_000  # words of one text times those of the other
-# what models write around a thought; the last is gpt-oss's, whose channels are thoughts but one
+# marks around a thought; the last pair is gpt-oss's, where every channel except one is a thought
 THOUGHTS = (
     ("<think>", "</think>"),
     ("<thought>", "</thought>"),
@@ -36,7 +36,7 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
     ("<|channel|>", "<|channel|>final<|message|>"),
 )
-# Granite 3 has words in place of marks
+# Granite 3 uses words instead of marks
 _IN_WORDS = re.compile(r"\bhere(?: is|['\u2019]s) my (thought process|response):", re.IGNORECASE)
 _AROUND = re.compile(r"^<(?:answer|response)>|</(?:answer|response)>$")
 _BEGIN, _END = (re.compile("|".join(map(re.escape, x)), re.IGNORECASE) for x in zip(*THOUGHTS))
@@ -50,50 +50,46 @@ _NOTHING_NEW = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")
-# a heading as a person, or an editor, may write it
+# a heading in the forms that people and editors write
 _DRAW = re.compile(
     r"^(?:[^\S\n]|\ufeff){0,9}(?:#{1,6}[^\S\n]{0,9}|\*\*)draws?[^\S\n]{0,9}(\d+)"
     r"(?:[^\w\n]*|[^\S\n]{0,9}[(\[:,;–—-][^\n]*)$",
     re.MULTILINE | re.IGNORECASE,
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# stars around words; a single one may be a sign, as in A* and *args
+# stars around words; a single one can be a sign, as in A* and *args
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[\"'`“‘(\[]?\w)([^*]{1,300})(?<!\s)\1(?![\w*])")
 _MARKED = re.compile(r"(?:\d[\d.,]{0,30}|\w)[!?'\u2019]{1,9}")  # such as n!, f'
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def answer_text(text: str) -> str:
-    """The answer in a thinking model's reply: what follows its thought, "" where that never ended.
+    """Return the answer in a thinking model's reply: what follows its thought, up to any next one.
 
-    Where a further thought begins after an answer, the answer ends.
+    It is "" if the thought never ended.
     """
     answer = _BEGIN.split(_END.split(text)[-1], maxsplit=1)[0]
     return answer if answer == text else _AROUND.sub("", answer.strip()).strip()
 
 
 def begun_thought(opening: str) -> str:
-    """The mark of a thought that a template's opening of a reply has begun, and perhaps gone on
-    with, and not ended; "" where there is none.
-    """
+    """Return the mark of a thought that a template's opening of a reply leaves open, or ""."""
     rest = _END.split(in_marks(opening))[-1]
     return next((begin for begin, _ in THOUGHTS if begin.lower() in rest.lower()), "")
 
 
 def in_marks(text: str) -> str:
-    """With marks around a thought in place of the words around it, for a model that is asked to
-    write these.
-    """
+    """Put marks in place of the words that some models are asked to write around a thought."""
     marks = THOUGHTS[0]
     return _IN_WORDS.sub(lambda found: marks[found[1].lower() == "response"], text)
 
 
 def parse_items(text: str, strict: bool = False) -> list[str]:
-    """The items of a reply, one line each, in order.
+    """Return the items of a reply, one line each, in order.
 
-    strict: only lines that start with exactly `- EXPERIENCE ITEM:`. Else also `### EXPERIENCE
-    ITEM:`, `- Experience Item:`, no dash, a number, bold, several on a line, and the text (or a
-    list of them) below the marker. What says that there is nothing new is no item.
+    strict: accept only lines that start with exactly `- EXPERIENCE ITEM:`. Otherwise also accept
+    `### EXPERIENCE ITEM:`, `- Experience Item:`, no dash, a number, bold, several items on a line,
+    and a text or list below the marker. Lines that say there is nothing new are not items.
     """
     lines, found = given.one("text", text, str).split("\n"), list[str]()
     if strict:
@@ -101,7 +97,7 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
     else:
         for i, line in enumerate(lines):
             marks = list(_MARK.finditer(line))
-            for k, mark in enumerate(marks[:-1]):  # what leads in the next marker is no text
+            for k, mark in enumerate(marks[:-1]):  # without what leads into the next marker
                 part = line[mark.end() : marks[k + 1].start()]
                 found.append(_without_emphasis(part.rstrip(" \t-+*•>#_`")))
             if marks:
@@ -111,12 +107,12 @@ def parse_items(text: str, strict: bool = False) -> list[str]:
 
 
 def says_nothing_new(text: str) -> bool:
-    """Whether an answer, or an item, says that there is nothing new and nothing else."""
+    """Whether an answer or an item says only that there is nothing new."""
     return bool(_NOTHING_NEW.fullmatch(text.replace(MARKER, "").strip()))
 
 
 def _below(lines: list[str], start: int) -> list[str]:
-    """The text under a marker that stands alone on its line: one line, or all lines of a list."""
+    """Return the text below a marker alone on its line: one line, or all lines of a list."""
     found: list[str] = []
     for line in lines[start:]:
         bullet = _BULLET.match(line)
@@ -130,7 +126,7 @@ def _below(lines: list[str], start: int) -> list[str]:
 
 
 def _without_emphasis(text: str) -> str:
-    """Without emphasis around all of it, or the end of one that began before the marker."""
+    """Remove emphasis around the whole text, and the end of emphasis opened before the marker."""
     text = text.strip()
     for sign in ("**", "__", "*", "`"):
         if text.endswith(sign) and text.count(sign) % 2:
@@ -141,36 +137,36 @@ def _without_emphasis(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks of any kind: model text must not start a line of its own."""
+    """Return the text without any line break: model text must not start a new line."""
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
 def experience_text(items: Iterable[ExperienceItem]) -> str:
-    """The items as the teacher reads them, one line each."""
+    """Return the items as the teacher reads them, one line each."""
     return well_formed("\n".join(f"{MARKER} {one_line(item.text)}" for item in items))
 
 
 def join_experience(previous: str, items: Sequence[ExperienceItem]) -> str:
-    """Experience from before with new items behind it, as the teacher reads it."""
+    """Return earlier experience followed by new items, as the teacher reads it."""
     return "\n".join(filter(None, (previous, experience_text(items))))
 
 
 def by_draw(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """An experience.md: what stands before its headings `## Draw N`, and each N with its text."""
+    """Split an experience.md into the text before its `## Draw N` headings, and each (N, text)."""
     head, *parts = _DRAW.split(text)
     return head.strip(), [(n, said.strip()) for n, said in zip(parts[::2], parts[1::2])]
 
 
 def well_formed(text: str) -> str:
-    """U+FFFD in place of half an emoji, as broken model output has it: no tokenizer reads one."""
+    """Replace half emojis in broken model output by U+FFFD, because no tokenizer reads them."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def content_text(content: Any) -> str:
-    """The text of a message's content: a string, parts of text joined, or None.
+    """Return the text of a message's content, which is a string, a list of text parts or None.
 
     Raises:
-        ValueError: it is something else, a picture say.
+        ValueError: it is something else, such as a picture.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -188,7 +184,7 @@ def content_text(content: Any) -> str:
 
 
 def count_tokens(text: str, tokenizer: Any) -> int:
-    """Tokens of a text by a Transformers or tokenizers tokenizer, or by a function that counts."""
+    """Count tokens with a Transformers or tokenizers tokenizer, or with a counting function."""
     if not hasattr(tokenizer, "encode"):
         return tokenizer(text)
     ids = tokenizer.encode(well_formed(text), add_special_tokens=False)
@@ -196,7 +192,7 @@ def count_tokens(text: str, tokenizer: Any) -> int:
 
 
 def over_budget(lines: Sequence[str], budget_tokens: int, tokenizer: Any) -> int:
-    """How many of the first, oldest lines must go, so that the others fit the budget."""
+    """Return how many of the first (oldest) lines must go so that the rest fits the budget."""
 
     def fits(first: int) -> bool:
         return count_tokens("\n".join(lines[first:]), tokenizer) <= budget_tokens
@@ -205,7 +201,7 @@ def over_budget(lines: Sequence[str], budget_tokens: int, tokenizer: Any) -> int
 
 
 def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> str:
-    """The last lines of an experience text that fit the budget (None: all): the oldest go first."""
+    """Return the last lines of an experience text that fit the budget (None: all of them)."""
     if budget_tokens is None:
         return text
     lines = text.split("\n")
@@ -213,17 +209,16 @@ def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> 
 
 
 def wording(text: str) -> tuple[str, ...]:
-    """The words of a text by which two say the same; case, quotes and emphasis are nothing.
+    """Return the words by which texts are compared, without case, quotes, emphasis and punctuation.
 
-    Punctuation that hangs on a word is nothing either. Numbers, signs and operators count: "-1" is
-    not "1", "row < 2" not "row > 2", "C*" not "C", "5!" not "5", and a sign that stands alone is a
-    word.
+    Numbers, signs and operators count: "-1" differs from "1", "row < 2" from "row > 2", "C*" from
+    "C" and "5!" from "5". A sign on its own is a word.
     """
     return tuple(_word(word) for word in _EMPHASIS.sub(r"\2", text).split())
 
 
 def _word(word: str) -> str:
-    """Without case, but for a small letter in quotes: a sign of a world, which "S" is not."""
+    """Remove case, except of a small letter in quotes: a world's sign "s" differs from "S"."""
     small = _bare(word)
     if small != word and re.fullmatch("[a-z]", small) and re.match("[\"'`“‘]", word):
         return f'"{small}"'
@@ -231,7 +226,7 @@ def _word(word: str) -> str:
 
 
 def _bare(word: str) -> str:
-    if len(word) > 99:  # of no language
+    if len(word) > 99:  # not a word of any language
         return word
     before = None
     while word != before:
@@ -248,12 +243,12 @@ def _bare(word: str) -> str:
 
 
 def word_diff(old: str, new: str) -> list[tuple[str, str]]:
-    """Runs of words from old to new: ("=", kept), ("-", removed) or ("+", added).
+    """Return runs of words from old to new: ("=", kept), ("-", removed) or ("+", added).
 
-    Texts that are no items, of thousands of words, are not compared: all removed, all added.
+    Texts of thousands of words are not compared, but returned as one removed and one added run.
     """
     a, b, runs = old.split(), new.split(), list[tuple[str, list[str]]]()
-    if len(a) * len(b) > DIFFED:  # its time grows with this number, and faster
+    if len(a) * len(b) > DIFFED:  # the time grows faster than this number
         return [("-", " ".join(a)), ("+", " ".join(b))]
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]

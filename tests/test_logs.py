@@ -260,7 +260,7 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
     assert mail not in str(asdict(own[0])) and own.replaced == {"text": 7} and mail in seen
     assert "assistant" not in seen  # names of the format are no texts
-    with pytest.raises(RecordError, match="hook gave a NoneType"):
+    with pytest.raises(RecordError, match="hook returned a NoneType"):
         read_chats([row], redact=lambda text: None)
 
 

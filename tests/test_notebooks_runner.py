@@ -164,7 +164,7 @@ def test_error_keeps_the_failed_state_stops_and_spares_the_earlier_copy(root):
     assert "ZeroDivisionError" in state["reason"] and state["seconds"] > 0
     assert cases == {
         "01_a": [("failure", state["reason"])],
-        "02_b": [("skipped", "one before failed")],
+        "02_b": [("skipped", "an earlier one failed")],
     }
     write(root, "01_a", "x = 1")
     run_notebooks(["01_a"], root=root)
@@ -437,7 +437,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("source", "match", "times"),
     [
-        ("while True: pass", "time-out of 900 s passed", (0, 0, 0, 0, 900)),
+        ("while True: pass", "time-out of 900 s expired", (0, 0, 0, 0, 900)),
         ("import os; os._exit(1)", "kernel died", (0,)),
         ("import sys; sys.exit()", "exits here", (0,)),
     ],
@@ -520,7 +520,7 @@ def test_refuses_bad_input_before_anything_runs(root):
     fails(root, "unknown notebook '03_c'; there are: 01_a, 02_b", ["01_a", "03_c"])
     fails(root, "unknown parameter 'stpes': 01_a, 02_b know only: .*steps", parameters={"stpes": 1})
     fails(root, "unknown parameter 'other'", ["01_a"], parameters={"other": 2})
-    fails(root, "other='two' is not of the kind int", parameters={"other": "two"})
+    fails(root, "other='two' must be of the kind int", parameters={"other": "two"})
     fails(root, "--run", parameters={"run": "x"})
     fails(root, "timeout", timeout=0)
     fails(root, "timeout", timeout=float("nan"))

@@ -252,8 +252,8 @@ def test_a_set_of_ones_own(tmp_path):
     "changes, message",
     [
         ({"act": "= ="}, "not valid TOML"),
-        ({"act": None}, r"missing \['act'\]"),
-        ({"acts": "''"}, r"unknown \['acts'\]"),
+        ({"act": None}, r"missing fields \['act'\]"),
+        ({"acts": "''"}, r"unknown fields \['acts'\]"),
         ({"max_new_tokens": "'8'"}, "max_new_tokens must be int"),
         ({"board": "3"}, "board must be str"),
         (

@@ -101,7 +101,7 @@ def test_states_that_a_trainer_does_not_take_are_counted_or_refused():
     assert row["prompt"][1] == {"role": "user", "content": "Where ?"}
     with pytest.raises(ValueError, match="2 of 2 states .*: ms-swift takes none"):
         training_rows(bad, "text", prompts, "ms-swift")
-    with pytest.raises(ValueError, match="0 texts: say trl or ms-swift"):
+    with pytest.raises(ValueError, match="0 texts: use trl or ms-swift"):
         training_rows([good], " ", prompts)
     with pytest.raises(ValueError, match="to='verl'"):
         training_rows([good], "text", prompts, "verl")

@@ -1,10 +1,9 @@
-"""Prompt sets: the texts a model is asked with, as data.
+"""Prompt sets: the texts used to prompt a model, as data.
 
-A set is a TOML file in `oelkit/prompts/`, or your own by path: the templates `intro`, `experience`,
-`act`, `history`, `extract`, `turn` and `previous`, the board rendering that goes with it, the most
-new tokens of a reply, where there is one the agent's `system` prompt, and `chat`: whether earlier
-turns are messages of their own, in place of `history`. What fills a template is never itself read
-as a template.
+A set is a TOML file in `oelkit/prompts/`, or your own file by path. It holds the templates `intro`,
+`experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering and the most
+new tokens per reply. Optional are a `system` prompt and `chat`, which makes earlier turns messages
+of their own instead of `history`. Text filled into a template is never read as a template.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..records import Fields, Message, Trajectory, Turn
 from ..text import answer_text, content_text
 
 _FOLDER = Path(__file__).parent
-_FIELDS = {  # what a template may use
+_FIELDS = {  # the fields that each template can use
     "experience": "items",
     "act": "history observation turn max_turns moves",
     "history": "turn observation move feedback",
@@ -33,7 +32,7 @@ _FIELDS = {  # what a template may use
 
 @dataclass(frozen=True)
 class PromptSet:
-    """One prompt set; `name` is what a run records."""
+    """One prompt set; a run records its `name`."""
 
     name: str
     board: str
@@ -53,7 +52,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     """Load a set by name ('paper', 'brief') or by the path of a .toml file.
 
     Raises:
-        ValueError: there is no such set, or it is wrong; says what is.
+        ValueError: the set does not exist or is invalid; the message says why.
     """
     known = {p.stem: p for p in sorted(_FOLDER.glob("*.toml"))}
     path = Path(name) if str(name).endswith(".toml") else known.get(str(name))
@@ -67,7 +66,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     wanted = {f.name for f in fields(PromptSet)} - {"name"}
     missing, unknown = sorted(wanted - {"system", "chat"} - set(raw)), sorted(set(raw) - wanted)
     if missing or unknown:
-        raise ValueError(f"{path}: missing {missing}, unknown {unknown}")
+        raise ValueError(f"{path}: missing fields {missing}, unknown fields {unknown}")
     for key, value in raw.items():
         kind = {"max_new_tokens": int, "chat": bool}.get(key, str)
         if type(value) is not kind:
@@ -78,10 +77,10 @@ def load_prompt_set(name: str | Path) -> PromptSet:
 
 
 def _check_template(template: str, what: str, names: str) -> None:
-    """Refuse what cannot be filled in, now and not in the middle of a run.
+    """Refuse a template that cannot be filled in, before a run starts.
 
-    A name alone may stand in braces: an attribute (`{items.upper}`) or a format (`{items:>9999}`)
-    fails, or fills the memory, only where something is filled in.
+    Only a name is allowed in braces. An attribute (`{items.upper}`) or a format (`{items:>9999}`)
+    would fail, or fill the memory, only when the template is used.
     """
     wrong = ""
     try:
@@ -91,7 +90,7 @@ def _check_template(template: str, what: str, names: str) -> None:
     except ValueError as error:
         wrong = str(error)
     if wrong:
-        said = f"{what} cannot be filled in ({wrong}): it may use {names} in braces"
+        said = f"{what} cannot be filled in ({wrong}): it can use {names} in braces"
         raise ValueError(f"{said}; write any other brace twice")
 
 
@@ -103,12 +102,12 @@ def act_messages(
     moves: Sequence[str] = ("left", "down", "right", "up"),
     tools: Sequence[Fields] = (),
 ) -> list[Message]:
-    """A turn: the system prompt if any, the game so far without reasoning, the board, the question.
+    """Return the messages of a turn: system prompt, game so far without reasoning, board, question.
 
-    One user message; with `chat` a message for each reply and for what came back, and the board
-    again where it has changed.
+    This is one user message after the system prompt, if any. With `chat`, each reply and what came
+    back is a message of its own, with the board again if it has changed.
 
-    moves: the words that may be answered; none: the world says so itself.
+    moves: the words that the model can answer with; none: the world names them itself.
     tools: definitions that the chat template renders; a reply that calls one is a tool call.
     """
     words = [f"[{word}]" for word in moves]
@@ -146,15 +145,14 @@ def act_messages(
 def with_experience(
     prompt_set: PromptSet, messages: Sequence[Message], experience: str
 ) -> list[Message]:
-    """The same messages with the experience block in the first user message.
+    """Return the messages with the experience block in the first user message.
 
-    The block stands behind the set's intro where the message begins so, and before all that differs
-    from state to state: the teacher's prompts share their beginning, also those of one
-    conversation. It works on any stored prompt, also of logs from elsewhere. An empty experience
-    changes nothing.
+    The block follows the set's intro if the message starts with it, and precedes everything that
+    differs between states, so the teacher's prompts share a prefix, even within a conversation. It
+    works on any stored prompt, including logs from elsewhere. An empty experience changes nothing.
 
     Raises:
-        ValueError: there is no user message, or it holds parts that are no text.
+        ValueError: there is no user message, or it has parts that are not text.
     """
     if not experience:
         return list(messages)
@@ -171,7 +169,7 @@ def with_experience(
 def without_experience(
     prompt_set: str | PromptSet, messages: Sequence[Message], experience: str
 ) -> list[Message]:
-    """The messages to which `with_experience` added this text.
+    """Return the messages without the experience that `with_experience` added.
 
     Raises:
         ValueError: the text is not where the prompt set puts it.
@@ -185,7 +183,7 @@ def without_experience(
             break
     if with_experience(prompt_set, plain, experience) != list(messages):
         raise ValueError(
-            f"the experience is not where the prompt set {prompt_set.name!r} puts it: name the "
+            f"the experience is not where the prompt set {prompt_set.name!r} puts it: give the "
             "text and the prompt set that these games were played with"
         )
     return plain
@@ -194,15 +192,16 @@ def without_experience(
 def extract_messages(
     prompt_set: PromptSet, trajectory: Trajectory, previous: str = ""
 ) -> list[Message]:
-    """The user message that asks what a trajectory teaches beyond `previous` (may be empty)."""
+    """Return the user message that asks what a trajectory teaches beyond `previous` ("": none)."""
     known = prompt_set.previous.format(items=previous) if previous else ""
     text = prompt_set.extract.format(game=game_text(prompt_set, trajectory), previous=known)
     return [{"role": "user", "content": text.strip("\n")}]
 
 
 def game_text(prompt_set: PromptSet, trajectory: Trajectory) -> str:
-    """A whole game in words: of each turn the board, the full reply and what came of it; {board}
-    stands at the first turn of each level alone.
+    """Return a whole game in words: for each turn the board, the full reply and its effect.
+
+    {board} is filled only at the first turn of each level.
     """
     turns = trajectory.turns
     return "".join(
