@@ -122,11 +122,11 @@ def contradictions(texts: Sequence[str], claims_only: bool = False) -> list[tupl
 
 
 def teaching_turn(text: str, turns: Sequence[Turn]) -> int:
-    """Return the turn, from 0, that taught a text: its feedback shares the most telling words.
+    """Return the turn, from 0, that taught a text: its feedback shares the most distinctive words.
 
-    The fewer turns have a word, the more it tells; words seen before the reply count half. Ties go
-    to the first turn, or to the last if all turns tie. Of 190 pairs of an item and a chat in
-    data/logs/sql_chats.jsonl it finds the turn in 190, and "the last turn" would find 108
+    The fewer turns have a word, the more distinctive it is. Words seen before the reply count half.
+    Ties go to the first turn, or to the last if all turns tie. Of 190 pairs of an item and a chat
+    in data/logs/sql_chats.jsonl it finds the turn in 190, and "the last turn" would find 108
     (tests/test_likeness.py).
     """
     before, news = "", list[tuple[frozenset[str], frozenset[str]]]()
