@@ -349,22 +349,22 @@ def read_page() -> dict:
 
 HEAD = """# Families of models
 
-What comes of each kind of model (`model_type` of its config.json) that Transformers 5.23 loads as a
-causal language model and that can be built with at most ten million parameters: tiny random models
-in float32 on a CPU. `python tests/families.py` makes this page, and a test compares every tenth
-row and a few more.
+This page shows what works for each kind of model (`model_type` of its config.json) that
+Transformers 5.23 loads as a causal language model and that can be built with at most ten million
+parameters. The models are tiny and random, in float32 on a CPU. `python tests/families.py` makes
+this page; a test compares every tenth row and a few more.
 
-- **replies:** greedy replies to prompts of unequal length, in one batch, are those of plain PEFT,
+- **replies:** greedy replies to prompts of unequal length, in one batch, equal those of plain PEFT,
   one at a time and without a cache.
 - **log-probs:** of given replies, against the model's own logits without padding (1e-4).
 - **gradient:** of the reverse KL by the adapter, against autograd on full logits (1e-3).
-- **shared beginning:** computed once where prompts begin alike; or each prompt in full, which costs
-  time only.
-- **NF4:** the last two in 4 bits; "in part" where more than half of the inner weights stay dense,
-  of which loading warns: experts in one tensor, which Transformers does not quantise, and routers.
+- **shared beginning:** "yes" if the common beginning of prompts is computed once; "in full" if each
+  prompt is computed in full, which only costs time.
+- **NF4:** log-probs and gradient in 4 bits; "in part" if more than half of the inner weights stay
+  dense: experts in one tensor, which Transformers does not quantise, and routers. Loading warns.
 - **in PEFT:** the saved adapter gives the same logits in plain Transformers and PEFT.
 
-A fault that is known and not mended stands in bold; today there is none.
+Known faults that are not fixed would be in bold; there are none today.
 """
 
 
