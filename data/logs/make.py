@@ -1,6 +1,6 @@
-"""Make the sample log from the sample games: python data/logs/make.py (a second).
+"""Make the sample log from the sample games: python data/logs/make.py (takes a second).
 
-A conversation per board: what the agent was asked, what it answered, what came back.
+One conversation per board: the agent's prompt, its reply and the feedback.
 """
 
 import json

@@ -1,14 +1,13 @@
-"""Make the embedded model `micro` from scratch: corpus, tokenizer, training, checks. Seeded; one
-command:
+"""Make the embedded model `micro` from scratch: corpus, tokenizer, training and checks, all seeded.
 
     python data/micro/make.py                            # about 80 minutes on 2 CPU cores
-    python data/micro/make.py --scale 0.02 --out trial   # two minutes; the models can do nothing
+    python data/micro/make.py --scale 0.02 --out trial   # two minutes; the models are useless
 
-It trains in two phases. What the first leaves, data/micro_lakes, is kept for its studies.
+Training has two phases. The model of the first, data/micro_lakes, is kept for its studies.
 
-The corpus is a *family* of grid worlds: in each, random letters stand for hole, goal and decoy
-(first phase), or for holes, key and goal (second phase), so that nothing but the notes in the
-prompt tells which is which. README.md beside this file says what that can and cannot show."""
+The corpus is a *family* of grid worlds. In each, random letters stand for hole, goal and decoy
+(first phase), or for holes, key and goal (second phase), so that only the notes in the prompt say
+which is which. README.md beside this file says what such a model can and cannot show."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-# Before torch is loaded: threads that wait sleep.
+# Must be set before torch is loaded: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -41,7 +40,7 @@ from oelkit.text import MARKER
 
 BRIEF = load_prompt_set("brief")
 LETTERS = [x for x in string.ascii_uppercase if x != "P"]
-DEPLOYED = {"H", "G"}  # never a pair of roles here: what they mean is left for experience to tell
+DEPLOYED = {"H", "G"}  # never hole and goal together here: only experience tells what they mean
 WORDS = [
     "cat",
     "dog",
@@ -79,8 +78,9 @@ CHATML = (
 
 
 def draw_world(rng: random.Random) -> tuple[Layout, dict[str, str]]:
-    """A layout that is not in the held-out split, and the letters of its roles (never the deployed
-    pair).
+    """Draw a layout outside the held-out split, and letters for its roles.
+
+    Hole and goal are never the deployed pair.
     """
     while True:
         size = rng.choice((3, 4, 4, 4))
@@ -112,8 +112,9 @@ def name(layout: Layout, cell: int) -> str:
 
 
 def draw_notes(rng: random.Random, symbols: dict[str, str], kind: str) -> list[tuple[str, str]]:
-    """(letter, role) pairs that the notes will tell, in order; `kind` says how much of this world
-    they cover.
+    """Draw the (letter, role) pairs for the notes, in order.
+
+    `kind` says how much of this world they cover.
     """
     hole, goal = (symbols["hole"], "hole"), (symbols["goal"], "goal")
     notes = {"complete": [hole, goal], "hole": [hole], "goal": [goal], "none": [], "other": []}[
@@ -125,7 +126,7 @@ def draw_notes(rng: random.Random, symbols: dict[str, str], kind: str) -> list[t
             (x, rng.choice(("hole", "goal")))
             for x in rng.sample(others, rng.choice((1, 1, 2, 2, 4)))
         ]
-    if kind == "complete" and rng.random() < 0.05:  # a wrong or needless note about the decoy
+    if kind == "complete" and rng.random() < 0.05:  # a false note about the decoy
         notes.append((symbols["decoy"], "hole"))
     if notes and rng.random() < 0.1:
         notes.append(rng.choice(notes))
@@ -147,8 +148,9 @@ def reply(
     player: int,
     known: list[tuple[str, str]],
 ) -> str:
-    """What a player says who knows only `known`: the cells that matter, the way, the move; or a
-    hedged guess.
+    """Return the reply of a player who knows only `known`.
+
+    It names the relevant cells, the way and the move, or is a hedged guess.
     """
     places = {
         symbols["hole"]: layout.holes,
@@ -158,7 +160,7 @@ def reply(
     known = [(x, r) for x, r in dict.fromkeys(known) if places.get(x)]
     if (
         not known and rng.random() < 0.15
-    ):  # a bold guess: what gives a student support for what a teacher knows
+    ):  # a bold guess, so that a student gives some probability to what its teacher knows
         present = [x for x, cells in places.items() if cells]
         known = list(zip(rng.sample(present, 2), ("hole", "goal"), strict=True))
     holes = [(x, places[x]) for x, r in known if r == "hole"]
@@ -185,9 +187,7 @@ def reply(
 
 
 def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Trajectory:
-    """A game of up to 5 turns of a player who wanders (or, for variety of endings, walks to a hole
-    or the goal).
-    """
+    """Play up to 5 turns at random or, for variety of endings, walk to a hole or the goal."""
     player, turns, feedback, outcome = layout.start, [], "", Outcome.TURN_LIMIT
     aim = rng.choice((None, None, layout.goals, layout.holes))
     for turn in range(5):
@@ -214,7 +214,7 @@ def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Traje
 
 
 # --------------------------------------------------------------------------------------------------
-# the tasks Each gives (user message, answer).
+# the tasks: each returns (user message, answer)
 
 
 def act_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]:
@@ -260,15 +260,15 @@ ROLE_NOTES = {
     "goal": GOAL_NOTES,
     "key": ["{} is the key."] * 3 + ["Take {}.", "{} opens."],
 }
-# Each letter lacks one role here. They were the world's, at first: about letters that never had a
-# role the model cannot read a note that gives it (0 of 128 games with every note in context, and
-# all of it where the roles were dealt otherwise), so that the world now has other ones.
+# Each letter lacks one role in training. At first that was its role in the world, but the model
+# cannot read a note that gives a letter a role it never had in training (0 of 128 games won with
+# every note in context; with other roles it can). So the world now has other roles.
 LACKING = dict(zip("HQGDRTBMWFLCNEVYKJOSAUIZ", DESCENT_ROLES * 6, strict=True))
 
 
 @cache
 def descent_boards() -> list[tuple[int, tuple[int, ...]]]:
-    """Start and cells of every board of the world that is not in the held-out split."""
+    """Return start and letter cells of all boards of the world outside the held-out split."""
     turns = DescentEnv().turns
     boards = [
         DescentBoard(4, start, cells)
@@ -279,7 +279,7 @@ def descent_boards() -> list[tuple[int, tuple[int, ...]]]:
 
 
 def draw_letters(rng: random.Random, roles: list[str]) -> list[str]:
-    """A letter for each role, none in the role that it lacks."""
+    """Draw a letter for each role, but not one that lacks this role."""
     while True:
         letters = rng.sample(LETTERS, len(roles))
         if not any(LACKING.get(x) == r for x, r in zip(letters, roles, strict=True)):
@@ -289,7 +289,7 @@ def draw_letters(rng: random.Random, roles: list[str]) -> list[str]:
 def draw_facts(
     rng: random.Random, facts: list[tuple[str, str]], used: set[str], most_others: int
 ) -> list[tuple[str, str]]:
-    """Notes in any order: these facts, some about letters of other boards, few wrong or twice."""
+    """Shuffle these facts with some about other boards' letters. Few are wrong or repeated."""
     facts = list(facts)
     if facts and rng.random() < 0.05:
         letter, role = facts.pop(rng.randrange(len(facts)))
@@ -315,9 +315,11 @@ def write_facts(rng: random.Random, facts: list[tuple[str, str]]) -> str:
 
 
 def ways(size: int, start: int, avoid: set[int]) -> dict[int, list[int]]:
-    """Cells of a shortest way to each cell in reach; a way may end, not go on, at one to avoid."""
+    """Return a shortest way to each reachable cell. A way can end in a cell of `avoid`, but not
+    pass through it.
+    """
     found, queue = {start: [start]}, [start]
-    for cell in queue:  # grows while it is walked
+    for cell in queue:  # grows during the loop
         if cell in avoid and cell != start:
             continue
         row, column = divmod(cell, size)
@@ -333,12 +335,14 @@ def ways(size: int, start: int, avoid: set[int]) -> dict[int, list[int]]:
 def descent_reply(
     rng: random.Random, size: int, places: dict[str, int], player: int, carrying: bool, known: dict
 ) -> str:
-    """Who knows the letter that is wanted says it and walks; who does not weighs every letter, and
-    guesses the nearest of those unknown. places: letter to cell, in the order of the board.
+    """Return the reply of a player who knows only `known`.
+
+    A player who knows the wanted letter names it and walks there. Any other player goes through all
+    letters and guesses the nearest unknown one. `places`: letter to cell, in board order.
     """
     seek = "goal" if carrying else "key"
     known = {x: r for x, r in known.items() if x in places}
-    if not known and rng.random() < 0.15:  # a bold guess: support for what a teacher knows
+    if not known and rng.random() < 0.15:  # a bold guess, as in `reply`
         known = {rng.choice(sorted(places)): seek}
     reach = ways(size, player, set(places.values()))
     reach = {c: way for c, way in reach.items() if c in places.values()} or ways(
@@ -401,7 +405,7 @@ def descent_task(rng: random.Random, kind: str | None = None) -> tuple[str, str]
 
 
 def descent_game(rng: random.Random, levels: int) -> tuple[Trajectory, list[list[tuple[str, str]]]]:
-    """A game in the real world, of a player who knows some boards and errs, and all the roles."""
+    """Play the real world with a player who knows some boards and errs. Return game and roles."""
     drawn = [rng.choice(descent_boards()) for _ in range(levels)]
     boards = [DescentBoard(4, start, tuple(rng.sample(cells, 4))) for start, cells in drawn]
     letters = "".join(draw_letters(rng, list(DESCENT_ROLES * levels)))
@@ -454,9 +458,7 @@ def descent_extract_task(rng: random.Random) -> tuple[str, str]:
 
 
 def draw_board(rng: random.Random) -> tuple[list[list[str]], list[str]]:
-    """A board of any letters at any density, with one player, and the letters that it was drawn
-    from.
-    """
+    """Draw a board of any letters at any density with one player. Return it and its symbols."""
     layout, _ = draw_world(rng)
     size = layout.size
     pool, density = rng.sample(LETTERS, rng.randint(1, 5)), rng.uniform(0.1, 0.6)
@@ -469,7 +471,7 @@ def draw_board(rng: random.Random) -> tuple[list[list[str]], list[str]]:
 
 
 def where_task(rng: random.Random) -> tuple[str, str]:
-    """Letter to cells: half of what an answer in the game needs."""
+    """Ask for the cells of letters: half of what a reply in the game needs."""
     cells, pool = draw_board(rng)
     asked = rng.sample(pool, rng.randint(1, min(4, len(pool))))
     places = {
@@ -481,7 +483,7 @@ def where_task(rng: random.Random) -> tuple[str, str]:
 
 
 def what_task(rng: random.Random) -> tuple[str, str]:
-    """Cell to letter: what extraction needs."""
+    """Ask for the letters in cells, as extraction needs them."""
     cells, _ = draw_board(rng)
     size = len(cells)
     asked = rng.sample([(r, c) for r in range(size) for c in range(size)], rng.randint(2, 6))
@@ -495,7 +497,7 @@ def what_task(rng: random.Random) -> tuple[str, str]:
 
 
 def route_task(rng: random.Random) -> tuple[str, str]:
-    """The planning half of an answer alone: a short prompt, so many plans for the same compute."""
+    """Ask only for the way. The prompt is short, so the same compute covers many plans."""
     layout, symbols = draw_world(rng)
     size = f"{layout.size}x{layout.size}"
     target = reply(
@@ -533,8 +535,9 @@ TASKS = LAKE_TASKS | DESCENT_TASKS
 
 
 def probe(seed: int, n: int = 64, descents: bool = False) -> list[dict]:
-    """Questions that show what a student has not forgotten: worlds of other letters, extraction
-    there, chat.
+    """Return questions about other letters' worlds, extraction there, and chat.
+
+    They show what a student has not forgotten.
     """
     rng, rows = random.Random(f"probe {seed}"), []
     deployed = set(DESCENT_LETTERS[:16]) if descents else DEPLOYED
@@ -564,8 +567,8 @@ def probe(seed: int, n: int = 64, descents: bool = False) -> list[dict]:
 
 
 def make_tokenizer(rng: random.Random, samples: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that keeps cell labels, single capitals, digits, moves and the item marker
-    as tokens.
+    """Train a byte-level BPE with cell labels, capitals, digits, moves and the item marker as
+    tokens.
     """
     pieces = Regex(
         rf"{re.escape(MARKER)} ?|\[[a-z]+\]| ?[a-d][1-4](?![0-9a-z])| ?[A-Z]?[a-z]+"
@@ -609,8 +612,10 @@ PHASES = {"lakes": (48e6, 1.5e-3), "descents": (26e6, 1e-3)}  # tokens, learning
 
 
 def mixture(phase: str, progress: float) -> dict[str, float]:
-    """Share of each task at a point of a phase: finding letters and cells first, then playing, a
-    little of all; in the second phase descents, and enough of the first to keep it.
+    """Return the share of each task at a point of a phase.
+
+    The first phase has some of each task, and shifts from finding letters and cells to playing. The
+    second has descents, and enough of the first to keep it.
     """
     if phase == "descents":
         return {
@@ -637,8 +642,8 @@ def mixture(phase: str, progress: float) -> dict[str, float]:
 def batches(
     rng: random.Random, tokenizer, mix: dict[str, float], batch_tokens: int, pool: int = 2000
 ):
-    """One pool of samples as right-padded batches of like length: (input ids [B, T], answer mask
-    [B, T]).
+    """Yield one pool of samples in right-padded batches of similar length: (input ids [B, T],
+    answer mask [B, T]).
     """
     tasks = rng.choices(list(mix), list(mix.values()), k=pool)
     pairs = [TASKS[t](rng) for t in tasks]
@@ -646,8 +651,8 @@ def batches(
     prompts = tokenizer(heads, add_special_tokens=False)["input_ids"]
     answers = tokenizer([f"{a}<|im_end|>" for _, a in pairs], add_special_tokens=False)["input_ids"]
     rows = sorted(zip(prompts, answers, strict=True), key=lambda row: len(row[0]) + len(row[1]))
-    # few distinct shapes: the CPU's bfloat16 kernels are compiled anew for each; what does not fill
-    # a batch is left out
+    # Few distinct shapes, as the CPU's bfloat16 kernels are compiled for each. Rows that do not
+    # fill a batch are dropped.
     groups = []
     while rows:
         width = -(-(len(rows[0][0]) + len(rows[0][1])) // 16) * 16
@@ -686,8 +691,9 @@ def make_model(vocabulary: int, width: int = 128, layers: int = 5) -> Qwen3ForCa
 
 
 class _Bfloat16Product(torch.autograd.Function):
-    """x @ w.T with bfloat16 factors and float32 sums and results: faster than float32 where the CPU
-    has AVX512-BF16.
+    """x @ w.T with bfloat16 factors, float32 sums and results.
+
+    Faster than float32 on CPUs with AVX512-BF16.
     """
 
     @staticmethod
@@ -704,8 +710,9 @@ class _Bfloat16Product(torch.autograd.Function):
 
 
 def use_bfloat16_products(model) -> None:
-    """Let the linear layers of a float32 model multiply in bfloat16 while it trains (weights and
-    optimiser stay float32).
+    """Make the linear layers of a float32 model multiply in bfloat16 during training.
+
+    Weights and optimiser stay in float32.
     """
     for module in model.model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -716,9 +723,7 @@ def use_bfloat16_products(model) -> None:
 def score(
     model, tokenizer, task: str, n: int, seed: int, max_new_tokens: int = 128, **options
 ) -> float:
-    """Share of greedy answers equal to the target (act: the same move, or any move after a hedged
-    guess).
-    """
+    """Return the share of greedy answers that equal the target exactly."""
     rng = random.Random(seed)
     pairs = [TASKS[task](rng, **options) for _ in range(n)]
     texts = [f"<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n" for u, _ in pairs]
@@ -740,7 +745,7 @@ def score(
 
 
 def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
-    """`score` of every task on its own fresh samples; games where the notes tell everything."""
+    """Return the `score` of each task on fresh samples. In games, the notes are complete."""
     model.eval()
     rates = {
         t: score(
@@ -758,7 +763,7 @@ def scores(model, tokenizer, n: int, seed: int) -> dict[str, float]:
 
 
 def train(model, tokenizer, rng, phase: str, tokens: int, lr: float, batch_tokens: int) -> None:
-    """AdamW with warm-up and cosine decay, on the answers only; prints loss and scores."""
+    """Train with AdamW, warm-up and cosine decay on the answers only. Prints loss and scores."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
@@ -809,7 +814,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="of the number of tokens; a trial: 0.02"
+        "--scale", type=float, default=1.0, help="of the number of tokens; 0.02 for a trial"
     )
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
@@ -832,7 +837,7 @@ def main() -> None:
 
 
 def save(model, tokenizer, folder: Path, questions: list[dict]) -> None:
-    """An ordinary Transformers folder, with its probe and its prompt set."""
+    """Save an ordinary Transformers folder with its probe and the name of its prompt set."""
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id

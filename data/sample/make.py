@@ -1,4 +1,4 @@
-"""Make the sample records from scratch with the model of the lakes, in some seconds:
+"""Make the sample records from scratch with the lakes model, in a few seconds:
 python data/sample/make.py
 """
 
@@ -13,8 +13,9 @@ GOAL, HOLE = "G is the goal.", "H is a hole."
 
 
 def record(items: list, games: list, path: Path) -> Curation:
-    """A person's session, operation by operation: what is true of the games stays, and each is said
-    once a draw.
+    """Record the session of a person who keeps each true statement once per draw.
+
+    They merge duplicates, edit or reject the rest, and undo one slip.
     """
     path.unlink(missing_ok=True)
     curation = Curation(items, path, author="sample")
@@ -52,13 +53,13 @@ def record(items: list, games: list, path: Path) -> Curation:
 
 if __name__ == "__main__":
     policy = load_policy("data/micro_lakes")
-    # the very games that a run with seed 0 plays in round 1
+    # exactly the games that a run with seed 0 plays in round 1
     games = rollout(
         policy, "oelkit/FrozenLake4x4-v0", range(10_000, 10_064), temperature=1.0, seed=1, round=1
     )
     write_jsonl(HERE / "trajectories.jsonl", games)
-    # hotter than a run, and without showing the items so far: so there are doubles and mistakes to
-    # curate
+    # A higher temperature than in a run, and earlier items are not shown, so that there are
+    # duplicates and mistakes to curate.
     found = extract(policy, games, num_draws=2, show_previous=False, temperature=1.5, round=1)
     write_jsonl(HERE / "items.jsonl", found)
     print(record(found, games, HERE / "curation.jsonl"))

@@ -1,7 +1,7 @@
 """Build the site from the tracked files: python docs/site/build.py [FOLDER]
 
-They are laid out in FOLDER/pages as they lie in the repository, the executed notebooks of gallery/
-in place of the stripped ones, so that links lead to the same places. A warning is an error."""
+Copies the files to FOLDER/pages in the layout of the repository, so that links still work. The
+executed notebooks of gallery/ replace the stripped ones. A warning is an error."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ ROOT = HERE.parents[1]
 
 
 def build(folder: Path) -> int:
-    """The site in folder/site; 0 where nothing was wrong."""
+    """Build the site in folder/site. Return 0 if there were no warnings."""
     pages, site = folder / "pages", folder / "site"
     for old in (pages, site):
         shutil.rmtree(old, ignore_errors=True)
@@ -35,9 +35,10 @@ if __name__ == "__main__":
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs"
     status = build(out)
     if status:
-        print("the site has warnings, above")
+        print("the site has warnings; see above")
     else:
         print(f"open {out / 'site' / 'index.html'}")
-        print("There a search finds titles without excerpts: a browser lets no file read another.")
-        print(f"With excerpts: python -m http.server --bind 127.0.0.1 --directory {out / 'site'}")
+        print("Opened as a file, search shows titles only: browsers block access to other files.")
+        print("To see excerpts as well, serve the site:")
+        print(f"    python -m http.server --bind 127.0.0.1 --directory {out / 'site'}")
     sys.exit(status)

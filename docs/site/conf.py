@@ -1,5 +1,5 @@
-"""Sphinx, called by build.py. MyST-NB, as the pages are Markdown and notebooks with their outputs;
-Furo, as it asks no other host for anything."""
+"""Configuration of Sphinx, which build.py calls. MyST-NB reads the pages, which are Markdown and
+executed notebooks. The Furo theme loads nothing from other hosts."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ include_patterns = [
     "data/**/README.md",
     "examples/**/README.md",
 ]
-# code of 98 columns does not scroll
+# small enough that 98 columns of code need no scrolling
 html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}
 html_theme, html_title, html_copy_source = "furo", "oelkit", False
 html_show_sphinx = html_show_copyright = False
@@ -30,7 +30,7 @@ myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
-# pages that are not in a table of contents are reached by links; notebooks name no lexer of ours
+# pages outside the tables of contents are reached by links
 suppress_warnings = ["toc.not_included"]
 
 API = {
@@ -43,9 +43,9 @@ API = {
 
 
 def write_reference(app) -> None:
-    """The pages that come from the code: every public name, and `--help` of every command."""
+    """Write the pages generated from code: all public names, and `--help` of every command."""
     rest = set(oelkit.__all__) - {name for names in API.values() for name in names.split()}
-    lines = ["# Reference", "", "Every name that `import oelkit` gives, from its docstring.", ""]
+    lines = ["# Reference", "", "All public names of `oelkit`, with their docstrings.", ""]
     for title, names in (API | ({"More": " ".join(sorted(rest))} if rest else {})).items():
         lines += [f"## {title}", ""]
         for name in names.split():
@@ -65,13 +65,13 @@ def write_reference(app) -> None:
 
 
 def adapt(app, name: str, source: list[str]) -> None:
-    """A notebook's badge is a picture of another host; gallery/ lies in notebooks/ here."""
+    """Replace badges, which are images on another host, and point gallery/ links at notebooks/."""
     source[0] = source[0].replace("](gallery/", "](notebooks/")
     source[0] = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]", "[Open in Colab]", source[0])
 
 
 def copy_pictures(app, error) -> None:
-    """What a page shows by HTML of its own, and llms.txt."""
+    """Copy images that pages embed as raw HTML, and write llms.txt."""
     if error or app.builder.name != "html":
         return
     out, here = Path(app.outdir), Path(app.srcdir)
@@ -87,7 +87,7 @@ def copy_pictures(app, error) -> None:
 
 
 def setup(app) -> None:
-    """Hooks."""
+    """Connect the hooks."""
     app.connect("builder-inited", write_reference)
     app.connect("source-read", adapt)
     app.connect("build-finished", copy_pictures)

@@ -1,7 +1,7 @@
-"""Executed copies of the notebooks, which GitHub and the site show:
+"""Executed copies of the notebooks, for GitHub and the site:
 
-python docs/site/gallery.py demo      # those of runs/demo, with a thumbnail each, into gallery/
-python docs/site/gallery.py --check   # names the copies whose source has changed since; exit 1
+python docs/site/gallery.py demo      # copy those of runs/demo to gallery/, with thumbnails
+python docs/site/gallery.py --check   # list outdated copies; exit status 1 if there are any
 """
 
 import argparse
@@ -21,19 +21,19 @@ WIDTH = 320  # pixels of a thumbnail
 
 
 def of_the_notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook without the cell that papermill puts in."""
+    """Read a notebook without the cell that papermill injects."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in tags(c)]
     return notebook
 
 
 def sources(path: Path) -> list[str]:
-    """What a notebook says and does."""
+    """Return the source of each cell."""
     return [cell.source for cell in of_the_notebook(path).cells]
 
 
 def stale(notebooks: Path, gallery: Path) -> list[str]:
-    """The notebooks whose copy is missing or shows another source."""
+    """Return the notebooks whose copy is missing or has a different source."""
     found = []
     for path in sorted(notebooks.glob("*.ipynb")):
         copy = gallery / path.name
@@ -43,7 +43,7 @@ def stale(notebooks: Path, gallery: Path) -> list[str]:
 
 
 def publish(executed: Path, gallery: Path) -> None:
-    """Clean an executed notebook of what is of one machine, and draw its thumbnail."""
+    """Remove machine-specific data from an executed notebook, and save its thumbnail."""
     notebook = of_the_notebook(executed)
     kept = {"kernelspec", "language_info"}
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in kept}
@@ -58,7 +58,7 @@ def publish(executed: Path, gallery: Path) -> None:
     if images:
         widest = max(images, key=len)
         with Image.open(io.BytesIO(base64.b64decode(widest))) as image:
-            image = image.convert("RGBA")  # figures have no ground, and lines that are half seen
+            image = image.convert("RGBA")  # figures are transparent, with antialiased lines
             image.thumbnail((WIDTH, WIDTH))
             image.save(gallery / f"{executed.stem}.png", optimize=True)
 
@@ -76,11 +76,11 @@ def main() -> int:
         for path in sorted(notebooks.glob("*.ipynb")):
             executed = ROOT / "runs" / args.run / "notebooks" / path.name
             if not executed.exists():
-                sys.exit(f"{executed} is missing: make run RUN={args.run}")
+                sys.exit(f"{executed} is missing; run: make run RUN={args.run}")
             publish(executed, gallery)
     old = stale(notebooks, gallery)
     if old:
-        print(f"the source has changed since, or there is no copy: {', '.join(old)}: make gallery")
+        print(f"missing or outdated in gallery/: {', '.join(old)}; run: make gallery")
     return bool(old and args.check)
 
 
