@@ -1,10 +1,10 @@
-"""What Descent can show, before any model is trained: a scripted player learns over rounds.
+"""What Descent can show without training a model: a scripted player learns over several rounds.
 
     python examples/micro/arithmetic.py --levels 3 4 --games 24 32 --seeds 40
 
-The player walks to the key and then to the goal where the notes name their letters, and else to the
-nearest letter that they do not name. After a round the notes are what the feedback of its games has
-said. The last column gets as many games as all rounds together, played without notes."""
+If the notes name the letters of key and goal, the player walks to them. Otherwise it walks to the
+nearest letter that is not in the notes. After each round, the facts in the feedback of its games
+join the notes. The last column has as many games as all rounds together, played without notes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oelkit.records import Outcome
 
 
 def reply(env, notes: dict[str, str], rng: random.Random, slip: float = 0.03) -> str:
-    """The move of a player who knows these letters' roles and sees the board that is shown."""
+    """Return the move of a player who sees the current board and knows the roles in `notes`."""
     board = env.layout.boards[env.level]
     letters = list(env.letters[env.level * 4 : env.level * 4 + 4])
     taken = (board.letters[1],) if env.carrying else ()
@@ -33,7 +33,7 @@ def reply(env, notes: dict[str, str], rng: random.Random, slip: float = 0.03) ->
 
 
 def play(env, seed: int, notes: dict[str, str], rng: random.Random) -> tuple[bool, int, set]:
-    """One game: whether it was won, the level that it ended on, and what its feedback says."""
+    """Play one game. Return whether it was won, its last level, and the facts in its feedback."""
     env.reset(seed=seed)
     said: set[tuple[str, str]] = set()
     while True:
@@ -44,7 +44,7 @@ def play(env, seed: int, notes: dict[str, str], rng: random.Random) -> tuple[boo
 
 
 def rounds(levels: int, games: int, k: int, seed: int, maps: int = 64) -> list[float]:
-    """Pass rates after each of k rounds, and after one round of k * games games without notes."""
+    """Return pass rates after each of k rounds, and after one round of k * games games."""
     rng = random.Random(seed)
     env = envs.make("oelkit/Descent-v0", levels=levels)
     held_out = envs.make("oelkit/DescentUnseen-v0", levels=levels)

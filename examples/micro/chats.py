@@ -1,12 +1,11 @@
-"""What so many conversations of an agent are good for, on the embedded model.
+"""Measure how many conversations of an agent are needed, on the embedded model.
 
     python examples/micro/chats.py
 
-Trains on states of 3, 30, 148 conversations of the shipped log and of 300 and 3,000 further boards
-of its world, always the same steps and the same experience (the recorded session). One JSON line
-per number in data/results/chats.jsonl: KL and equal answers on 48 conversations kept aside, and
-the pass rate on layouts that nobody has met. To be run where `oelkit` is installed, or with
-PYTHONPATH=."""
+Trains on states of 3, 30 and 148 conversations of the shipped log, and of 300 and 3,000 further
+boards of its world. Steps and experience (the recorded session) are always the same. Appends one
+JSON line per number to data/results/chats.jsonl: KL and equal answers on 48 conversations set
+aside, and the pass rate on held-out layouts. Needs `oelkit` installed, or PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ WORLD = "oelkit/FrozenLake4x4-v0"
 
 
 def further(number: int) -> list[State]:
-    """First states of boards that are not in the log."""
+    """Return the first states of boards that are not in the log."""
     prompts, found = load_prompt_set("brief"), []
     env = envs.make(WORLD, board=prompts.board)
     for seed in range(FIRST, FIRST + number):
@@ -41,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chats", default="0,3,30,148,300,3000", help="how many, each by itself")
+    parser.add_argument("--chats", default="0,3,30,148,300,3000", help="numbers to try")
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/chats.jsonl")
     args = parser.parse_args()
     log = states(read_chats(ROOT / "data/logs/lake_chats.jsonl"))

@@ -1,15 +1,14 @@
-"""The paper's claims, and two of ours, measured on several seeds: each arm is an ordinary call of
-the library.
+"""The paper's claims, and two of ours, on several seeds. Each arm is an ordinary library call.
 
     python examples/micro/claims.py --seeds 0:4                  # all of them on lakes
     python examples/micro/claims.py --seeds 0:4 --only steps     # one of them
     python examples/micro/claims.py --scale small --model MODEL --out runs/small.jsonl
-    python examples/micro/claims.py --table                      # what is there, in Markdown
-    python examples/micro/claims.py --draw data/results          # and its figures
+    python examples/micro/claims.py --table                      # recorded results, in Markdown
+    python examples/micro/claims.py --draw data/results          # and their figures
 
-One JSON line per measurement, an experiment and seed at a time; what a seed has finished is not
-done again. Each seed has held-out maps of its own, the same for all of its arms, so that arms are
-paired and seeds may be pooled."""
+Appends one JSON line per measurement, one experiment and seed at a time, and skips those that are
+recorded. Each seed has its own held-out maps, the same for all of its arms, so that arms are
+paired and seeds can be pooled."""
 
 from __future__ import annotations
 
@@ -44,13 +43,11 @@ from oelkit.text import MARKER, count_tokens, experience_text, truncate_to_budge
 from oelkit.views import plots
 from oelkit.views.findings import Finding, points_text
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # a notebook that takes the functions has not done it
+sys.path.insert(0, str(Path(__file__).parent))  # missing when a notebook runs this file
 import study_plots
 from study_plots import grouped, pooled, rates
 
-BUDGET = 512  # tokens of a text in `texts`, items and raw games alike
+BUDGET = 512  # tokens per text in `texts`, for items and raw games
 WORLDS = {
     "items of a world with other letters": {"hole": "K", "goal": "T"},
     "items of a world with the letters swapped": {"hole": "G", "goal": "H"},
@@ -59,20 +56,20 @@ STEPS = (2, 5, 10, 20, 40)
 TRUE = {
     "H is a hole.",
     "G is the goal.",
-}  # of all that NOISY wrote, what a person who knows the rules left
+}  # what a person who knows the rules keeps of the items written with NOISY
 NOISY = {
     "temperature": 1.5,
     "show_previous": False,
-}  # a careless writer, so that some items are wrong
+}  # writes carelessly, so that some items are wrong
 
 
 def maps(run: Run) -> range:
-    """The held-out maps of a run's seed."""
+    """Return the held-out maps for a run's seed."""
     return range(first := HELD_OUT + 1000 * run.settings.seed, first + run.settings.eval_maps)
 
 
 def played(run: Run, texts: str | Sequence[str] = "") -> dict:
-    """The student's pass rate with `texts` in context, and each map's outcome for pairing."""
+    """Return the student's pass rate with `texts` in context, and outcomes by map for pairing."""
     report = evaluate(
         run.policy,
         run.eval_env,
@@ -85,7 +82,7 @@ def played(run: Run, texts: str | Sequence[str] = "") -> dict:
 
 
 def learn(run: Run, texts: Sequence[str], **options) -> None:
-    """Distil texts from the run's states with its settings, except for `options`."""
+    """Distil texts on the run's states. `options` override its settings."""
     names = ("steps", "batch_size", "lr", "temperature", "top_k", "loss", "seed")
     given = {name: getattr(run.settings, name) for name in names}
     given |= {"retention": run.settings.retention, "prompt_set": run.prompts} | options
@@ -95,7 +92,7 @@ def learn(run: Run, texts: Sequence[str], **options) -> None:
 def written(
     run: Run, games: Sequence[Trajectory], draws: int | None = None, **options
 ) -> list[ExperienceItem]:
-    """The student's items of some games."""
+    """Return the items that the student writes about games."""
     s = run.settings
     return extract(
         run.policy,
@@ -109,7 +106,7 @@ def written(
 
 
 def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> list[str]:
-    """The text of each draw: what `auto_curate` leaves of the items, or all of them."""
+    """Return the text of each draw: the items that `auto_curate` keeps, or all of them."""
     items = auto_curate(Curation(items), run.settings.num_draws).kept() if curate else items
     return [
         truncate_to_budget(experience_text(items_for_draw(items, d)), BUDGET, run.policy.tokenizer)
@@ -118,7 +115,7 @@ def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> l
 
 
 def both(run: Run, arm: str, texts: Sequence[str]) -> Iterator[dict]:
-    """What texts are worth: read by the untrained model, and absorbed by it."""
+    """Measure texts in the context of the untrained model, then consolidated."""
     run.policy.reset()
     tokens = [count_tokens(text, run.policy.tokenizer) for text in texts]
     about = {
@@ -133,11 +130,12 @@ def both(run: Run, arm: str, texts: Sequence[str]) -> Iterator[dict]:
 
 
 def texts(run: Run) -> Iterator[dict]:
-    """Own items, raw games, items that others wrote, and items of other worlds, under the same cap
-    of tokens.
+    """Compare own items, raw games, items by other writers, and items of other worlds.
+
+    All have the same token budget.
     """
     s, policy = run.settings, run.policy
-    run.collect(1)  # by the untrained model, as all that follows may train it
+    run.collect(1)  # now, while the model is untrained
     games = run.rollout(1)
     policy.reset()
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
@@ -177,8 +175,9 @@ def texts(run: Run) -> Iterator[dict]:
 
 
 def steps(run: Run) -> Iterator[dict]:
-    """On- and off-policy by step: without retention and with three times the learning rate, so that
-    there is a loss.
+    """Compare on- and off-policy training by step.
+
+    Without retention and at three times the learning rate, so that there is something to lose.
     """
     own = by_draw(run, written(run, run.rollout(1)))
     run.collect(1)
@@ -212,9 +211,7 @@ def steps(run: Run) -> Iterator[dict]:
 
 
 def saturation(run: Run) -> Iterator[dict]:
-    """The pass rate in context by the number of games that were read, each draw in an order of its
-    own.
-    """
+    """Measure the pass rate in context by games read. Each draw has its own order of games."""
     games, measured = run.rollout(1), {}
     run.policy.reset()
     orders = [random.Random(d).sample(games, len(games)) for d in range(run.settings.num_draws)]
@@ -230,8 +227,8 @@ def saturation(run: Run) -> Iterator[dict]:
 
 
 def curation(run: Run) -> Iterator[dict]:
-    """Careless items as they are, curated by a person and by agreement, and at random as many as
-    the person's.
+    """Compare careless items as extracted, curated by a person, curated by agreement, and a random
+    subset as large as the person's.
     """
     games = run.rollout(1)
     run.collect(1)
@@ -257,7 +254,7 @@ def curation(run: Run) -> Iterator[dict]:
 
 
 def leave_one_out(run: Run) -> Iterator[dict]:
-    """Careless items, the same for all seeds, with each of them left out in turn, in context."""
+    """Leave out each of the careless items in turn, in context. All seeds have the same items."""
     s, policy = run.settings, run.policy
     policy.reset()
     play = {"prompt_set": run.prompts, "temperature": s.temperature}
@@ -284,11 +281,11 @@ RIVALS = {
 
 
 def verdicts(rows: Sequence[dict]) -> list[Finding]:
-    """What the rows of one experiment say of its claim.
+    """Return what the rows of one experiment say about its claim.
 
-    Two arms differ where the 95 % interval of their paired difference does not hold 0 (OOD answers,
-    which are not kept one by one: where their Wilson intervals do not touch). Experience saturates
-    where the last doubling of the games changes the mean over draws by less than two points."""
+    An arm is better if the 95 % interval of the paired difference is above 0. OOD answers are not
+    recorded one by one; there, the Wilson intervals must not overlap. Experience saturates if the
+    last doubling of games changes the mean over draws by less than two points."""
     rows = sorted(rows, key=lambda row: row["seed"])
     name = rows[0]["experiment"]
     if name == "saturation":
@@ -304,7 +301,7 @@ def verdicts(rows: Sequence[dict]) -> list[Finding]:
     arms = grouped([row for row in rows if row.get("step", end) == end], "arm", "how")
     for (arm, how), ours in arms.items():
         for rival in RIVALS.get(arm, ()):
-            if (rival, how) in arms:  # else it had no items to absorb, see `both`
+            if (rival, how) in arms:  # missing if it had no items to train on
                 where = f"after {end} steps" if end else how.replace("_", " ")
                 found += _versus(arm, ours, rival, arms[rival, how], where)
     return found
@@ -331,7 +328,7 @@ def _saturates(rows: Sequence[dict]) -> list[Finding]:
 def _versus(
     arm: str, ours: Sequence[dict], rival: str, theirs: Sequence[dict], where: str
 ) -> Iterator[Finding]:
-    """An arm against a rival, paired by map; after training also what they keep of OOD answers."""
+    """Compare an arm with a rival, paired by map. After training, compare OOD answers as well."""
     arm, rival = (plots.NAMES.get(name, name) for name in (arm, rival))
     mine, others = (passes(rows) for rows in (ours, theirs))
     difference, n = paired_bootstrap(others, mine), len(mine)
@@ -347,12 +344,12 @@ def _versus(
 
 
 def passes(rows: Sequence[dict]) -> list[int]:
-    """Success by map, those of all rows one after another."""
+    """Return outcomes by map, of all rows in order."""
     return [int(c) for row in rows for c in row["passed"]["passes"]]
 
 
 def paired(rows: Sequence[dict]) -> list[dict]:
-    """What each arm of `leave_one_out` changes, against all items on the same maps."""
+    """Return how each arm of `leave_one_out` differs from all items on the same maps."""
     arms = grouped(sorted(rows, key=lambda row: row["seed"]), "arm")
     whole = passes(arms.pop(("all items",)))
     return [
@@ -365,8 +362,9 @@ def paired(rows: Sequence[dict]) -> list[dict]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: each arm's pass rate over all seeds with its Wilson interval (draws play the same
-    maps: their range).
+    """Return a Markdown table with each arm's pass rate over all seeds and its Wilson interval.
+
+    Draws play the same maps; for them it gives mean and range.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -388,12 +386,12 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def figures(rows: Sequence[dict]) -> dict:
-    """Name and figure of every experiment that the rows hold."""
+    """Return the figure of each experiment in the rows, by name."""
     return {name: figure(name, same) for (name,), same in grouped(rows, "experiment").items()}
 
 
 def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
-    """The figure of one experiment."""
+    """Draw the figure of one experiment."""
     seeds, n = sorted({row["seed"] for row in rows}), rows[0]["passed"]["n"]
     maps = [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)]
     limits = envs.bounds(rows[0]["env"], maps)
@@ -412,11 +410,11 @@ def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
 
 
 def headline(name: str, rows: Sequence[dict]) -> str:
-    """What an experiment found, in a line with its numbers: the title of its figure."""
+    """Return the title of an experiment's figure: its finding with numbers."""
 
     def rate(key: str, **of: Any) -> str:
         same = [row for row in rows if all(row.get(k) == v for k, v in of.items())]
-        found = rates(same, key)  # none where an arm had no items to absorb
+        found = rates(same, key)  # empty if an arm had no items to train on
         return f"{pooled(found)[0]:.0%}" if found else "-"
 
     if name in ("texts", "curation"):
@@ -438,7 +436,7 @@ def headline(name: str, rows: Sequence[dict]) -> str:
 def main() -> None:
     parser = study_plots.options(__doc__, "data/results/experiments.jsonl", "0:4")
     parser.add_argument("--only", nargs="*", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--scale", choices=list(SCALES), help="default: as on the lakes")
+    parser.add_argument("--scale", choices=list(SCALES), help="default: the settings of the lakes")
     parser.add_argument("--model", default=study_plots.LAKES.model)
     args = parser.parse_args()
     if study_plots.shown(args, table, figures, "experiment_"):

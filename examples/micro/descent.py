@@ -1,12 +1,12 @@
-"""Rounds on Descent against one round of as many games from the untrained model, and other arms.
+"""Rounds on Descent, one round with as many games of the untrained model, and other arms.
 
     python examples/micro/descent.py --seeds 0:10 --arms online offline
     python examples/micro/descent.py --seeds 0:2 --arms SFT "forward KL"
-    python examples/micro/descent.py --table              # what is there, in Markdown
-    python examples/micro/descent.py --draw data/results  # and its figures
+    python examples/micro/descent.py --table              # recorded results, in Markdown
+    python examples/micro/descent.py --draw data/results  # and their figures
 
-One JSON line per arm, seed and round in data/results/descent.jsonl; a seed of an arm that is there
-whole is not run again. A round takes about a minute of one core."""
+Appends one JSON line per arm, seed and round to data/results/descent.jsonl, and skips recorded
+seeds of an arm. A round takes about a minute on one core."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ from oelkit.records import Trajectory, append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.views import plots
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # a notebook that takes the functions has not done it
+sys.path.insert(0, str(Path(__file__).parent))  # missing when a notebook runs this file
 import study_plots
 from study_plots import grouped, spread
 
@@ -54,25 +52,25 @@ ARMS = {
     "a person keeps what is true": ONLINE,
     "a wrong item in round 1": ONLINE,
 }
-PROBE = 256  # questions of the embedded model
-WRONG = "T is the goal."  # T is a hole
+PROBE = 256  # number of the embedded model's questions
+WRONG = "T is the goal."  # in truth, T is a hole
 
 
 def levels(games: list[Trajectory]) -> dict[str, int]:
-    """How many games reached which level."""
+    """Count games by the highest level reached."""
     reached = Counter(max(turn.extra["level"] for turn in game.turns) for game in games)
     return {str(level): reached[level] for level in sorted(reached)}
 
 
 def truths(env_id: str) -> set[str]:
-    """What there is to know, in the words of the model's items."""
+    """Return all facts of a world, in the words of the model's items."""
     world = envs.make(env_id)
     roles = {x: r for k in range(1, world.levels + 1) for x, r in world.roles(k).items()}
     return {f"{x} is {'a hole' if r == 'hole' else f'the {r}'}." for x, r in roles.items()}
 
 
 def by_a_person(run: Run, k: int, arm: str) -> None:
-    """What a person does with the items of a round before it is trained on."""
+    """Curate the items of a round as the person of this arm does, before training."""
     run.extract(k)
     folder = run.folder / f"round_{k}"
     curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="study")
@@ -85,7 +83,7 @@ def by_a_person(run: Run, k: int, arm: str) -> None:
 
 
 def measure(policy, arm: str, seed: int, out: Path) -> None:
-    """Run an arm with a seed, and append a line per round."""
+    """Run an arm with a seed and append a line per round."""
     settings, rows = replace(ARMS[arm], seed=seed), []
     command = f'python examples/micro/descent.py --seeds {seed}:{seed + 1} --arms "{arm}"'
     with tempfile.TemporaryDirectory() as folder:
@@ -112,13 +110,14 @@ def measure(policy, arm: str, seed: int, out: Path) -> None:
             )
             rates = {n: f"{rate['pass_rate']:.1%}" for n, rate in m["pass_rate"].items()}
             print(arm, seed, k, rows[-1]["levels"], rates, f"OOD {rows[-1]['ood']:.0%}", flush=True)
-    for row in rows:  # whole or not at all
+    for row in rows:  # all rounds or none
         append_jsonl(out, row)
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: mean (lowest-highest) of the consolidated pass rate by round over the seeds, and
-    what the last round has kept of the OOD probe.
+    """Return a Markdown table: consolidated pass rate by round and OOD answers after the last.
+
+    Each is mean (lowest-highest) over the seeds.
     """
     head = " | ".join(f"round {k}" for k in range(1, ROUNDS + 1))
     lines = [f"| arm | seeds | {head} | in context, last | tokens per reply | OOD |"]
@@ -145,7 +144,7 @@ def _rate(row: dict, arm: str) -> float:
 
 
 def gains(rows: list[dict], arm: str) -> str:
-    """In how many seeds a round passes more maps than the one before, paired over the maps."""
+    """Say in how many seeds each round passes more maps than the previous one, paired by map."""
     by_seed = grouped([row for row in rows if row["arm"] == arm], "seed")
     said = []
     for k in range(2, ROUNDS + 1):
@@ -158,14 +157,16 @@ def gains(rows: list[dict], arm: str) -> str:
 
 
 def figures(rows: list[dict]) -> dict:
-    """rounds: the staircase, beside one round of all the games; levels: how far the games that were
-    learned from came; arms: the other arms after the last round.
+    """Draw all figures, by name.
+
+    rounds: pass rates by round, and all games in one round; levels: how far each round's games
+    came; arms: all arms after the last round.
     """
     return {"rounds": staircase(rows), "levels": levels_reached(rows), "arms": last_round(rows)}
 
 
 def last_round(rows: list[dict]):
-    """Each arm after the last round, on the seeds that all have, beside the untrained model."""
+    """Draw each arm after the last round, on shared seeds, and the untrained model."""
     last = [row for row in rows if row["round"] == ROUNDS]
     shared = set.intersection(*({r["seed"] for r in of} for of in grouped(last, "arm").values()))
     last = [row for name in ARMS for row in last if row["arm"] == name and row["seed"] in shared]
@@ -192,14 +193,14 @@ def last_round(rows: list[dict]):
 
 
 def _known() -> dict:
-    """What the first levels are worth, on the held-out maps."""
+    """Return the pass rate that knowing the first levels gives, on the held-out maps."""
     world, maps = envs.held_out(ONLINE.env), range(HELD_OUT, HELD_OUT + ONLINE.eval_maps)
     return {"known_levels": envs.knowledge_bounds(world, maps)}
 
 
 @plots.styled
 def staircase(rows: list[dict]):
-    """Pass rates by round: each seed thin, their mean thick; what k levels are worth as lines."""
+    """Draw pass rates by round: each seed thin, the mean thick. Lines: what k known levels give."""
     figure, axis = plots.new_figure()
     online = [row for row in rows if row["arm"] == "online"]
     by_seed = grouped(online, "seed")
@@ -217,7 +218,7 @@ def staircase(rows: list[dict]):
         place = ROUNDS + 0.12 + 0.3 * i / len(offline)
         error = plots.whiskers([(rate["pass_rate"], rate["low"], rate["high"])])
         look = {"color": "#d55e00", "ms": 4, "lw": 0.8, "capsize": 2}
-        label = {} if i else {"label": "consolidated, one round of all the games"}
+        label = {} if i else {"label": "consolidated, all games in one round"}
         axis.errorbar(place, rate["pass_rate"], error, fmt="s", **look, **label)
     plots.floors(axis, _known())
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -229,16 +230,16 @@ def staircase(rows: list[dict]):
     ]
     best = [rate["pass_rate"] for rate in offline]
     passed = " → ".join(f"{100 * rate:.0f}" for rate in [0, *steps])
-    title = f"{ROUNDS} rounds: {passed} % of maps never seen"
+    title = f"{ROUNDS} rounds: {passed} % of unseen maps"
     if best:
-        title += f"; as many games at once: {statistics.mean(best):.0%}"
+        title += f"; all games in one round: {statistics.mean(best):.0%}"
     axis.set_title(f"{title}\n{len(at_end)} seeds (thin) and their mean, 128 maps each")
     return plots.legend_below(figure, axis)
 
 
 @plots.styled
 def levels_reached(rows: list[dict]):
-    """Which level the games reached that each round learned from, all seeds together."""
+    """Draw how far the games of each round came, over all seeds."""
     figure, axis = plots.new_figure(size=(7, 2.6))
     online = grouped([row for row in rows if row["arm"] == "online"], "round")
     names = sorted({level for row in rows for level in row["levels"]})
@@ -251,12 +252,9 @@ def levels_reached(rows: list[dict]):
         axis.barh(ticks, share, left=left, color=colour, height=0.62, label=f"level {level}")
         left = [a + b for a, b in zip(left, share, strict=True)]
     axis.invert_yaxis()
-    axis.set(
-        xlim=(0, 1),
-        xlabel="share of the games that a round learned from, by the level they reached",
-    )
+    axis.set(xlim=(0, 1), xlabel="share of a round's games, by the highest level reached")
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.set_title("A better player meets what the one before could not")
+    axis.set_title("With each round, more games reach the higher levels")
     return plots.legend_below(figure, axis)
 
 

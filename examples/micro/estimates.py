@@ -1,8 +1,9 @@
-"""What `estimate` says of a run before it, beside what the run then takes: a line per run.
+"""Compare the time that `estimate` predicts for a run with the time it takes, one line per run.
 
     python examples/micro/estimates.py --out data/results/estimates.jsonl
 
-In seconds of this process's CPU (one thread), so that other work on the machine counts little."""
+Both are CPU seconds of this process (one thread), so that other work on the machine matters
+little."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-time.perf_counter = time.process_time  # before oelkit reads the clock
+time.perf_counter = time.process_time  # before oelkit is imported
 
 from oelkit import Settings  # noqa: E402
 from oelkit.model.loading import policy_from_config  # noqa: E402
@@ -32,8 +33,8 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, metavar="FILE", help="a .jsonl, appended to")
-    parser.add_argument("--only", choices=RUNS, help="one of the runs")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON Lines file to append to")
+    parser.add_argument("--only", choices=RUNS, help="run only this one")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in [args.only] if args.only else RUNS:

@@ -1,12 +1,12 @@
-"""What makes later rounds lose? Variants of the loop on lakes, several seeds each, three rounds,
-or five:
+"""What makes later rounds lose? Variants of the loop on lakes with several seeds, for three or five
+rounds.
 
     python examples/micro/rounds.py --seeds 0:6 --variants default
     python examples/micro/rounds.py --seeds 0:4
 
-One JSON line per variant, seed and round; goes on where it stopped. `--table` prints means and
-ranges from the file as the Markdown table of README.md beside this file, `--draw data/results`
-makes the figures."""
+Writes one JSON line per variant, seed and round, and resumes where it stopped. `--table` prints
+means and ranges as Markdown, as in data/micro_lakes/README.md. `--draw data/results` makes the
+figures."""
 
 from __future__ import annotations
 
@@ -22,17 +22,14 @@ from oelkit.runs.run import HELD_OUT
 from oelkit.text import MARKER
 from oelkit.views import plots
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # a notebook that takes the functions has not done it
+sys.path.insert(0, str(Path(__file__).parent))  # missing when a notebook runs this file
 import study_plots
 from study_plots import grouped
 
 BASE = replace(study_plots.LAKES, rounds=3, run_ablations=False)
 VARIANTS = {
-    "default": replace(
-        BASE, rounds=5
-    ),  # its first seeds, and those of the next, were run for three
+    # some recorded seeds of this variant and the next have only three rounds
+    "default": replace(BASE, rounds=5),
     "no retention": replace(BASE, retention=0.0, rounds=5),
     "fresh items": replace(BASE, carry_experience=False),
     "fresh items, no retention": replace(BASE, carry_experience=False, retention=0.0),
@@ -51,7 +48,7 @@ VARIANTS = {
     "forward KL": replace(BASE, loss="forward_kl"),
     "SFT": replace(BASE, loss="sft"),
 }
-CAUSES = {  # one figure each
+CAUSES = {  # one figure per cause
     "retention": ["default", "no retention"],
     "five_rounds": ["default", "no retention"],
     "carried_items": ["default", "fresh items", "fresh items, no retention"],
@@ -76,7 +73,7 @@ EVERY = {
 
 
 def edited(name: str, k: int, texts: list[str]) -> list[str]:
-    """What a variant makes of the texts of round k, as if nobody had curated a bad extraction."""
+    """Return the texts of round k as this variant changes them: a bad extraction, not curated."""
     if "from round 2" in name and k == 1:
         return texts
     if name in EVERY:
@@ -89,9 +86,7 @@ def edited(name: str, k: int, texts: list[str]) -> list[str]:
 
 
 class Anew(Run):
-    """Trains an untrained adapter in each round, on what the last round's model has played and
-    written.
-    """
+    """Trains a new adapter in each round, with games and items of the last round's model."""
 
     def start_stage(self, k: int, stage: str) -> None:
         super().start_stage(k, stage)
@@ -134,8 +129,9 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: mean (lowest-highest) of the consolidated and in-context pass rate by round over
-    the seeds.
+    """Return a Markdown table of consolidated and in-context pass rates by round.
+
+    Each is mean (lowest-highest) over the seeds.
     """
     head = [f"{a} {k}" for k in (1, 2, 3) for a in ("in context", "consolidated")]
     lines = [f"| variant | seeds | base | {' | '.join(head)} | OOD after 3 |", "|---" * 10 + "|"]
@@ -154,8 +150,9 @@ def _spread(rows: list[dict], key: str) -> str:
 
 
 def figures(rows: list[dict], seed: int = 0) -> dict:
-    """pass_rates: the default with one seed, as a run draws it; rounds_CAUSE: the variants of a
-    cause beside it.
+    """Draw all figures, by name.
+
+    pass_rates: the default with one seed, as a run draws it; rounds_CAUSE: the variants of a cause.
     """
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     arms = ("base", "in_context", "consolidated")
@@ -179,7 +176,7 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
         ]
         seeds = Counter(r["arm"] for r in shown if r["round"] == last)
         if len(seeds) < 2:
-            continue  # not run yet
+            continue  # too few variants have run
         n = ", ".join(map(str, dict.fromkeys(seeds.values())))
         about = f"mean and range over {n} seeds, n = {BASE.eval_maps} maps per point"
         title = f"{cause.replace('_', ' ').capitalize()}: {about}"
@@ -197,7 +194,7 @@ def main() -> None:
     last = {(r["variant"], r["seed"]): r["round"] for r in done}
     complete = {run for run, k in last.items() if k in (BASE.rounds, VARIANTS[run[0]].rounds)}
     kept = [r for r in done if (r["variant"], r["seed"]) in complete]
-    write_jsonl(args.out, kept)  # what is half done starts again
+    write_jsonl(args.out, kept)  # incomplete runs start again
     policy = load_policy(BASE.model)
     for seed in args.seeds:
         for name in args.variants:

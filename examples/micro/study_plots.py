@@ -1,7 +1,7 @@
-"""What the studies share: rates of several seeds together, their figures, their command line.
+"""Shared by the studies: rates over several seeds, figures and command line.
 
-A row is a measurement, one JSON line: {"arm", "passed": a report's summary, "ood": a probe's result
-or none, "seed", …}. Nothing here is a part of oelkit: it uses its figures' look."""
+A row is one measurement, a JSON line: {"arm", "passed": a report's summary, "ood": a probe's result
+or None, "seed", …}. This file is not part of oelkit; it only uses the style of its figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oelkit.records import read_jsonl
 from oelkit.stats import wilson_interval
 from oelkit.views import plots
 
-# of arms without a colour of their own
+# colours for arms without their own
 OTHERS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
@@ -28,7 +28,7 @@ OTHERS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
 def grouped(rows: Sequence[dict], *keys: str) -> dict[tuple, list[dict]]:
-    """Rows by the values of some keys (None where a row has none)."""
+    """Group rows by the values of keys (None where a row lacks a key)."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
@@ -36,19 +36,19 @@ def grouped(rows: Sequence[dict], *keys: str) -> dict[tuple, list[dict]]:
 
 
 def rates(rows: Sequence[dict], key: str) -> list[tuple[float, int]]:
-    """(rate, n) of the rows that have a report's summary or a probe's result under that key."""
+    """Return (rate, n) of each row with a report's summary or a probe's result under `key`."""
     found = [row[key] for row in rows if row.get(key)]
     return [(one["pass_rate" if "pass_rate" in one else "all"], one["n"]) for one in found]
 
 
 def pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
-    """Rate of several (rate, n) together, with its Wilson interval; each is on maps of its own."""
+    """Pool several (rate, n) on separate maps. Return the rate with its Wilson interval."""
     n, right = sum(n for _, n in parts), round(sum(rate * n for rate, n in parts))
     return right / n, *wilson_interval(right, n)
 
 
 def spread(found: Sequence[float]) -> str:
-    """Mean (lowest-highest) of rates, for a table."""
+    """Format rates as mean (lowest-highest), for a table."""
     return f"{statistics.mean(found):.0%} ({min(found):.0%}-{max(found):.0%})" if found else "-"
 
 
@@ -57,13 +57,13 @@ def spread(found: Sequence[float]) -> str:
 
 @plots.styled
 def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact answers") -> Figure:
-    """What arms are worth in context and consolidated, seeds pooled (dots: each seed), with OOD.
+    """Draw arms in context and consolidated, with OOD. Bars: pooled seeds; dots: single seeds.
 
     Args:
-        rows: With "how": "base", "in_context" or "consolidated"; without any probe there is no
-            panel for it.
-        bounds: Floors and ceiling, as `envs.bounds` gives them.
-        title: What was found.
+        rows: With "how": "base", "in_context" or "consolidated". The OOD panel is left out if no
+            row has a probe.
+        bounds: Floors and ceiling, from `envs.bounds`.
+        title: The finding.
         probe: What the probe counts.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
@@ -101,11 +101,13 @@ def bars(rows: Sequence[dict], bounds: dict, title: str, probe: str = "exact ans
 def curves(
     rows: Sequence[dict], x: str, panels: dict[str, str], title: str, bounds: dict | None = None
 ) -> Figure:
-    """A panel per quantity, a line per arm: the mean over seeds or draws by `x`; their range as a
-    band, each as a dot. Where there is one row alone, the band is its Wilson interval.
+    """Draw a panel per quantity with a line per arm, by `x`.
+
+    Lines are means over seeds or draws, bands their range, and dots single values. The band of a
+    single row is its Wilson interval.
 
     Args:
-        panels: Title by the key of the rows that it shows.
+        panels: Title of each panel, by the key that it shows.
         bounds: Floors and ceiling, for panels other than "ood".
     """
     size = (1.5 + 2.9 * len(panels), 3.4)
@@ -136,17 +138,19 @@ def curves(
 
 
 def _head(figure: Figure, title: str) -> None:
-    """The title of a whole figure, in lines as wide as that."""
+    """Set the title of a figure, wrapped to its width."""
     text = textwrap.fill(title, round(11 * figure.get_figwidth()))
     figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, weight="bold")
 
 
 @plots.styled
 def differences(rows: Sequence[dict], title: str, about: str) -> Figure:
-    """Ranked bars of paired differences in pass rate: {"arm", "difference": (mean, low, high)}.
+    """Draw ranked bars of paired differences in pass rate.
 
     Args:
-        about: What they are differences of, below the axis.
+        rows: {"arm", "difference": (mean, low, high)}.
+        title: The finding.
+        about: What the differences refer to; written below the axis.
     """
     rows = sorted(rows, key=lambda row: row["difference"][0])
     found = [row["difference"] for row in rows]
@@ -171,18 +175,18 @@ def differences(rows: Sequence[dict], title: str, about: str) -> Figure:
 # -- the command line
 
 
-# the studies of lakes were made with the model of the first phase, and stand for it alone
+# the studies of lakes used the model of the first phase, and hold only for it
 LAKES = Settings(model=str(Path(__file__).parents[2] / "data/micro_lakes"), lr=1e-3, warmup=0)
 
 
 def options(doc: str | None, out: str, seeds: str) -> argparse.ArgumentParser:
-    """The flags of every study: where its lines are, which seeds, or only to show what is there."""
+    """Return a parser with the flags of all studies: file, seeds, table and figures."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--seeds", type=_range, default=seeds, help="first:end")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
+    parser.add_argument("--table", action="store_true", help="only print recorded results")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw recorded results")
     return parser
 
 
@@ -191,7 +195,7 @@ def _range(text: str) -> range:
 
 
 def recorded(out: Path) -> list[dict[str, Any]]:
-    """The lines that are there."""
+    """Read the recorded lines."""
     return read_jsonl(out) if out.exists() else []
 
 
@@ -201,7 +205,7 @@ def shown(
     figures: Callable[[list[dict]], dict[str, Figure]],
     prefix: str = "",
 ) -> bool:
-    """Print the table, or draw the figures, of what is there; False where neither was asked for."""
+    """Print the table or draw the figures, if asked for. Return whether one was."""
     rows = recorded(args.out)
     if args.table:
         print(table(rows))
