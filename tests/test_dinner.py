@@ -72,7 +72,7 @@ def test_an_arm_runs_goes_on_and_is_drawn(micro_folder, tmp_path, monkeypatch):
     learn["learn"](settings, "online", out)
     assert read_jsonl(out) == rows  # nothing is measured twice
     assert learn["table"](rows).count("\n| online | 0 |") == 2
-    assert "of guests never seen" in learn["figure"](rows).axes[0].get_title("left")
+    assert "of unseen guests" in learn["figure"](rows).axes[0].get_title("left")
 
 
 def test_what_is_true():

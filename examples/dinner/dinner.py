@@ -1,20 +1,20 @@
-"""A text world in courses, for a real language model: what is asked next depends on having served
-the first thing right.
+"""A text world in courses, for a real language model: each question depends on having answered the
+previous one correctly.
 
     PYTHONPATH=examples/dinner oelkit play --env dinner:dinner/Dinner-v0 --prompt-set
     examples/dinner/dinner.toml ...
 
-A guest sits down, the model says what they want to drink, then to eat, then for dessert. Who is
-served the wrong thing says what is usual at this table and leaves: four tables, three courses,
-twelve facts that follow from nothing. Won where all three were right. Day, hour and company say
-nothing; `unseen` draws those that no training seed can give."""
+A guest sits down, and the model says what they want to drink, to eat and for dessert. A guest who
+is served the wrong thing says what is usual at this table and leaves. Four tables and three courses
+make twelve facts, none of which can be guessed. A game is won if all three courses are right. Day,
+hour and company carry no information; `unseen` draws guests that no training seed can draw."""
 
 import re
 import zlib
 
 import gymnasium
 
-_DISHES = {  # what is asked, and what the tables take, one after the other
+_DISHES = {  # the verb of each course, and the dish for each of TABLES in order
     "drink": ("tea", "coffee", "milk", "juice"),
     "eat": ("rice", "beans", "eggs", "fish"),
     "take for dessert": ("figs", "nuts", "cake", "plums"),
@@ -28,7 +28,7 @@ COMPANY = "a dog,a cat,a book,a child,a violin,an umbrella,a newspaper,a suitcas
 
 
 class Dinner(gymnasium.Env):
-    """One guest per game; `unseen`: a quarter of all guests, kept for evaluation."""
+    """One guest per game. `unseen`: the quarter of all guests reserved for evaluation."""
 
     observation_space = action_space = gymnasium.spaces.Text(10_000)
 

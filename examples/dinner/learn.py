@@ -1,14 +1,14 @@
-"""A real language model learns a dinner course by course: rounds, and one round of as many games.
+"""A real language model learns a dinner course by course: in rounds, and in one round of all games.
 
-    python examples/dinner/learn.py --model MODEL --arm online --seed 0  # goes on where it stopped
+    python examples/dinner/learn.py --model MODEL --arm online --seed 0  # resumes where it stopped
     python examples/dinner/learn.py --model MODEL --arm offline --seed 0
-    python examples/dinner/learn.py --table              # what is there, in Markdown
-    python examples/dinner/learn.py --draw data/results  # and its figure
+    python examples/dinner/learn.py --table              # recorded results, in Markdown
+    python examples/dinner/learn.py --draw data/results  # and their figure
 
-Online: three rounds, each from the model of the round before. Offline: one round with the games,
-states and steps of all three, from the untrained model. A run folder per arm and seed in runs/, one
-JSON line per arm, seed and round in data/results/dinner.jsonl. To be run where `oelkit` is
-installed, or with PYTHONPATH=."""
+Online: three rounds, each from the previous round's model. Offline: one round from the untrained
+model, with the games, states and steps of all three. Writes a run folder per arm and seed to runs/,
+and one JSON line per arm, seed and round to data/results/dinner.jsonl. Needs `oelkit` installed, or
+PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ ARMS = {"online": ONLINE, "offline": replace(ONLINE, rounds=1, **BUDGET)}
 
 
 def served(games: Sequence[Trajectory]) -> list[int]:
-    """How many courses were right, for each guest."""
+    """Return the number of correct courses for each guest."""
     return [len(game.turns) - (str(game.outcome) != "success") for game in games]
 
 
 def is_true(text: str) -> bool:
-    """Whether an item names one table and what it takes in some course, and nothing else."""
+    """Return whether an item names exactly one table and one dish, and the dish belongs to it."""
     words = set(re.findall(r"\w+", text.lower()))
     tables, dishes = words & set(TABLES), words & WORDS
     return len(tables) == len(dishes) == 1 and any(
@@ -64,7 +64,7 @@ def is_true(text: str) -> bool:
 
 
 def play(run: Run, texts: str | Sequence[str] = "", adapter: str | None = "student") -> dict:
-    """The held-out guests, with the weights that are loaded: how each was served."""
+    """Serve the held-out guests with the loaded weights. Return pass rate and courses per guest."""
     sampling, prompts = run.settings.eval_sampling, run.prompts
     options = {"prompt_set": prompts, "adapter": adapter}
     report = evaluate(run.policy, run.eval_env, run.eval_seeds, texts, sampling, **options)
@@ -73,7 +73,7 @@ def play(run: Run, texts: str | Sequence[str] = "", adapter: str | None = "stude
 
 
 def learn(settings: Settings, arm: str, out: Path) -> None:
-    """All rounds of an arm; a round that has its line is not measured again."""
+    """Run all rounds of an arm, except those with a recorded line."""
     run = Run(f"runs/dinner_{arm}_{settings.seed}", settings)
     name = Path(settings.model).name
     command = f"python examples/dinner/learn.py --model {name} --arm {arm} --seed {settings.seed}"
@@ -102,15 +102,15 @@ def learn(settings: Settings, arm: str, out: Path) -> None:
 
 
 def staircase(passed: dict) -> list[tuple[float, float, float]]:
-    """The share of guests who were served k courses or more, with its interval, for each k."""
+    """Return the share of guests with k or more correct courses, with its interval, for each k."""
     right = [int(c) for c in passed["courses"]]
     counts = [sum(n >= k for n in right) for k in range(1, len(COURSES) + 1)]
     return [(n / len(right), *wilson_interval(n, len(right))) for n in counts]
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line for each arm, seed and round."""
-    head = ["arm", "seed", "round", "true items", *SERVED, "all in context", "more than before"]
+    """Return a Markdown table with a line per arm, seed and round."""
+    head = ["arm", "seed", "round", "true items", *SERVED, "all in context", "gain over last round"]
     lines, before = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"], {}
     for row in sorted(rows, key=lambda row: (row["arm"] != "online", row["seed"], row["round"])):
         key = row["arm"], row["seed"]
@@ -128,7 +128,7 @@ def table(rows: Sequence[dict]) -> str:
 
 @plots.styled
 def figure(rows: Sequence[dict]) -> plots.Figure:
-    """Courses served right, by round: online as lines, a thin one a seed; offline as squares."""
+    """Draw correct courses by round: online as lines, a thin one per seed; offline as squares."""
     drawn, axis = plots.new_figure()
     online = [row for row in rows if row["arm"] == "online"]
     offline = [row for row in rows if row["arm"] == "offline"]
@@ -150,15 +150,15 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
             axis.errorbar(place, rate[0], plots.whiskers([rate]), **look)
     axis.axvline(last + 0.12, color=plots.INK, lw=0.6, ls=":")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.set(xlabel="round (squares: one round of all the games)", xticks=range(last + 1))
-    axis.set(ylabel="guests served right, nothing in the prompt", ylim=(-0.02, 1.04))
+    axis.set(xlabel="round (squares: all games in one round)", xticks=range(last + 1))
+    axis.set(ylabel="guests served correctly, no experience", ylim=(-0.02, 1.04))
     ends = [statistics.mean(r["consolidated"]["pass_rate"] for r in online if r["round"] == k)
             for k in range(1, last + 1)]  # fmt: skip
     passed = " → ".join(f"{100 * rate:.0f}" for rate in [0, *ends])
-    title = f"All courses right: {passed} % of guests never seen"
+    title = f"All courses right: {passed} % of unseen guests"
     if offline:
         at_once = statistics.mean(row["consolidated"]["pass_rate"] for row in offline)
-        title += f"; as many games at once: {at_once:.0%}"
+        title += f"; all games in one round: {at_once:.0%}"
     n, seeds = base["n"], len({row["seed"] for row in online})
     axis.set_title(f"{title}\n{rows[0]['model']}, {seeds} seed(s) (thin), {n} guests each")
     return plots.legend_below(drawn, axis)
@@ -181,7 +181,7 @@ def main() -> None:
     if args.draw:
         return figure(read_jsonl(args.out)).savefig(args.draw / "dinner.png", dpi=150)
     if not args.model:
-        parser.error("--model: which one is to learn?")
+        parser.error("--model is required: the model to train")
     changes = {"model": args.model, "seed": args.seed, "dtype": args.dtype}
     return learn(replace(ARMS[args.arm], **changes), args.arm, args.out)
 

@@ -1,14 +1,19 @@
 """A real language model learns a database from what SQLite and a colleague say to its queries.
 
-    python examples/sql/learn.py --model MODEL --seed 0  # goes on where it stopped
-    python examples/sql/learn.py --table                 # what is there, in Markdown
+    python examples/sql/learn.py --model MODEL --seed 0  # resumes where it stopped
+    python examples/sql/learn.py --table                 # recorded results, in Markdown
 
-Arms, on held-out questions: base; in each round own (the last 40 items that the model wrote, in
-the prompt), curated (of each fact the first item that says it, as a person would keep them) and
-consolidated (those in the weights, nothing in the prompt); hand (all facts, written by hand). Base
-and consolidated also on the other database. A run folder for each seed in runs/, one JSON line per
-arm with its command in data/results/sql.jsonl. To be run where `oelkit` is installed, or with
-PYTHONPATH=."""
+Arms, all on held-out questions:
+
+    base          the untrained model
+    hand          all facts, written by hand, in the prompt
+    own           in each round, the last 40 items that the model wrote, in the prompt
+    curated       in each round, the first item for each fact, as a person would keep them
+    consolidated  in each round, the curated items in the weights, nothing in the prompt
+
+Base and consolidated are also measured on the other database. Writes a run folder per seed to
+runs/, and one JSON line per arm with its command to data/results/sql.jsonl. Needs `oelkit`
+installed, or PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -46,7 +51,7 @@ SETTINGS = Settings(
 
 
 def as_chat(game: Trajectory) -> dict:
-    """A game as chat messages: the question, then query and feedback in turns."""
+    """Return a game as chat messages: the question, then queries and feedback by turns."""
     messages = [{"role": "user", "content": game.turns[0].observation}]
     for turn in game.turns:
         messages.append({"role": "assistant", "content": turn.reply or "(nothing)"})
@@ -55,14 +60,14 @@ def as_chat(game: Trajectory) -> dict:
 
 
 def says(text: str) -> list[str]:
-    """The facts that an item says: three quarters of their words, names included."""
+    """Return the facts that an item states: it contains at least three quarters of their words."""
     words = set(wording(text))
     facts = {name: set(wording(fact.says)) for name, fact in shop().facts.items()}
     return [name for name, its in facts.items() if len(words & its) >= 0.75 * len(its)]
 
 
 def by_a_person(run: Run, k: int) -> tuple[int, int]:
-    """Accept of each fact the first item that says it, reject the rest: (accepted, items)."""
+    """Accept the first item for each fact and reject the rest. Return (accepted, items)."""
     folder, known = run.folder / f"round_{k}", set()
     curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="study")
     for before in range(1, k):
@@ -76,7 +81,7 @@ def by_a_person(run: Run, k: int) -> tuple[int, int]:
 
 
 def learn(settings: Settings, out: Path, chats: Path | None) -> None:
-    """All rounds with a seed; an arm that has its line is not measured again."""
+    """Run all rounds with a seed, except arms with a recorded line."""
     name, seed = Path(settings.model).name, settings.seed
     how = {key: getattr(settings, key) for key in ("steps", "loss")}
     changed = {key: value for key, value in how.items() if value != getattr(SETTINGS, key)}
@@ -124,7 +129,7 @@ def learn(settings: Settings, out: Path, chats: Path | None) -> None:
 
 
 def kinds(report: EvalReport, env: str) -> dict[str, list[int]]:
-    """Questions won and asked by what they were held out for: a form, a pair, or neither."""
+    """Count questions (won, asked) by why they were held out: a form, a pair, or neither."""
     world, found = envs.make(env), dict[str, list[int]]()
     for game, won in zip(report.trajectories, report.passes_string, strict=True):
         world.reset(seed=game.seed)
@@ -134,7 +139,7 @@ def kinds(report: EvalReport, env: str) -> dict[str, list[int]]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line for each model, seed, round and arm."""
+    """Return a Markdown table with a line per model, seed, round and arm."""
     lines = [
         "| model | seed | round | arm | database | won | one condition | two |",
         "|---" * 8 + "|",
@@ -163,13 +168,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     parser.add_argument("--loss", default=SETTINGS.loss)
     parser.add_argument("--out", type=Path, default=DATA / "results/sql.jsonl")
-    parser.add_argument("--chats", type=Path, metavar="FILE", help="round 1's games as a chat log")
+    parser.add_argument("--chats", type=Path, metavar="FILE", help="save round 1's games as chats")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.table:
         return print(table(read_jsonl(args.out)))
     if not args.model:
-        parser.error("--model: which one is to learn?")
+        parser.error("--model is required: the model to train")
     changes = {
         name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype", "steps", "loss")
     }

@@ -1,7 +1,7 @@
 """Learn the world beside this file: python learn.py [MODEL] [STEPS]
 
-"micro", the model that comes with oelkit, shows that everything runs; it was made for other worlds
-and cannot learn this one. A model that can read and write: Qwen/Qwen3-1.7B, from the hub."""
+"micro", the model that ships with oelkit, only shows that everything runs: it was made for other
+worlds and cannot learn this one. Qwen/Qwen3-1.7B, from the hub, can read and write."""
 
 import sys
 from pathlib import Path
@@ -20,11 +20,11 @@ base = evaluate(policy, env, unseen, **how).summary()
 games = rollout(policy, env, range(24), **how)
 items = extract(policy, games, **how)
 for item in items:
-    print("it wrote:", item.text)
+    print("The model wrote:", item.text)
 experience = auto_curate(Curation(items)).experience()  # or write it yourself: one item per line
 if not experience:
     experience = "- EXPERIENCE ITEM: With red light [up] opens the door."
-    print("it wrote nothing; it is trained on an item that a person wrote:", experience)
+    print("The model wrote no items. Training on one written by a person:", experience)
 told = evaluate(policy, env, unseen, experience, **how).summary()
 distill(policy, states(games), [experience], steps=steps, lr=1e-4, **how)
 after = evaluate(policy, env, unseen, **how).summary()
@@ -32,5 +32,5 @@ policy.save_adapter(Path(__file__).with_name("my_adapter"))
 for name, row in (("before", base), ("in context", told), ("after", after)):
     print(f"{name:<11} {row['pass_rate']:4.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}")
 if model == "micro":
-    print("micro was made for other worlds and cannot learn this one: this shows that all runs")
-    print(f"with a model that can read and write: python {sys.argv[0]} Qwen/Qwen3-1.7B")
+    print("Everything runs. micro was made for other worlds and cannot learn this one.")
+    print(f"Now try a model that can read and write: python {sys.argv[0]} Qwen/Qwen3-1.7B")

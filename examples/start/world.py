@@ -1,13 +1,14 @@
-"""A world of your own: a door with a light. Text goes in, the model's whole reply comes back."""
+"""A world of your own: a door with a light. It sends text and gets the model's whole reply."""
 
 import gymnasium
 
-OPENS = {"red": "up", "green": "left", "blue": "right"}  # what there is to learn
+OPENS = {"red": "up", "green": "left", "blue": "right"}  # the rule to learn
 
 
 class Doors(gymnasium.Env):
-    """Each light needs a direction of its own. A reward above 0 at the end is a win; it is used to
-    measure, never to train.
+    """Each light needs its own direction. A final reward above 0 is a win.
+
+    The reward is used to measure, never to train.
     """
 
     observation_space = action_space = gymnasium.spaces.Text(10_000)
@@ -20,7 +21,7 @@ class Doors(gymnasium.Env):
 
     def step(self, reply):
         won = f"[{OPENS[self.light]}]" in reply
-        # what the model learns from: say in words what happened, and to what it belongs
+        # The model learns from this text: say what happened and under which condition.
         told = f"With {self.light} light [{OPENS[self.light]}] opens the door."
         feedback = "The door is open." if won else f"The door is shut. {told}"
         return feedback, float(won), won, False, {}

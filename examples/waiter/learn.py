@@ -1,22 +1,20 @@
-"""A real language model learns from what its guests say: by its own items, and by those that a
-person went through.
+"""A real language model learns from what its guests say, with its own items and with curated ones.
 
-    python examples/waiter/learn.py --model MODEL --arm own --out FILE         # goes on where it stopped
+    python examples/waiter/learn.py --model MODEL --arm own --out FILE         # resumes where it stopped
     python examples/waiter/learn.py --model MODEL --arm own --seed 1 --dtype float32
     python examples/waiter/learn.py --model MODEL --arm own --writer LARGER_MODEL --rounds 1
     python examples/waiter/learn.py --model MODEL --arm own --set rank=64 --like runs/waiter_own --rounds 1
-    python examples/waiter/learn.py --table                                    # what is there, as a Markdown table
-    python examples/waiter/learn.py --draw data/results                        # and its figures
+    python examples/waiter/learn.py --table                                    # recorded results, in Markdown
+    python examples/waiter/learn.py --draw data/results                        # and their figures
     oelkit ifeval PROMPTS --model MODEL --adapter runs/waiter_own/round_1/adapter --limit 48 ...  # elsewhere
 
-own: the model reads which drink it brought and what the guest said. curated: it reads its whole
-reply, as in the paper, writes down what it said itself rather than what the guest said, and a
-person keeps what is true. Beside them, in context only: the games as they were (own), the items
-that nobody went through (curated). With --writer the first round's items are another model's, of
-games that it has played itself. The lines of the last command are drawn beside the rows where they
-are in waiter_ifeval.jsonl. A run folder per arm and seed (runs/waiter_ARM, from seed 1 on
-runs/waiter_ARM_seedN); one JSON line per arm, seed and round. To be run where `oelkit` is installed,
-or with PYTHONPATH=."""
+own: when extracting, the model reads which drink it brought and what the guest said. curated: it
+reads its whole reply, as in the paper, and writes down what it said itself instead of what the guest
+said; a person keeps the true items. Each arm has a control, in context only: the games themselves
+(own) or the uncurated items (curated). With --writer, another model writes the items of the first
+round, about games that it played itself. Lines of the last command in waiter_ifeval.jsonl are drawn
+beside the rows. Writes a run folder per arm and seed (runs/waiter_ARM, or runs/waiter_ARM_seedN from
+seed 1), and one JSON line per arm, seed and round. Needs `oelkit` installed, or PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -69,14 +67,14 @@ CONTROLS = {"as_played": "its games, no items", "as_written": "uncurated items"}
 
 
 def is_true(text: str) -> bool:
-    """Whether an item names one table, and what is drunk there and nothing else."""
+    """Return whether an item names exactly one table and one drink, and the drink belongs to it."""
     words = set(re.findall(r"\w+", text.lower()))
     tables = words & set(TABLES)
     return len(tables) == 1 and words & set(TABLES.values()) == {TABLES[tables.pop()]}
 
 
 def go_through(run: Run, k: int) -> None:
-    """Keep what is true among the items of round k, once for all draws, and reject the rest."""
+    """Keep each true statement of round k once for all draws, and reject the rest."""
     folder = run.round_folder(k)
     if not (folder / "experience.md").exists():
         run.extract(k)
@@ -91,7 +89,7 @@ def go_through(run: Run, k: int) -> None:
 
 
 def read(run: Run, k: int, texts: Sequence[str]) -> dict:
-    """What other texts would be worth in context at the start of round k."""
+    """Evaluate other texts in context, with the weights that round k starts from."""
     run.load(k, trained=False)
     return evaluate(
         run.policy, run.eval_env, run.eval_seeds, texts, prompt_set=run.prompts, adapter="teacher"
@@ -99,36 +97,35 @@ def read(run: Run, k: int, texts: Sequence[str]) -> dict:
 
 
 def as_written(run: Run, k: int) -> list[str]:
-    """The items of round k where nobody goes through them, a text a draw: the control of
-    `go_through`.
-    """
+    """Return the uncurated items of round k, one text per draw: the control of `go_through`."""
     curation = auto_curate(Curation(run.extract(k)))
     return [text for d in range(run.settings.num_draws) if (text := curation.experience(draw=d))]
 
 
 def as_played(run: Run, k: int) -> list[str]:
-    """The games of round k instead of items about them, for each draw in an order of its own."""
+    """Return the games of round k instead of items, in a different order for each draw."""
     games = run.rollout(k)
     orders = (random.Random(d).sample(games, len(games)) for d in range(run.settings.num_draws))
     return [raw_games_text(order, run.prompts) for order in orders]
 
 
 def guests_tables(n: int) -> list[str]:
-    """The tables of the first n held-out guests."""
+    """Return the tables of the first n held-out guests."""
     world = Waiter(unseen=True)
     return [world.reset(seed=HELD_OUT + i)[0].split()[-2] for i in range(n)]
 
 
 def by_table(passes: str) -> dict[str, str]:
-    """How many of a table's guests had the right drink, of how many."""
+    """Return "RIGHT of ALL" guests for each table."""
     tables = guests_tables(len(passes))
     right = Counter(table for table, passed in zip(tables, passes, strict=True) if passed == "1")
     return {table: f"{right[table]} of {n}" for table, n in Counter(tables).items()}
 
 
 def take_over(run: Run, like: Path) -> None:
-    """Begin with what another run has played and written in round 1; states only where as many are
-    to be collected.
+    """Copy games, items, curation and experience of round 1 from another run.
+
+    States are copied only if both runs collect from as many games.
     """
     same = (
         json.loads((like / "run.json").read_text())["settings"]["state_games"]
@@ -147,7 +144,7 @@ def take_over(run: Run, like: Path) -> None:
 
 
 def run_of(arm: str, seed: int) -> str:
-    """The run folder of an arm by its name, of which a long one is cut: a run's has 100 letters."""
+    """Return the run folder of an arm. Long names are cut, as a run's name has 100 letters at most."""
     name = re.sub(r"[^\w.-]+", "_", arm)
     if len(name) > 70:
         name = f"{name[:60]}_{sha256(name.encode()).hexdigest()[:8]}"
@@ -155,7 +152,7 @@ def run_of(arm: str, seed: int) -> str:
 
 
 def settings_of(arm: str, settings: Settings) -> Settings:
-    """With the prompts of an arm: in a file, as all that a run depends on."""
+    """Return the settings with the prompts of an arm."""
     curated = {"prompt_set": str(HERE / "waiter_curated.toml")}
     return replace(settings, **curated) if arm == "curated" else settings
 
@@ -169,10 +166,12 @@ def learn(
     writer: str = "",
     like: Path | None = None,
 ) -> None:
-    """Run all rounds of an arm and write its rows, in place of those that it may have there.
+    """Run all rounds of an arm and write its rows, replacing earlier ones.
 
-    changes: what is set other than SETTINGS, which becomes a part of the arm's name, as does
-    writer: a model whose items of its own games are those of round 1; like: a run, see `take_over`.
+    Args:
+        changes: Changes to SETTINGS, as in --set. They become part of the arm's name.
+        writer: A model that plays and writes the items of round 1. It joins the name too.
+        like: A run to copy from, see `take_over`.
     """
     name = ", ".join([arm, *changes] + [f"items of {Path(writer).name}"] * bool(writer))
     folder, settings = run_of(name, settings.seed), settings_of(arm, settings)
@@ -180,7 +179,7 @@ def learn(
         other = Run(f"{folder}_writer", replace(settings, model=writer))
         other.curate(1)
         like = other.folder
-        del other  # two models need not be in memory
+        del other  # no need to keep two models in memory
     run = Run(folder, replace(settings, lora_rank=rank))
     if like:
         take_over(run, like)
@@ -239,10 +238,10 @@ def learn(
 
 
 def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure:
-    """In context and consolidated by arm and round; floors are a drink at random and the best one
-    drink for all.
+    """Draw pass rates in context and consolidated, by arm and round.
 
-    elsewhere: lines of `oelkit ifeval`, by their adapter.
+    Floors are a random drink, and the best single drink for all guests. `elsewhere` holds lines of
+    `oelkit ifeval`, which are matched by adapter.
     """
     kept = {
         (line["adapter"] or "").lower(): {"all": line["prompt_strict"], "n": line["n"]}
@@ -283,13 +282,14 @@ def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure
 
 
 def arms(rows: Sequence[dict]) -> list[dict]:
-    """The rows that were run with SETTINGS as they are."""
+    """Return the rows that were run with unchanged SETTINGS."""
     return [row for row in rows if row["arm"] in ("own", "curated") or "items of" in row["arm"]]
 
 
 def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, plots.Figure]:
-    """waiter: the arms; waiter_trials: other settings, without their controls, beside the first
-    round of own items.
+    """Draw all figures, by name.
+
+    waiter: the arms; waiter_trials: other settings, without controls, and round 1 of own items.
     """
     as_set = arms(rows)
     trials = [
@@ -302,10 +302,10 @@ def figures(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> dict[str, p
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line an arm, seed and round, with the arm's control below it.
+    """Return a Markdown table with a line per arm, seed and round, and its control below.
 
-    less: points by which consolidated falls short of in context, paired by guest, where the rows
-    say how each one went."""
+    less: points by which consolidated falls short of in context, paired by guest. Empty for rows
+    that do not record each guest."""
 
     def cell(passed: dict) -> str:
         return f"{passed['pass_rate']:.1%} [{passed['low'] * 100:.1f}, {passed['high'] * 100:.1f}]"
@@ -340,7 +340,7 @@ def main() -> None:
         "--writer",
         default="",
         metavar="MODEL",
-        help="a larger model, whose items the first round has",
+        help="larger model that writes the items of round 1",
     )
     parser.add_argument(
         "--set",
@@ -348,29 +348,26 @@ def main() -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="of oelkit's Settings, or rank; named in the arm",
+        help="change oelkit's Settings, or rank; becomes part of the arm's name",
     )
     parser.add_argument(
         "--like",
         type=Path,
         metavar="RUN",
-        help="take over the games, items and states of this run's round 1",
+        help="copy games, items and states from this run's round 1",
     )
     parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
     parser.add_argument(
-        "--seed",
-        type=int,
-        default=SETTINGS.seed,
-        help="of guests to learn from and of all sampling",
+        "--seed", type=int, default=SETTINGS.seed, help="for training guests and all sampling"
     )
     parser.add_argument(
         "--dtype",
         default=SETTINGS.dtype,
-        help="of the base: float32 is faster on a CPU without bfloat16",
+        help="dtype of the base; float32 is faster on CPUs without bfloat16",
     )
     parser.add_argument("--out", type=Path, default=Path("data/results/waiter.jsonl"))
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw what is there")
+    parser.add_argument("--table", action="store_true", help="only print recorded results")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw recorded results")
     args = parser.parse_args()
     if args.table:
         return print(table(read_jsonl(args.out)))
@@ -382,7 +379,7 @@ def main() -> None:
             drawn.savefig(args.draw / f"{name}.png", dpi=120)
         return
     if not args.model:
-        parser.error("say which --model: a local folder or a hub id")
+        parser.error("--model is required: a local folder or hub id")
     changed = dict(text.split("=", 1) for text in args.set)
     changed = {
         name: value if name == "loss" else json.loads(value) for name, value in changed.items()

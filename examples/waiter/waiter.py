@@ -1,12 +1,11 @@
-"""A text world whose rule cannot be guessed: what is drunk at each table of a house follows from
-nothing.
+"""A text world whose rule cannot be guessed: which drink belongs to which table is arbitrary.
 
     PYTHONPATH=examples/waiter oelkit play --env waiter:waiter/Waiter-v0 --prompt-set
     examples/waiter/waiter.toml ...
 
-A guest sits down, the model answers in a sentence, the guest says what they drink there. Won where
-the reply names that drink and no other. Day, hour and company say nothing; `unseen` draws those
-that no training seed can give."""
+A guest sits down, the model answers in a sentence, and the guest says what is drunk at that table.
+A game is won if the reply names that drink and no other. Day, hour and company carry no
+information; `unseen` draws guests that no training seed can draw."""
 
 import re
 import zlib
@@ -40,7 +39,7 @@ COMPANY = (
 
 
 class Waiter(gymnasium.Env):
-    """One guest per game; `unseen`: a quarter of all guests, kept for evaluation."""
+    """One guest per game. `unseen`: the quarter of all guests reserved for evaluation."""
 
     observation_space = action_space = gymnasium.spaces.Text(10_000)
 
