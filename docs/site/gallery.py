@@ -58,7 +58,7 @@ def publish(executed: Path, gallery: Path) -> None:
     if images:
         widest = max(images, key=len)
         with Image.open(io.BytesIO(base64.b64decode(widest))) as image:
-            image = image.convert("RGBA")  # figures are transparent, with antialiased lines
+            image = image.convert("RGBA")  # figures and their faint lines are transparent
             image.thumbnail((WIDTH, WIDTH))
             image.save(gallery / f"{executed.stem}.png", optimize=True)
 

@@ -1,11 +1,11 @@
-"""What `bench.py` measures, one arm of one figure in a process of its own: `arms.py '{"figure":
-"kl", ...}'`. Without an argument each line that comes in is one, until they end; what is loaded for
-one is there for the next.
+"""Measures one arm of one figure for `bench.py`, in its own process: `arms.py '{"figure": "kl",
+...}'`. Without an argument it reads one specification per line from stdin, and keeps the loaded
+model for the next.
 
-Prints one JSON line for each: seconds (a list, warm-up apart), peak (bytes above what stood there
-before, or None) and what else is worth knowing. Peak memory is the process's resident set (VmHWM of
-/proc, reset after everything is loaded and the weights have been touched), on CUDA the
-allocator's; None on other systems."""
+Prints one JSON line for each: seconds (a list without the warm-up), peak (bytes above those held
+before, or None) and further results. Peak memory is the process's resident set (VmHWM of /proc,
+reset after everything is loaded and all weights were in use once), on CUDA the allocator's, and
+None on other systems."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ITEM = (
 
 
 class Peak:
-    """Most memory held at once since `start`, above what was held then."""
+    """Peak memory since `start`, above what was held then."""
 
     def start(self) -> None:
         gc.collect()
@@ -66,7 +66,7 @@ class Peak:
 
 
 def timed(call, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls."""
+    """Return the seconds of each of `repeats` calls."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -78,14 +78,14 @@ def timed(call, repeats: int) -> list[float]:
 
 
 def experience(policy: Policy, tokens: int) -> str:
-    """Whole item lines of at most, and nearly, so many tokens."""
+    """Return whole item lines that just fit into so many tokens."""
     return truncate_to_budget(
         "".join(map(ITEM.format, range(tokens // 8 + 8))).rstrip("\n"), tokens, policy.tokenizer
     )
 
 
 def first_states(policy: Policy, n: int) -> list[State]:
-    """The first turn's prompt of n games."""
+    """Return the first state of n games."""
     prompts = load_prompt_set(policy.default_prompt_set)
     boards = [envs.make(ENV, board=prompts.board).reset(seed=i)[0] for i in range(n)]
     return [
@@ -102,11 +102,11 @@ def _policy(spec: dict) -> Policy:
     return _load(spec["model"], spec["quantize"])
 
 
-# -- figures; each takes the whole specification and returns what goes into the JSON line
+# -- figures: each takes the whole specification and returns the content of the JSON line
 
 
 def measure_kl(spec: dict) -> dict:
-    """Reverse KL of N tokens with its gradient, random hidden states of the model's size."""
+    """Measure reverse KL of N tokens with its gradient, on random hidden states."""
     n, width, vocab = spec["tokens"], spec["width"], spec["vocab"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     g = torch.Generator().manual_seed(0)
@@ -128,7 +128,7 @@ def measure_kl(spec: dict) -> dict:
 
         fused = LigerFusedLinearJSDLoss(
             0.0, 1.0, beta=1.0, compiled=False
-        )  # compiling would need a compiler
+        )  # compiling needs a C compiler
 
         def loss(s, t):
             return fused(s, head, t, head, torch.zeros(len(s), dtype=torch.long, device=device))
@@ -139,7 +139,7 @@ def measure_kl(spec: dict) -> dict:
         student.grad = None
         loss(student, teacher).backward()
 
-    # the warm-up is of 64 rows and also the check that all arms compute the same
+    # the warm-up on 64 rows also checks that all arms compute the same
     few, grads = student[:64].detach(), []
     for f in (loss, naive):
         x = few.clone().requires_grad_()
@@ -152,8 +152,9 @@ def measure_kl(spec: dict) -> dict:
 
 
 def measure_step(spec: dict) -> dict:
-    """Distillation steps: sample, score, update; the first, in which the teacher's prefix is
-    cached, stands apart.
+    """Measure distillation steps: sample, score, update.
+
+    The first, which caches the teacher's prefix, is reported separately.
     """
     policy, repeats, batch = _policy(spec), spec["repeats"], spec["states"]
     prompts, states = load_prompt_set(policy.default_prompt_set), first_states(policy, batch)
@@ -206,7 +207,7 @@ def measure_step(spec: dict) -> dict:
 
 @torch.no_grad()
 def _above_weights(model) -> Peak:
-    """A peak from here on, every weight having been in use once."""
+    """Use every weight once, then start measuring peak memory."""
     model(torch.ones(1, 8, dtype=torch.long, device=model.device))
     peak = Peak()
     peak.start()
@@ -214,11 +215,11 @@ def _above_weights(model) -> Peak:
 
 
 def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, prompts) -> dict:
-    """The same with TRL's SDFTTrainer on full logits: same LoRA, prompts, sampling, reverse KL, one
-    update a batch.
+    """Measure the same steps with TRL's SDFTTrainer on full logits.
 
-    Its warm-up step is one with a short experience. Its template puts the experience before the
-    prompt, not within it."""
+    LoRA, prompts, sampling and reverse KL are the same, with one update per batch. The warm-up step
+    has a short experience. The template puts the experience before the prompt, not within it.
+    """
     import datasets
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
@@ -234,9 +235,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
         for block in blocks
         for state in states
     ]
-    bits = getattr(
-        policy.base_lm.config, "quantization_config", None
-    )  # as ours, where ours is in 4 bits
+    bits = getattr(policy.base_lm.config, "quantization_config", None)  # 4 bits if ours is
     model = AutoModelForCausalLM.from_pretrained(
         policy.source,
         dtype=policy.head.weight.dtype,
@@ -301,8 +300,9 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
 
 
 def measure_turns(spec: dict) -> dict:
-    """Replies to the prompts of games, turn by turn; moves are scripted so that every arm reads the
-    same prompts.
+    """Measure replies to the prompts of games, turn by turn.
+
+    Moves are scripted, so that all arms read the same prompts.
     """
     policy = _policy(spec)
     prompts = load_prompt_set(policy.default_prompt_set)
@@ -313,7 +313,7 @@ def measure_turns(spec: dict) -> dict:
     for turn in range(spec["turns"]):
         messages = [act_messages(prompts, board, turns) for board, turns in zip(boards, played)]
         asked.append([policy.encode(with_experience(prompts, m, text)) for m in messages])
-        for turns, board in zip(played, boards):  # a step into the wall leaves the board as it is
+        for turns, board in zip(played, boards):  # into the wall, so boards do not change
             turns.append(
                 Turn(board, [], "", "up" if turn % 2 else "left", "You did not move.", 0, 0, False)
             )
@@ -344,7 +344,7 @@ def measure_turns(spec: dict) -> dict:
         for prompt in batch:
             padded([prompt])
 
-    def paged(batch):  # Transformers' continuous batching, which finds shared beginnings by itself
+    def paged(batch):  # Transformers' continuous batching, which detects shared prefixes
         found = policy.base_lm.generate_batch(
             batch,
             GenerationConfig(
@@ -373,9 +373,7 @@ def measure_turns(spec: dict) -> dict:
 
 
 def measure_scaling(spec: dict) -> dict:
-    """Seconds of a rollout, or of an extraction (the games are played before), by the number of
-    games.
-    """
+    """Measure a rollout, or an extraction from games played before, by the number of games."""
     policy, games = _policy(spec), spec["games"]
     options = {"max_new_tokens": spec["reply"]}
     played = rollout(
@@ -397,9 +395,9 @@ if __name__ == "__main__":
         print(json.dumps(measure(json.loads(sys.argv[1]))))
     for line in sys.stdin if len(sys.argv) == 1 else ():
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # where a peer says what it likes
+            with contextlib.redirect_stdout(sys.stderr):  # peers print to stdout
                 found = measure(json.loads(line))
-        except Exception as error:  # out of memory, say: the next may do with less
+        except Exception as error:  # such as out of memory: the next may need less
             found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         print(json.dumps(found), flush=True)
         gc.collect()

@@ -1,9 +1,9 @@
 """The benchmarks: `make bench`, or `python tests/benchmarks/bench.py --model FOLDER`.
 
-Each arm of each figure runs in a process of its own (`arms.py`), all on the same weights, prompts
-and token counts; the medians come as one JSON line a figure into runs/bench/results.jsonl and as a
-table onto the screen. A peer that is not installed is left out and said to be. Targets hold for
-SmolLM2-135M on two CPU cores; other models only show the ratio."""
+Each arm of each figure runs in its own process (`arms.py`), all with the same weights, prompts and
+token counts. Medians are appended to runs/bench/results.jsonl, one JSON line per figure, and
+printed as a table. Peers that are not installed are skipped with a message. Targets apply to
+SmolLM2-135M on two CPU cores; for other models, only the ratio is shown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from oelkit.model.source import model_folder
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("start", "waiting", "kl", "step", "cost", "turns", "scaling")
-PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm -> package
+PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm to package
 STEP_TARGETS = {
     1000: (1.5, 3 / 2),
     4000: (3.0, 2.0),
@@ -36,24 +36,22 @@ STEP_TARGETS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the figures asked for; returns 1 where an arm failed."""
+    """Run the chosen figures. Return 1 if an arm failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
     parser.add_argument(
-        "--quantize", default="auto", choices=("auto", "nf4", "none"), help="as in load_policy"
+        "--quantize", default="auto", choices=("auto", "nf4", "none"), help="see load_policy"
     )
+    parser.add_argument("--only", default=",".join(FIGURES), help=f"some of {','.join(FIGURES)}")
     parser.add_argument(
-        "--only", default=",".join(FIGURES), help=f"figures, of {','.join(FIGURES)}"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="measured runs an arm, after the warm-up"
+        "--repeats", type=int, default=3, help="measured runs per arm, after the warm-up"
     )
     parser.add_argument("--rows", type=int, default=4096, help="tokens of the KL")
     parser.add_argument(
-        "--experience", default="1000,4000,7000", help="tokens of experience of a step"
+        "--experience", default="1000,4000,7000", help="tokens of experience in a step"
     )
     parser.add_argument("--games", type=int, default=64, help="games of the rollout")
-    parser.add_argument("--alone", type=int, default=2, help="games that are played one at a time")
+    parser.add_argument("--alone", type=int, default=2, help="games played one at a time")
     parser.add_argument(
         "--padded", type=int, default=8, help="games of the other arms of the rollout"
     )
@@ -61,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     figures = args.only.split(",")
     if unknown := set(figures) - set(FIGURES):
-        parser.error(f"unknown figures {sorted(unknown)}: say some of {', '.join(FIGURES)}")
+        parser.error(f"unknown figures {sorted(unknown)}; choose from {', '.join(FIGURES)}")
     config = AutoConfig.from_pretrained(model_folder(args.model)).get_text_config()
     bench = Bench(args, config)
     for figure in figures:
@@ -71,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Bench:
-    """Runs arms, keeps what they measured, writes a line a figure."""
+    """Runs arms, keeps their results and writes a line per figure."""
 
     def __init__(self, args: argparse.Namespace, config) -> None:
         self.args, self.config, self.failed, self.lines = args, config, False, []
-        # the model that the targets are about, by its sizes
+        # targets apply only to the model with these sizes
         self.judged = (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (
             576,
             49152,
@@ -98,8 +96,9 @@ class Bench:
         }
 
     def run(self, figure: str, arm: str, environ: dict | None = None, **spec) -> dict | None:
-        """What an arm measured, with `environ` in place of the environment variables; None where
-        its peer is not installed or it failed (printed).
+        """Run an arm, with `environ` as its environment variables if given.
+
+        Returns its results, or None after a message if its peer is not installed or it failed.
         """
         environ = dict(os.environ) if environ is None else environ
         if arm in PEERS and not importlib.util.find_spec(arm if arm == "trl" else "liger_kernel"):
@@ -142,8 +141,8 @@ class Bench:
         at_most: bool = False,
         **more,
     ) -> None:
-        """One figure: ratio is peer / ours (how many times better), or ours / peer where the target
-        is the most.
+        """Write one figure. The ratio is peer / ours (how many times better), or ours / peer if the
+        target is a maximum.
         """
         if ours is None or peer is None:
             return
@@ -179,7 +178,7 @@ class Bench:
         memory=None,
         **more,
     ) -> None:
-        """Two lines, time and peak memory."""
+        """Write two lines: time and peak memory."""
         if peer:
             n = min(len(ours["seconds"]), len(peer["seconds"]))
             keys = (
@@ -226,7 +225,7 @@ class Bench:
     # -- figures
 
     def start(self) -> None:
-        """Processes of their own, turn by turn, once before so that files are in memory."""
+        """Time new processes in turn, after one run each so that files are cached."""
         ours = {"import oelkit": ["-c", "import oelkit"], "--help": ["-m", "oelkit", "--help"]}
         commands = {**ours, "import torch": ["-c", "import torch"]}
         seconds = {name: [] for name in commands}
@@ -249,7 +248,7 @@ class Bench:
             )
 
     def waiting(self) -> None:
-        """What it costs that waiting threads sleep, which keeps a busy machine usable."""
+        """Measure the cost of letting waiting threads sleep, which keeps a busy machine usable."""
         size = {"states": 8, "reply": 16, "experience": 256}
         spinning = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
         ours = self.run("step", "ours", spinning | {"OMP_WAIT_POLICY": "PASSIVE"}, **size)
@@ -290,8 +289,8 @@ class Bench:
                 what = (
                     f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience"
                 )
-                # TRL with all states at once; for the shortest experience also state by state, its
-                # gradients accumulated
+                # TRL takes all states at once; for the shortest experience, also one at a time
+                # with accumulated gradients
                 for split in (1, 8) if tokens == self._experiences()[0] else (1,):
                     name = f"TRL SDFTTrainer, full_logits, micro-batches of {8 // split}"
                     self.both(
@@ -343,7 +342,7 @@ class Bench:
                 ("paged", "generate_batch (paged cache)", self.args.padded, None),
             ):
                 if peer := self.run("turns", arm, **size | {"games": games}):
-                    # CPU time is of use where the machine does other work as well
+                    # CPU time is meaningful even if the machine does other work
                     for kind, key, most in (("", "median", target), ("CPU ", "cpu_seconds", None)):
                         self.line(
                             what.replace("time a turn", f"{kind}time a turn"),
@@ -382,7 +381,7 @@ class Bench:
         return self.config.max_position_embeddings - 1200
 
     def _experiences(self) -> list[int]:
-        """Tokens of experience, cut to what leaves room in the context."""
+        """Return tokens of experience, capped so that the rest fits the context."""
         return sorted({min(int(n), self._room()) for n in self.args.experience.split(",")})
 
     def table(self) -> None:
@@ -408,7 +407,7 @@ def _version(name: str) -> str | None:
 
 
 def _sizes(config) -> dict[str, int]:
-    """What the floors on paper need: weights in the layers' matrices, layers, width, vocabulary."""
+    """Return the sizes that the theoretical floors need."""
     with torch.device("meta"):
         layers = AutoModelForCausalLM.from_config(config).base_model.layers
     return {
@@ -420,8 +419,9 @@ def _sizes(config) -> dict[str, int]:
 
 
 def _gflops() -> float:
-    """The most operations a second, in 1e9, of float32 products of 2,048 x 2,048: what the floors
-    are reckoned with.
+    """Return the best rate of 2,048 x 2,048 float32 products, in 1e9 operations per second.
+
+    The floors are computed from it.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, seconds = torch.randn(2048, 2048, device=device), []
@@ -435,7 +435,7 @@ def _gflops() -> float:
 
 
 def _argv(args: argparse.Namespace) -> list[str]:
-    """The arguments again, without where this machine keeps its files."""
+    """Return the arguments without paths of this machine."""
     given = vars(args) | {"model": Path(args.model).name}
     return [x for name, value in given.items() if name != "out" for x in (f"--{name}", str(value))]
 

@@ -16,8 +16,10 @@ PANELS = {"time": "Times faster", "memory": "Times less memory"}
 
 @plots.styled
 def benchmarks(rows: Sequence[dict]) -> Figure:
-    """Lines of `make bench`: how many times better than each peer in time and in memory, and below
-    how costs of our own grow. Marks are targets.
+    """Draw the lines of `make bench`.
+
+    Above: how many times better than each peer, in time and memory. Below: how our own costs grow.
+    Marks are targets.
     """
     costs = [row for row in rows if row["ratio_is"] == "ours / peer"]
     against = [row for row in rows if row not in costs]
@@ -43,13 +45,13 @@ def benchmarks(rows: Sequence[dict]) -> Figure:
     for work, y in heads.items():
         head = {"weight": "bold", "fontsize": 9, "va": "center"}
         name = axes["time"].annotate(work, (0.01, y), xycoords=("axes fraction", "data"), **head)
-        name.set_in_layout(False)  # it goes on over the other panel
+        name.set_in_layout(False)  # it extends over the other panel
     for y, row in enumerate(costs):
         _bar(axes["costs"], y, row, "#e69f00", start=0)
     names = [textwrap.fill(_work(row).split(", prefix")[0], 44) for row in costs]
     axes["costs"].set_yticks(range(len(costs)), names, fontsize=9)
     axes["costs"].set(
-        xlabel="times the smaller cost: less is better", ylim=(len(costs) - 0.4, -0.6)
+        xlabel="times the cost of the smaller size (less is better)", ylim=(len(costs) - 0.4, -0.6)
     )
     axes["costs"].set_xlim(right=axes["costs"].get_xlim()[1] * 1.15)
     for axis in axes.values():
@@ -78,7 +80,7 @@ def _peer(row: dict) -> str:
 
 
 def _places(rows: Sequence[dict]) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
-    """Where the bars of a work and a peer are, and the line above each work's."""
+    """Return the position of each bar, by work and peer, and of each work's heading."""
     places: dict[tuple[str, str], int] = {}
     heads: dict[str, int] = {}
     for work in dict.fromkeys(_work(row) for row in rows):

@@ -1,8 +1,9 @@
-"""How much longer a command takes beside a job that keeps every core busy: `busy.py --out
-FILE.jsonl -- make run`.
+"""Measure how much longer a command takes on a busy machine.
 
-Runs it alone, then beside as many endless loops as there are cores, and writes a line with both
-times and their ratio. What it prints goes to the terminal. Nothing else should run meanwhile."""
+    python tests/benchmarks/busy.py --out FILE.jsonl -- make run
+
+Runs it alone, then beside one endless loop per core, and writes a line with both times and their
+ratio. The command's output goes to the terminal. Nothing else should run meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines, added to")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
     parser.add_argument("command", nargs="+", help="the command, after --")
     args = parser.parse_args()
     load, alone, cores = os.getloadavg()[0], seconds(args.command), os.cpu_count() or 1

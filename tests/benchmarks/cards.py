@@ -1,6 +1,6 @@
-"""What fits which card, as docs/cards.md: `python tests/benchmarks/cards.py`. Nothing is run.
+"""Write docs/cards.md, what fits which card: `python tests/benchmarks/cards.py`. Runs no model.
 
-Bytes are counted from a model's sizes as `oelkit doctor` counts them, minutes from operations and
+Bytes are counted from a model's sizes, as in `oelkit doctor`, and minutes from operations and
 bytes."""
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ RESULTS = PAGE.parents[1] / "data/results/h100.jsonl"
 
 
 class Card(NamedTuple):
-    """A card as its maker describes it, and what it may cost to rent."""
+    """A card as its maker describes it, with an assumed price."""
 
     name: str
     usable: float
-    """GiB that a process can take of it."""
+    """GiB that a process can use."""
     tflops: float
-    """In 16 bits, dense, with tensor cores."""
+    """Tera-operations per second: 16 bits, dense, tensor cores."""
     bandwidth: float
-    """GB a second."""
+    """GB per second."""
     euros: float
-    """An hour; a round figure of 2026, for comparison: put in your own."""
+    """Euros per hour: a rough figure of 2026, for comparison. Put in your own."""
 
 
 CARDS = [
@@ -39,8 +39,8 @@ CARDS = [
     Card("A100 40 GB", 39.0, 312, 1555, 1.50),
     Card("H100 80 GB", 79.0, 989, 3350, 3.00),
 ]
-SHARE = 0.9  # of what is usable, as `oelkit doctor` has it
-USED = 0.35  # of operations and of bandwidth, an assumption
+SHARE = 0.9  # of usable memory, as in `oelkit doctor`
+USED = 0.35  # of operations and bandwidth: an assumption
 MODELS = ["Qwen2.5-0.5B-Instruct", "Qwen3-1.7B", "Qwen3-4B-Instruct-2507", "Qwen3-8B"]
 EXPERIENCE = 2048, 8192
 REPLY, STATE, GAMES_AT_ONCE = 512, 512, 64  # tokens of a reply and of a state; games
@@ -51,22 +51,23 @@ def weight_bytes(sizes: Sizes, kind: str) -> float:
 
 
 def sampling_bytes(sizes: Sizes, kind: str, experience: int) -> float:
-    """While replies are sampled, as many at once as there are by default."""
+    """Return the bytes held while sampling as many tokens at once as by default."""
     tokens = BATCH_TOKENS + experience
     return weight_bytes(sizes, kind) + 14 * sizes.lora + 4 * sizes.layers * sizes.keys * tokens
 
 
 def minutes(sizes: Sizes, kind: str, card: Card, experience: int) -> float:
-    """Of a round at the scale `paper` with 20 steps: play, write, learn; without evaluation."""
+    """Return the minutes of a round at scale `paper`: play, write, learn; without evaluation."""
     s = Settings.of("paper")
     weights = sizes.linear + sizes.embedding / sizes.heads
-    # one after the other: tokens of a turn, of a draw's games, of a step's replies
+    # tokens decoded one after the other: in turns, in extraction, in training steps
     turns = 5 * -(-(s.extract_games + s.state_games) // GAMES_AT_ONCE)
     decoded = REPLY * (turns + s.extract_games + s.steps)
     slow = decoded * weight_bytes(sizes, kind) / (USED * card.bandwidth * 1e9)
     sampled = REPLY * (turns * GAMES_AT_ONCE + s.extract_games * s.num_draws)
     learned = s.steps * s.batch_size * (STATE + REPLY)
-    # operations a weight: 2 to read; with checkpoints 6 to learn from what is sampled and scored
+    # operations per weight and token: 2 to read; a learned token is sampled (2), scored (2) and
+    # trained on with checkpoints (6)
     tokens = 2 * (sampled + s.num_draws * experience) + (2 + 2 + 6) * learned
     return (slow + weights * tokens / (USED * card.tflops * 1e12)) / 60
 
@@ -93,7 +94,7 @@ def rows() -> list[str]:
 
 
 def measured() -> list[str]:
-    """What data/results/h100.jsonl holds, in Markdown."""
+    """Return the results in data/results/h100.jsonl as Markdown lines."""
     found = [json.loads(text) for text in RESULTS.read_text("utf-8").splitlines()]
     right = [row for row in found if "test" in row]
     by = {(row["figure"], row["arm"]): row for row in found if row.get("figure") in ("kl", "turns")}
@@ -149,7 +150,7 @@ def measured() -> list[str]:
 
 
 def page() -> str:
-    """docs/cards.md."""
+    """Return the text of docs/cards.md."""
     names = " | ".join(card.name for card in CARDS)
     s = Settings.of("paper")
     prices = ", ".join(f"{card.name} {card.euros:.2f} €" for card in CARDS)

@@ -1,12 +1,14 @@
-"""What only a card can say, in calls of some minutes: `python tests/benchmarks/gpu.py WHAT --out
-FILE.jsonl`, where WHAT is `correct`, `figures` or `loops`; that real models learn on it is
-gpu_learn.py's part.
+"""Measurements that need a GPU, a few minutes per call.
 
-Each measurement is a line of its own, written at once, so that a call that is cut off loses
-nothing; what no longer fits into `--seconds` is left out and said to be. `--small` is the rehearsal
-on a CPU; `table` prints what is there. Needs the bench extra. `figures` makes random models of
-published sizes, for time and memory do not depend on what weights say; `models` makes them before,
-into `--models FOLDER`."""
+    python tests/benchmarks/gpu.py WHAT --out FILE.jsonl
+
+WHAT is `correct`, `figures` or `loops`. gpu_learn.py measures how models learn.
+
+Each measurement is written at once as its own line, so that an interrupted call loses nothing.
+Whatever no longer fits into `--seconds` is recorded as left out. `--small` is a rehearsal, which
+also runs on a CPU; `table` prints recorded lines. Needs the bench extra. `figures` and `loops` make
+random models of published sizes, as time and memory do not depend on the values of weights;
+`models` makes them beforehand, in `--models FOLDER`."""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Before torch is loaded: threads that wait sleep.
+# Must be set before torch is loaded: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
@@ -28,19 +30,19 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CAPS = {"4B": 15, "8B": 24}  # GiB within which the loop is to run
+CAPS = {"4B": 15, "8B": 24}  # GiB that the loop may use
 
 
 class Call:
-    """Writes the lines of one call, and knows how much time is left."""
+    """Writes the lines of one call and tracks the time left."""
 
     def __init__(self, out: Path, seconds: float, small: bool) -> None:
         self.out, self.ends, self.small = out, time.monotonic() + seconds, small
-        self.ready: subprocess.Popen | None = None  # of arms.py, has imported what it needs
+        self.ready: subprocess.Popen | None = None  # a process of arms.py with its imports done
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.about = {"card": torch.cuda.get_device_name() if self.device == "cuda" else "CPU"}
         if not small and self.device == "cpu":
-            raise SystemExit("no CUDA card here; --small is the rehearsal on a CPU")
+            raise SystemExit("no CUDA card found; use --small for a rehearsal on the CPU")
         out.parent.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -53,7 +55,7 @@ class Call:
         print(json.dumps(found)[:400], flush=True)
 
     def arms(self, *specs: dict) -> None:
-        """Measure each with arms.py, in one process, which got ready while the one before ran."""
+        """Measure all specs in one process of arms.py, which started during the previous call."""
         work, self.ready = self.ready or _start(), _start()
         for spec in specs:
             what = {k: v for k, v in spec.items() if k != "model"}
@@ -73,7 +75,7 @@ class Call:
         work.stdin.close()
 
     def process(self, what: dict, *command: str) -> None:
-        """A process that prints a JSON line at its end; a failure is a line as well."""
+        """Run a process that ends by printing a JSON line. A failure is recorded as a line too."""
         began = time.monotonic()
         try:
             done = subprocess.run(
@@ -100,7 +102,7 @@ def _start() -> subprocess.Popen:
 
 
 def environ() -> dict[str, str]:
-    """Of a process: what it imports is compiled once, where an image has it as source alone."""
+    """Return the environment of a process. Imports are compiled only once, to a shared cache."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     more = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": path}
     more["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "oelkit_compiled")
@@ -108,7 +110,7 @@ def environ() -> dict[str, str]:
 
 
 def correct(call: Call) -> int:
-    """The tests of tests/test_cards.py, each with what it printed."""
+    """Run tests/test_cards.py, and record each test with its output."""
     os.environ.setdefault("OELKIT_TEST_DEVICE", call.device)
 
     class Lines:
@@ -126,7 +128,7 @@ def correct(call: Call) -> int:
 
 
 def figures(call: Call, models: Path) -> None:
-    """Steps, KL, rollouts and loops; what matters most comes first."""
+    """Measure steps, KL and rollouts, the most important first."""
     call.line(figure="card", **_floors(call.device))
     sizes, long, reply, counts = ["1.7B", "4B"], [2000, 8000], 32, (16, 64, 128)
     kl = {"tokens": 8192, "width": 2560, "vocab": 151_936}
@@ -157,7 +159,7 @@ def figures(call: Call, models: Path) -> None:
 
 
 def _model(call: Call, size: str, models: Path) -> str:
-    """Its folder, made where it is not there yet; the tokenizer is what is written last."""
+    """Return a model's folder, made if missing. It is complete once the tokenizer is written."""
     if not (models / size / "tokenizer_config.json").exists():
         script = [str(HERE / "random_model.py"), size, str(models / size)]
         call.process({"figure": "model", "model": size}, *script)
@@ -165,7 +167,7 @@ def _model(call: Call, size: str, models: Path) -> str:
 
 
 def loops(call: Call, models: Path) -> None:
-    """A round of the loop of each size, within its GiB."""
+    """Run a round of the loop for each model size, within its GiB."""
     for size, cap in {"micro": 4}.items() if call.small else CAPS.items():
         model = "micro" if call.small else _model(call, size, models)
         script = [str(HERE / "gpu.py"), "one-loop", "--model", model, "--cap", str(cap)]
@@ -174,7 +176,7 @@ def loops(call: Call, models: Path) -> None:
 
 
 def one_loop(model: str, cap: float, folder: str) -> None:
-    """A round of the whole loop within so many GiB of the card; prints a JSON line."""
+    """Run a round of the loop within `cap` GiB of the card, and print a JSON line."""
     from oelkit import Run, Settings
     from oelkit.records import write_jsonl
 
@@ -188,7 +190,7 @@ def one_loop(model: str, cap: float, folder: str) -> None:
     few |= {"max_new_tokens": 64}  # random weights never end a reply
     settings = Settings(model=model, rounds=1, num_draws=2, run_ablations=False, **few)
     run = Run(folder, settings, progress=False)
-    # nor do they write items: here stand two texts of some 2,000 tokens
+    # they do not write items either, so write two texts of about 2,000 tokens
     note = "Note {}: the goal wins, a hole ends the game, and a step into the wall is lost."
     item = json.loads((ROOT / "data/sample/items.jsonl").read_text("utf-8").splitlines()[0])
     items = [
@@ -203,7 +205,7 @@ def one_loop(model: str, cap: float, folder: str) -> None:
 
 
 def _floors(device: str) -> dict:
-    """Operations and bytes a second that the card reaches here: what figures are held against."""
+    """Measure the operations and bytes per second that the card reaches, to compare with."""
     n = 256 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     found = {}
@@ -223,12 +225,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = ("correct", "models", "figures", "loops", "table", "one-loop")
     parser.add_argument("what", choices=steps)
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
-    parser.add_argument("--seconds", type=float, default=280, help="after which nothing begins")
-    parser.add_argument("--small", action="store_true", help="the rehearsal, on a CPU too")
-    parser.add_argument("--models", type=Path, help="keeps random models here")
-    parser.add_argument("--model", help="of one-loop: a model folder")
-    parser.add_argument("--cap", type=float, default=15, help="of one-loop: GiB")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
+    parser.add_argument("--seconds", type=float, default=280, help="start nothing after this time")
+    parser.add_argument("--small", action="store_true", help="rehearsal, also on a CPU")
+    parser.add_argument("--models", type=Path, help="folder to keep random models in")
+    parser.add_argument("--model", help="for one-loop: a model folder")
+    parser.add_argument("--cap", type=float, default=15, help="for one-loop: GiB")
     args = parser.parse_args()
     if args.what == "one-loop":
         one_loop(args.model, args.cap, str(args.out))

@@ -1,9 +1,10 @@
-"""Real models learn on a card: `python tests/benchmarks/gpu_learn.py --out FILE.jsonl` with
-`--model FOLDER` or `--gguf FILE`.
+"""Measure how real models learn on a GPU.
 
-The waiter world with several seeds, the dinner online and offline, then the waiter with one thing
-otherwise: so many runs at once, each in a process of its own. A line for each round as soon as it
-is there; the rows of the runs themselves and their folders are in a folder named like FILE."""
+    python tests/benchmarks/gpu_learn.py --out FILE.jsonl --model FOLDER  # or --gguf FILE
+
+Runs the waiter world with several seeds, the dinner online and offline, then the waiter with one
+setting changed at a time. Several runs work at once, each in its own process. Writes a line after
+each round. The runs' own rows and folders are in a folder with FILE's name without suffix."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ WAITER = {
     "steps": 40,
     "lr": 3e-4,
     "warmup": 5,
-    "batch_tokens": 4096,  # each run would otherwise plan with all that is free
+    "batch_tokens": 4096,  # otherwise each run would plan with all free memory
 }
-OTHERWISE = [  # what follows from the budget and from the loss: one at a time, for one round
+OTHERWISE = [  # changes of budget or loss, one at a time, for one round
     {"temperature": 0.7},
     {"state_games": 32},
     {"loss": "forward_kl"},
@@ -37,13 +38,13 @@ OTHERWISE = [  # what follows from the budget and from the loss: one at a time, 
     {"steps": 80},
 ]
 
-# of the rehearsal
+# settings of the rehearsal
 SMALL = {"batch_size": 2, "state_games": 2, "steps": 1, "eval_maps": 2, "max_new_tokens": 8}
 
 
 @dataclass
 class Job:
-    """A run that writes a line for each of its rounds to `out`; one `like` another waits for it."""
+    """A run that writes a line per round to `out`. It waits for the run in `like`, if any."""
 
     name: str
     command: list[str]
@@ -54,7 +55,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it works: its run folder is the only one in runs/ there."""
+        """Its working directory, where runs/ holds only its own run folder."""
         return self.out.with_suffix("")
 
     def start(self) -> None:
@@ -70,14 +71,14 @@ class Job:
             )
 
     def new(self) -> list[dict]:
-        """The lines that came since the last time."""
+        """Return the lines written since the last call."""
         found = self.out.read_text("utf-8").splitlines() if self.out.exists() else []
         new, self.seen = found[self.seen :], len(found)
         return [json.loads(text) for text in new]
 
 
 def _jobs(call: Call, model: str, rounds: int, seeds: int) -> list[Job]:
-    """The waiter world with each seed, the dinner online and offline, then what is otherwise."""
+    """Return all jobs: the waiter with each seed, the dinner, then the waiter with changes."""
     folder = call.out.with_suffix("")
     few = SMALL if call.small else {}
     jobs = []
@@ -105,7 +106,7 @@ def _jobs(call: Call, model: str, rounds: int, seeds: int) -> list[Job]:
 
 
 def learn(call: Call, model: str, rounds: int, seeds: int, at_once: int) -> None:
-    """Real models learn, so many runs at once, in the order in which they matter."""
+    """Run all jobs, `at_once` at the same time, the most important first."""
     todo, running = _jobs(call, model, rounds, seeds), []
     while (todo or running) and call.left > 0:
         ready = [job for job in todo if not job.like or job.like.out.exists()]
@@ -137,7 +138,7 @@ def _dict(value) -> dict:
 
 
 def unpack(gguf: Path) -> str:
-    """A folder beside a GGUF file with its model in bfloat16."""
+    """Save the model of a GGUF file in bfloat16 in a folder beside it. Return the folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -150,28 +151,30 @@ def unpack(gguf: Path) -> str:
             gguf.parent, dtype=torch.bfloat16, quantization_config=config, **name
         )
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # its weights are dense now
+            del model.config.quantization_config  # the weights are dense now
         tokenizer.save_pretrained(folder), model.save_pretrained(folder)
     return str(folder)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
-    parser.add_argument("--model", help="a model folder")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
+    parser.add_argument("--model", help="model folder")
     parser.add_argument("--gguf", type=Path, help="or a GGUF file")
-    parser.add_argument("--seconds", type=float, default=580, help="after which all is cut off")
-    parser.add_argument("--small", action="store_true", help="the rehearsal, on a CPU too")
+    parser.add_argument(
+        "--seconds", type=float, default=580, help="stop everything after this time"
+    )
+    parser.add_argument("--small", action="store_true", help="rehearsal, also on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=14, help="runs at the same time")
+    parser.add_argument("--at-once", type=int, default=14, help="number of runs at the same time")
     args = parser.parse_args()
     call = Call(args.out.resolve(), args.seconds, args.small)
     model = unpack(args.gguf.resolve()) if args.gguf else args.model
     if not model:
-        parser.error("say which: --model FOLDER or --gguf FILE")
+        parser.error("one of --model FOLDER or --gguf FILE is required")
     if Path(model).exists():
-        model = str(Path(model).resolve())  # each run works in a folder of its own
+        model = str(Path(model).resolve())  # each run works in its own directory
     learn(call, model, args.rounds, args.seeds, args.at_once)
     return 0
 

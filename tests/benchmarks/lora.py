@@ -1,11 +1,10 @@
-"""LoRA rank and learning rate by measurement: `python tests/benchmarks/lora.py --model FOLDER`, one
-JSON line a trial.
+"""Compare LoRA ranks and learning rates: `python tests/benchmarks/lora.py --model FOLDER`.
 
-A trial distills the same notes into a fresh adapter, then asks how far the student is from the
-teacher on states that were not trained on: KL(student || teacher), nats a token, on replies that
-the untrained student gave, the same for every trial, and on the trained student's own. What is not
-named keeps the default of `distill`. It says what closes the gap in few steps, not what plays
-best."""
+Each trial distills the same notes into a new adapter, then measures how far the student is from the
+teacher on states that were not trained on: KL(student || teacher) in nats per token. It is measured
+on replies of the untrained student, which are the same for all trials, and on the trained student's
+own. Options that are not listed keep the defaults of `distill`. Writes one JSON line per trial. The
+result says which settings close the gap in few steps, not which play best."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import os
 import time
 from pathlib import Path
 
-# Before torch is loaded: threads that wait sleep.
+# Must be set before torch is loaded: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -46,7 +45,7 @@ def gap(
     notes: str = NOTES,
     prompt_set: str | None = None,
 ) -> float:
-    """KL(student without notes || teacher with them), mean over tokens."""
+    """Return KL(student without notes || teacher with notes), averaged over tokens."""
     prompts, hidden = load_prompt_set(prompt_set or policy.default_prompt_set), []
     for adapter, text in (("teacher", notes), ("student", "")):
         asked = [policy.encode(with_experience(prompts, state.prompt, text)) for state in found]
@@ -60,10 +59,14 @@ def main() -> None:
     default = DistillConfig()
     parser.add_argument("--model", default="micro", help="micro, a model folder or a hub id")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--env", default=ENV, help="a world, as MODULE:ID where it is your own")
-    parser.add_argument("--held-env", help="the world of the gap, default: the same, other maps")
+    parser.add_argument("--env", default=ENV, help="a world, or MODULE:ID for your own")
+    parser.add_argument(
+        "--held-env", help="world to measure the gap in; default: the same, other maps"
+    )
     parser.add_argument("--prompt-set", help="default: the model's own")
-    parser.add_argument("--notes", type=Path, help="file of the experience, default: of lakes")
+    parser.add_argument(
+        "--notes", type=Path, help="file with the experience; default: notes on lakes"
+    )
     parser.add_argument("--ranks", default="16")
     parser.add_argument("--lrs", default=str(default.lr))
     parser.add_argument("--steps", type=int, default=default.steps)
@@ -71,8 +74,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=default.warmup)
     parser.add_argument("--retention", type=float, default=default.retention)
     parser.add_argument("--temperature", type=float, default=default.temperature)
-    parser.add_argument("--tokens", type=int, default=32, help="of a reply at most")
-    parser.add_argument("--held", type=int, default=32, help="states that the gap is measured on")
+    parser.add_argument("--tokens", type=int, default=32, help="most tokens of a reply")
+    parser.add_argument("--held", type=int, default=32, help="states to measure the gap on")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/lora.jsonl"))
     args = parser.parse_args()
@@ -80,7 +83,7 @@ def main() -> None:
     policy = load_policy(args.model, dtype=args.dtype)
     options = {"temperature": args.temperature, "max_new_tokens": args.tokens}
     notes = args.notes.read_text("utf-8").strip() if args.notes else NOTES
-    turns = min(2, envs.make(args.env).max_turns)  # of a game that are states, more or less
+    turns = min(2, envs.make(args.env).max_turns)  # states per game, roughly
     train, held = (
         states(rollout(policy, env, seeds, prompt_set=args.prompt_set, **options))[:n]
         for env, first, n in ((args.env, 0, 32), (args.held_env or args.env, 1000, args.held))

@@ -1,14 +1,15 @@
-"""A randomly initialised Qwen3 of a published size, for speed and memory: `python random_model.py
-1.7B FOLDER`.
+"""Make a random Qwen3 of a published size, to measure speed and memory.
 
-Shapes are those of the hub's config.json; the tokenizer is the embedded model's, whose ids all lie
-within the vocabulary."""
+    python tests/benchmarks/random_model.py 1.7B FOLDER
+
+The shapes are those of config.json on the hub. The tokenizer is the embedded model's; all its ids
+are within the vocabulary."""
 
 import os
 import sys
 from pathlib import Path
 
-# Before torch is loaded: threads that wait sleep.
+# Must be set before torch is loaded: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.model.source import model_folder
 
-SIZES = {  # hidden, intermediate, layers, heads; 8 key heads of 128 in all
+SIZES = {  # hidden, intermediate, layers, heads; all with 8 key heads of 128
     "0.6B": (1024, 3072, 28, 16),
     "1.7B": (2048, 6144, 28, 16),
     "4B": (2560, 9728, 36, 32),
@@ -45,7 +46,7 @@ def main(size: str, folder: str) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(Path(folder))
-    print("{}")  # what gpu.py reads
+    print("{}")  # gpu.py reads a JSON line
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""The benchmarks run, on the embedded model and tiny sizes; how fast anything is, is not judged
-here.
-"""
+"""The benchmarks run on the embedded model and tiny sizes. Speed is not tested here."""
 
 import json
 from pathlib import Path
@@ -36,7 +34,7 @@ def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
         assert line["ours"] > 0 and line["peer"] > 0 and line["n"] == 1 and line["model"] == "micro"
         assert (
             line["ratio"] == line["peer"] / line["ours"] and line["target"] is None
-        )  # targets: of another model
+        )  # targets apply to another model
         assert (
             line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]
         )  # the arms compute the same loss
@@ -74,7 +72,7 @@ def test_an_arm_that_fails_is_said(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     assert (
         bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1
-    )  # a mean of no steps
+    )  # fails: the mean of no steps
     assert "failed with exit status" in capsys.readouterr().out and not out.exists()
 
 
@@ -88,7 +86,7 @@ def test_benchmarks_draws_each_line_once_with_its_target():
     assert ends == pytest.approx(sorted(row["ratio"] for row in rows))
     marks = [line for axis in axes for line in axis.lines if line.get_color() == "#d55e00"]
     assert len(marks) == sum(row["target"] is not None for row in rows)
-    # what is better when more, and what is better when less, have no axis in common
+    # "more is better" and "less is better" do not share an axis
     costs = [row["ratio"] for row in rows if row["ratio_is"] == "ours / peer"]
     assert sorted(bar.get_width() for bar in axes[2].patches) == pytest.approx(sorted(costs))
     assert axes[2].get_xscale() == "linear" and "less is better" in axes[2].get_xlabel()
