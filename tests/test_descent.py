@@ -161,10 +161,10 @@ def test_a_game_as_text_shows_the_board_of_each_level_once():
     "kwargs, message",
     [
         ({"levels": 0}, "levels must be at least 1, got 0"),
-        ({"levels": 7}, "levels=7 needs 28 letters, and there are 24: at most 6 levels"),
+        ({"levels": 7}, "levels=7 needs 28 letters, but there are 24: use at most 6 levels"),
         ({"turns": 0}, "turns must be at least 1"),
         ({"size": 2}, "size must be 3 to 26"),
-        ({"max_turns": 5}, "say turns=, not max_turns="),
+        ({"max_turns": 5}, "use turns=, not max_turns="),
         ({"letters": "AABCDEFGHIJKLMNO"}, "must differ"),
         ({"letters": "ABCP" * 4, "levels": 1}, "must differ"),
         ({"symbols": {"hole": "X"}}, "unknown symbols"),
@@ -178,8 +178,8 @@ def test_bad_arguments_are_one_clear_error(kwargs, message):
 @pytest.mark.parametrize(
     "layout, message",
     [
-        (DescentLayout((BOARD,)), "the layout has 1 boards, and this world 2 levels"),
-        ("TMRB", "is a DescentLayout, not"),
+        (DescentLayout((BOARD,)), "the layout has 1 boards, but this world 2 levels"),
+        ("TMRB", "must be a DescentLayout, not"),
         (DescentLayout((BOARD, DescentBoard(3, 0, (2, 4, 6, 8)))), "level 2 must be 4x4"),
         (DescentLayout((DescentBoard(4, 5, (5, 13, 15, 8)), BOARD)), "level 1 must be 4x4"),
         (DescentLayout((BOARD, DescentBoard(4, 0, (1, 4, 15, 8)))), "level 2 has a letter"),

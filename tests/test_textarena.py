@@ -207,9 +207,9 @@ def test_their_chance_is_each_games_own():
     "game, message",
     [
         ("Chopsticks-v0", "Chopsticks-v0 cannot be played by one player here"),
-        ("PublicGoodsGame-v0", "no game for one player"),
+        ("PublicGoodsGame-v0", "not a game for one player"),
         ("Nothing-v0", "no game 'Nothing-v0'"),
-        ("TwentyQuestions-v0", "asks a model on the net"),
+        ("TwentyQuestions-v0", "needs an online model"),
     ],
 )
 def test_games_that_cannot_be_brought_say_why(game, message):
@@ -222,7 +222,7 @@ def test_word_lists_are_not_fetched(monkeypatch):
 
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", lambda *args, **options: pytest.fail("fetched"))
-    with pytest.raises(ValueError, match="wants NLTK data that is not on this machine"):
+    with pytest.raises(ValueError, match="needs NLTK data that is not on this machine"):
         from_textarena("Hangman-v0")
 
 

@@ -6,9 +6,9 @@ layouts, `…Unseen-v0` held-out ones. `…Other-v0` is an unseen world: the sam
 and no word for a move in common with the plain one. `oelkit/Sql-v0` asks questions over a database;
 `SqlUnseen-v0` combines conditions in new ways, `SqlOther-v0` is an unseen database.
 
-Your own: a gymnasium.Env whose observations and actions (the model's whole replies) are text,
-registered with `gymnasium.register(id, entry_point=YourWorld, max_episode_steps=turns)`; see
-`text_env.TextEnvWrapper`. Its id, or `module:id` where the module registers it, works wherever a
+A world of your own is a gymnasium.Env whose observations and actions (the model's whole replies)
+are text. Register it with `gymnasium.register(id, entry_point=YourWorld, max_episode_steps=turns)`;
+see `text_env.TextEnvWrapper`. Its id, or `module:id` if the module registers it, works wherever a
 world is named.
 """
 

@@ -1,7 +1,7 @@
 """Boards and moves as text: how a board is written and read, and what its symbols mean.
 
-Cells are rows of symbols; "." is a free cell. No world is known here, but for the symbols of those
-that come with oelkit.
+Cells are rows of symbols; "." is a free cell. Of the worlds that come with oelkit, only the symbols
+are known here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _ALIASES = {"a": "left", "s": "down", "d": "right", "w": "up"}
 
 
 def parse_action(reply: str, moves: Sequence[str] = ACTIONS) -> str | None:
-    """The last bracketed legal action of a reply, or None.
+    """Return the last bracketed legal action of a reply, or None.
 
-    moves: the words for the four moves where they are renamed, in the order of ACTIONS; else also
-    [a] [s] [d] [w] are legal.
+    moves: the words for the four moves, in the order of ACTIONS. Unless they are renamed, [a] [s]
+    [d] [w] are legal too.
     """
     aliases = _ALIASES if tuple(moves) == ACTIONS else {}
     actions = dict(zip(map(str.lower, moves), ACTIONS, strict=True)) | aliases
@@ -43,16 +43,16 @@ def parse_action(reply: str, moves: Sequence[str] = ACTIONS) -> str | None:
 
 
 def label(row: int, column: int) -> str:
-    """The name of a cell on a labelled board: row letter, column digit ('b3')."""
+    """Return the name of a cell on a labelled board: row letter and column number ('b3')."""
     return f"{chr(ord('a') + row)}{column + 1}"
 
 
 def render_board(cells: list[list[str]], board: str) -> str:
-    """A board as text: 'labelled' or 'grid', the paper's boxes.
+    """Return a board as text: 'labelled', or 'grid' for the paper's boxes.
 
-    'labelled' gives the size, then each occupied cell on a line with its symbol ('H a3'), so that a
-    small model finds either from the other. Symbols stand in the order in which they first appear,
-    row by row: their order tells nothing of their roles.
+    'labelled' is the size, then each occupied cell on a line with its symbol ('H a3'), so a small
+    model can find either from the other. Symbols are in the order in which they first appear, row
+    by row, so their order reveals nothing about their roles.
     """
     if board == "labelled":
         places: dict[str, list[str]] = {}
@@ -67,7 +67,7 @@ def render_board(cells: list[list[str]], board: str) -> str:
 
 
 def parse_board(text: str) -> list[list[str]]:
-    """The cells of the first board in a text, in either rendering ([] where there is none)."""
+    """Return the cells of the first board in a text, in either rendering, or []."""
     rows: list[list[str]] = []
     labelled = False
     for line in text.split("\n"):
@@ -85,8 +85,8 @@ def parse_board(text: str) -> list[list[str]]:
 
 
 def symbol_kinds(cells: list[list[str]]) -> dict[str, str]:
-    """What symbols mean by default: Sokoban's where the board has a wall, Descent's where all that
-    is on it belongs to one of its levels, else Frozen Lake's.
+    """Return what symbols mean by default: Sokoban's if the board has a wall, Descent's if all
+    symbols belong to one of its levels, otherwise Frozen Lake's.
     """
     there = {symbol for row in cells for symbol in row}
     n = len(DESCENT_ROLES)

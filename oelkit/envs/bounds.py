@@ -1,9 +1,9 @@
 """Floors and ceiling of a world, computed and not sampled: the pass rates of players who have
-learned nothing, and of the best.
+learned nothing, and of the best player.
 
-Value iteration over (where things are, turns left), layout by layout: exact also where the ice is
-slippery. The best fixed plan comes from playing every plan of `max_turns` moves on every layout.
-Nothing here knows of models.
+The method is value iteration over (where things are, turns left) for each layout, which is exact
+even on slippery ice. The best fixed plan comes from playing every plan of `max_turns` moves on
+every layout. Nothing here knows of models.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .text_env import TextEnv, TextEnvWrapper
 from .worlds import make
 
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
-_WON, _LOST, _START = 0, 1, 2  # numbers of nodes; the others are a position, warned or not
+_WON, _LOST, _START = 0, 1, 2  # node numbers; other nodes are a position, warned or not
 _MAX_PLAN_TURNS = 10  # 4^10 plans
 
 
 def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
-    """Where each action leads and how probably, both [nodes, actions, ends]."""
+    """Return where each action leads and with what probability, both [nodes, actions, ends]."""
     start = (env.position, False)
     numbers: dict[Any, int] = {Outcome.SUCCESS: _WON, Outcome.FAILURE: _LOST, start: _START}
     depth, queue = {start: 0}, [start]
@@ -55,18 +55,18 @@ def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
 def bounds(
     env: str | TextEnv | TextEnvWrapper, seeds: Iterable[int], **env_kwargs: Any
 ) -> dict[str, Any]:
-    """Pass rates in [0, 1] of a random player, the best fixed plan and the best policy.
+    """Return pass rates in [0, 1] of a random player, the best fixed plan and the best policy.
 
     Args:
-        env: a TextEnv, or an id, made with `env_kwargs`.
-        seeds: of the layouts.
-        **env_kwargs: of `make`.
+        env: a TextEnv, or the id of one to make with `env_kwargs`.
+        seeds: seeds of the layouts.
+        **env_kwargs: arguments of `make`.
 
     Returns:
         random, fixed_plan, ceiling, plan (the one sequence of moves that passes most layouts) and
-        n; of a Descent also known_levels (`knowledge_bounds`). fixed_plan and plan are None over 10
-        turns and where moves lead to places by chance, all rates are None for a world that is no
-        TextEnv.
+        n; for a Descent of several levels also known_levels (`knowledge_bounds`). fixed_plan and
+        plan are None above 10 turns and if moves are random. For a world that is not a TextEnv, all
+        rates are None unless it has a `bounds` method of its own.
 
     Raises:
         ValueError: there are no seeds.
@@ -97,7 +97,7 @@ def bounds(
             for _ in range(world.max_turns):
                 nodes = to[nodes, :, 0].reshape(-1)  # plan number = its actions as digits in base 4
             wins += nodes == _WON
-    world.reset()  # the look-ahead has left it in the middle of nowhere
+    world.reset()  # the look-ahead leaves it in an arbitrary position
     found |= {"random": float(random / len(seeds)), "ceiling": float(ceiling / len(seeds))}
     if wins.size:
         plan = int(wins.argmax())
@@ -110,21 +110,22 @@ def bounds(
 
 
 def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: Any) -> list[float]:
-    """Pass rates of perfect players of a Descent who know the letters of its first k levels.
+    """Return pass rates of perfect Descent players who know the letters of the first k levels.
 
-    Of the levels beyond they know the rules alone: one letter is the key, one the goal, and each
-    assignment is as probable. Value iteration over (cell, letter taken as the key, turns left).
+    Of deeper levels they know only the rules: one letter is the key, one the goal, and all
+    assignments are equally likely. Value iteration over (cell, letter taken as the key, turns
+    left).
 
     Args:
-        env: a DescentEnv, or an id, made with `env_kwargs`.
-        seeds: of the layouts.
-        **env_kwargs: of `make`.
+        env: a DescentEnv, or the id of one to make with `env_kwargs`.
+        seeds: seeds of the layouts.
+        **env_kwargs: arguments of `make`.
 
     Returns:
-        k = 0 to levels: the steps of the staircase, each in [0, 1].
+        A rate in [0, 1] for each k from 0 to levels: the steps of the staircase.
 
     Raises:
-        ValueError: there are no seeds, or the world is no Descent.
+        ValueError: there are no seeds, or the world is not a Descent.
     """
     world = make(env, **env_kwargs) if isinstance(env, str) else env
     seeds = list(seeds)
@@ -142,7 +143,7 @@ def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: 
 
 
 def _best(world: DescentEnv, board: DescentBoard, informed: bool) -> float:
-    """The probability that a perfect player passes one board, its letters known or not."""
+    """Return the probability that a perfect player passes a board, its letters known or not."""
     _, key, goal, _ = board.letters
     around = [Layout(board.size, c, (), ()).neighbours(c).values() for c in range(board.size**2)]
     value = {taken: np.zeros(board.size**2) for taken in (None, *board.letters)}
@@ -166,6 +167,6 @@ def _best(world: DescentEnv, board: DescentBoard, informed: bool) -> float:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """What `bounds` found, in words; those that are None are left out."""
+    """Return what `bounds` found in words, without rates that are None."""
     rates = {name: found[key] for key, name in NAMES.items() if found[key] is not None}
     return ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())

@@ -1,13 +1,13 @@
-"""Descent: boards one below another, of which only a better player sees the next.
+"""Descent: boards one below another, where only a player who passes one sees the next.
 
 Each board has four letters of its own, each on one cell: a key, a goal and two holes. The goal
-opens once the key is taken, and leads to the next board; a hole, or the goal without the key, ends
-the game. It is won at the goal of the last board.
+opens once the key is taken, and leads to the next board. A hole, or the goal without the key, ends
+the game. The game is won at the goal of the last board.
 
-No shortcut: a board is first drawn as five cells that would do for every assignment of the roles,
-and only then are the roles dealt. So neither number, place nor order of the letters tells a role,
-and who knows none of a board's letters passes it once in twelve times at best, however well other
-boards are known (`bounds.knowledge_bounds` computes it).
+There is no shortcut. A board is first drawn as five cells that would work for every assignment of
+the roles; only then are the roles assigned. So the number, place and order of the letters reveal no
+role. A player who knows none of a board's letters passes it at most once in twelve times, however
+well other boards are known (`bounds.knowledge_bounds` computes this).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .frozen_lake import Layout
 from .text_env import StepResult, TextEnv
 
 _SAID = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
-_MOVES_FROM_START = 2  # to any letter: the first move is not the whole way
+_MOVES_FROM_START = 2  # at least, to any letter: one move is not enough
 
 
 def facts(feedback: str) -> list[tuple[str, str]]:
-    """The letters that a feedback gives a role, with it: hole, key or goal."""
+    """Return (letter, role) for each role that a feedback reveals: hole, key or goal."""
     return _SAID.findall(feedback)
 
 
@@ -42,19 +42,20 @@ class DescentBoard:
 
     @property
     def unseen(self) -> bool:
-        """Whether it is of the held-out quarter, by a checksum of the cells that have a letter:
-        without the roles, and without the start, so that no turn of its game is one of training.
+        """Whether the board is in the held-out quarter, by a checksum of the letters' cells.
+
+        Roles and start do not count, so that no turn of a held-out game also occurs in training.
         """
         return zlib.crc32(repr((self.size, sorted(self.letters))).encode()) % 4 == 0
 
     def way(self, start: int, to: int, taken: tuple[int, ...] = ()) -> list[str] | None:
-        """Actions of a shortest way that enters no other letter that is still there, or None."""
+        """Return the actions of a shortest path that enters no other remaining letter, or None."""
         avoid = tuple(c for c in self.letters if c != to and c not in taken)
         return Layout(self.size, start, (to,), avoid).shortest_path()
 
     def fits(self, moves: int) -> bool:
-        """Whether any two letters, one after the other, can be reached in `moves`: the board would
-        do for every assignment of the roles.
+        """Whether any two letters can be reached one after the other in `moves`, so that the board
+        works for every assignment of the roles.
         """
         first = {a: self.way(self.start, a) for a in self.letters}
         if any(way is None or len(way) < _MOVES_FROM_START for way in first.values()):
@@ -74,20 +75,20 @@ class DescentLayout:
 
     @property
     def unseen(self) -> bool:
-        """Whether each of its boards is held out."""
+        """Whether all of its boards are held out."""
         return all(board.unseen for board in self.boards)
 
 
 class DescentEnv(TextEnv):
     """Boards one below another; see the module. `info` has the `level` of the board, from 1.
 
-    The player is "@" until the key of the board is taken and "P" with it; the key is then no longer
-    on the board. Other arguments: see TextEnv.
+    The player is "@" until the key of the board is taken, then "P"; the key then leaves the board.
+    Other arguments: see TextEnv.
 
     Args:
         levels: number of boards.
-        size: of each board.
-        turns: turns on a board at most; the shortest way takes one less, or fewer.
+        size: side length of each board, in cells.
+        turns: most turns per board; a shortest solution takes at most one less.
         letters: hole, key, goal and second hole of the first board, then of the second and so on.
     """
 
@@ -107,25 +108,25 @@ class DescentEnv(TextEnv):
         if turns < 1:
             raise ValueError(f"turns must be at least 1, got {turns}")
         if "max_turns" in kwargs:
-            raise ValueError("Descent has turns per board: say turns=, not max_turns=")
+            raise ValueError("Descent has turns per board: use turns=, not max_turns=")
         if not 3 <= size <= 26:
             raise ValueError(f"size must be 3 to 26, got {size}")
         need = levels * len(DESCENT_ROLES)
         if need > len(letters):
             most = len(letters) // len(DESCENT_ROLES)
-            what = f"levels={levels} needs {need} letters, and there are {len(letters)}"
-            raise ValueError(f"{what}: at most {most} levels, or other letters=")
+            what = f"levels={levels} needs {need} letters, but there are {len(letters)}"
+            raise ValueError(f"{what}: use at most {most} levels, or give more letters=")
         self.levels, self.size, self.turns, self.letters = levels, size, turns, letters[:need]
         super().__init__(split, max_turns=levels * turns, **kwargs)
 
     def _check_names(self) -> None:
         names = self.symbols
         self.symbols = names | {f"letter {i}": x for i, x in enumerate(self.letters)}
-        super()._check_names()  # all of them differ, and can be told apart on a board
+        super()._check_names()  # all differ, also on a board
         self.symbols = names
 
     def roles(self, level: int) -> dict[str, str]:
-        """The letters of a level (from 1) and what they are: hole, key or goal."""
+        """Return the letters of a level (from 1) with their roles: hole, key or goal."""
         n = len(DESCENT_ROLES)
         return dict(zip(self.letters[(level - 1) * n : level * n], DESCENT_ROLES, strict=True))
 
@@ -144,7 +145,7 @@ class DescentEnv(TextEnv):
         raise ValueError(f"no board found in 100,000 draws: ask for {now}")
 
     def _near(self, board: DescentBoard) -> bool:
-        """What `fits` asks of the distances as the crow flies: quick, and refuses most draws."""
+        """Check what `fits` needs by distance as the crow flies: quick, and refuses most draws."""
         at = [divmod(c, self.size) for c in (board.start, *board.letters)]
 
         def apart(i: int, j: int) -> int:
@@ -157,19 +158,19 @@ class DescentEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """See TextEnv; a layout in the options is a DescentLayout, a board for each level."""
+        """See TextEnv; a layout in the options is a DescentLayout with one board per level."""
         layout = (options or {}).get("layout")
         if layout is not None and not isinstance(layout, DescentLayout):
-            raise ValueError(f"the layout of a Descent is a DescentLayout, not {layout!r:.80}")
+            raise ValueError(f"the layout of a Descent must be a DescentLayout, not {layout!r:.80}")
         if layout is not None and len(layout.boards) != self.levels:
             raise ValueError(
-                f"the layout has {len(layout.boards)} boards, and this world {self.levels} levels"
+                f"the layout has {len(layout.boards)} boards, but this world {self.levels} levels"
             )
         for level, board in enumerate(layout.boards if layout else (), 1):
             if board.size != self.size or len({board.start, *board.letters}) != 5:
                 raise ValueError(
-                    f"the board of level {level} must be {self.size}x{self.size} with start and "
-                    f"four letters on cells of their own: {board}"
+                    f"the board of level {level} must be {self.size}x{self.size}, with start and "
+                    f"four letters on different cells: {board}"
                 )
             if not board.fits(self.turns):
                 raise ValueError(
@@ -180,7 +181,7 @@ class DescentEnv(TextEnv):
         return observation, info | {"level": self.level + 1}
 
     def step(self, action: str) -> StepResult:
-        """See TextEnv; `info` also has the level that is on the board now."""
+        """See TextEnv; `info` also has the current level."""
         *result, info = super().step(action)
         return (*result, info | {"level": self.level + 1})  # type: ignore[return-value]
 
@@ -197,7 +198,7 @@ class DescentEnv(TextEnv):
 
     @property
     def position(self) -> tuple[int, int, bool, int]:
-        """Level from 0, cell, whether the key is taken, turns that this board has had."""
+        """(level from 0, cell, whether the key is taken, turns spent on this board)."""
         return self.level, self.cell, self.carrying, self.turn - self._entered
 
     @position.setter
@@ -242,7 +243,7 @@ class DescentEnv(TextEnv):
         return f"{feedback}. Next level.", None
 
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
-        """See TextEnv; the turns that a board has left are part of the position."""
+        """See TextEnv; the turns spent on a board are part of the position."""
         self.turn += 1
         _, outcome = self._move(action)
         position, late = self.position, self._time_up()

@@ -1,9 +1,9 @@
-"""Frozen Lake in text, on the dynamics of gymnasium's own `FrozenLake-v1`.
+"""Frozen Lake as text, with the dynamics of gymnasium's `FrozenLake-v1`.
 
-A player sees a board and what happened; which symbol is a hole and which a goal is for the player
-to find out. The paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards
-that TextArena 0.7.4 draws for a seed. The others draw start, goals and holes at random and are
-split by layout, so that "unseen" means a layout that no training seed can give.
+A player sees a board and what happened, and has to find out which symbol is a hole and which a
+goal. The paper's world (3x3, 2 holes, start and goal in opposite corners) draws the boards that
+TextArena 0.7.4 draws for a seed. The others draw start, goals and holes at random and are split by
+layout, so "unseen" means a layout that no training seed can give.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Layout:
 
     @property
     def unseen(self) -> bool:
-        """Whether it is of the held-out quarter (by a checksum of everything but the decoys)."""
+        """Whether it is in the held-out quarter (by a checksum of everything except the decoys)."""
         return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
 
     def neighbours(self, cell: int) -> dict[str, int]:
-        """The cells next to a cell, by action; what lies outside the board is left out."""
+        """Return the cells next to a cell, by action, without those outside the board."""
         row, column = divmod(cell, self.size)
         steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
         inside = range(self.size)
@@ -46,7 +46,7 @@ class Layout:
     def shortest_path(
         self, start: int | None = None, avoid: tuple[int, ...] | None = None
     ) -> list[str] | None:
-        """Actions of a shortest path to a goal, first in ACTIONS order, or None.
+        """Return the actions of a shortest path to a goal, the first in ACTIONS order, or None.
 
         start, avoid: cells; by default the layout's start and holes.
         """
@@ -66,7 +66,7 @@ class Layout:
     def cells(
         self, symbols: dict[str, str] = LAKE_SYMBOLS, player: int | None = None
     ) -> list[list[str]]:
-        """The board as rows of symbols, the player on top."""
+        """Return the board as rows of symbols, with the player on top."""
         flat = [symbols["free"]] * self.size**2
         for kind, places in (("hole", self.holes), ("goal", self.goals), ("decoy", self.decoys)):
             for cell in places:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
-    """The corner-to-corner layout that TextArena 0.7.4 draws for a seed."""
+    """Return the corner-to-corner layout that TextArena 0.7.4 draws for a seed."""
     rng, last = random.Random(seed), size * size - 1
     if not 0 <= holes < last - 1:
         raise ValueError(f"{holes} holes do not fit between the corners of a {size}x{size} board")
@@ -89,18 +89,19 @@ def paper_layout(seed: int, size: int = 3, holes: int = 2) -> Layout:
 
 
 class FrozenLakeEnv(TextEnv):
-    """Frozen Lake as text; `corners` is the paper's fixed start and goal, which has no split.
+    """Frozen Lake as text.
 
-    `holes`, `goals` and `decoys` are a number or a (low, high) range; random layouts are solvable
-    in `min_moves` to `max_turns` moves. `corners="random"` draws which of two opposite corners are
-    start and goal. `slippery`: a move goes where gymnasium's slippery ice takes it, a third of the
-    time to either side; a wall then only stops the player. Its chance comes from the seed of
-    `reset`, so that the same moves give the same game. Other arguments: see TextEnv.
+    `corners=True` is the paper's fixed start and goal, without a split; `corners="random"` draws
+    which of two opposite corners are start and goal. `holes`, `goals` and `decoys` are a number or
+    a (low, high) range. Random layouts are solvable in `min_moves` to `max_turns` moves. With
+    `slippery`, gymnasium's slippery ice takes a move to each side a third of the time, and a wall
+    only stops the player. The randomness comes from the seed of `reset`, so the same moves give the
+    same game. Other arguments: see TextEnv.
     """
 
     SYMBOLS = LAKE_SYMBOLS
 
-    # why: each is one knob of the world, set by name in the registry
+    # why: each is one option of the world, set by name in the registry
     def __init__(
         self,
         size: int = 4,
@@ -120,7 +121,7 @@ class FrozenLakeEnv(TextEnv):
             raise ValueError(f"corners must be False, True or 'random', got {corners!r}")
         if corners is True and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
             raise ValueError(
-                "with corners=True holes is one number, goals 1, decoys 0 and split None"
+                "corners=True needs holes as one number, goals=1, decoys=0 and split=None"
             )
         if corners == "random" and (goals != 1 or 2 * (size - 1) > self.max_turns):
             needs = f"goals=1 and, with size={size}, max_turns={2 * size - 2} or more"
@@ -191,7 +192,7 @@ class FrozenLakeEnv(TextEnv):
         return f"{feedback}.", None
 
     def chances(self, action: str) -> list[tuple[float, int, Outcome | None]]:
-        """See TextEnv; gymnasium's own table where the ice is slippery."""
+        """See TextEnv; gymnasium's own table if the ice is slippery."""
         if not self.slippery:
             return super().chances(action)
         outcomes = {True: Outcome.SUCCESS, False: Outcome.FAILURE}

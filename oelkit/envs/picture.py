@@ -1,7 +1,7 @@
-"""Boards as pictures: one matplotlib drawing for notebooks, reports and `render(mode='rgb_array')`.
+"""Boards as pictures: one matplotlib drawing for notebooks, reports and `render_mode='rgb_array'`.
 
-The symbols are drawn as what they stand for, holes and goals with their own letter, so that picture
-and text can be read side by side; a letter of unknown meaning is a letter on a coloured tile.
+Symbols are drawn as what they stand for, holes and goals with their own letter, so you can read
+picture and text side by side. A letter of unknown meaning is a letter on a coloured tile.
 Matplotlib is imported where it is used.
 """
 
@@ -17,11 +17,11 @@ _ICE, _FLOOR = ("#e3f1fa", "#c3deee"), ("#f1e9dc", "#e0d3bf")  # face, edge
 _TILES = ("#c9a7eb", "#f6c177", "#8fd3c1", "#f2a6b8", "#a8b8f0", "#d5cf7a")  # by code point
 _GOAL, _WATER, _DEEP, _WOOD, _PLAYER = "#cdeecb", "#3d6f9e", "#16324f", "#b9793a", "#e4572e"
 _BRICKS = (((0.02, 0.21), (0.27, 0.46), (0.77, 0.21)), ((0.02, 0.46), (0.52, 0.46)))
-"""Start and width of the bricks in the even and in the odd courses of a wall."""
+"""Start and width of the bricks in the even and odd courses of a wall."""
 
 
 class _Tile:
-    """Draws things on one tile; lengths are shares of it, y points down."""
+    """Draws on one tile. Lengths are shares of the tile, and y points down."""
 
     def __init__(self, ax: Any, x: int, y: int, point: float):
         self.ax, self.x, self.y, self.point = ax, x, y, point
@@ -38,7 +38,7 @@ class _Tile:
 
     def letter(self, x: float, y: float, text: str, size: float, color: str) -> None:
         style = {"ha": "center", "va": "center_baseline", "weight": "bold", "color": color}
-        style |= {"parse_math": False}  # of a world's own symbols
+        style |= {"parse_math": False}  # symbols are no formulas
         self.ax.text(self.x + x, self.y + y, text, size=size * self.point, **style)
 
     def ellipse(self, x: float, y: float, width: float, height: float, *look: Any) -> None:
@@ -123,7 +123,7 @@ class _Tile:
         head = self.x + 0.5 + 0.8 * dx, self.y + 0.5 + 0.8 * dy
         look: dict[str, Any] = {"arrowstyle": "-|>", "color": "#212529", "shrinkA": 0, "shrinkB": 0}
         look |= {"lw": 0.06 * self.point, "mutation_scale": 0.42 * self.point}
-        # a white edge, or it is lost on a hole
+        # a white edge keeps it visible on a hole
         look["path_effects"] = [withStroke(linewidth=0.12 * self.point, foreground="white")]
         self.ax.annotate("", head, tail, arrowprops=look, annotation_clip=False, zorder=5)
 
@@ -140,16 +140,16 @@ def draw_board(
     Args:
         ax: the axis.
         cells: rows of symbols, as `parse_board` gives them.
-        move: 'left' …, an arrow at the player.
-        title: above the board.
-        kinds: what renamed symbols mean: symbol -> 'hole', 'goal', … (see board.LAKE_SYMBOLS).
+        move: an action such as 'left', drawn as an arrow at the player.
+        title: text above the board.
+        kinds: meaning of renamed symbols: symbol -> 'hole', 'goal', … (see board.LAKE_SYMBOLS).
     """
     if not cells or any(len(row) != len(cells[0]) for row in cells):
         raise ValueError("draw_board needs a board: rows of symbols, all of one length")
     kinds = symbol_kinds(cells) if kinds is None else kinds
     size = ax.get_position().transformed(ax.figure.transFigure)
     width = min(size.width / len(cells[0]), size.height / len(cells))
-    point = width * 72 / ax.figure.dpi  # a tile's width
+    point = width * 72 / ax.figure.dpi  # a tile's width in points
     indoors = any(kinds.get(symbol) == "wall" for row in cells for symbol in row)
     for y, row in enumerate(cells):
         for x, symbol in enumerate(row):
@@ -199,7 +199,7 @@ def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:
 def board_image(
     cells: list[list[str]], kinds: dict[str, str] | None = None, tile: int = 64
 ) -> np.ndarray:
-    """A board as an RGB picture, uint8 [rows * tile, columns * tile, 3]; see `draw_board`."""
+    """Return a board as an RGB picture, uint8 [rows * tile, columns * tile, 3] (`draw_board`)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

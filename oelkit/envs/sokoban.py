@@ -1,10 +1,10 @@
-"""Sokoban in text: push every box onto a target. Own generator (gymnasium has none), symbols as in
-TextArena 0.7.4.
+"""Sokoban as text: push every box onto a target.
 
-A room is made by reverse play: it starts solved, the player walks and pulls, and of the positions
-just after a pull one is kept in which the boxes are farthest from their targets. So every room is
+The generator is our own, because gymnasium has none; the symbols are those of TextArena 0.7.4. A
+room is made by reverse play. It starts solved, the player walks and pulls, and one of the positions
+just after a pull is kept in which the boxes are farthest from their targets. So every room is
 solvable, though not always within the turns of a game, as in the paper. Departure: TextArena
-searches depth first and draws other rooms for a seed; these are as hard as its own (random player
+searches depth first and draws other rooms for a seed. These are as hard as its own (random player
 16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares).
 """
 
@@ -21,8 +21,8 @@ from ..records import Outcome
 from .board import ACTIONS, SOKOBAN_SYMBOLS, STEPS
 from .text_env import TextEnv
 
-# What a step of the digger clears: a row, a column, two corners, a block (offsets from the digger,
-# row and column).
+# Shapes that the digger clears in one step: a row, a column, two corners, a block (row and column
+# offsets from the digger).
 BRUSHES = (
     ((0, -1), (0, 0), (0, 1)),
     ((-1, 0), (0, 0), (1, 0)),
@@ -45,12 +45,12 @@ class Room:
 
     @property
     def unseen(self) -> bool:
-        """Whether the room belongs to the held-out quarter (by a checksum of all of it)."""
+        """Whether the room is in the held-out quarter (by a checksum of the whole room)."""
         parts = (sorted(self.walls), self.targets, self.boxes, self.player)
         return zlib.crc32(repr(parts).encode()) % 4 == 0
 
     def move(self, position: Position, action: str) -> Position | None:
-        """The position after an action; None where a wall, or what is behind the box, blocks it."""
+        """Return the position after an action; None if a wall or blocked box is in the way."""
         player, boxes = position
         step = STEPS[action][0] * self.size + STEPS[action][1]
         to, behind = player + step, player + 2 * step
@@ -59,7 +59,7 @@ class Room:
         return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
 
     def solution(self, limit: int | None = None) -> list[str] | None:
-        """Actions of a shortest solution, or None where there is none within `limit` moves."""
+        """Return the actions of a shortest solution, or None if it takes over `limit` moves."""
         start = (self.player, self.boxes)
         queue, paths = deque([start]), {start: list[str]()}
         while queue:
@@ -78,7 +78,7 @@ class Room:
     def cells(
         self, position: Position | None = None, symbols: dict[str, str] = SOKOBAN_SYMBOLS
     ) -> list[list[str]]:
-        """The board as rows of symbols."""
+        """Return the board as rows of symbols."""
         player, boxes = position or (self.player, self.boxes)
         flat = [symbols["wall" if i in self.walls else "free"] for i in range(self.size**2)]
         for cell in self.targets:
@@ -90,7 +90,7 @@ class Room:
 
 
 def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
-    """Walls of a random room: a digger strolls about a solid block and clears a brush each step."""
+    """Return the walls of a random room, dug out of a solid block by a randomly walking digger."""
     at, step, floor = rng.integers(1, size - 1, 2), (0, 1), set[tuple[int, int]]()
     for _ in range(int(3.4 * size)):
         if rng.random() < 0.35:
@@ -103,10 +103,10 @@ def dig(rng: np.random.Generator, size: int) -> frozenset[int]:
 
 
 def play_back(solved: Room, limit: int = 20_000) -> list[Position]:
-    """Positions just after a pull in a solved room that is played backwards, breadth first.
+    """Return the positions just after a pull when a solved room is played backwards.
 
-    Box i began on target i. The player pulls whenever a box is behind it. limit: positions to look
-    at, which only many boxes exceed.
+    The search is breadth first. Box i starts on target i, and the player pulls whenever a box is
+    behind it. limit: most positions to visit; only rooms with many boxes reach it.
     """
     start = (solved.player, solved.targets)
     queue, seen, pulled = deque([start]), {start}, set[Position]()
@@ -127,7 +127,7 @@ def play_back(solved: Room, limit: int = 20_000) -> list[Position]:
 
 
 def draw_room(rng: np.random.Generator, size: int = 6, boxes: int = 1) -> Room:
-    """One solvable room from a numpy Generator."""
+    """Draw one solvable room with a NumPy generator."""
     while True:
         walls = dig(rng, size)
         free = sorted(set(range(size * size)) - walls)
@@ -151,7 +151,7 @@ def _distance(boxes: tuple[int, ...], targets: tuple[int, ...], size: int) -> in
 
 
 class SokobanEnv(TextEnv):
-    """Sokoban as text; `boxes` 1 to 3 on a size x size board. Other arguments: see TextEnv."""
+    """Sokoban as text, with 1 to 3 boxes on a size x size board. Other arguments: see TextEnv."""
 
     SYMBOLS = SOKOBAN_SYMBOLS
 

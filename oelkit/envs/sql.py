@@ -1,12 +1,13 @@
-"""Questions over a real SQLite database whose schema is not told: a turn is one query, feedback is
-SQLite's message or the first rows, and then one fact in words that the query got wrong, or what a
-manual says about the question.
+"""Questions about a real SQLite database whose schema is not told.
 
-Won where the rows are those of the gold query, in any order unless the question asks for one. A
-query is untrusted: it runs on a query-only connection under an authorizer that lets it read and
-nothing else, one statement, with limits of work, rows and lengths. Of the held-out questions half
-combine two conditions that no training question combines, and half ask in the other way, how many
-or which, about one condition.
+A turn is one query. The feedback is SQLite's message or the first rows, followed by one fact that
+the query got wrong or by what a manual says about the question. A game is won if the rows are those
+of the gold query, in any order unless the question asks for one.
+
+Queries are untrusted. Each is a single statement on a query-only connection, under an authorizer
+that allows nothing but reading, with limits on work, rows and lengths. Half of the held-out
+questions combine two conditions that no training question combines. The other half ask about one
+condition in the other way: how many, or which.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from .sql_databases import Database, Thing, clinic, shop
 
 _CALLBACK_EVERY, _MAX_CALLBACKS = 1_000, 2_000  # virtual-machine steps of a query: two million
 _MAX_ROWS = 1_000
-# a column holds a short name: what is longer can only cost time (a function looks through it in one
-# step, which nothing interrupts) or memory
+# columns hold short names; longer values can only cost memory or time (a function reads a value in
+# one step, which nothing interrupts)
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 2_000,
     sqlite3.SQLITE_LIMIT_COLUMN: 30,
@@ -52,8 +53,8 @@ TOOL = {"type": "function", "function": _QUERY}
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its gold query, the facts that the query must get right, and in what it is held
-    out: "" (a training question), "form" or "pair"."""
+    """A question, its gold query, the facts that the query must get right, and why it is held out:
+    "form", "pair" or "" for a training question."""
 
     text: str
     gold: str
@@ -63,10 +64,10 @@ class Question:
 
 
 def questions(database: Database) -> list[Question]:
-    """All questions over a database, by templates.
+    """Return all questions about a database, made from templates.
 
-    Of each thing the last pair of conditions is held out, and every second one before it; of each
-    condition alone one of the two ways to ask.
+    For each thing, the last pair of conditions and every second one before it are held out. For
+    each single condition, one of the two ways to ask is.
     """
     found: list[Question] = []
     for thing in database.things:
@@ -94,11 +95,11 @@ def _of(thing: Thing, chosen: Any, values: Any, count: str, name: str) -> list[Q
     return [counted, Question(named, gold, facts, True, name)]
 
 
-_NUMBERS = ("auf_nr", "vnr")  # what rows without a name are called by
+_NUMBERS = ("auf_nr", "vnr")  # rows without a name are named by these
 
 
 def connect(database: Database) -> sqlite3.Connection:
-    """The database in memory, on a connection that can read and nothing else."""
+    """Load a database into memory; return a connection that can only read."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     for table, rows in database.tables:
         connection.execute(f"CREATE TABLE {table}")
@@ -119,10 +120,10 @@ def _allow(action: int, first: str | None, second: str | None, *_: Any) -> int:
 
 
 def run_query(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
-    """The rows of one query.
+    """Return the rows of one query.
 
     Raises:
-        ValueError: SQLite refuses it, it does too much work or gives too many rows; says so.
+        ValueError: SQLite refuses the query, it does too much work, or it gives too many rows.
     """
     calls = 0
 
@@ -143,14 +144,14 @@ def run_query(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...
 
 
 def called_query(reply: str) -> str | None:
-    """The query with which a reply calls the tool, of several the last."""
+    """Return the query of the last tool call in a reply, or None."""
     asked = [call["function"]["arguments"] for call in spoken(reply).get("tool_calls", ())]
     queries = [given.get("sql") for given in asked if isinstance(given, dict)]
     return str(queries[-1]).strip() if queries and queries[-1] else None
 
 
 def query_of(reply: str) -> str | None:
-    """The query in the last fenced block of a reply, or a reply that is nothing but a query."""
+    """Return the query in a reply's last fenced block, the reply itself if it is one, or None."""
     if "```" not in reply:
         return reply.strip() if re.match(r"\s*(?:select|with)\b", reply, re.I) else None
     blocks = reply.split("```")[1:-1:2]
@@ -163,9 +164,9 @@ class SqlEnv(gym.Env[str, str]):
 
     Args:
         database: "shop" or "clinic".
-        split: "train", "unseen" (by halves, see the module), None for all.
+        split: "train", "unseen" (two halves, see the module) or None for all.
         helper: who answers a wrong query: "colleague", "manual" or None (SQLite alone).
-        by_tool: a query is a call of the tool `query`, not a fenced block.
+        by_tool: whether a query is a call of the tool `query` instead of a fenced block.
     """
 
     observation_space = action_space = spaces.Text(100_000)
@@ -188,7 +189,7 @@ class SqlEnv(gym.Env[str, str]):
         self.tools = (TOOL,) if by_tool else ()
         self.connection = connect(self.database)
         asked = questions(self.database)
-        asked = [  # of no rows any guess would do
+        asked = [  # drop answers of no rows or 0, which any guess can match
             q for q in asked if run_query(self.connection, q.gold) not in ([], [(0,)])
         ]
         kinds = {"train": ("",), "unseen": ("form", "pair"), None: ("", "form", "pair")}[split]
@@ -206,7 +207,7 @@ class SqlEnv(gym.Env[str, str]):
         return f"Answer the question with one SQLite query{how}\nQuestion: {self.question.text}"
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Run the query of a reply; see the module for what comes back."""
+        """Run the query of a reply; the module describes the feedback."""
         query, rows, seen = (called_query if self.tools else query_of)(action), None, ""
         if query is None:
             how = "call the tool query" if self.tools else "write one in a ```sql block"
@@ -229,20 +230,20 @@ class SqlEnv(gym.Env[str, str]):
         return rows == gold if self.question.ordered else Counter(rows) == Counter(gold)
 
     def _help(self, query: str, refused: bool) -> str:
-        """What comes back besides SQLite's answer to a wrong query, or to one that it refuses."""
+        """Return the help that follows SQLite's answer to a wrong or refused query."""
         if self.helper == "manual":
             return f"The manual says: {self.manual()}"
         return self.colleague(query, refused) if self.helper else ""
 
     def manual(self) -> str:
-        """The two paragraphs whose words are most alike the question's (Jaccard)."""
+        """Return the two paragraphs whose words are most similar to the question's (Jaccard)."""
         asked, told = set(wording(self.question.text)), self.database.manual()
         words = {text: set(wording(text)) for text in told}
         alike = {text: len(asked & its) / len(asked | its) for text, its in words.items()}
         return " ".join(sorted(told, key=lambda text: -alike[text])[:2])
 
     def colleague(self, query: str, refused: bool) -> str:
-        """The first fact that a query got wrong, in words."""
+        """Return the first fact that a query got wrong, in words."""
         words = set(re.findall(r"\w+", query.lower()))
         facts = [self.database.facts[name] for name in self.question.facts]
         missing = next((f for f in facts if not words.issuperset(f.needs)), None)
@@ -251,7 +252,7 @@ class SqlEnv(gym.Env[str, str]):
         return "All names that it needs are there." if refused else "The names are right."
 
     def bounds(self, seeds: Iterable[int]) -> dict[str, float]:
-        """Pass rates of scripted players: one who knows every fact, one who says plain names."""
+        """Return pass rates of two scripted players: one knows every fact, one uses plain names."""
         won = {"random": 0, "ceiling": 0}
         games = list(seeds)
         for seed in games:

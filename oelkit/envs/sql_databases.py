@@ -1,5 +1,5 @@
-"""Two databases for `sql`, made by script: what is in them, what may be asked of them, and what a
-colleague would say of each name that cannot be guessed.
+"""Two databases for `sql`, made by script: their contents, the questions about them, and what a
+colleague says about each name that cannot be guessed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that a query must get right: `needs` are the words of SQL that it shows."""
+    """One thing that a query must get right; `needs` are the SQL words that show it."""
 
     says: str
     needs: tuple[str, ...]
@@ -19,7 +19,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Filter:
-    """A condition in words and in SQL, with the values that {0} may take in both."""
+    """A condition in words and in SQL, with the values that {0} can take in both."""
 
     words: str
     sql: str
@@ -29,7 +29,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Thing:
-    """What is asked about: rows of a table, always under the condition `where`."""
+    """What questions are about: the rows of a table that satisfy the condition `where`."""
 
     noun: str
     table: str
@@ -48,7 +48,7 @@ class Database:
     things: tuple[Thing, ...]
 
     def manual(self) -> list[str]:
-        """A paragraph about each thing: all that a colleague would say of it."""
+        """Return a paragraph about each thing: everything that a colleague would say about it."""
         found = []
         for thing in self.things:
             names = dict.fromkeys((*thing.facts, *(n for f in thing.filters for n in f.facts)))
@@ -142,7 +142,7 @@ def shop() -> Database:
 
 # why: as above
 def clinic() -> Database:
-    """A clinic with Dutch names: another database, of which no name is the shop's."""
+    """A clinic with Dutch names: another database, which shares no name with the shop."""
     draw = random.Random("clinic")
     fields, places = ("eyes", "skin", "heart"), ("Delft", "Gouda", "Breda")
     doctors = [

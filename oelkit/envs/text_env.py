@@ -3,7 +3,7 @@ words come out.
 
 An action is the last bracketed legal action in the whole reply. A first invalid reply (no legal
 action, or a step into a wall) is a warning that uses up a turn; a second in a row ends the game. A
-game has at most `max_turns` turns. No reward reaches training: it exists to measure the pass rate
+game has at most `max_turns` turns. No reward reaches training; it only measures the pass rate
 (arXiv 2603.16856, section 4).
 """
 
@@ -23,26 +23,26 @@ StepResult = tuple[str, float, bool, bool, dict[str, Any]]
 
 
 class TextEnv(gym.Env[str, str]):
-    """A board that is played in text; a subclass says what is on it and what a move does.
+    """A board that is played in text; a subclass defines what is on it and what a move does.
 
-    The action is the model's whole reply. `step` returns the board as text, reward 1.0 on success
-    and else 0.0, and an `info` with `action` (None where the reply had none), `feedback` and
-    `outcome` (None while the game goes on).
+    The action is the model's whole reply. `step` returns the board as text, a reward (1.0 on
+    success, otherwise 0.0), and an `info` with `action` (None if the reply had none), `feedback`
+    and `outcome` (None while the game goes on).
 
     Args:
         split: 'train', 'unseen' (a layout that no training seed can give), or None for all.
-        board: how it is written, one of BOARDS.
-        max_turns: turns of a game at most.
+        board: rendering of the board, one of BOARDS.
+        max_turns: most turns per game.
         symbols: renames what is on the board (keys of SYMBOLS).
         moves: renames the moves (keys of ACTIONS): {"left": "west"}.
         render_mode: 'ansi' (text) or 'rgb_array'.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
-    SYMBOLS: dict[str, str]  # what may be on a board, by kind
+    SYMBOLS: dict[str, str]  # what can be on a board, by kind
     tools = ()  # a board is played in words
     layout: Any = None  # what a seed draws: the board at the start
-    position: Any  # all that changes in a game; hashable, may be set (`bounds` looks ahead with it)
+    position: Any  # all that changes in a game; hashable and settable (`bounds` looks ahead)
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class TextEnv(gym.Env[str, str]):
 
     @property
     def board(self) -> str:
-        """How the board is written, one of BOARDS."""
+        """The rendering of the board, one of BOARDS."""
         return self._board
 
     @board.setter
@@ -92,7 +92,7 @@ class TextEnv(gym.Env[str, str]):
         self._board = board
 
     def _draw(self, seed: int | None) -> Any:
-        """A layout (with `unseen`) or None, from `self.np_random`, just seeded with `seed`."""
+        """Draw a layout (with `unseen`) or None from `self.np_random`, just seeded with `seed`."""
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -103,7 +103,7 @@ class TextEnv(gym.Env[str, str]):
         raise NotImplementedError
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
-        """Play one action: feedback and outcome (None: goes on, INVALID: it could not be done)."""
+        """Play one action; return feedback and outcome (None: goes on, INVALID: impossible)."""
         raise NotImplementedError
 
     def _time_up(self) -> bool:
@@ -114,24 +114,24 @@ class TextEnv(gym.Env[str, str]):
         return {symbol: kind for kind, symbol in self.symbols.items()}
 
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
-        """Where an action may lead from `position`: (probability, position, outcome) of each."""
+        """Return (probability, position, outcome) of each result of an action at `position`."""
         _, outcome = self._move(action)
         return [(1.0, self.position, outcome)]
 
     def place(self, row: int, column: int) -> str:
-        """A cell's name in words that fit the board's rendering."""
+        """Return a cell's name in words that fit the board's rendering."""
         if self.board == "labelled":
             return label(row, column)
         return f"row {row + 1}, column {column + 1}"
 
     def word(self, action: str) -> str:
-        """What an action is called in this world."""
+        """Return this world's word for an action."""
         return self.moves[ACTIONS.index(action)]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start the game of a seed, or of options={"layout": ...}; returns (observation, info)."""
+        """Start the game of a seed or of options={"layout": ...}; return (observation, info)."""
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"layout"}:
@@ -148,14 +148,14 @@ class TextEnv(gym.Env[str, str]):
             if fits:
                 return layout
         raise ValueError(
-            f"no layout found in 10,000 draws of {type(self).__name__}: ask for fewer holes, "
+            f"no layout found in 10,000 draws of {type(self).__name__}: use fewer holes, "
             f"another size, a lower min_moves or more max_turns (now {self.max_turns})"
         )
 
     def step(self, action: str) -> StepResult:
-        """Play one reply; see the class for what comes back."""
+        """Play one reply; the class describes the result."""
         if self.layout is None or self._outcome is not None:
-            raise RuntimeError("no game is going on (not begun, or over): call reset() first")
+            raise RuntimeError("the game has not started or is over: call reset() first")
         self.turn += 1
         move = parse_action(action, self.moves)
         if move:
@@ -181,20 +181,20 @@ class TextEnv(gym.Env[str, str]):
         return render_board(self._cells(), self.board)
 
     def render(self) -> Any:
-        """The board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
+        """Return the board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
         if self.render_mode == "rgb_array":
             return board_image(self._cells(), self._kinds())
         return self._text()
 
 
 class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
-    """Any other text world as it is played here: `info` gets what a bare gymnasium.Env lacks.
+    """Wraps any other text world: adds to `info` what a bare gymnasium.Env lacks.
 
-    `action`: the last text in brackets in the reply; `feedback`: the new observation, as no later
-    turn shows the last one; `outcome`: at the end success where the reward is above 0, else
-    failure, and turn_limit where gymnasium cuts the game off. What the world's own `info` says
-    wins. `moves` are the words that the prompt offers, `tools` the definitions of what may be
-    called, where the world has such an attribute.
+    `action` is the last bracketed text in the reply. `feedback` is the new observation, because no
+    later turn shows the last one. `outcome` is set at the end: success if the reward is above 0,
+    otherwise failure, or turn_limit if gymnasium cuts the game off. The world's own `info` takes
+    precedence. `moves` are the words that the prompt offers and `tools` the definitions of tools,
+    if the world has these attributes.
     """
 
     def __init__(self, env: gym.Env[str, str], max_turns: int):
@@ -204,10 +204,10 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
         self.tools: tuple[dict[str, Any], ...] = tuple(getattr(env.unwrapped, "tools", ()))
 
     def reset(self, **how: Any) -> tuple[str, dict[str, Any]]:
-        """Start a game; TypeError for a world that does it in another form."""
+        """Start a game; TypeError if the world returns something else."""
         found: Any = self.env.reset(**how)
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
-            raise TypeError("its reset() returns no pair of observation and info, a dict")
+            raise TypeError("its reset() must return a pair: the observation and info, a dict")
         return found
 
     def step(self, action: str) -> StepResult:

@@ -1,8 +1,8 @@
 """Single-player games of TextArena 0.7.4 as worlds; the package is an optional extra.
 
-Departure from the paper: the game's own prompt, which begins the first observation, tells the
-rules. Success is their reward of 1, a part of it is failure. Nothing is fetched: what wants word
-lists that are not on the machine, or a model on the net, is an error.
+Departure from the paper: the first observation starts with the game's own prompt, which tells the
+rules. A reward of 1 is success, and a part of it is failure. Nothing is downloaded: a game that
+needs an online model, or word lists that are not on the machine, is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _set_random_state(state: tuple[Any, Any]) -> None:
 class TextArenaEnv(gym.Env[str, str]):
     """One TextArena game; `from_textarena` registers it.
 
-    Feedback is what the game says beside its board.
+    Feedback is what the game says besides its board.
     """
 
     observation_space = gym.spaces.Text(100_000, charset=CHARSET)
@@ -49,7 +49,7 @@ class TextArenaEnv(gym.Env[str, str]):
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[Any]:
-        """TextArena with this game's own state of the global generators, and without downloads."""
+        """Provide TextArena with this game's state of the global generators, without downloads."""
         try:
             import nltk
             import textarena
@@ -61,20 +61,20 @@ class TextArenaEnv(gym.Env[str, str]):
         try:
             yield textarena
         except LookupError as error:
-            if type(error) is not LookupError:  # a KeyError of their own
+            if type(error) is not LookupError:  # a KeyError in their code
                 raise
             raise ValueError(
-                f"TextArena's {self._game} wants NLTK data that is not on this machine: fetch it "
-                "first, python -m nltk.downloader words averaged_perceptron_tagger_eng"
+                f"TextArena's {self._game} needs NLTK data that is not on this machine: get it "
+                "first with python -m nltk.downloader words averaged_perceptron_tagger_eng"
             ) from error
         finally:
             nltk.download, self._state = download, _random_state()
             _set_random_state(outside)
 
     def _read(self) -> tuple[str, str]:
-        """The board (the last one where there is no new) and what else the game has said since."""
+        """Return the board (the last one if there is no new one) and what else was said since."""
         messages = self._env.get_observation()[1]
-        # some games hand over their arguments in the wrong order: no text
+        # some games pass their arguments in the wrong order, so this is not always text
         texts = [(text.strip(), kind.name) for _, text, kind in messages if isinstance(text, str)]
         boards = [text for text, kind in texts if kind == "GAME_BOARD"]
         others = [text for text, kind in texts if kind not in ("GAME_BOARD", "PLAYER_ACTION")]
@@ -84,7 +84,7 @@ class TextArenaEnv(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start the game of a seed: their prompt, and the board where there is one."""
+        """Start the game of a seed; return its prompt and its board, if any."""
         super().reset(seed=seed)
         seed, self._board = int(self.np_random.integers(2**31)) if seed is None else seed, ""
         with self._isolated():
@@ -109,18 +109,18 @@ class TextArenaEnv(gym.Env[str, str]):
 
 
 def from_textarena(game: str, max_turns: int = 20) -> str:
-    """Register a single-player game of TextArena ("Mastermind-v0"); `env_kwargs` are its own.
+    """Register a single-player game of TextArena ("Mastermind-v0"); `env_kwargs` go to the game.
 
     Returns:
         Its id, "TextArena/Mastermind-v0".
 
     Raises:
         ImportError: the extra `textarena` is not installed.
-        ValueError: the game is unknown, has more players, does not begin (some do not in 0.7.4),
-            or wants what is not on this machine.
+        ValueError: the game is unknown, has more players, does not start (some do not in 0.7.4),
+            or needs something that is not on this machine.
     """
     if game.split("-")[0] in _ONLINE:
-        raise ValueError(f"TextArena's {game} asks a model on the net, which is not done here")
+        raise ValueError(f"TextArena's {game} needs an online model, which is not supported")
     try:
         env = TextArenaEnv(game)
         env.reset(seed=0)
@@ -133,7 +133,7 @@ def from_textarena(game: str, max_turns: int = 20) -> str:
         what = f"TextArena's {game} cannot be played by one player here ({why})"
         raise ValueError(what) from error
     if not single:
-        raise ValueError(f"TextArena's {game} is no game for one player")
+        raise ValueError(f"TextArena's {game} is not a game for one player")
     env_id = f"TextArena/{game}"
     gym.registry.pop(env_id, None)  # the last call counts, without a warning
     gym.register(env_id, TextArenaEnv, kwargs={"game": game}, max_episode_steps=max_turns)

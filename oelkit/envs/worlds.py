@@ -1,4 +1,4 @@
-"""The worlds by name: which there are, how one is made, which holds another's unseen layouts."""
+"""The worlds by name: which exist, how to make one, which one holds another's unseen layouts."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ for _id, (_entry_point, _kwargs) in WORLDS.items():
 
 
 def held_out(env_id: str) -> str:
-    """The world of a world's held-out layouts (`…Unseen-v0`), or the same id where it has none.
+    """Return the id of a world's held-out layouts (`…Unseen-v0`), or the same id if it has none.
 
-    An id without a version is the latest of that name, as everywhere in gymnasium. A warning tells
-    of a world that is called nearly as the held-out one must be.
+    An id without a version is the latest of that name, as everywhere in gymnasium. A world with
+    nearly the required name causes a warning.
     """
     given.one("env_id", env_id, str, ", the id of a registered world")
     module, _, name = env_id.rpartition(":")
     if module:
-        with suppress(ImportError):  # `make` says so
+        with suppress(ImportError):  # `make` reports it
             import_module(module)
     if not re.search(r"-v\d+$", name) and name not in gym.registry:
         versions = [i for i in gym.registry if re.fullmatch(re.escape(name) + r"-v\d+", i)]
@@ -66,21 +66,21 @@ def held_out(env_id: str) -> str:
         return f"{module}:{unseen}".lstrip(":")
     near = [i for i in gym.registry if _letters(i) == _letters(unseen)]
     if near and name in gym.registry:
-        told = f"the held-out layouts of {name} must be called {unseen}, and {near[0]} is there"
-        warnings.warn(f"{told}: evaluation is on those of training", stacklevel=2)
+        told = f"the held-out layouts of {name} must be called {unseen}, not {near[0]}"
+        warnings.warn(f"{told}: evaluation uses the training layouts", stacklevel=2)
     return env_id
 
 
 def _letters(env_id: str) -> str:
-    """What is left of an id without its version, case and signs."""
+    """Return an id without its version, case and punctuation."""
     return re.sub(r"-v\d+$|[^\w/]|_", "", env_id).lower()
 
 
 def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
-    """Make a registered text world; `board` (its rendering) is left out where there is no choice.
+    """Make a registered text world; `board` (its rendering) is ignored if there is no choice.
 
     Raises:
-        ValueError: no world, or no text world, has this id, or it fails while it is made.
+        ValueError: no world has this id, it is not a text world, or making it fails.
     """
     given.one("env_id", env_id, str, ", the id of a registered world")
     board, name = kwargs.pop("board", None), env_id.rpartition(":")[2]
@@ -92,7 +92,7 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
         raise
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and name not in gym.registry:
-            why = str(error).partition(". ")[0]  # behind it gymnasium says where it looked
+            why = str(error).partition(". ")[0]  # gymnasium then says where it looked
             said = f"unknown environment {env_id!r}: {why}, neither installed nor in this folder"
             raise ValueError(said) from error
         unknown = gym.error.UnregisteredEnv | gym.error.DeprecatedEnv
@@ -120,16 +120,16 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
 
 
 def _unknown(env_id: str) -> ValueError:
-    """The error that no world has this id, with the one that was meant, or some that there are."""
+    """Return the error for an unknown id, with the id that was probably meant or some examples."""
     said = given.did_you_mean(env_id, gym.registry, r"^.*[:/]|-v\d+$")
     if not said:
-        said = ": say one of docs/worlds.md (oelkit/Descent-v0, oelkit/FrozenLake4x4-v0, "
-        said += "oelkit/Sokoban-v0, ...), or MODULE:ID of your own"
+        said = ": use one of docs/worlds.md (oelkit/Descent-v0, oelkit/FrozenLake4x4-v0, "
+        said += "oelkit/Sokoban-v0, ...), or MODULE:ID for your own"
     return ValueError(f"unknown environment {env_id!r}{said}")
 
 
 def check(env_id: str) -> None:
-    """Refuse what `make` refuses; what it makes is closed, and a module:id imported."""
+    """Raise what `make` raises; close the world again. The module of a module:id is imported."""
     made = make(env_id)
-    with suppress(Exception):  # a game that it fails in will say so
+    with suppress(Exception):  # a game will report it
         made.close()
