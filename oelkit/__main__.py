@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # run as a program
         argv = sys.argv[1:]
         warnings.formatwarning = _one_line
-        sys.path.append("")  # console scripts leave it out; at the end, it hides no library
+        sys.path.append("")  # console scripts lack the working directory; last, it hides nothing
     top = parser()
     for word in argv:
         if re.fullmatch(r"--[\w-]+=--|-\w=?--", word):  # argparse drops these and finds no value

@@ -31,8 +31,8 @@ def auto_curate(
     Args:
         curation: changed in place; a second call does nothing.
         draws: number of draws, including those that wrote nothing because they found nothing new
-            (default: the draws that wrote). If half found nothing new, the others' items are
-            rejected.
+            (default: the draws that wrote). If half of them or more found nothing new, the others'
+            items are rejected.
         known: sentences that are already known to hold, for example from earlier rounds.
     """
     given.one("curation", curation, Curation)

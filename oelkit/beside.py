@@ -133,7 +133,7 @@ class Beside:
             del os.environ[THREADS]
 
     def start(self, name: str) -> None:
-        """Start the notebooks that wait for `name`, after the last second batch; see `wait`."""
+        """Start the notebooks that wait for `name`, once those started before are done (`wait`)."""
         if not (names := self.waiting.pop(name, [])):
             return
         self.wait()

@@ -96,7 +96,7 @@ class Curation(Shown):
     def accept(
         self, id: Ids, reason: str = "", author: str | None = None, *, every_draw: bool = True
     ) -> None:
-        """Keep items, so that the model learns them: in every draw's text or only in their own."""
+        """Keep items for the model to learn, in every draw or (every_draw=False) in their own."""
         self._do(Op.ACCEPT, id, reason, author, every_draw=every_draw)
 
     def reject(self, id: Ids, reason: str = "", author: str | None = None) -> None:
@@ -159,7 +159,7 @@ class Curation(Shown):
         return self._undone[-1]
 
     def redo(self, reason: str = "", author: str | None = None) -> Operation:
-        """Redo what was undone last; return it. Possible until the next other operation."""
+        """Redo what was undone last; return it. Any other operation in between ends this."""
         self._do(Op.REDO, (), reason, author)
         return self._done[-1]
 
@@ -222,7 +222,7 @@ class Curation(Shown):
         return self._state[id]
 
     def history(self, id: str) -> list[Operation]:
-        """Return the operations that made, changed or replaced an item, undone ones excluded."""
+        """Return the operations in effect that made, changed or replaced an item, with reasons."""
         why = {op.to: op.reason for op in self._log if op.op == Op.EXPLAIN}
         done = [op for op in self._done if id in op.ids or id in op.new]
         return [replace(op, reason=why.get(op.n, op.reason)) for op in done]

@@ -1,4 +1,4 @@
-"""Check what a caller passes to the steps, so that a wrong type is one sentence before any work.
+"""Check what a caller passes to the steps: a wrong type is a clear error before any work starts.
 
 A string is a sequence of characters, so a string in place of a list of texts, states or maps would
 run without an error. It is refused here, or read as what it must mean. Errors name their file.
@@ -150,7 +150,7 @@ def text_file(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def placed(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Add the file name to errors of writing, which lack it, for example, if the disk is full."""
+    """Add the file name to write errors, because the system's own lack it if the disk is full."""
     try:
         yield
     except OSError as error:

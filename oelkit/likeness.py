@@ -47,7 +47,7 @@ class _Said(NamedTuple):
 
 
 def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
-    """Group texts that say nearly the same: their share of common words (Dice) is `threshold`.
+    """Group texts that say nearly the same: a share of common words (Dice) of `threshold` or more.
 
     Texts that differ only by one swapped word ("router", "modem") are about two things. Groups are
     chains of similar pairs.

@@ -22,7 +22,7 @@ class Statement:
     """Items in the same words (see `text.wording`)."""
 
     text: str
-    """The text of the first item that has this status."""
+    """The text of the first item with the statement's status."""
     status: str
     """The first of accepted, pending, skipped and rejected that one of the items has."""
     ids: tuple[str, ...]

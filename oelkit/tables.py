@@ -14,7 +14,7 @@ Brief = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # a line, names of c
 
 
 class Shown:
-    """Base of what shows itself as a line and a small table, which `brief` provides."""
+    """Base class for objects shown as a line and a small table, which `brief` provides."""
 
     plotted = ("", "")
     """The columns of labels and lengths of `plot`'s bars; no annotation, or it would be a field."""

@@ -209,7 +209,7 @@ def truncate_to_budget(text: str, budget_tokens: int | None, tokenizer: Any) -> 
 
 
 def wording(text: str) -> tuple[str, ...]:
-    """Return the words by which texts are compared, without case, quotes, emphasis and punctuation.
+    """Return the words to compare texts by, without case, quotes, emphasis or outer punctuation.
 
     Numbers, signs and operators count: "-1" differs from "1", "row < 2" from "row > 2", "C*" from
     "C" and "5!" from "5". A sign on its own is a word.

@@ -3,8 +3,8 @@
 `oelkit/FrozenLake-v0` is the paper's 3x3 with 2 holes: it has only 19 solvable layouts, so held-out
 seeds are not unseen layouts there. The other worlds come in pairs: the plain name draws training
 layouts, `…Unseen-v0` held-out ones. `…Other-v0` is an unseen world: the same rules, but no symbol
-and no word for a move in common with the plain one. `oelkit/Sql-v0` asks questions over a database;
-`SqlUnseen-v0` combines conditions in new ways, `SqlOther-v0` is an unseen database.
+and no word for a move in common with the plain one. `oelkit/Sql-v0` asks questions about a
+database, `SqlUnseen-v0` held-out questions; `SqlOther-v0` is an unseen database.
 
 A world of your own is a gymnasium.Env whose observations and actions (the model's whole replies)
 are text. Register it with `gymnasium.register(id, entry_point=YourWorld, max_episode_steps=turns)`;

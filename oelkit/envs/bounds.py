@@ -65,8 +65,8 @@ def bounds(
     Returns:
         random, fixed_plan, ceiling, plan (the one sequence of moves that passes most layouts) and
         n; for a Descent of several levels also known_levels (`knowledge_bounds`). fixed_plan and
-        plan are None above 10 turns and if moves are random. For a world that is not a TextEnv, all
-        rates are None unless it has a `bounds` method of its own.
+        plan are None above 10 turns and if moves have random results. For a world that is not a
+        TextEnv, all rates are None unless it has a `bounds` method of its own.
 
     Raises:
         ValueError: there are no seeds.

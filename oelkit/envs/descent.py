@@ -122,7 +122,7 @@ class DescentEnv(TextEnv):
     def _check_names(self) -> None:
         names = self.symbols
         self.symbols = names | {f"letter {i}": x for i, x in enumerate(self.letters)}
-        super()._check_names()  # all differ, also on a board
+        super()._check_names()  # symbols and letters must all differ
         self.symbols = names
 
     def roles(self, level: int) -> dict[str, str]:

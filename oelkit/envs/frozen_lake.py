@@ -94,7 +94,7 @@ class FrozenLakeEnv(TextEnv):
     `corners=True` is the paper's fixed start and goal, without a split; `corners="random"` draws
     which of two opposite corners are start and goal. `holes`, `goals` and `decoys` are a number or
     a (low, high) range. Random layouts are solvable in `min_moves` to `max_turns` moves. With
-    `slippery`, gymnasium's slippery ice takes a move to each side a third of the time, and a wall
+    `slippery`, gymnasium's slippery ice diverts a move to each side a third of the time, and a wall
     only stops the player. The randomness comes from the seed of `reset`, so the same moves give the
     same game. Other arguments: see TextEnv.
     """

@@ -1,4 +1,4 @@
-"""Questions about a real SQLite database whose schema is not told.
+"""Questions about a real SQLite database whose schema the model has to find out.
 
 A turn is one query. The feedback is SQLite's message or the first rows, followed by one fact that
 the query got wrong or by what a manual says about the question. A game is won if the rows are those

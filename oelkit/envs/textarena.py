@@ -1,7 +1,7 @@
 """Single-player games of TextArena 0.7.4 as worlds; the package is an optional extra.
 
 Departure from the paper: the first observation starts with the game's own prompt, which tells the
-rules. A reward of 1 is success, and a part of it is failure. Nothing is downloaded: a game that
+rules. A reward of 1 is success, a partial reward is failure. Nothing is downloaded: a game that
 needs an online model, or word lists that are not on the machine, is an error.
 """
 
