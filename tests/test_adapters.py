@@ -210,18 +210,18 @@ def test_an_adapter_whose_tensors_have_another_prefix_is_told_so(tiny_model, tmp
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"r": 10**9}, "says a rank of 1000000000, its matrices have 4 at most"),
-        ({"rank_pattern": {"q_proj": 10**9}}, "says a rank of 1000000000, its matrices"),
-        ({"r": "8"}, "r='8', which is of another kind"),
-        ({"rank_pattern": [8]}, r"rank_pattern=\[8\], which is of another kind"),
+        ({"r": 10**9}, "its config says rank 1000000000, its matrices have at most 4"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "its config says rank 1000000000, its matrices"),
+        ({"r": "8"}, "r='8', which has the wrong type"),
+        ({"rank_pattern": [8]}, r"rank_pattern=\[8\], which has the wrong type"),
         ({"alpha_pattern": {"x": "8"}}, "an alpha of '8'; need a number"),
         ({"rank_pattern": {"q_proj": 2.5}}, "a rank of 2.5; need a whole number"),
-        ({"r": None}, "r=None, which is of another kind"),
+        ({"r": None}, "r=None, which has the wrong type"),
         ({"r": 0}, "a rank of 0; need a whole number from 1"),
         ({"lora_alpha": float("nan")}, "an alpha of nan; need a number"),
         ({"lora_dropout": 1.5}, "lora_dropout=1.5; need 0 to below 1"),
-        ({"use_rslora": "no"}, "use_rslora='no', which is of another kind"),
-        ({"layers_to_transform": "0"}, "layers_to_transform='0', which is of another kind"),
+        ({"use_rslora": "no"}, "use_rslora='no', which has the wrong type"),
+        ({"layers_to_transform": "0"}, "layers_to_transform='0', which has the wrong type"),
         ({"target_modules": ["nope"]}, "its LoRA does not fit .*'nope'"),
         ({"target_modules": "["}, "its LoRA does not fit .*unterminated"),
     ],
@@ -372,7 +372,7 @@ def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mod
 @pytest.mark.parametrize(
     "lora, told",
     [
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "it adapts embedding or head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it adapts the embedding or the head"),
         ({"lora_bias": True}, "lora_bias=True.* Export to peft"),
     ],
 )

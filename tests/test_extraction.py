@@ -145,7 +145,7 @@ def test_thoughts_are_no_items_and_what_was_read_is_counted(tiny, script, capsys
 def test_the_embedded_model_is_told_of_chats_without_a_board(tiny, script):
     script(item)
     tiny.name, chats = "micro", [replace(game, env_id="log") for game in games(1)]
-    with pytest.warns(UserWarning, match="reads boards alone"):
+    with pytest.warns(UserWarning, match="understands only boards"):
         extract(tiny, chats, prompt_set="paper")
     seen = replace(chats[0].turns[0], prompt=[{"role": "user", "content": "Board:\n4x4"}])
     with warnings.catch_warnings(action="error"):
@@ -231,10 +231,10 @@ def test_what_is_known_gives_way_to_a_turn_and_a_turn_that_never_fits_is_named(t
     known = "\n".join(f"{MARKER} rule {i} of many" for i in range(60))
     extract(tiny, [long_game(1)], known, prompt_set="rules", max_new_tokens=100)
     assert "rule 59" in calls[0][0] and "rule 0 " not in calls[0][0]
-    with pytest.raises(ValueError, match=r"turn 1 of 'g0' alone makes .* leave this game out"):
+    with pytest.raises(ValueError, match=r"turn 1 of 'g0' alone takes .* leave this game out"):
         extract(tiny, [long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
     assert len(calls) == 1
-    with pytest.warns(UserWarning, match="1 of 2 games have a turn that does not fit"):
+    with pytest.warns(UserWarning, match="1 of 2 games are left out because a turn"):
         extract(tiny, [games(2)[1], long_game(1, 600)], prompt_set="rules", max_new_tokens=100)
     assert len(calls) == 2
 

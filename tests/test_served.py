@@ -62,7 +62,7 @@ def test_what_is_sent_is_the_sampling_and_each_request_has_a_seed_of_its_own(mic
 
 def test_a_server_that_takes_openai_fields_alone_is_asked_with_those(micro):
     with serve(micro, strict=True) as server:
-        with pytest.warns(UserWarning, match="takes no top_k, min_p"):
+        with pytest.warns(UserWarning, match="accepts no top_k, min_p"):
             served = connect(server)
         assert not served.generate(
             [served.encode([{"role": "user", "content": "?"}])], Sampling(max_new_tokens=2), seed=0

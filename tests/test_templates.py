@@ -89,7 +89,7 @@ def test_ends_that_are_no_ids_and_a_model_without_any(tmp_path):
     ends.write_text('{"eos_token_id": null}')
     tokenizer = json.loads((path := tmp_path / "tokenizer_config.json").read_text())
     path.write_text(json.dumps(tokenizer | {"eos_token": None}))
-    with pytest.warns(UserWarning, match="nothing ends its replies"):
+    with pytest.warns(UserWarning, match="no token ends its replies"):
         load_policy(tmp_path)
 
 
@@ -231,7 +231,7 @@ def test_half_an_emoji_anywhere_in_a_message_is_a_sign_to_the_model(tmp_path):
     for wrong in ("?", ["?"], [None]):
         with pytest.raises(ValueError, match="a message has no role"):
             policy.encode(wrong)
-    with pytest.raises(ValueError, match="a prompt without a message"):
+    with pytest.raises(ValueError, match="the prompt has no messages"):
         policy.encode([])
 
 
@@ -308,10 +308,10 @@ def test_a_game_that_outgrows_the_context_ends_and_the_others_go_on(tiny, monkey
     assert [game.extra.get("overflow", 0) > 508 for game in games] == [False, True, True, False]
     assert games[2].outcome is Outcome.TURN_LIMIT
     rows = []
-    with pytest.warns(UserWarning, match="1 of 2 games have a turn that does not fit the context"):
+    with pytest.warns(UserWarning, match="1 of 2 games are left out because a turn"):
         extract(tiny, games[:2], max_new_tokens=4, prompt_set="brief", on_step=rows.append)
     assert sum(row["replies"] for row in rows) == 1
-    with pytest.raises(ValueError, match="turn 1 of .* alone makes"):
+    with pytest.raises(ValueError, match="turn 1 of .* alone takes"):
         extract(tiny, games[1:2], max_new_tokens=4, prompt_set="brief")
 
 

@@ -1,6 +1,6 @@
-"""The room that knows torch, Transformers and PEFT: policy, sampling, losses and their needs."""
+"""Everything built on torch, Transformers and PEFT: policy, sampling, losses, memory plan."""
 
 import logging
 
-# PEFT imports bitsandbytes, which on a CPU warns of kernels on the hub
+# PEFT imports bitsandbytes, which warns about hub kernels on a CPU
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,14 +1,14 @@
 """Student and teacher: two LoRA adapters over one set of frozen base weights.
 
-What it does: switches between student (trains), teacher (the student as it was when `sync_teacher`
-was last called) and bare base model; saves and loads the student. What it does not: text, sampling
-and losses.
+This module switches between the student (which trains), the teacher (the student as of the last
+`sync_teacher`) and the bare base model, and saves and loads the student. Text, sampling and losses
+are elsewhere.
 
-Departure from the paper: it fine-tunes all weights and keeps a second copy of the model as the
-teacher; here both share the base weights.
+Departure from the paper: the paper fine-tunes all weights and keeps a second copy of the model as
+the teacher; here both share the base weights.
 
-Rules that callers keep: finish the teacher's forward before the student's, and do not switch
-adapters between a forward and its backward (gradient checkpointing would recompute with the wrong
+Callers must finish the teacher's forward pass before the student's, and must not switch adapters
+between a forward pass and its backward pass (gradient checkpointing would recompute with the wrong
 adapter).
 """
 
@@ -30,7 +30,7 @@ from peft.tuners.lora import LoraLayer
 from .lora import add_adapter, fingerprint, fitting_weights, lora_state
 from .tensors import save_tensors
 
-# of more weights, merging costs more than the adapter's own products (measured on a CPU)
+# from here on merging costs more than the adapter's own products (measured on a CPU)
 MERGE_MAX_PARAMS = 20_000_000
 
 
@@ -39,9 +39,9 @@ class Adapters:
     """A base model with the adapters "student" and "teacher"."""
 
     model: Any
-    """The PeftModel of both adapters (PEFT declares none of the attributes that are used)."""
+    """The PeftModel with both adapters; Any, because PEFT does not declare the attributes used."""
     name: str
-    """What the caller named: "micro", a hub id or a folder; goes into the records."""
+    """The model as the caller named it: "micro", a hub id or a folder. Stored in the records."""
     _is_merged = False
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Adapters:
 
     @property
     def device(self) -> torch.device:
-        """Where the base weights are."""
+        """The device of the base weights."""
         return self._embedding.device
 
     @property
@@ -62,29 +62,29 @@ class Adapters:
         return list(self._weights("student").values())
 
     def _weights(self, adapter: str) -> dict[str, torch.nn.Parameter]:
-        """The weights of one adapter by what they are named in every adapter."""
+        """Return one adapter's weights, keyed by their names without the adapter's own."""
         named = ((n.split("."), p) for n, p in self.model.named_parameters())
         return {".".join(x for x in n if x != adapter): p for n, p in named if adapter in n}
 
     @contextmanager
     def adapter(self, name: str | None, merge: bool = False) -> Iterator[None]:
-        """Run with "student", "teacher" or None (bare base); afterwards all is as before.
+        """Run with "student", "teacher" or None (bare base), then restore the previous state.
 
         Args:
-            name: of the adapter.
-            merge: allows, without gradients, to save the adapter's own products: an untrained one
-                (B = 0) is left out, and for a small dense float32 model the weights W are W + BA
-                for the time being; the very same W comes back. Others are never merged: in 16 bits
-                W + BA is rounded, and 4-bit weights cannot be.
+            name: adapter name.
+            merge: allow shortcuts where gradients are off: an untrained adapter (B = 0) is skipped,
+                and in a small dense float32 model the weights W become W + BA for the duration;
+                the original W is put back afterwards. Other models are never merged: in 16 bits
+                W + BA is rounded, and 4-bit weights cannot be merged.
 
         Raises:
-            ValueError: another name, or within an adapter that is merged.
+            ValueError: the name is unknown, or an adapter is merged at the moment.
         """
         if name not in ("student", "teacher", None):
             say = 'say "student", "teacher" or None for the base model'
             raise ValueError(f"no adapter {name!r}: {say}")
         if self._is_merged:
-            raise ValueError(f"adapter {name!r} within one that is merged: leave that first")
+            raise ValueError(f"adapter {name!r} inside a merged adapter: leave that one first")
         first = self.lora_layers[0]
         before = first.active_adapters[0], first.disable_adapters
         merge = merge and name is not None and not torch.is_grad_enabled()
@@ -106,7 +106,7 @@ class Adapters:
                 p.requires_grad_(flag)
 
     def _switch(self, name: str, disabled: bool) -> None:
-        """In the layers alone: PEFT's own switch walks over all modules, several times."""
+        """Switch only the LoRA layers; PEFT's own switch walks over all modules, several times."""
         for layer in self.lora_layers:
             if layer.active_adapters != [name]:
                 layer.set_adapter(name, inference_mode=name == "teacher")
@@ -130,7 +130,7 @@ class Adapters:
 
     @cached_property
     def _mergeable(self) -> bool:
-        """A small model whose LoRA layers are plain ones over dense float32 matrices."""
+        """Whether the model is small and its LoRA layers are plain, over dense float32 matrices."""
         bases = [layer.get_base_layer() for layer in self.lora_layers]
         dense = all(type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 for m in bases)
         plain = not any(x.lora_variant or any(x.lora_bias.values()) for x in self.lora_layers)
@@ -140,7 +140,7 @@ class Adapters:
 
     @torch.no_grad()
     def _all_called(self) -> bool:
-        """Whether text passes all LoRA layers; some models read a layer's weight and not it."""
+        """Whether text calls every LoRA layer; some models only read a layer's weight."""
         called: set[Any] = set()
         hooks = [x.register_forward_hook(lambda m, *_: called.add(m)) for x in self.lora_layers]
         ids = torch.arange(8, device=self.device)[None] % len(self._embedding)
@@ -151,7 +151,7 @@ class Adapters:
 
     @contextmanager
     def _modes(self) -> Iterator[list[Any]]:
-        """The modules in train mode; afterwards each module is in the mode in which it was."""
+        """Yield the modules that are in train mode; restore every module's mode afterwards."""
         before = [(module, module.training) for module in self.model.modules()]
         try:
             yield [module for module, training in before if training]
@@ -162,7 +162,7 @@ class Adapters:
 
     @contextmanager
     def train_mode(self) -> Iterator[None]:
-        """With LoRA's dropout and checkpointing, but no noise of routers; then as before."""
+        """Enable LoRA's dropout and checkpointing but no router noise; restore modes afterwards."""
         with self._modes():
             self.model.train()
             for module in self.base_lm.modules():
@@ -172,7 +172,7 @@ class Adapters:
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Without dropout; then as before."""
+        """Disable dropout; restore modes afterwards."""
         with self._modes() as training:
             if training:
                 self.model.eval()
@@ -188,14 +188,14 @@ class Adapters:
         )
 
     def reset(self) -> None:
-        """Make the student, and the teacher with it, the untrained model again."""
+        """Reset student and teacher to the untrained model."""
         add_adapter(self.model, "untrained", self.model.peft_config["student"])
         self._copy("untrained", "student")
         self.model.delete_adapter("untrained")
         self.sync_teacher()
 
     def sync_teacher(self) -> None:
-        """Make the teacher the student of this moment (at the start of a round)."""
+        """Copy the student's weights to the teacher (at the start of a round)."""
         self._copy("student", "teacher")
 
     @torch.no_grad()
@@ -206,7 +206,7 @@ class Adapters:
 
     @contextmanager
     def as_found(self) -> Iterator[None]:
-        """Adapters, modes and generation config are afterwards as they are now."""
+        """Restore adapters, modes and generation config on exit."""
         adapters = [*self.trainable(), *self._weights("teacher").values()]
         kept = [(p, p.detach().clone()) for p in adapters]
         config = copy.deepcopy(self.base_lm.generation_config)
@@ -222,7 +222,7 @@ class Adapters:
     # -- files
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the student as a PEFT folder, with an oelkit.json that tells its base model."""
+        """Write the student as a PEFT folder, with an oelkit.json that names its base model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous().cpu() for k, v in lora_state(self.model).items()}
@@ -230,7 +230,7 @@ class Adapters:
         config = self.model.peft_config["student"]
         was = config.inference_mode, config.target_modules
         config.inference_mode = True
-        if isinstance(config.target_modules, set):  # whose order differs from process to process
+        if isinstance(config.target_modules, set):  # a set's order differs between processes
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
         config.inference_mode, config.target_modules = was
@@ -241,8 +241,8 @@ class Adapters:
         """Load a PEFT LoRA folder into the student.
 
         Raises:
-            FileNotFoundError: no adapter there.
-            ValueError: an adapter of another kind, base model or shape.
+            FileNotFoundError: the folder holds no adapter.
+            ValueError: the adapter's type, base model or shape does not match.
         """
         state = fitting_weights(Path(folder), self.model, self.name)
         set_peft_model_state_dict(self.model, state, adapter_name="student")

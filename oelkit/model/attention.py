@@ -1,7 +1,6 @@
 """Attention over two parts, a shared prefix and a row's own tokens, and the cache layers for it.
 
-The only file that touches private names of Transformers and torch; all else in this package uses
-their public ones.
+This is the only file in the package that uses private names of Transformers and torch.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-CACHE_GROWTH = 16  # tokens by which a growing cache is enlarged
-MAX_SCORES = 2**24  # attention scores among a batch's own tokens that are held at once
+CACHE_GROWTH = 16  # spare tokens allocated whenever a cache grows
+MAX_SCORES = 2**24  # attention scores of a batch's own tokens held at once
 
 
 class GrowingLayer(DynamicLayer):
-    """A KV cache layer with room to grow: Transformers' copies all of it for each new token."""
+    """A KV cache layer with spare room; Transformers' own copies everything for each new token."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Append [B, heads, S, d] of new tokens; keys and values of all of them."""
+        """Append new tokens' keys and values [B, heads, S, d]; return those of all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._append("_key_room", self.keys, key_states)
@@ -35,7 +34,7 @@ class GrowingLayer(DynamicLayer):
     def _append(self, name: str, old: Any, new: torch.Tensor) -> torch.Tensor:
         room, used = getattr(self, name, None), old.shape[-2] if old.numel() else 0
         total = used + new.shape[-2]
-        # rows dropped or cache cropped by others: old is then no view of the room any more
+        # once rows are dropped or the cache is cropped, old is no longer a view of the room
         if room is None or total > room.shape[-2] or old.data_ptr() != room.data_ptr():
             room = new.new_empty(*new.shape[:2], total + CACHE_GROWTH, new.shape[-1])
             if used:
@@ -46,30 +45,30 @@ class GrowingLayer(DynamicLayer):
 
 
 class PrefixedLayer(GrowingLayer):
-    """A row's own keys and values, counted from the end of a prefix that all rows share."""
+    """A row's own keys and values, positioned after a prefix that all rows share."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.shared = keys, values  # [1, heads, P, d]
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """As above, of own tokens only."""
+        """Append as in `GrowingLayer`, for own tokens only."""
         keys, values = super().update(key_states, value_states)
-        # attention functions are given the keys, and nothing else of the cache
+        # of the cache, attention functions receive only the keys
         keys.shared = self.shared  # pyright: ignore[reportAttributeAccessIssue]
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Tokens of prefix and row: the position of the next one."""
+        """Return the tokens of prefix and row, which is the position of the next token."""
         return self.shared[0].shape[-2] + super().get_seq_length()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Own tokens under the mask, and the position of the first."""
+        """Return the number of own tokens under the mask and the position of the first."""
         return super().get_seq_length() + query_length, self.shared[0].shape[-2]
 
 
 def growing_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache of the model; layers that keep all tokens have room to grow."""
+    """Return an empty cache; layers that keep all tokens have spare room."""
     cache = DynamicCache(config=model.config)
     layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
     cache.layers = layers
@@ -77,9 +76,9 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def repeat_key_heads(model: PreTrainedModel) -> None:
-    """Keep grouped queries without a mask from the kernel that holds all [T, T] scores.
+    """Avoid the kernel that holds all [T, T] scores, on cards below compute capability 8.
 
-    On cards below compute capability 8, where torch has no other one for them (`enable_gqa`).
+    There torch has no other kernel for grouped queries without a mask (`enable_gqa`).
     """
     device = model.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8:
@@ -92,7 +91,7 @@ def repeat_key_heads(model: PreTrainedModel) -> None:
 def prefixed_cache(
     model: PreTrainedModel, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> Iterator[DynamicCache]:
-    """An empty cache that stands behind a prefix of these keys and values, one pair per layer."""
+    """Yield an empty cache that continues a prefix, given by its keys and values per layer."""
     cache = DynamicCache(config=model.config)
     own: Any = model.config._attn_implementation
     cache.layers[:] = [PrefixedLayer(k, v) for k, v in kv]
@@ -104,14 +103,14 @@ def prefixed_cache(
 
 
 def prefix_obstacle(model: PreTrainedModel) -> str:
-    """Why the model cannot attend to a shared prefix; "" where nothing is known against it."""
+    """Return why the model cannot attend to a shared prefix; "" if no reason is known."""
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
         return "it has sliding windows or recurrent layers"
-    return "" if model._can_set_attn_implementation() else "its attention cannot be exchanged"
+    return "" if model._can_set_attn_implementation() else "its attention cannot be replaced"
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention of [B, H, S, d] queries; the mask is of their own keys, not of a prefix."""
+    """Attention of [B, H, S, d] queries; the mask covers own keys, not the prefix."""
     if not hasattr(key, "shared"):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -121,7 +120,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
         raise NotImplementedError("capped, sunk, windowed or biased attention")
     (batch, heads, s, d), kv_heads = query.shape, key.shape[1]
     scale = d**-0.5 if scaling is None else scaling
-    whole = 2.0 ** math.floor(math.log2(scale))  # exact; q k alone may be too large for float16
+    whole = 2.0 ** math.floor(math.log2(scale))  # exact; an unscaled q k can overflow float16
     # a key head serves heads / kv_heads query heads
     query = query.reshape(batch, kv_heads, -1, s, d)
     # all rows' queries as one long list: the prefix is read once, not once per row
@@ -158,7 +157,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
 
 
 def _repeated_keys(module, query, key, value, attention_mask, **kwargs):
-    """Transformers' own, given as many key heads as query heads."""
+    """Transformers' attention, with key heads repeated to match the query heads."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     layer: Any = _NoGroups(module)
@@ -166,7 +165,7 @@ def _repeated_keys(module, query, key, value, attention_mask, **kwargs):
 
 
 class _NoGroups:
-    """What Transformers asks an attention layer for."""
+    """The attributes that Transformers reads from an attention layer."""
 
     num_key_value_groups = 1
 
@@ -175,7 +174,7 @@ class _NoGroups:
 
 
 def _with_logsumexp(query, key, value, scale):
-    """Attention without a mask, and each query's logsumexp, which no public function returns."""
+    """Return attention without a mask and each query's logsumexp (no public function does)."""
     if query.device.type == "cpu":
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return attend(query, key, value, scale=scale)

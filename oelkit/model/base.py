@@ -1,5 +1,4 @@
-"""A base model as its files have it: how long its context is, and whether it computes with all that
-its weight files hold."""
+"""A base model as loaded: its context length, and whether it uses all that its files hold."""
 
 from __future__ import annotations
 
@@ -8,14 +7,15 @@ from typing import Any
 
 import torch
 
-# scales of activations and of cached keys and values, for kernels that compute in few bits
+# scales of activations and of cached keys and values, for low-precision kernels
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale")
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Longest prompt + reply, in tokens, of a model with this config.
+    """Return the longest prompt + reply, in tokens, of a model with this config.
 
-    Longrope ends where its factors change: Transformers changes them for a batch as a whole.
+    Longrope models are limited to the length where their factors change, because Transformers
+    changes the factors for a batch as a whole.
     """
     config = config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -27,21 +27,21 @@ def context_length(config: Any, tokenizer: Any) -> int:
 
 
 def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
-    """Refuse weights that are not what the model computes with.
+    """Refuse a model that does not compute with the weights in its files.
 
     Args:
-        base: as it was loaded.
-        info: what `from_pretrained` says of the loading.
-        name: of the model, for the errors.
+        base: the loaded model.
+        info: loading info from `from_pretrained`.
+        name: name of the model, for errors.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or is one too many in a layer (a scale,
-            a bias), so that this layer would be another one; or dense weights are said to be in
-            few bits.
+        ValueError: a tensor is missing or has another shape; a layer's files hold a tensor that the
+            model would ignore (a scale, a bias); or the weights are dense although the config says
+            that they are quantised.
     """
     todo = (
-        "they are quantised in a way that Transformers does not know, or its config.json is of "
-        "another model; take the dense model"
+        "the weights are quantised in a way that Transformers does not support, or config.json "
+        "belongs to another model; use the dense model"
     )
     if info["missing_keys"]:
         missing = min(info["missing_keys"])

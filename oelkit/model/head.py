@@ -1,8 +1,8 @@
-"""The head: hidden states to logits, as the model itself makes them, and the way back.
+"""The head: hidden states to logits, as the model itself computes them, and the gradient back.
 
-What it does: finds out what a model does to its logits (a bias, a scale as in Cohere and Granite, a
-soft-cap as in Gemma 2), and gives logits in float32 and the gradient by the hidden states. What it
-does not: training the head.
+It detects what a model does to its logits (a bias, a scale as in Cohere and Granite, a soft-cap as
+in Gemma 2), and computes logits in float32 and the gradient with respect to the hidden states. It
+does not train the head.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-# numbers of a config with such names are tried as scale and cap; a trial decides
+# numbers of a config with such names are tried as scale and cap
 NUMBERS = re.compile("logit|multiplier|cap")
-LOUD = 64.0  # size of the logits in the trial: large enough for a cap to show
-TRIAL_IDS = 4096  # ids in the trial, at most
+LOUD = 64.0  # largest logit in the trial, large enough to reveal a cap
+TRIAL_IDS = 4096  # vocabulary ids on which candidates are compared
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The frozen last layer: logits are cap * tanh(scale * (W h + bias) / cap) of hidden h."""
+    """The frozen last layer: hidden state h gives cap * tanh(scale * (W h + bias) / cap)."""
 
     weight: Tensor
     """W, [V, D]."""
@@ -36,24 +36,24 @@ class Head:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows per chunk: one [rows, V] float32 buffer is small; a GPU wants larger products."""
+        """Rows per chunk, so that a [rows, V] float32 buffer is small; larger products on a GPU."""
         return max(1, (2**25 if self.weight.is_cuda else 2**22) // len(self.weight))
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits / temperature, [n, V], of hidden states [n, D]; at least in float32."""
+        """Return logits / temperature [n, V] of hidden states [n, D], in float32 or wider."""
         z = _product(hidden.to(self.weight.dtype), self.weight.T)
         return self.shaped(z if self.bias is None else z + self.bias) / temperature
 
     def shaped(self, z: Tensor) -> Tensor:
-        """Scale and cap of products [n, V]."""
+        """Apply scale and cap to products [n, V]."""
         if self.scale != 1:
             z = z * self.scale
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
     def gradient(self, dz: Tensor, z: Tensor, temperature: float = 1.0) -> Tensor:
-        """From a gradient dz [n, V] by z = `logits` to that by the hidden states, [n, D].
+        """Turn the gradient dz [n, V] with respect to z = `logits` into that of the hidden states.
 
-        dz is used up.
+        Returns [n, D]; dz is overwritten.
         """
         if self.cap is not None:
             dz.mul_(1 - (z * (temperature / self.cap)).square())
@@ -62,7 +62,7 @@ class Head:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The product a @ b, at least in float32; summed and given so where the device can."""
+    """Return a @ b in float32 or wider; where the device can, without rounding to 16 bits first."""
     if a.is_cuda and a.dtype.itemsize == 2 and "dtype" in torch.ops.aten.mm.overloads():
         return torch.mm(a, b, out_dtype=torch.float32)
     z = a @ b
@@ -71,15 +71,15 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def head_of(model: Any, name: str) -> Head:
-    """The head of a causal language model, in eval mode, which is called `name` in errors.
+    """Return the head of a causal language model in eval mode; errors call the model `name`.
 
     Raises:
-        ValueError: it is trained, or the logits are another function of the hidden states.
+        ValueError: the head is trained, or logits are another function of the hidden states.
     """
     layer = model.get_output_embeddings()
     if isinstance(layer, LoraLayer) or any(p.requires_grad for p in layer.parameters()):
         raise ValueError(
-            f"{name}: its head is trained, but the losses give a head no gradient; leave lm_head "
+            f"{name}: its head is trained, but the losses give it no gradient; leave lm_head "
             "out of target_modules and modules_to_save"
         )
     if not isinstance(layer, torch.nn.Linear):

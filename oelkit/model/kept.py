@@ -1,9 +1,9 @@
-"""Keys and values of prompts, kept for prompts that go on where those ended: a game's next turn.
+"""Cached keys and values of prompts, reused by prompts that continue them: a game's next turn.
 
-What it does: keeps what a call of `generate` has read, within a share of free memory, and finds for
-each prompt of the next call what it begins with. What it does not: notice that the weights have
-changed; one `Kept` is for one adapter as it is, say for the games of one rollout. Models whose
-cache cannot be cut (sliding windows, recurrent layers) go on without it, see `can_share`.
+`Kept` stores what one call of `generate` has read, within a share of free memory, and looks up the
+beginning of each prompt of the next call. It does not notice when the weights change: use one
+`Kept` per adapter and state of its weights, for example for the games of one rollout. Models whose
+cache cannot be cropped (sliding windows, recurrent layers) work without it, see `can_share`.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from .memory import free_bytes
 from .policy import Policy
 from .prefix import SharedPrefix, shared_length
 
-KEPT_SHARE = 0.25  # of free memory; the rest is for what is sampled
+KEPT_SHARE = 0.25  # of free memory; the rest is for sampling
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What has been read of one prompt."""
+    """The cached part of one prompt."""
 
     ids: list[int]
-    """All that has been read, the prefix that it stands behind among it."""
+    """All token ids read, including the shared prefix."""
     start: int
-    """Tokens of that prefix."""
+    """Length of that prefix, in tokens."""
     kv: KeysValues
-    """Of ids[start:], [heads, len(ids) - start, d] each, a pair per layer."""
+    """Keys and values of ids[start:], [heads, len(ids) - start, d] each; a pair per layer."""
 
 
 class Kept:
-    """What one call of `generate` has read, for the next call.
+    """Keys and values from one call of `generate`, for the next call.
 
     Args:
-        most: bytes that are kept at most (None: a share of what is free).
+        most: most bytes to keep (None: a share of free memory).
     """
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most
         self.prefixes: list[SharedPrefix] = []
         self.rows: list[Row] = []  # of the last call, sorted by their ids
-        self._new: list[Row] = []  # of this one
+        self._new: list[Row] = []  # of this call
         self._bytes = {"prefixes": 0, "new": 0}
 
     @property
     def keeps(self) -> bool:
-        """Whether there is room for anything."""
+        """Whether anything can be kept."""
         return self.most != 0
 
     def turn(self) -> None:
-        """A call is over: what it has read is there for the next."""
+        """End a call: make what it has read available to the next."""
         self.rows, self._new = sorted(self._new, key=attrgetter("ids")), []
         self._bytes["new"] = 0
 
     def prefix(self, policy: Policy, prompts: Sequence[Sequence[int]], length: int) -> SharedPrefix:
-        """What all prompts begin with, or half of it at least where that much is kept."""
+        """Return a prefix of all prompts: a kept one of at least half the length, or a new one."""
         for kept in self.prefixes:
             if min(shared_length(kept.ids, p) for p in prompts) >= length / 2:
                 kept.crop(prompts)
@@ -73,14 +73,14 @@ class Kept:
         return prefix
 
     def find(self, prompt: Sequence[int], start: int) -> tuple[int, KeysValues]:
-        """What is there of a prompt behind a prefix of `start` tokens.
+        """Find what is kept of a prompt after a prefix of `start` tokens.
 
         Returns:
-            A number of tokens, and keys and values of those and perhaps more.
+            The number of tokens, and keys and values of at least those tokens.
         """
         best: tuple[int, KeysValues] = 0, []
         at = bisect(self.rows, list(prompt), key=attrgetter("ids"))
-        for row in self.rows[max(0, at - 1) : at + 1]:  # the likest stand beside it
+        for row in self.rows[max(0, at - 1) : at + 1]:  # sorted: the best match is a neighbour
             n = shared_length(row.ids, prompt) - start
             if row.start == start and n > best[0]:
                 best = n, row.kv
@@ -89,14 +89,14 @@ class Kept:
     def add(
         self, ids: list[int], start: int, layers: Sequence[Any], row: int, there: Sequence[slice]
     ) -> None:
-        """Keep what has been read of a prompt, where there is room.
+        """Keep what has been read of a prompt, if there is room.
 
         Args:
-            ids: all that has been read.
-            start: tokens of the prefix that it stands behind.
-            layers: of the cache.
-            row: where it is in the cache.
-            there: its columns, between padding.
+            ids: all token ids read.
+            start: length of the shared prefix, in tokens.
+            layers: layers of the cache.
+            row: the prompt's row in the cache.
+            there: the prompt's columns in the cache, without padding.
         """
         pairs = [(layer.keys, layer.values) for layer in layers]
         token = sum(x[row, :, 0].nbytes for pair in pairs for x in pair)
@@ -105,9 +105,9 @@ class Kept:
             self._new.append(Row(ids, start, kv))
 
     def _fits(self, what: str, size: int, device: torch.device) -> bool:
-        """Whether there is room, which is taken then.
+        """Reserve `size` bytes if there is room; return whether there was.
 
-        Half of it is for the rows of the last call, which are held until this one is over.
+        Half of the room is for the rows of the last call, which are held until this call ends.
         """
         if self.most is None:
             self.most = int(KEPT_SHARE * free_bytes(device))

@@ -1,6 +1,6 @@
-"""Models that are known by their sizes, and what training each takes: an estimate beforehand.
+"""Sizes of known models, and an estimate of the memory that training each of them needs.
 
-It counts what `memory_plan` measures on a loaded model, which is exact and needs the weights."""
+`memory_plan` measures the same on a loaded model, which is exact but needs the weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import psutil
 
-EXPERIENCE_TOKENS, SEQUENCE_TOKENS = 2048, 1536  # of the experience; of a state with its reply
+EXPERIENCE_TOKENS, SEQUENCE_TOKENS = 2048, 1536  # of experience; of state and reply
 LORA_RANK = 16
 
 
 class Sizes(NamedTuple):
-    """Widths and counts of a decoder, as its config.json has them."""
+    """Widths and counts of a decoder, from its config.json."""
 
     hidden: int
     layers: int
@@ -22,31 +22,31 @@ class Sizes(NamedTuple):
     ffn: int
     vocabulary: int
     heads: int = 1
-    """Matrices of the size of the vocabulary: 1 where input and output share theirs."""
+    """Number of vocabulary-sized matrices: 1 if input and output share one."""
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers, which NF4 quantises."""
+        """Number of weights in the linear layers, which NF4 quantises."""
         attention = 2 * self.hidden * (self.query + self.keys)
         return self.layers * (attention + 3 * self.hidden * self.ffn)
 
     @property
     def embedding(self) -> int:
-        """Weights that stay as they are."""
+        """Number of weights in the vocabulary-sized matrices, which are never quantised."""
         return self.heads * self.hidden * self.vocabulary
 
     @property
     def lora(self) -> int:
-        """Weights of an adapter on all linear layers."""
+        """Number of weights in an adapter on all linear layers."""
         wide = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.keys)
         return LORA_RANK * self.layers * (wide + 3 * (self.hidden + self.ffn))
 
     def training_bytes(self, kind: str, experience_tokens: int = EXPERIENCE_TOKENS) -> int:
-        """What a training takes at its worst moment, checkpointed, one sequence at a time.
+        """Estimate the peak memory of training, checkpointed, one sequence at a time, in bytes.
 
         Args:
-            kind: of the weights: float32, bfloat16, float16 or nf4.
-            experience_tokens: of the experience text.
+            kind: kind of the weights: float32, bfloat16, float16 or nf4.
+            experience_tokens: length of the experience text.
         """
         width = 4 if kind == "float32" else 2
         weights = self.linear * (0.52 if kind == "nf4" else width) + self.embedding * width
@@ -71,18 +71,18 @@ KNOWN = {
 
 
 class Place(NamedTuple):
-    """Where a model would run here."""
+    """The device on which a model would run here."""
 
     name: str
     kinds: tuple[str, ...]
-    """Kinds of weights that it takes, best first."""
+    """Kinds of weights that it supports, best first."""
     free: int
     total: int
 
 
 def place() -> Place:
-    """The card that `load_policy` takes, or the CPU; bytes free and in all."""
-    import torch  # only here: the names above are asked for where nothing is loaded
+    """Return the GPU that `load_policy` would use, or the CPU, with free and total bytes."""
+    import torch  # imported here: the names above are also needed without torch
 
     if not torch.cuda.is_available():
         memory = psutil.virtual_memory()

@@ -1,8 +1,8 @@
-"""Loading a policy: the embedded model, a folder or a hub id, dense or in NF4.
+"""Load a policy: the embedded model, a folder or a hub id, dense or in NF4.
 
-What it does: chooses quantisation and dtype for the device, adds the two adapters, and turns the
-many ways in which that can fail into one clear sentence each. What it does not: fetch anything but
-the model that the user named, run code that comes with a model, or read a pickle.
+This module chooses quantisation and dtype for the device, adds the two adapters, and reports each
+way in which that can fail in one clear sentence. It fetches only the model that the user named,
+runs no code that comes with a model, and reads no pickle.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from .quantised import (
 from .source import clear_errors, model_folder, notes
 from .targets import no_adapter
 
-# data/results/lora.jsonl: ranks 4 and 64 hardly come closer to the teacher in any setting, and 64
-# diverges first. PEFT's "all-linear" leaves the head out.
+# Ranks 4 and 64 hardly come closer to the teacher in any setting, and 64 diverges first
+# (data/results/lora.jsonl). PEFT's "all-linear" leaves the head out.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-# below, 16-bit or 4-bit weights save nothing that matters, so dense float32
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # as Transformers calls it
+# smaller models are dense float32: 16-bit or 4-bit weights would save nothing that matters
 SMALL_MODEL_PARAMS = 300_000_000
-# below, threads of a CPU wait for each other longer than they compute: a round of the embedded
-# model (5 M) took 96 s with two and 70 with one
+# smaller models use one CPU thread, because threads wait for each other longer than they compute:
+# a round of the embedded model (1.1 M) took 96 s with two threads and 70 s with one
 ONE_THREAD_PARAMS = 20_000_000
-_threads = torch.get_num_threads()  # of larger models
+_threads = torch.get_num_threads()  # for larger models
 
 
-# why: half of it says what its arguments are
+# why: half of it documents the arguments
 def load_policy(
     name_or_path: str | Path,
     *,
@@ -71,27 +71,28 @@ def load_policy(
 ) -> Policy:
     """Load a model in eval mode, with a fresh student (= teacher = base).
 
-    On a CPU a model of less than 20 M parameters sets torch to one thread, a larger one back to
-    those of before, unless OMP_NUM_THREADS is set.
+    On a CPU, a model of less than 20 M parameters sets torch to one thread and a larger one
+    restores the original number, unless OMP_NUM_THREADS is set.
 
     Args:
         name_or_path: "micro", a local model folder or a hub id.
         quantize: "nf4", None (dense), or "auto": NF4 on CUDA from 0.3 B parameters on, else dense.
-            A folder that is quantised already stays as it is.
-        dtype: of the dense weights or of the NF4 computation. "auto": float32 on a CPU (exact;
-            fastest on most) and for dense models below 0.3 B; else bfloat16, or float16 on CUDA
-            cards below compute capability 8. The adapters are float32 always.
-        device: "auto" is CUDA where there is one, else the CPU.
-        lora: arguments of peft.LoraConfig over r=16, lora_alpha=32, all linear layers but the head.
+            An already quantised folder stays as it is.
+        dtype: dtype of the dense weights, or of the computation with NF4. "auto": float32 on a CPU
+            (exact; fastest on most) and for dense models below 0.3 B; else bfloat16, or float16 on
+            CUDA cards below compute capability 8. Adapters are always float32.
+        device: "auto" is CUDA if available, else the CPU.
+        lora: arguments of peft.LoraConfig; defaults: r=16, lora_alpha=32, all layers but the head.
         adapter: a PEFT folder to start from, with its own LoRA settings; the teacher is its copy.
-        revision: of a hub id.
-        enable_thinking: handed to the chat template (None: its own default).
+        revision: revision of a hub id.
+        enable_thinking: passed to the chat template (None: the template's own default).
 
     Raises:
-        FileNotFoundError: no such folder or id.
-        ConnectionError: a hub id, and no network.
-        ValueError: not a model, no chat template, an adapter of another base, an unknown option.
-        RuntimeError: no CUDA here.
+        FileNotFoundError: there is no such folder or hub id.
+        ConnectionError: the hub is needed but cannot be reached.
+        ValueError: not a model, no chat template, an adapter for another base model, or an unknown
+            option.
+        RuntimeError: CUDA was requested but is not available.
     """
     if quantize not in ("auto", "nf4", None):
         raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
@@ -107,7 +108,7 @@ def load_policy(
     with clear_errors(name):
         config = _settled(AutoConfig.from_pretrained(source, revision=revision))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        # that a prompt is over the context is said by those who know what it is of
+        # callers report prompts that exceed the context, and can say which prompt it is
         tokenizer.deprecation_warnings[TOO_LONG] = True
         with torch.device("meta"):
             empty: Any = AutoModelForCausalLM.from_config(config)
@@ -143,7 +144,7 @@ def load_policy(
 
 
 def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
-    """The policy of a ModelConfig (or Settings); options as in `load_policy`."""
+    """Load the policy of a ModelConfig (or Settings); options as in `load_policy`."""
     policy = load_policy(
         config.model,
         quantize=None if config.quantize == "none" else config.quantize,
@@ -157,7 +158,7 @@ def policy_from_config(config: ModelConfig, **options: Any) -> Policy:
 
 
 def _check_ends(policy: Policy) -> None:
-    """Refuse ends of a reply that are no ids; warn where nothing ends one."""
+    """Refuse end-of-reply tokens that are not ids; warn if no token ends a reply."""
     said = policy.base_lm.generation_config.eos_token_id
     ids = said if isinstance(said, list) else [said]
     if not all(i is None or type(i) is int for i in ids):
@@ -167,15 +168,15 @@ def _check_ends(policy: Policy) -> None:
         )
     if not policy.eos_ids:
         warnings.warn(
-            f"{policy.name}: nothing ends its replies, for neither tokenizer nor generation_config "
-            "nor chat template names a token that does; each goes on to max_new_tokens",
+            f"{policy.name}: no token ends its replies (tokenizer, generation_config and chat "
+            "template name none), so every reply runs to max_new_tokens",
             stacklevel=3,
         )
 
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without Transformers' bar of loading weights; those of downloads stay."""
+    """Hide Transformers' progress bar for loading weights; keep those for downloads."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -193,7 +194,7 @@ def _pick_device(device: str | torch.device) -> torch.device:
         return own
     try:
         device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
-    except (TypeError, RuntimeError):  # None, or no kind of device
+    except (TypeError, RuntimeError):  # None, or not a kind of device
         raise ValueError(f'device={device!r}: say "auto", "cpu" or "cuda"') from None
     if device.type == "cuda" and not cuda:
         raise RuntimeError('no usable CUDA device on this machine; pass device="cpu" or "auto"')
@@ -214,9 +215,9 @@ def _pick_dtype(dtype: str | torch.dtype, device: torch.device, exact: bool) -> 
 
 
 def _settled(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Without dropout, so that student and teacher are measured alike.
+    """Disable dropout in the config, so that student and teacher are measured alike.
 
-    A padding id beyond the embedding, which Transformers cannot build, goes as well.
+    Also remove a padding id outside the embedding, with which Transformers cannot build the model.
     """
     for part in (config, config.get_text_config()):
         for key, value in vars(part).items():
@@ -237,7 +238,7 @@ def _load_base(
     dtype: torch.dtype,
     packed: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
-    """The frozen base model, complete, on its device."""
+    """Load the frozen base model onto its device; refuse an incomplete one."""
     options: dict[str, Any] = {"quantization_config": packed} if packed else {}
     with clear_errors(name), _no_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -248,28 +249,28 @@ def _load_base(
             device_map={"": device},
             use_safetensors=True,  # the other format is a pickle
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # check_weights reports them by name
             **options,
         )
     base, info = loaded
     if base.base_model is base:
         raise ValueError(
-            f"{name}: a {config.model_type} model shows no hidden states; it is not supported"
+            f"{name}: a {config.model_type} model exposes no hidden states; it is not supported"
         )
     if "past_key_values" not in signature(base.base_model.forward).parameters:
         raise ValueError(
-            f"{name}: a {config.model_type} model keeps its state in a way of its own, in which "
-            "replies would depend on what they are sampled beside; it is not supported"
+            f"{name}: a {config.model_type} model keeps its state in a format of its own, with "
+            "which replies would depend on the rest of their batch; it is not supported"
         )
     check_weights(base, info, name)
     if packed or "bitsandbytes" in quantised_with(config):
         keep_gradients(base)
         say_what_stays_dense(base, name)
-        for module in base.modules():  # a folder may name another dtype, for another card
+        for module in base.modules():  # the folder may name a dtype for another card
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = dtype
     repeat_key_heads(base)
-    # generate hands on a slice of [B, T, D], for which torch would copy the whole head B times
+    # generate passes a slice of [B, T, D], for which torch would copy the whole head B times
     head = base.get_output_embeddings()
     head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return base.requires_grad_(False)

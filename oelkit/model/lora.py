@@ -1,8 +1,8 @@
-"""LoRA on a base model, and what lies in a folder of PEFT.
+"""Attach LoRA to a base model, and read adapters from PEFT folders.
 
-What it does: attaches student and teacher to a base model, and makes sure that an adapter from a
-folder is what PEFT says it is. What it does not: say which settings are taken (see
-`lora_settings`), switch, train or save adapters (see `adapters`).
+This module adds student and teacher to a base model, and checks that an adapter from a folder fits
+and means what PEFT says. Which settings are supported is in `lora_settings`; switching and saving
+adapters is in `adapters`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .tensors import load_tensors
 
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lora=") -> PeftModel:
-    """The base with "student" (active) and "teacher"; the same A in each process.
+    """Add the adapters "student" (active) and "teacher"; A is the same in every process.
 
     Args:
-        base: the model.
-        config: of both.
-        name: of the base.
-        what: whose settings they are, for the error.
+        base: the base model.
+        config: LoRA settings of both adapters.
+        name: name of the base model.
+        what: source of the settings, for errors.
 
     Raises:
-        ValueError: there are no such layers, or PEFT has no such LoRA for them.
+        ValueError: the model has no such layers, or PEFT has no such LoRA for them.
     """
     config.inference_mode = False
-    config.base_model_name_or_path = None  # PEFT warns of a name that is not the folder
+    config.base_model_name_or_path = None  # PEFT warns about a name that is not the folder
     try:
         with seeded(0, base.device), _no_noise():  # LoRA's A is random
             model = get_peft_model(base, config, adapter_name="student")
@@ -51,22 +51,23 @@ def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lo
 
 
 def warn_of_names(model: Any, names: Any, name: str) -> None:
-    """Say which of the layers that the user names get no adapter, misspelt ones say."""
+    """Warn about layers that the user names but that get no adapter, such as misspelt ones."""
     found = [f".{layer}" for layer in model.base_model.targeted_module_names]
     names = () if names is None or isinstance(names, str) else names
     if lost := sorted(n for n in names if not any(x.endswith(f".{n}") for x in found)):
-        warnings.warn(f"lora= names {', '.join(lost)}: no such layer of {name}", stacklevel=3)
+        told = f"{name} has no such layer that takes an adapter"
+        warnings.warn(f"lora= names {', '.join(lost)}: {told}", stacklevel=3)
 
 
 def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
-    """One more adapter, not active; the same A at each call."""
+    """Add an inactive adapter; A is the same on every call."""
     with seeded(0, next(model.parameters()).device), _no_noise():
         model.add_adapter(name, config)
 
 
 @contextmanager
 def _no_noise() -> Iterator[None]:
-    """PEFT asks Transformers by names that are about to go, and warns of what is meant here."""
+    """Silence warnings about deprecated names that PEFT uses and about intended settings."""
     with warnings.catch_warnings():
         for kind in (FutureWarning, PeftWarning, UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", kind)
@@ -74,16 +75,16 @@ def _no_noise() -> Iterator[None]:
 
 
 def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a folder, if they are an adapter for the student of this model.
+    """Return the tensors of a folder if they fit the student of this model.
 
     Args:
-        folder: of PEFT.
-        model: with the student.
-        name: of the base, for the errors.
+        folder: a PEFT folder.
+        model: the PeftModel with the student.
+        name: name of the base model, for errors.
 
     Raises:
-        FileNotFoundError: no adapter there.
-        ValueError: it does not fit; what differs is named.
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter does not fit; the message says what differs.
     """
     theirs, ours = adapter_config(folder), model.peft_config["student"]
     base = f"another base model ({theirs.base_model_name_or_path})"
@@ -128,13 +129,13 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
 
 
 def _behind_number(key: str) -> str:
-    """A tensor's name from the number of its layer on, which is the same behind any prefix."""
-    key = re.sub(r"(\.lora_\w+)\.\w+\.weight$", r"\1.weight", key)  # with the adapter's name
+    """Return a tensor's name from its layer number on, which is the same after any prefix."""
+    key = re.sub(r"(\.lora_\w+)\.\w+\.weight$", r"\1.weight", key)  # drop the adapter's name
     return re.split(r"\.(?=\d+\.)", key, maxsplit=1)[-1]
 
 
 def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    """The tensors of LoRA; weights of the base that lie beside them must be the base's own."""
+    """Return the LoRA tensors; base weights stored beside them must equal the base model's."""
     state, _ = load_tensors(folder / "adapter_model.safetensors")
     named = model.get_base_model().named_parameters(remove_duplicate=False)  # tied ones as well
     own = {n.replace(".base_layer", ""): p for n, p in named}
@@ -147,8 +148,8 @@ def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
         )
         if mine is None or mine.shape != x.shape or not torch.equal(mine.cpu(), x.to(mine.dtype)):
             raise ValueError(
-                f"{folder}: it brings its own {key}, which is not the base model's; oelkit takes "
-                "the matrices of LoRA alone"
+                f"{folder}: it contains its own {key}, which is not the base model's; oelkit "
+                "loads only the matrices of LoRA"
             )
     return state
 
@@ -156,7 +157,7 @@ def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
 def _with_start(
     folder: Path, model: Any, config: LoraConfig, state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What PEFT took off the base's weights at the start, as further rows of A and of -B."""
+    """Add what PEFT subtracted from the base at the start, as more rows of A and of -B."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     if not all(m.weight.is_floating_point() for m in bases):
@@ -179,21 +180,21 @@ def _with_start(
 
 
 def lora_state(model: Any, adapter: str = "student") -> dict[str, torch.Tensor]:
-    """The tensors of an adapter, named as in a folder of PEFT."""
+    """Return the tensors of an adapter, named as in a PEFT folder."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PeftWarning)  # takes biases of LoRA for broken matrices
+        warnings.simplefilter("ignore", PeftWarning)  # it mistakes LoRA biases for broken matrices
         state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: x for key, x in state.items() if ".lora_" in key}
 
 
 def fingerprint(model: Any) -> list[float]:
-    """A few embedding values: they tell one base from another, whatever its path and dtype."""
+    """Return a few embedding values, which identify a base model whatever its path and dtype."""
     weight: Any = model.get_base_model().get_input_embeddings().weight
     return weight[:: max(1, len(weight) // 16), 0].float().tolist()
 
 
 def _alike(a: Any, b: list[float]) -> bool:
-    """The same base in bfloat16 is within 2 %, another one is not; `a` is what a file says."""
+    """Whether both are of one base: in bfloat16 it is within 2 %. `a` comes from a file."""
     numbers = isinstance(a, list) and all(isinstance(x, int | float) for x in a)
     return (
         numbers
@@ -204,7 +205,7 @@ def _alike(a: Any, b: list[float]) -> bool:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from a seed; afterwards the generators of CPU and cards go on as before."""
+    """Draw random numbers from a seed; restore the generators of CPU and cards afterwards."""
     cards = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     with torch.random.fork_rng(cards):
         torch.manual_seed(seed)

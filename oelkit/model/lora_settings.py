@@ -1,7 +1,7 @@
-"""Settings of LoRA as oelkit takes them: those that it knows, in their kinds and ranges.
+"""The LoRA settings that oelkit supports, with their types and ranges.
 
-What it does: makes PEFT's config of them, or refuses one by its name. What it does not: know on
-which layers of a model that will be (see `targets`, `lora`).
+This module turns settings into PEFT's config, or refuses one by name. It does not know to which
+layers of a model they apply (see `targets`, `lora`).
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from peft import LoraConfig
 
 from .tensors import tensor_shapes
 
-# settings of LoRA that oelkit takes; any other that is not PEFT's default is refused by its name
+# supported LoRA settings; any other that differs from PEFT's default is refused by name
 WHERE = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
-WHERE += ["target_parameters"]  # PEFT's own choice for experts that lie in one tensor
+WHERE += ["target_parameters"]  # PEFT's own choice for experts stored in one tensor
 SHAPE = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"]
 PATTERNS = "rank_pattern", "alpha_pattern"
-# these say nothing of what the adapter computes; fan_in_fan_out follows from the base
+# these do not define what the adapter computes; fan_in_fan_out follows from the base
 SILENT = ["task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"]
 SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qalora_group_size"]
 SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights"]
-OURS = "task_type", "peft_type", "runtime_config"  # the same for all that oelkit trains
+OURS = "task_type", "peft_type", "runtime_config"  # the same for everything that oelkit trains
 SWITCHES = "use_rslora", "use_dora", "lora_bias"
-MAY_BE_NULL = *PATTERNS, "lora_dropout"  # other programs write so
+MAY_BE_NULL = *PATTERNS, "lora_dropout"  # other programs write null for these
 STARTS = True, "gaussian"  # B = 0: the untrained student is the base
-OFF_BASE = "pissa", "olora"  # take the start of A and B off the base's weights
+OFF_BASE = "pissa", "olora"  # subtract the initial B A from the base's weights
 
 
 def adapter_config(folder: Path) -> LoraConfig:
-    """The settings of a LoRA folder.
+    """Read the settings of a LoRA folder.
 
     Raises:
-        FileNotFoundError: no adapter there.
-        ValueError: another kind of adapter, or a setting that oelkit does not take.
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: another kind of adapter, or a setting that oelkit does not support.
     """
     files = "adapter_config.json", "adapter_model.safetensors"
     if not all((folder / name).is_file() for name in files):
@@ -51,25 +51,25 @@ def adapter_config(folder: Path) -> LoraConfig:
     if kind != "LORA":
         raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
     config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
-    shapes = tensor_shapes(folder / files[1])  # before anything of that size is made
+    shapes = tensor_shapes(folder / files[1])  # before anything of that size is allocated
     rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
     wide = max((max(x) for key, x in shapes.items() if ".lora_" in key and x), default=0)
-    # of a rank below that there may be no layer, with a pattern for each
+    # not compared with `rows`: where a pattern covers each layer, none has the rank r
     if (most := max([config.r, *(config.rank_pattern or {}).values()])) > wide:
-        raise ValueError(f"{folder}: it says a rank of {most}, its matrices have {rows} at most")
+        raise ValueError(f"{folder}: its config says rank {most}, its matrices have at most {rows}")
     return config
 
 
 def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STARTS) -> LoraConfig:
-    """A LoraConfig of settings that oelkit takes.
+    """Build a LoraConfig from supported settings.
 
     Args:
         given: settings by name.
-        what: whose they are, for the error.
-        starts: values of init_lora_weights that are taken.
+        what: source of the settings, for errors.
+        starts: accepted values of init_lora_weights.
 
     Raises:
-        ValueError: any other setting, named.
+        ValueError: a setting is not supported; the message names it.
     """
     default = LoraConfig()
     for key, value in given.items():
@@ -82,8 +82,8 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
     start = given.get("init_lora_weights", True)
     if start not in starts:
         raise ValueError(
-            f"{what} has init_lora_weights={start!r}, which begins elsewhere than at the base "
-            f"model; oelkit takes {' or '.join(map(repr, starts))}"
+            f"{what} has init_lora_weights={start!r}, which does not start at the base model; "
+            f"oelkit takes {' or '.join(map(repr, starts))}"
         )
     if start in OFF_BASE and given.get("use_dora"):
         raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
@@ -92,12 +92,12 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
     _check_values(vars(default) | taken, what)
     try:
         return LoraConfig(**{**taken, "task_type": "CAUSAL_LM"})
-    except ValueError as error:  # of two that do not go together
-        raise ValueError(f"{what} cannot be: {error}") from error
+    except ValueError as error:  # of two settings that exclude each other
+        raise ValueError(f"{what} is not valid: {error}") from error
 
 
 def _check_values(settings: dict[str, Any], what: str) -> None:
-    """Refuse values of another kind or range, over which PEFT stumbles, or which it takes."""
+    """Refuse values of a wrong type or range; PEFT fails on some and accepts others."""
     number, names = (int, float), (str, list, tuple, set, NoneType)
     kinds: dict[str, Any] = {"r": int, "lora_alpha": number, "lora_dropout": number}
     kinds |= {"layers_to_transform": (int, list, tuple, NoneType), **dict.fromkeys(PATTERNS, dict)}
@@ -106,7 +106,7 @@ def _check_values(settings: dict[str, Any], what: str) -> None:
         value = settings.get(key)
         odd = key in settings and not isinstance(value, kind)
         if odd or (kind is not bool and isinstance(value, bool)):
-            raise ValueError(f"{what} has {key}={value!r}, which is of another kind")
+            raise ValueError(f"{what} has {key}={value!r}, which has the wrong type")
     for rank in (settings["r"], *settings["rank_pattern"].values()):
         if type(rank) is not int or rank < 1:
             raise ValueError(f"{what} has a rank of {rank!r}; need a whole number from 1")
@@ -118,13 +118,14 @@ def _check_values(settings: dict[str, Any], what: str) -> None:
 
 
 def plain_lora(config: LoraConfig) -> LoraConfig:
-    """The settings under which oelkit holds an adapter from a folder: untrained, it is the base.
+    """Return the settings with which oelkit holds an adapter from a folder.
 
+    Untrained, such an adapter leaves the base as it is.
     PiSSA and OLoRA become LoRA of twice the rank (see `_with_start`).
     """
     config = copy.deepcopy(config)
     if config.init_lora_weights in OFF_BASE:
-        grown = 2**0.5 if config.use_rslora else 2  # what multiplies B A stays
+        grown = 2**0.5 if config.use_rslora else 2  # keeps the factor of B A
         config.r *= 2
         config.lora_alpha *= grown  # pyright: ignore[reportAttributeAccessIssue]
         config.rank_pattern = {k: 2 * r for k, r in (config.rank_pattern or {}).items()}

@@ -1,20 +1,20 @@
-"""The losses of distillation, on hidden states, without ever holding logits of all tokens.
+"""Distillation losses on hidden states, which never hold the logits of all tokens at once.
 
-What it does: reverse KL (the method), forward KL, Jensen-Shannon, an estimate from the sampled
-tokens alone, and cross-entropy (SFT), between the distributions that a student's and a teacher's
-final hidden states give through one frozen head, chunk of rows by chunk of rows. As the head is
-frozen, the gradient with respect to the student's hidden states is formed in the forward pass: no
-chunk's logits outlive it. What it does not: run the model, or know about prompts and replies.
+There are reverse KL (the method), forward KL, Jensen-Shannon, an estimate from the sampled tokens
+alone, and cross-entropy (SFT). Student and teacher share one frozen head, which turns their final
+hidden states into distributions, a chunk of rows at a time. Because the head is frozen, the
+gradient with respect to the student's hidden states is computed in the forward pass, and no chunk's
+logits outlive it. The losses do not run the model and know nothing about prompts and replies.
 
-Departure from the paper: the default is the full vocabulary; top_k=256 gives the paper's loss (the
-sum over the student's top-k ids of the full distributions' terms, neither renormalised nor
-completed by a tail term).
+Departure from the paper: the default is the full vocabulary. top_k=256 gives the paper's loss: the
+full distributions' terms, summed over the student's top-k ids, neither renormalised nor completed
+by a tail term.
 
-Each loss takes hidden states [N, D] of N reply tokens, of which only the student's get a gradient,
-and the frozen head (a `Head`, or its matrix [V, D] alone), and returns the weighted sum over rows
-(scalar). With s, t the log-softmax of both logits z / temperature, a row's reverse KL is
-sum_v p_s (s - t), its forward KL sum_v p_t (t - s). All raise ValueError for a trainable head,
-shapes that do not fit and settings that make no sense.
+Each loss takes hidden states [N, D] of N reply tokens and the frozen head (a `Head`, or only its
+matrix [V, D]), and returns the weighted sum over rows (scalar). Only the student's hidden states
+get a gradient. With s, t the log-softmax of both logits z / temperature, a row's reverse KL is
+sum_v p_s (s - t) and its forward KL is sum_v p_t (t - s). All losses raise ValueError for a
+trainable head, shapes that do not match and invalid settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from .head import Head
 
 TAILS = ("drop", "bucket", "renormalize")
-# from logits [n, V] / temperature and targets: losses [n], and their gradient [n, V] by the logits
+# (logits [n, V] / temperature, targets) -> (losses [n], their gradient [n, V] by the logits)
 LossAndDLogits = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -38,20 +38,20 @@ class Options(TypedDict, total=False):
     """Keywords of every loss."""
 
     temperature: float
-    """Divides both logits; 1.0 unless given."""
+    """Divides the logits of both; default 1.0."""
     weights: Tensor | None
     """[N], e.g. 1 / (reply length * batch size); None is the mean over rows."""
     clip: float | None
-    """A row whose loss is above it is scaled down, with its gradient, to that loss."""
+    """Most that a row's loss can be; a larger one is scaled down to it, with its gradient."""
     chunk: int | None
-    """Rows at a time; None: few buffers of 16 MB (CUDA: 128 MB)."""
+    """Rows per chunk; None: as many as give a few buffers of 16 MB (CUDA: 128 MB)."""
 
 
 class DivergenceOptions(Options, total=False):
     """Keywords of the divergences."""
 
     top_k: int | None
-    """Only the student's k likeliest ids, gradient through their full-softmax probabilities."""
+    """Use only the student's k most likely ids, with gradients through the full softmax."""
     tail: str
     """The other ids' mass: "drop" (paper), "bucket" (one more bin), "renormalize" (k sum to 1)."""
 
@@ -88,8 +88,8 @@ def jsd(
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence; arXiv 2306.13649.
 
-    beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student; at
-    the ends, where that vanishes, beta = 0 is the forward and beta = 1 the reverse KL (as in TRL).
+    beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student. At
+    the ends this vanishes; there beta = 0 is the forward and beta = 1 the reverse KL (as in TRL).
     """
     if not 0 <= beta <= 1 or tail not in TAILS:
         raise ValueError(f"beta={beta}, tail={tail!r}: need 0 to 1, and one of {', '.join(TAILS)}")
@@ -106,10 +106,10 @@ def sampled_kl(
     head: Head | Tensor,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Reverse KL's estimate log p_student - log p_teacher of ids [N] that the student sampled.
+    """Estimate reverse KL as log p_student - log p_teacher of ids [N] that the student sampled.
 
-    Its gradient is that of a policy gradient with this as the cost, right in expectation; a row's
-    loss may be negative (clip then bounds its size).
+    The gradient is a policy gradient with this estimate as the cost, correct in expectation. A
+    row's loss can be negative; clip then bounds its absolute value.
     """
     return _loss(student_hidden, (teacher_hidden, ids), head, _sampled, **options)
 
@@ -117,7 +117,7 @@ def sampled_kl(
 def cross_entropy(
     student_hidden: Tensor, target_ids: Tensor, head: Head | Tensor, **options: Unpack[Options]
 ) -> Tensor:
-    """-log p_student of target_ids [N], for SFT."""
+    """Return -log p_student of target_ids [N], for SFT."""
     return _loss(student_hidden, (target_ids,), head, _negative_log, **options)
 
 
@@ -125,7 +125,7 @@ def cross_entropy(
 def entropy(
     hidden: Tensor, head: Head | Tensor, *, temperature: float = 1.0, chunk: int | None = None
 ) -> Tensor:
-    """Entropy in nats [N] of the next-token distribution of each row of hidden [N, D]."""
+    """Return the entropy [N], in nats, of each row's next-token distribution; hidden is [N, D]."""
     parts, head = [], _as_head(head)
     for h in hidden.split(chunk or head.chunk_rows):
         s = head.logits(h, temperature).log_softmax(1)
@@ -156,7 +156,7 @@ def _top_k_divergence(
 ) -> tuple[Tensor, Tensor]:
     s_k, t_k = s.gather(1, ids), t.gather(1, ids)
     if tail == "bucket":
-        # not log(1 - sum p_k), which loses all digits of a small rest
+        # log(1 - sum p_k) would lose all digits of a small rest
         rest, t_rest = (x.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True) for x in (s, t))
         s_k, t_k = torch.cat([s_k, rest], 1), torch.cat([t_k, t_rest], 1)
     with torch.enable_grad():  # through [n, k] tensors only
@@ -167,7 +167,7 @@ def _top_k_divergence(
         loss = _divergence_terms(*pair, beta).sum(1)
         (inner,) = torch.autograd.grad(loss.sum(), s_k)
     total = -inner.sum(1, keepdim=True)
-    if tail == "bucket":  # the others have their shares of its gradient
+    if tail == "bucket":  # the other ids share its gradient
         shares = (s - s_k[:, -1:]).exp_().mul_(inner[:, -1:]).scatter_(1, ids, 0)
         grad = s.exp_().mul_(total).add_(shares)
     else:
@@ -176,7 +176,7 @@ def _top_k_divergence(
 
 
 def _divergence_terms(s: Tensor, t: Tensor, beta: float) -> Tensor:
-    """A divergence's terms, entry by entry of the log-probabilities s and t."""
+    """Return a divergence's terms for each entry of the log-probabilities s and t."""
     if beta in (0, 1):
         return s.exp() * (s - t) if beta else t.exp() * (t - s)
     m = _mixture(s, t, beta)
@@ -213,7 +213,7 @@ def _loss(
     clip: float | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Weighted sum of the rows' losses; targets are a teacher's hidden states and ids."""
+    """Return the weighted sum of row losses; targets: the teacher's hidden states, ids or both."""
     n, head = len(hidden), _as_head(head)
     if head.weight.requires_grad:
         raise ValueError(
@@ -238,9 +238,9 @@ def _loss(
 
 
 class _Chunked(torch.autograd.Function):
-    """Form loss and gradient chunk by chunk, in the forward pass."""
+    """Computes loss and gradient chunk by chunk, in the forward pass."""
 
-    # why: an autograd function is given what it needs one by one
+    # why: an autograd function takes all its inputs one by one
     @staticmethod
     def forward(ctx, hidden, targets, head, temperature, weights, chunk, loss_and_dlogits, clip):
         total, wide = 0.0, torch.promote_types(hidden.dtype, torch.float32)

@@ -1,10 +1,9 @@
-"""What a distillation step will need of memory: `memory_plan`.
+"""Predict how much memory a distillation step needs: `memory_plan`.
 
-What it does: runs the model on a few tokens, watches what it holds (CUDA's own counter; on a CPU
-each tensor) and extrapolates in a straight line, which is exact enough because neither logits nor
-attention scores of all tokens are ever held. From that follow the size of micro-batches and whether
-gradient checkpointing is needed. What it does not: know what other programs will take, or what an
-allocator loses to gaps.
+It runs the model on a few tokens, measures what is held (CUDA's own counter; on a CPU each tensor)
+and extrapolates linearly, which is exact enough because logits and attention scores of all tokens
+are never held at once. The result determines the size of micro-batches and whether gradient
+checkpointing is needed. It does not account for other programs or for allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -29,41 +28,41 @@ from .policy import Policy
 from .prefix import can_share, min_shared_prefix
 from .scoring import BATCH_TOKENS
 
-MAX_BATCH_TOKENS = 16_384  # of a micro-batch; more keeps no card busier
-CPU_SHARE = 2**29  # bytes that a micro-batch may take on a CPU, which small ones keep busy too
+MAX_BATCH_TOKENS = 16_384  # of a micro-batch; a card gains nothing from more
+CPU_SHARE = 2**29  # bytes of a micro-batch on a CPU, which small ones keep busy too
 TEXTS_SHARE = 0.5  # of free main memory, for the keys and values of all experience texts
-CUDA_SHARE = 0.8  # of what is free on the device; the rest is for gaps
+CUDA_SHARE = 0.8  # of free memory on the device; the rest is for fragmentation
 PROBE_TOKENS = 32, 96  # of the trial runs
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What fits and why, in bytes; print it for a table."""
+    """What a step needs and what fits, in bytes; print it to see a table."""
 
     held: dict[str, int]
-    """What stays: weights and adapters (loaded already), optimiser, the experience's KV."""
+    """Held throughout: weights and adapters (already loaded), optimiser, the experience's KV."""
     phases: dict[str, int]
-    """The most that each phase of a step takes beside it, one phase at a time."""
+    """Peak of each phase of a step on top of `held`; phases run one at a time."""
     free: int
-    """Free on the device (on a CPU: in main memory) when the plan was made."""
+    """Free memory on the device (on a CPU: main memory) when the plan was made."""
     batch_tokens: int
-    """Tokens of a micro-batch of training, padding included."""
+    """Tokens of a training micro-batch, including padding."""
     scored_tokens: int
-    """The same of the teacher's, which keeps nothing for a backward pass."""
+    """Tokens of a teacher micro-batch, which keeps nothing for a backward pass."""
     gradient_checkpointing: bool
     """Whether the longest sequence needs it."""
     kept_texts: int = 1
-    """Experience texts whose keys and values stay in main memory; others are read again."""
+    """Experience texts whose keys and values stay in main memory; the others are recomputed."""
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment, above the loaded policy."""
+        """Peak bytes, on top of the loaded policy."""
         loaded = self.held["weights"] + self.held["adapters"]
         return sum(self.held.values()) - loaded + max(self.phases.values())
 
     @property
     def fits(self) -> bool:
-        """Whether the worst moment fits what is free."""
+        """Whether the peak fits into the free memory."""
         return self.peak <= self.free
 
     def __str__(self) -> str:
@@ -85,7 +84,7 @@ class MemoryPlan:
 
 
 class _Cost(NamedTuple):
-    """Bytes of some work on so many tokens."""
+    """Bytes that some work takes, as a linear function of the number of tokens."""
 
     fixed: float
     per_token: float
@@ -94,7 +93,7 @@ class _Cost(NamedTuple):
         return int(self.fixed + self.per_token * tokens)
 
 
-# why: a third of it says what its arguments are, the rest is one sum
+# why: a third of it documents the arguments, the rest is one sum
 def memory_plan(
     policy: Policy,
     experience_tokens: int = 0,
@@ -106,23 +105,23 @@ def memory_plan(
     batch_tokens: int | None = None,
     texts: int = 1,
 ) -> MemoryPlan:
-    """What `distill` will need with such an experience, and the micro-batches that fit.
+    """Plan the memory that `distill` needs, and choose micro-batches that fit.
 
-    Runs the model on some hundred tokens and leaves its weights, gradients and modes alone.
+    Runs the model on a few hundred tokens; weights, gradients and modes stay as they are.
 
     Args:
         policy: the model.
-        experience_tokens: of the longest experience text.
-        state_tokens: of the longest state's prompt.
-        reply_tokens: max_new_tokens (None: of the policy's prompt set).
+        experience_tokens: length of the longest experience text.
+        state_tokens: length of the longest state's prompt.
+        reply_tokens: max_new_tokens (None: that of the policy's prompt set).
         batch_size: states per step.
-        retain: whether the student, too, reads the experience: its sequences are that much longer.
-        batch_tokens: of a micro-batch; None chooses.
-        texts: different experience texts, of which each sample draws one.
+        retain: whether the student reads the experience too, which makes its sequences longer.
+        batch_tokens: tokens of a micro-batch (None: chosen here).
+        texts: number of different experience texts, from which each sample draws one.
 
     Raises:
-        TypeError: one of them is no whole number.
-        ValueError: one is too small.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is too small.
     """
     given.a_policy(policy, adapters=True)
     if reply_tokens is None:
@@ -144,9 +143,9 @@ def memory_plan(
     held = {
         "weights": sum(p.nbytes for p in policy.model.parameters() if p not in lora),
         "adapters": sum(p.nbytes for p in lora),
-        # AdamW's two moments, of 8 or of 32 bits
+        # AdamW's two moments, in 8 or 32 bits
         "optimiser": (2 if cuda else 8) * sum(p.numel() for p in policy.trainable()),
-        # a card holds those in use, the others wait in main memory
+        # a card holds only the text in use; the others wait in main memory
         "keys and values of experience": kv * (1 if cuda else kept),
     }
     room = CUDA_SHARE * (free - held["optimiser"] - held["keys and values of experience"])
@@ -157,12 +156,12 @@ def memory_plan(
             training = _cost(policy, lambda n: _train(policy, n, kl_rows))
     share = room if cuda else min(room, CPU_SHARE)
 
-    def micro_batch(cost: _Cost, longest: int) -> int:  # what is longer goes alone
+    def micro_batch(cost: _Cost, longest: int) -> int:  # a longer sequence goes alone
         most = min(MAX_BATCH_TOKENS, int((share - cost.fixed) / cost.per_token))
         return max(longest, min(batch_tokens or most, batch_size * longest))
 
     learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
-    # behind a beginning: scores of own tokens, of some queries or of one; three times in float32
+    # after a shared prefix: scores of own tokens for a block of queries, three times in float32
     told = batch_size * reply * head.weight.shape[1] * head.weight.itemsize  # hidden states
     heads = shared * getattr(policy.base_lm.config.get_text_config(), "num_attention_heads", 0)
     scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher))
@@ -179,9 +178,9 @@ def memory_plan(
 
 @contextmanager
 def checkpointed(policy: Policy) -> Iterator[None]:
-    """Recompute each layer in the backward pass (in train mode only), rather than keep results."""
+    """Recompute each layer in the backward pass instead of storing results (in train mode only)."""
     with warnings.catch_warnings():
-        # Transformers renames these two, and older ones lack the new names
+        # Transformers is renaming these two methods, and older versions lack the new names
         warnings.simplefilter("ignore", FutureWarning)
         # this kind needs no trainable inputs
         policy.base_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -193,13 +192,13 @@ def checkpointed(policy: Policy) -> Iterator[None]:
 
 @torch.no_grad()
 def _read(policy: Policy, tokens: int) -> None:
-    """What the teacher does."""
+    """Do what the teacher does."""
     with policy.adapter("teacher", merge=True), policy.eval_mode():
         policy.hidden(_ids(policy, tokens))
 
 
 def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
-    """What the student does, with so many rows of the loss."""
+    """Do what the student does, with `kl_rows` rows of the loss."""
     with policy.adapter("student"), policy.train_mode():
         hidden = policy.hidden(_ids(policy, tokens))[0]
         hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
@@ -213,7 +212,7 @@ def _ids(policy: Policy, tokens: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _cache_bytes(policy: Policy) -> int:
-    """Bytes of keys and values per token; layers with a state of fixed size have none."""
+    """Return the bytes of keys and values per token; layers with a fixed-size state have none."""
     cache = DynamicCache(config=policy.base_lm.config)
     policy.hidden(_ids(policy, 8), cache)
     kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
@@ -221,7 +220,7 @@ def _cache_bytes(policy: Policy) -> int:
 
 
 def _cost(policy: Policy, work: Callable[[int], None]) -> _Cost:
-    """A straight line through the peak bytes of two trial runs."""
+    """Fit a straight line through the peak bytes of two trial runs."""
     short, long = PROBE_TOKENS
     if policy.device.type == "cuda":
         work(short)  # the first run allocates workspaces that stay
@@ -232,7 +231,7 @@ def _cost(policy: Policy, work: Callable[[int], None]) -> _Cost:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most that `work` holds at once in tensors, above what was there before."""
+    """Return the peak bytes of tensors that `work` holds, on top of those held before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -244,7 +243,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors made within, as long as they live."""
+    """Counts the bytes of tensors created inside the context, as long as they live."""
 
     now = most = 0
 
@@ -275,9 +274,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device; of the CPU, in main memory."""
+    """Return the free bytes of a device; for the CPU, those of main memory."""
     if device.type == "cuda":
-        # what the allocator keeps for later is free too; a process may be held to a share
+        # memory that the allocator caches is free too; a process can be limited to a share
         free, total = torch.cuda.mem_get_info(device)
         share = torch.cuda.get_per_process_memory_fraction(device) * total
         free = min(free + torch.cuda.memory_reserved(device), share)

@@ -1,5 +1,5 @@
-"""Models without anything of oelkit's in between: an adapter merged into its base, and an exported
-folder as plain Transformers and PEFT load it, to play what others will use."""
+"""Models without oelkit: an adapter merged into its base, and exports loaded with Transformers and
+PEFT alone, to play with what others will use."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from .lora import seeded
 from .sampling import Reply
 from .source import model_folder
 
-ROWS = 32  # replies that are sampled at once
+ROWS = 32  # replies sampled at once
 
 
 def merge_adapter(model: str, adapter: Path, out: Path) -> None:
     """Write the base with an adapter merged into it, in 16 bits, with tokenizer and chat template.
 
     Args:
-        model: the base as `load_policy` takes it; never in 4 bits, whatever it was trained in.
+        model: the base as `load_policy` takes it; loaded dense even if training used 4 bits.
         adapter: a PEFT folder.
-        out: the folder that is written.
+        out: the output folder.
 
     Raises:
-        ValueError: the base is stored quantised, so that there is nothing to merge into; or the
-            adapter has parts for which the base has no place.
+        ValueError: the base is stored quantised, so nothing can be merged into it; or the adapter
+            has parts that cannot be merged.
     """
     policy = load_policy(model, quantize=None, adapter=adapter)
     if getattr(policy.base_lm.config, "quantization_config", None):
         raise ValueError(
-            f"{model}: its weights are quantised, and no adapter is merged into such; export to "
-            "peft, or name the dense model"
+            f"{model}: its weights are quantised, and no adapter can be merged into them; export "
+            "to peft, or name the dense model"
         )
     adapted = [getattr(x.get_base_layer(), "weight", None) for x in policy.lora_layers]
     outer = policy.base_lm.get_input_embeddings(), policy.base_lm.get_output_embeddings()
     if outer[0].weight is outer[1].weight and any(x is outer[0].weight for x in adapted):
         raise ValueError(
-            f"{adapter}: it adapts embedding or head, which are the same weights here, so that a "
-            "merged model would be another one; export to peft"
+            f"{adapter}: it adapts the embedding or the head, which share their weights in this "
+            "model, so merging would change both; export to peft"
         )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
     half = torch.float16 if _stored_dtype(policy.source) == "float16" else torch.bfloat16
     try:
         merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
-    except RuntimeError as error:  # of biases of LoRA on layers that have none
+    except RuntimeError as error:  # LoRA biases on layers that have none
         raise ValueError(f"{adapter}: {error} Export to peft") from error
-    config.eos_token_id = eos  # what ends a turn may be known to the chat template alone
+    config.eos_token_id = eos  # only the chat template may know what ends a turn
     try:
         merged.save_pretrained(out)
     except SafetensorError as error:
@@ -65,7 +65,7 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
 
 
 def add_tokenizer(model: str, folder: Path) -> str:
-    """Put tokenizer and chat template of a base into a folder; returns where the base is found."""
+    """Write a base's tokenizer and chat template into a folder; return where the base is."""
     source = model_folder(model)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return str(Path(source).resolve()) if Path(source).is_dir() else source
@@ -78,16 +78,16 @@ def _stored_dtype(source: str) -> str | None:
 
 
 class PlainModel:
-    """A folder of PEFT, a whole model or a GGUF file; the steps that play take it as a policy."""
+    """A PEFT folder, a whole model or a GGUF file; the steps that play accept it as a policy."""
 
     def __init__(self, path: Path, base: str, prompt_set: str, enable_thinking: bool | None = None):
         """Load it with Transformers and PEFT alone.
 
         Args:
-            path: what was exported.
-            base: the model that it was trained on; of a folder of PEFT also the one that is loaded.
-            prompt_set: the name of the prompt set that it plays with.
-            enable_thinking: handed to the chat template (None: its own default).
+            path: the exported folder or file.
+            base: the model that was trained; with a PEFT folder also the one that is loaded.
+            prompt_set: name of the prompt set that it plays with.
+            enable_thinking: passed to the chat template (None: the template's own default).
         """
         self.name, self.source, self.default_prompt_set = base, model_folder(base), prompt_set
         self.enable_thinking = enable_thinking
@@ -115,7 +115,7 @@ class PlainModel:
         self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Prompt ids of chat messages."""
+        """Return the prompt ids of chat messages."""
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         messages = in_parts(plain(messages)) if self._parts else plain(messages)
         how = {"add_generation_prompt": True, "return_dict": False, **self._template}
@@ -123,7 +123,7 @@ class PlainModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
-        """Replies of Transformers' `generate`, batch by batch."""
+        """Sample replies with Transformers' `generate`, batch by batch."""
         draw: dict[str, Any] = {"do_sample": sampling.temperature > 0}
         if sampling.temperature:
             names = ("temperature", "top_p", "top_k")
@@ -148,5 +148,5 @@ class PlainModel:
         return Reply(ids, in_marks(text) if self._in_words else text, last is None)
 
     def answer_text(self, reply: str) -> str:
-        """The answer in a reply, whose thought the template may have begun."""
+        """Return the answer in a reply, whose thought the template may have begun."""
         return answer_text(self._begun + reply)

@@ -1,8 +1,8 @@
 """The policy: one language model with a student and a teacher, and its tokenizer.
 
-What it does: turns messages into token ids and replies into answers, and gives the final hidden
-states and the head that the losses work on. What it does not: switch adapters (inherited from
-`adapters`), load models (see `loading`), sample (see `sampling`).
+It turns messages into token ids and replies into answers, and provides the final hidden states and
+the head that the losses work on. Switching adapters is inherited from `adapters`; loading is in
+`loading`, sampling in `sampling`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Policy(Shown, Adapters):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
     tokenizer: PreTrainedTokenizerBase
-    """With a chat template."""
+    """The tokenizer, with a chat template."""
     default_prompt_set: str = "paper"
-    """Name of a prompt set (the model folder's oelkit.json may say another)."""
+    """Name of a prompt set (the model folder's oelkit.json can name another)."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves it to the template's own default."""
     source: str = ""
-    """The model folder, or the hub id again; a folder may hold an oelkit.json and a probe.jsonl."""
+    """The model folder, or the hub id again; a folder can hold an oelkit.json and a probe.jsonl."""
     date: str = ModelConfig.date
-    """What a chat template that prints today's date prints."""
+    """The date that chat templates print as today's."""
 
     def brief(self) -> Brief:
-        """Name, size and place; a row for each setting."""
+        """Return name, size and device, and a row for each setting."""
         size, trained = (
             f"{sum(p.numel() for p in ps) / 1e6:.3g} M"
             for ps in (self.base_lm.parameters(), self.trainable())
@@ -62,7 +62,7 @@ class Policy(Shown, Adapters):
 
     @property
     def eos_ids(self) -> list[int]:
-        """Token ids that end a reply: of tokenizer, generation_config and chat template."""
+        """Token ids that end a reply, from tokenizer, generation_config and chat template."""
         ids = self.base_lm.generation_config.eos_token_id
         ids = [ids] if isinstance(ids, int) else ids or []
         known = {*ids, cast(Any, self.tokenizer).eos_token_id, *self._turn_ends} - {None}
@@ -70,9 +70,9 @@ class Policy(Shown, Adapters):
 
     @cached_property
     def _turn_ends(self) -> list[int]:
-        """The token that the template writes behind an assistant's turn, or begins the next with.
+        """The token that the template writes after an assistant's turn, or begins the next with.
 
-        The last turn comes first: gpt-oss ends a thought with the token of the turns before it.
+        The last turn is tried first: gpt-oss ends a thought with the token that ends earlier turns.
         """
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         added = self.tokenizer.added_tokens_decoder
@@ -80,14 +80,14 @@ class Policy(Shown, Adapters):
             text = self._text(messages, False)
             behind = behind_mark(text).lstrip() if MARK in text.lower() else ""
             ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
-            # text may stand in between, such as </answer>
+            # there can be text in between, such as </answer>
             ends = [i for n, i in enumerate(ids) if i in added and (n == 0 or added[i].special)]
             if ends:
                 return ends[:1]
         return []
 
     def _text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
-        """What the template writes of messages; "" where it does not take them."""
+        """Return what the template writes for messages; "" if it rejects them."""
         options: dict[str, Any] = {"add_generation_prompt": opening, "tokenize": False}
         try:
             return cast(Any, self._render(messages, None, **options))
@@ -96,19 +96,19 @@ class Policy(Shown, Adapters):
 
     @property
     def pad_id(self) -> int:
-        """Token id of padding, one that the embedding has."""
+        """Token id of padding, which is always one in the embedding."""
         ids = [cast(Any, self.tokenizer).pad_token_id, *self.eos_ids, 0]
         return next(i for i in ids if i is not None and 0 <= i < len(self._embedding))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Prompt ids of chat messages, with the template's beginning of a reply.
+        """Return the prompt ids of chat messages, including the template's start of a reply.
 
         Raises:
-            ValueError: the chat template does not take these messages.
+            ValueError: the chat template rejects or drops messages, or an id is not the model's.
         """
         messages = plain(messages)
         if not messages:
-            raise ValueError("a prompt without a message")
+            raise ValueError("the prompt has no messages")
         if lost := next(
             (self._left_out[m["role"]] for m in messages if m["role"] in self._left_out), ""
         ):
@@ -118,7 +118,7 @@ class Policy(Shown, Adapters):
             )
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         prompt = self._render(messages, tools)
-        without = {  # templates leave out in silence what they do not know
+        without = {  # templates silently drop what they do not know
             "tools": (messages, None),
             "tool calls": ([{**m, "tool_calls": None} for m in messages], tools),
             "tool results": ([m for m in messages if m["role"] != "tool"], tools),
@@ -140,7 +140,7 @@ class Policy(Shown, Adapters):
 
     @cached_property
     def _left_out(self) -> dict[str, str]:
-        """Roles whose messages the template leaves out in silence, and what these are."""
+        """Roles whose messages the template silently drops, each with a description of them."""
         asked, said = ({"role": "user", "content": text} for text in ("?", MARK))
         probes = {
             "system": ("system messages", [{"role": "system", "content": MARK}, asked]),
@@ -162,14 +162,14 @@ class Policy(Shown, Adapters):
     def _render(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None, **options: Any
     ) -> list[int]:
-        """Token ids of messages; special tokens in their content are text and no tokens."""
+        """Return token ids of messages; special tokens in their content are treated as text."""
         messages = in_parts(messages) if self._in_parts else messages
         try:
             return self._apply(messages, tools, **options)
-        except (TemplateError, TypeError) as error:  # say, of a template that knows no system role
+        except (TemplateError, TypeError) as error:  # such as a template without a system role
             raise ValueError(
-                f"{self.name}: its chat template does not take these messages ({error}); give it "
-                f"roles that it knows, not {[m['role'] for m in messages]}"
+                f"{self.name}: its chat template rejects these messages ({error}); use roles that "
+                f"it knows, not {[m['role'] for m in messages]}"
             ) from error
 
     def _apply(
@@ -182,22 +182,22 @@ class Policy(Shown, Adapters):
         if options.setdefault("tokenize", True):  # older Transformers do not know this one
             options |= {"sanitize_control_tokens": True, "return_dict": False}
         options["chat_template"] = re.sub(ask, lambda m: repr(today.strftime(m[2])), template)
-        if self.enable_thinking is not None:  # some templates know it by the shorter name
+        if self.enable_thinking is not None:  # some templates use the shorter name
             options |= {name: self.enable_thinking for name in ("enable_thinking", "thinking")}
         if tools:
             options["tools"] = tools
         return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def reply_text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """Text of a reply with the marks of its thought, also of one that the prompt has begun.
+        """Return the text of a reply with the marks of its thought, even if the prompt began it.
 
         Args:
-            prompt: token ids that it answers.
-            ids: of the reply.
+            prompt: token ids of the prompt.
+            ids: token ids of the reply.
         """
         opening = self._opening
         before = cast(str, self.tokenizer.decode(list(prompt[-32 - len(opening) :]))).rstrip()
@@ -210,7 +210,7 @@ class Policy(Shown, Adapters):
 
     @property
     def _opening(self) -> str:
-        """What the template writes behind a user's message, where a reply begins."""
+        """What the template writes after a user's message, where a reply begins."""
         return behind_mark(self._asked).rstrip()
 
     @cached_property
@@ -219,7 +219,7 @@ class Policy(Shown, Adapters):
 
     @cached_property
     def _unsaid(self) -> set[int]:
-        """Special tokens and ends of a turn are no text; those which mark a thought are."""
+        """Special and end-of-turn tokens that are not text; those that mark a thought are text."""
         marks = "\n".join(begin + end for begin, end in THOUGHTS)
         added = self.tokenizer.added_tokens_decoder.items()
         special = {i for i, token in added if token.special} | {*self.eos_ids}
@@ -227,9 +227,9 @@ class Policy(Shown, Adapters):
         return {i for i in special if str(self.tokenizer.convert_ids_to_tokens(i)) not in marks}
 
     def answer_text(self, reply: str) -> str:
-        """The answer in a reply to a prompt of this policy; "" where its thought never ended.
+        """Return the answer in a reply to a prompt of this policy; "" if its thought never ended.
 
-        Its thought may have begun at the end of the prompt (Qwen3-Thinking, R1 distils).
+        The thought can begin at the end of the prompt (Qwen3-Thinking, R1 distils).
         """
         return answer_text(self.reply_text(self._question, []) + reply)
 
@@ -238,15 +238,15 @@ class Policy(Shown, Adapters):
         return self.encode([{"role": "user", "content": "?"}])
 
     def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Final hidden states [B, T, D] of right-padded ids [B, T]; adapter and grad mode as set.
+        """Return final hidden states [B, T, D] under the current adapter and grad mode.
 
-        No attention mask: attention is causal, so that a real token never sees the padding to its
-        right, and without a mask SDPA takes its fast path. What stands at padded positions means
-        nothing.
+        There is no attention mask: attention is causal, so real tokens never see the padding to
+        their right, and without a mask SDPA takes its fast path. Hidden states at padded positions
+        are meaningless.
 
         Args:
-            input_ids: [B, T].
-            cache: keys and values of what comes before them.
+            input_ids: right-padded token ids [B, T].
+            cache: keys and values of the tokens before them.
         """
         return self.base_lm.base_model(
             input_ids=input_ids, past_key_values=cache, use_cache=cache is not None
@@ -254,11 +254,11 @@ class Policy(Shown, Adapters):
 
     @torch.no_grad()
     def check_hidden(self) -> None:
-        """Refuse what no step would survive; a short prompt and its first half are run.
+        """Run a short prompt and its first half, and refuse a model that no step could use.
 
         Raises:
             ValueError: activations exceed float16's largest number, 65,504 (as in Gemma 3), or
-                hidden states depend on what comes after them (as in encoders).
+                hidden states depend on later tokens (as in encoders).
         """
         ids = self.encode([{"role": "user", "content": "The quick brown fox. 1 + 1 = ?"}])
         prompt = torch.tensor([ids], device=self.device)
@@ -270,10 +270,10 @@ class Policy(Shown, Adapters):
                 'dtype="float32", or "bfloat16" on a card of compute capability 8 or more'
             )
         off = (whole[: len(half)] - half).norm(dim=-1) > 0.05 * half.norm(dim=-1)
-        if off.float().mean() > 0.5:  # in 16 bits, a few tokens may take another expert
+        if off.float().mean() > 0.5:  # in 16 bits a few tokens can take another expert
             raise ValueError(
-                f"{self.name}: not a causal language model, for its hidden states depend on what "
-                "comes after them"
+                f"{self.name}: not a causal language model: its hidden states depend on later "
+                "tokens"
             )
 
     @cached_property
@@ -281,7 +281,7 @@ class Policy(Shown, Adapters):
         """The frozen head, for the losses.
 
         Raises:
-            ValueError: it is trained, or of a kind that the losses do not know.
+            ValueError: the head is trained, or of a kind that the losses do not support.
         """
         with self.eval_mode():  # no dropout in the trial
             return head_of(self.base_lm, self.name)

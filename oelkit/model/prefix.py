@@ -1,9 +1,9 @@
-"""Prompts that begin alike: keys and values of the prefix are computed once and kept once.
+"""Shared prefixes: for prompts that begin alike, keys and values are computed and stored once.
 
-What it does: holds the KV of a prefix, and lets a forward pass or Transformers' `generate` attend
-to it beside each row's own tokens, whatever its batch. Exact but for rounding: attention over both
-parts is put together from the two parts' softmax sums (`attention`). What it does not: gradients
-(the teacher and sampling need none), sliding windows, recurrent layers; those models go on without
+`SharedPrefix` holds the KV of a prefix, and lets a forward pass or Transformers' `generate` attend
+to it in addition to each row's own tokens, whatever the batch. The result is exact up to rounding:
+attention over both parts is combined from their softmax sums (`attention`). There are no gradients
+(the teacher and sampling need none). Models with sliding windows or recurrent layers work without
 it, see `can_share`.
 """
 
@@ -23,16 +23,16 @@ from transformers import DynamicCache
 from .attention import prefix_obstacle, prefixed_cache
 from .policy import Policy
 
-_shares: WeakKeyDictionary[Policy, bool] = WeakKeyDictionary()  # what can_share found
+_shares: WeakKeyDictionary[Policy, bool] = WeakKeyDictionary()  # results of can_share
 
 
 class SharedPrefix:
-    """The KV of `ids` under the adapter in use.
+    """The KV of `ids` under the active adapter.
 
     Args:
         policy: the model.
         ids: token ids of the prefix.
-        device: where the KV is kept between uses (None: where the model is).
+        device: where the KV is kept between uses (None: on the model's device).
     """
 
     @torch.no_grad()
@@ -45,27 +45,27 @@ class SharedPrefix:
             self.kv = self.to(device).kv
 
     def to(self, device: str | torch.device) -> SharedPrefix:
-        """The same on a device; nothing is copied where it is there already."""
+        """Return it on a device; nothing is copied if it is already there."""
         moved = copy.copy(self)
         moved.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
         return moved
 
     def crop(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Shorten it to what all prompts begin with, less than each of them; its length then."""
+        """Shorten it to a prefix of all prompts, shorter than each of them; return its length."""
         n = min(shared_length(self.ids, p) for p in prompts)
         if n < len(self.ids):
             self.ids, self.kv = self.ids[:n], [(k[:, :, :n], v[:, :, :n]) for k, v in self.kv]
         return n
 
     def as_cache(self, policy: Policy) -> AbstractContextManager[DynamicCache]:
-        """An empty cache that stands behind it: its first token has position len(ids)."""
+        """Return an empty cache that continues it: its first token has position len(ids)."""
         return prefixed_cache(policy.base_lm, self.to(policy.device).kv)
 
 
 def min_shared_prefix(policy: Policy) -> int:
-    """Tokens from which a shared prefix is worth a pass.
+    """Return the fewest tokens for which a shared prefix is worth a pass.
 
-    On a CPU each token costs, on a GPU each kernel.
+    On a CPU each token costs time, on a GPU each kernel.
     """
     return 64 if policy.device.type == "cpu" else 256
 
@@ -83,7 +83,7 @@ def group_by_shared_prefix(
         groups.setdefault(tuple(prompt[:least]) if len(prompt) > least else (), []).append(i)
     single, pairs = groups.pop((), []), []
     for rows in groups.values():
-        # sorted, so that texts which differ later stand apart: a group ends where they halve it
+        # sorted; a group ends where the next prompt would halve its prefix
         rows.sort(key=lambda i: list(prompts[i]))
         group, shared = [rows[0]], len(prompts[rows[0]]) - 1
         for i in rows[1:]:
@@ -100,10 +100,10 @@ def group_by_shared_prefix(
 
 
 def pass_tokens(policy: Policy) -> int:
-    """Tokens that are read in the time that one more pass takes, however few it reads.
+    """Return the fixed cost of a pass, in tokens that could be read in the same time.
 
-    None on a CPU. On a GPU a pass waits for its kernels to be launched: an H100 read 17,000 tokens
-    of a model of 1.7 B meanwhile; a small card reads fewer.
+    It is 0 on a CPU. On a GPU a pass waits for its kernels to be launched; in that time an H100
+    read 17,000 tokens with a model of 1.7 B, and a small card reads fewer.
     """
     return 0 if policy.device.type == "cpu" else 4_000
 
@@ -115,14 +115,14 @@ def join_small_groups(
     batch_tokens: int,
     pass_tokens: int,
 ) -> list[tuple[int, list[int]]]:
-    """Groups of `group_by_shared_prefix` that save less than sampling them apart costs are one.
+    """Join groups that save less than sampling them separately costs.
 
     Args:
-        groups: tokens that a group shares; indices of its prompts.
+        groups: as `group_by_shared_prefix` returns them.
         lengths: tokens of each prompt and its reply.
-        new_tokens: passes that sampling takes a batch.
-        batch_tokens: tokens of a batch at most.
-        pass_tokens: what a pass costs, in tokens.
+        new_tokens: number of passes that sampling a batch takes.
+        batch_tokens: most tokens in a batch.
+        pass_tokens: cost of a pass, in tokens.
     """
     if len(groups) < 2:
         return groups
@@ -140,12 +140,12 @@ def join_small_groups(
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens with which both begin, less than all of b."""
+    """Return how many tokens both begin with, fewer than all of b."""
     return min(len(b) - 1, len(os.path.commonprefix([list(a), list(b[: len(a)])])))
 
 
 def can_share(policy: Policy) -> bool:
-    """Whether hidden states are the same with a shared prefix; if not, one warning says why."""
+    """Whether hidden states are the same with a shared prefix; if not, warn once and say why."""
     if policy not in _shares:
         try:
             with policy.eval_mode():
@@ -161,7 +161,7 @@ def can_share(policy: Policy) -> bool:
 
 @torch.no_grad()
 def _trial(policy: Policy) -> str:
-    """What is wrong with the hidden states of two rows that share 8 tokens; "" if nothing is."""
+    """Try two rows that share 8 tokens; return what is wrong with their hidden states, or ""."""
     ids = torch.arange(24, device=policy.device).view(2, 12)
     ids %= policy.base_lm.config.get_text_config().vocab_size
     ids[1, :8] = ids[0, :8]

@@ -1,4 +1,4 @@
-"""Weights in few bits: which layers become NF4, and what a quantised base must still do."""
+"""Quantised weights: which layers become NF4, and what a quantised base must still do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 
 def four_bits(empty: Any, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 of a model's linear layers but its head and routers.
+    """Return the NF4 config for a model's linear layers, except head and routers.
 
-    Some routers' weights are read past their layer, and the choice of an expert is a matter of
-    rounding. A router is a layer with as many outputs as the config counts experts.
+    Some models read a router's weights without calling its layer, and rounding can change the
+    choice of an expert. A router is a layer with as many outputs as the config counts experts.
     """
     counts = vars(empty.config.get_text_config()).items()
     experts = {v for k, v in counts if "expert" in k and type(v) is int and v > 1}
-    experts |= {a + b for a, b in itertools.combinations(experts, 2)}  # real ones and empty ones
+    experts |= {a + b for a, b in itertools.combinations(experts, 2)}  # real and empty ones
     head = empty.get_output_embeddings()
     linear = ((n, m) for n, m in empty.named_modules() if isinstance(m, torch.nn.Linear))
     dense = {n for n, m in linear if m is head or m.out_features in experts}
@@ -34,7 +34,7 @@ def four_bits(empty: Any, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def say_what_stays_dense(base: PreTrainedModel, name: str) -> None:
-    """Transformers quantises linear layers only; experts of a mixture in one tensor stay."""
+    """Warn if most weights stay dense; Transformers does not quantise experts in one tensor."""
     outer: Any = base.get_input_embeddings(), base.get_output_embeddings()
     ends = {id(m.weight) for m in outer}
     inner = [p for p in base.parameters() if id(p) not in ends]
@@ -42,14 +42,14 @@ def say_what_stays_dense(base: PreTrainedModel, name: str) -> None:
     share = packed / max(1, packed + sum(p.numel() for p in inner if p.dtype != torch.uint8))
     if share < 0.5:
         warnings.warn(
-            f"{name}: only {share:.0%} of its inner weights are in 4 bits, for Transformers "
-            "quantises no others of this kind of model; the rest takes its full memory",
+            f"{name}: only {share:.0%} of its inner weights are in 4 bits: Transformers does "
+            "not quantise the others in this kind of model, so they take their full memory",
             stacklevel=4,
         )
 
 
 def quantised_with(config: PreTrainedConfig) -> str:
-    """The method by which the folder's weights are quantised already; "" for dense ones."""
+    """Return the method with which the folder's weights are quantised; "" if they are dense."""
     own = getattr(config, "quantization_config", None) or {}
     own = own if isinstance(own, dict) else own.to_dict()
     return str(own.get("quant_method") or ("bitsandbytes" if own.get("load_in_4bit") else ""))
@@ -57,7 +57,7 @@ def quantised_with(config: PreTrainedConfig) -> str:
 
 @torch.enable_grad()
 def check_gradients(model: PeftModel, name: str, method: str) -> None:
-    """Refuse quantised layers through which no gradient passes; an evaluation goes before."""
+    """Refuse quantised layers that pass no gradient once they have run without gradients."""
     base: Any = model.get_base_model()
     weights = [p for p in model.parameters() if p.requires_grad]
     ids = torch.arange(8, device=base.device)[None]
@@ -70,18 +70,18 @@ def check_gradients(model: PeftModel, name: str, method: str) -> None:
         passed = False
     if not passed:
         raise ValueError(
-            f"{name}: no gradient passes through its layers of {method}; load the dense model, "
-            "or one in 4 bits of bitsandbytes"
+            f"{name}: no gradient passes through its {method} layers; load the dense model, "
+            "or one in bitsandbytes' 4 bits"
         )
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on a CPU.
 
-    Its packed product has no autograd, so that after one generate in eval mode every gradient
-    through the layer is silently lost (bitsandbytes 0.50).
+    Its packed product has no autograd: after one generate in eval mode, every gradient through the
+    layer would be silently lost (bitsandbytes 0.50).
     """
-    # only where something is quantised: it prints and takes a second
+    # imported only if something is quantised: it prints and takes a second
     from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():

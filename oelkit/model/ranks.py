@@ -1,7 +1,7 @@
-"""Processes that train together, started by `accelerate launch`; alone, all of it does nothing.
+"""Processes that train together, started by `accelerate launch`; no effect in a single process.
 
 Each learns from its share of a step's states, and gradients are summed before the optimiser's step,
-so that all take the same one."""
+so that all processes take the same step."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import distributed
 
 
 def join() -> torch.device | None:
-    """Meet the other processes; the device of this one, None where there is no other."""
+    """Join the other processes; return this one's device, or None if there are no others."""
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ
     return PartialState(cpu=not torch.cuda.is_available()).device if launched else None
 
 
 def rank() -> int:
-    """Number of this process; 0 writes and prints."""
+    """Return the number of this process; number 0 writes and prints."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sums over all processes."""
+    """Return the sums over all processes."""
     if count() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64, device=device)

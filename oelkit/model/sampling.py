@@ -1,12 +1,12 @@
-"""Sampling replies: token ids in, token ids out, for many prompts at once.
+"""Sample replies: token ids in, token ids out, for many prompts at once.
 
-What it does: batches prompts of like length, samples with Transformers' `generate`, and now and
-then drops the rows that have finished; where prompts begin alike (an experience), the prefix is
-computed and kept once, and a prompt that is there several times (games on one map, many samples of
-a state) is read once. What it does not: parse replies, play games, tokenise. A reply is exactly the
-ids that were sampled; the teacher scores those, never a re-tokenised text.
+Prompts of similar length are batched and sampled with Transformers' `generate`, and finished rows
+are dropped every few tokens. A prefix that prompts share (an experience text) is computed and
+stored once, and repeated prompts (games on one map, many samples of a state) are read once. A reply
+is exactly the sampled ids; the teacher scores those, never re-tokenised text. Parsing replies,
+playing games and tokenising happen elsewhere.
 
-In float32 greedy replies do not depend on the batch. In 16 bits they may: another batch shape sums
+In float32, greedy replies do not depend on the batch. In 16 bits they can: another batch shape sums
 in another order, two nearly equal logits can swap, and the replies differ from that token on.
 """
 
@@ -42,26 +42,26 @@ from .prefix import (
 )
 from .scoring import BATCH_TOKENS, token_batches
 
-PRUNE_EVERY = 16  # new tokens between two looks at which rows have finished
+PRUNE_EVERY = 16  # new tokens between two checks for finished rows
 
 _batches: WeakKeyDictionary[Policy, tuple[bool, bool]] = WeakKeyDictionary()  # see _batching
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model answered to one prompt."""
+    """The model's reply to one prompt."""
 
     ids: list[int]
     """The sampled ids, the end-of-sequence token included if one was sampled."""
     text: str
-    """Those ids decoded, with no special tokens but those that mark a thought."""
+    """The ids decoded, without special tokens except those that mark a thought."""
     truncated: bool
-    """True where max_new_tokens cut the reply off."""
+    """Whether max_new_tokens cut the reply off."""
     error: Exception | None = None
-    """Why a server gave none."""
+    """Why a server gave no reply."""
 
 
-# why: nine, for a rollout hands on what it keeps from turn to turn
+# why: nine, because a rollout passes on its cache from turn to turn
 def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -74,9 +74,9 @@ def generate(
     kept: Kept | None = None,
     **changes: Any,
 ) -> list[Reply]:
-    """One reply per prompt, in the order given.
+    """Sample one reply per prompt, in the order given.
 
-    Of the model's own generation_config only the end-of-sequence ids count.
+    The model's own generation_config is ignored except for its end-of-sequence ids.
 
     Args:
         policy: the model.
@@ -85,21 +85,21 @@ def generate(
         seed: fixes the replies for the same prompts and batch_tokens; the global random generators
             are left alone.
         adapter: "student", "teacher" or None for the base model.
-        batch_tokens: prompt + reply tokens in a batch at most; lower it when memory runs out.
+        batch_tokens: most prompt + reply tokens in a batch; lower it if memory runs out.
         progress: show a bar.
-        kept: of calls with the same adapter before, whose prompts these go on with; updated.
+        kept: cache of earlier calls with the same adapter, which these prompts continue; updated.
         **changes: fields of `sampling` as keywords (temperature=0, max_new_tokens=64).
 
     Raises:
-        ValueError: a prompt (its index is named) is empty or leaves no room for max_new_tokens in
-            the context; settings that make no sense.
+        ValueError: a prompt (the message gives its index) is empty or leaves no room for
+            max_new_tokens in the context, or settings are invalid.
     """
     sampling = given.settings("sampling", Sampling, sampling, changes)
     new_tokens = sampling.max_new_tokens
     if new_tokens is None:
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)
-    if not isinstance(policy, Policy):  # an exported model in plain Transformers, say: see `plain`
+    if not isinstance(policy, Policy):  # such as an exported model, see `plain`
         if adapter != "student":
             told = "it has no adapters to choose from, use oelkit.load_policy(…)"
             raise ValueError(f"{policy.name}, adapter={adapter!r}: {told}")
@@ -120,7 +120,7 @@ def generate(
             start = len(prefix.ids) if prefix else 0
             lengths = [len(prompt) - start + new_tokens for prompt in of_group]
             pads = len({*lengths}) == 1 or _batching(policy)[0]
-            # rows of which something is kept apart from those that are read from the beginning
+            # separates rows with something in the cache from rows read from the beginning
             kinds = [
                 (n * (not pads), kept.find(prompt, start)[0] > 0)
                 for n, prompt in zip(lengths, of_group, strict=True)
@@ -136,7 +136,7 @@ def generate(
 
 
 def _check(policy: Policy, prompts: Sequence[Sequence[int]], s: Sampling, new_tokens: int) -> None:
-    heat = s.temperature == 0 or 1e-6 <= s.temperature < inf  # of less the logits overflow
+    heat = s.temperature == 0 or 1e-6 <= s.temperature < inf  # below, logits overflow
     if new_tokens < 1 or not (heat and 0 < s.top_p <= 1 and s.top_k >= 0):
         raise ValueError(
             f"max_new_tokens={new_tokens}, temperature={s.temperature}, top_p={s.top_p}, "
@@ -153,7 +153,7 @@ def _check(policy: Policy, prompts: Sequence[Sequence[int]], s: Sampling, new_to
 
 @contextmanager
 def _generating(policy: Policy, s: Sampling) -> Iterator[None]:
-    """Eval mode, and a fresh generation_config.
+    """Set eval mode and a fresh generation_config.
 
     The folder's own penalties and cut-offs would alter the distribution that training assumes.
     """
@@ -173,16 +173,16 @@ def _generating(policy: Policy, s: Sampling) -> Iterator[None]:
 
 
 def _split(batches: list[list[int]], kinds: list[Any]) -> Iterator[list[int]]:
-    """The batches, rows of each kind apart."""
+    """Split batches so that each has rows of one kind."""
     for rows in batches:
         for _, same in groupby(sorted(rows, key=kinds.__getitem__), kinds.__getitem__):
             yield list(same)
 
 
 def _batching(policy: Policy) -> tuple[bool, bool]:
-    """Whether padding leaves the model's rows as they are, and whether it takes our cache.
+    """Whether padding leaves the model's results unchanged, and whether it accepts our cache.
 
-    A trial says it. DeepSeek-V4 sums up blocks of tokens with the padding among them; MiniMax has a
+    Found by a trial run. DeepSeek-V4 sums up blocks of tokens, padding included; MiniMax has a
     cache of its own.
     """
     if policy not in _batches:
@@ -213,7 +213,7 @@ def _sample(
     prefix: SharedPrefix | None,
     kept: Kept,
 ) -> list[list[int]]:
-    """Sampled ids of one batch; rows that have finished leave it and its KV cache."""
+    """Sample the ids of one batch; finished rows are removed from it and its KV cache."""
     cache: Any = growing_cache(policy.base_lm) if prefix or _batching(policy)[1] else None
     every = max_new_tokens if cache is None else PRUNE_EVERY
     with prefix.as_cache(policy) if prefix else nullcontext(cache) as cache:
@@ -246,14 +246,14 @@ def _sample(
 def _read(
     policy: Policy, prompts: list[Sequence[int]], begin: list[int], cache: Any, kept: Kept
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of a batch, in which its cache stands behind `begin`.
+    """Return ids and mask of a batch whose cache continues `begin`.
 
-    Where something is kept, or is to be, or prompts are equal, the cache is filled with all but the
-    last token of each; equal prompts are read once.
+    If something is or will be kept, or prompts are equal, the cache is filled with all but the last
+    token of each prompt; equal prompts are read once.
     """
     found = [kept.find(p, len(begin)) for p in prompts]
     own = [p[len(begin) :] for p in prompts]
-    # each row is padding, what is kept of it, padding, the rest
+    # each row is padding, its kept tokens, padding, the rest
     wide = max(n for n, _ in found)
     longest = max(len(p) - n for p, (n, _) in zip(own, found, strict=True))
     table, masks = [], []
@@ -262,7 +262,7 @@ def _read(
         table.append([*begin, *[policy.pad_id] * a, *p[:n], *[policy.pad_id] * b, *p[n:]])
         masks.append([1] * len(begin) + [0] * a + [1] * n + [0] * b + [1] * (len(p) - n))
     ids, mask = (torch.tensor(x, device=policy.device) for x in (table, masks))
-    number: dict[tuple[int, ...], int] = {}  # of each different prompt
+    number: dict[tuple[int, ...], int] = {}  # of each distinct prompt
     copies = [number.setdefault(tuple(p), len(number)) for p in own]
     once = [copies.index(n) for n in range(len(number))]
     if cache is None or not (kept.keeps or len(once) < len(own)) or ids.shape[1] == len(begin) + 1:
@@ -289,7 +289,7 @@ def _read(
 
 
 def _fill(cache: Any, found: list[tuple[int, KeysValues]], wide: int) -> None:
-    """Put what is kept of each row into an empty cache, on the right of so many columns."""
+    """Put the kept tokens of each row into an empty cache, right-aligned in `wide` columns."""
     some = next(kv for n, kv in found if n)
     for i, layer in enumerate(cache.layers):
         of_layer = [(n, kv[i] if n else some[i]) for n, kv in found]

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .policy import Policy
 from .prefix import SharedPrefix
 
-BATCH_TOKENS = 32_768  # prompt + reply tokens that are sampled at once
+BATCH_TOKENS = 32_768  # prompt + reply tokens sampled at once
 
 
 def reply_hidden(
@@ -20,16 +20,15 @@ def reply_hidden(
     replies: Sequence[Sequence[int]],
     prefix: SharedPrefix | None = None,
 ) -> torch.Tensor:
-    """Hidden states [N, D] from which each reply token is predicted; N = all reply tokens.
+    """Return the hidden states [N, D] that predict the N reply tokens, row after row.
 
-    One forward pass over one micro-batch, row after row, under the adapter and grad mode that are
-    set.
+    Runs one forward pass over one micro-batch, under the current adapter and grad mode.
 
     Args:
         policy: the model.
         prompts: ids of each prompt.
         replies: ids of each reply.
-        prefix: what all prompts begin with, computed before under the same adapter.
+        prefix: a prefix of all prompts, computed earlier under the same adapter.
 
     Raises:
         ValueError: a prompt is empty, or prompt + reply is longer than the context.
@@ -62,7 +61,7 @@ def token_logprobs(
     temperature: float = 1.0,
     batch_tokens: int = 16_384,
 ) -> list[torch.Tensor]:
-    """Log-probability of every reply token: one float32 tensor [len(reply)] per pair, in order."""
+    """Return the log-probability of each reply token: float32 [len(reply)] per reply, in order."""
     head, out = policy.head, {}
     lengths = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with policy.adapter(adapter, merge=True), policy.eval_mode():
@@ -80,9 +79,9 @@ def token_logprobs(
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices grouped by like length, each group at most batch_tokens with its padding.
+    """Group indices by similar length, each group at most batch_tokens with its padding.
 
-    One that is longer goes alone.
+    A longer sequence goes alone.
     """
     groups: list[list[int]] = []
     # longest first: it sets the group's width

@@ -1,8 +1,8 @@
-"""A model behind an OpenAI-compatible server (vLLM, llama.cpp, `transformers serve`): rollout,
-extraction and evaluation take it as a policy. It plays and writes; it is not trained.
+"""A model behind an OpenAI-compatible server (vLLM, llama.cpp, `transformers serve`).
 
-Requests run side by side, and the `openai` package sends a failed one again, waiting longer each
-time. What fails all the same is the error of that reply alone."""
+Rollout, extraction and evaluation accept it as a policy; it cannot be trained. Requests run
+concurrently, and the `openai` package retries a failed one, waiting longer each time. If a request
+still fails, the error belongs to that reply alone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .source import clear_errors, model_folder
 
 
 class ServedModel:
-    """A model that a server answers for, by its name there."""
+    """A model on a server, by its name there."""
 
-    # why: nine, for the first three say which model, the rest are what servers differ in
+    # why: nine, because three say which model, and servers differ in the rest
     def __init__(
         self,
         base_url: str,
@@ -39,24 +39,24 @@ class ServedModel:
         timeout: float = 600,
         api_key: str = "none",
     ):
-        """Connect, and see that the model answers.
+        """Connect, and check that the model answers.
 
         Args:
-            base_url: "http://localhost:8000/v1", say.
-            model: its name on the server; in vLLM an adapter has a name as well.
-            tokenizer: folder or hub id of the model, to count tokens as the server will.
-            prompt_set: the default of the steps.
-            context_length: in tokens, as the server was started.
-            enable_thinking: handed to the chat template (None: its own default).
-            concurrency: requests at once.
-            retries: how often a request is sent again after a busy or broken server.
-            timeout: seconds for a request.
-            api_key: where the server wants one.
+            base_url: for example "http://localhost:8000/v1".
+            model: its name on the server; in vLLM, adapters have names too.
+            tokenizer: folder or hub id of the model, to count tokens as the server does.
+            prompt_set: default prompt set of the steps.
+            context_length: in tokens, as set when the server was started.
+            enable_thinking: passed to the chat template (None: the template's own default).
+            concurrency: number of requests at once.
+            retries: how often a request is resent if the server is busy or fails.
+            timeout: seconds per request.
+            api_key: key, if the server needs one.
 
         Raises:
             ImportError: no `openai` package (pip install 'oelkit[server]').
-            ConnectionError: no server there.
-            ValueError: it does not answer as this model.
+            ConnectionError: there is no server.
+            ValueError: the server does not answer as this model.
         """
         try:
             import openai  # an optional extra
@@ -74,12 +74,12 @@ class ServedModel:
         begun, self._in_words = begun_thought(behind_mark(shown)), in_marks(shown) != shown
         self._marks = next((marks for marks in THOUGHTS if marks[0] == begun), None)
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
-        for self._beyond in (True, False):  # not all servers take fields that OpenAI has not
+        for self._beyond in (True, False):  # some servers reject fields that OpenAI does not have
             error = self._ask(asked, Sampling(max_new_tokens=1), 0).error
             if not isinstance(error, refused):
                 break
         if not (self._beyond or error):
-            said = "takes no top_k, min_p and repetition_penalty: its own defaults hold"
+            said = "accepts no top_k, min_p and repetition_penalty: its own defaults apply"
             warnings.warn(f"{base_url} {said}", stacklevel=2)
         if error:
             if isinstance(error, openai.APIConnectionError):
@@ -87,17 +87,17 @@ class ServedModel:
             raise ValueError(f"{base_url} does not answer as {model!r}: {error}") from error
 
     def use_adapter(self, folder: str | Path, name: str) -> None:
-        """Let the server load a PEFT folder under a name, and answer with it from now on.
+        """Make the server load a PEFT folder under a name, and use it from now on.
 
-        vLLM's, started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; the folder is
-        read where the server runs. `self.model = ...` goes back to another name.
+        Needs vLLM, started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. The folder
+        is read on the server's machine. Set `self.model` to switch to another name.
         """
         body = {"lora_name": name, "lora_path": str(Path(folder).resolve())}
         self.client.post("/load_lora_adapter", body=body, cast_to=object)
         self.model = name
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Prompt ids of chat messages, with the messages that are sent."""
+        """Return the prompt ids of chat messages, along with the messages to send."""
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         messages = plain(messages)
         how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
@@ -109,7 +109,7 @@ class ServedModel:
         return prompt
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
-        """A reply per prompt; of a request that failed, an empty one with its error."""
+        """Return one reply per prompt; a failed request gives an empty one with its error."""
         n = len(prompts)
         with ThreadPoolExecutor(self.concurrency) as pool:
             seeds = range(seed * 1009, seed * 1009 + n)
@@ -120,7 +120,7 @@ class ServedModel:
         return replies
 
     def _ask(self, prompt: Any, sampling: Sampling, seed: int) -> Reply:
-        """One request, and again after failures that may pass."""
+        """Send one request; the client retries failures that can pass."""
         extra: dict[str, Any] = {"top_k": sampling.top_k, "min_p": 0, "repetition_penalty": 1}
         extra = extra if self._beyond else {}
         if self.enable_thinking is not None:
@@ -130,7 +130,7 @@ class ServedModel:
         try:
             answer = self.client.chat.completions.create(model=self.model, **prompt.sent, **how)
             choice = answer.choices[0]
-        except (self.errors, LookupError, TypeError) as error:  # a server may send no choice
+        except (self.errors, LookupError, TypeError) as error:  # a server can send no choice
             return Reply([], "", False, error)
         text, said = choice.message.content or "", choice.message.model_dump()
         thought = said.get("reasoning_content", said.get("reasoning"))  # servers name it either way
@@ -142,7 +142,7 @@ class ServedModel:
         return Reply(ids, text, choice.finish_reason == "length")
 
     def answer_text(self, reply: str) -> str:
-        """The answer in a reply, whose thought the template may have begun."""
+        """Return the answer in a reply, whose thought the template may have begun."""
         begun = self._marks[0] if self._marks else ""
         return answer_text(reply if reply.startswith(begun) else begun + reply)
 

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what it means where they cannot be loaded."""
+"""Find a model's files, and explain why they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .known import KNOWN
 
 
 def model_folder(name_or_path: str | Path) -> str:
-    """The folder of "micro" or of a path, or the hub id as it is."""
+    """Return the folder of "micro" or of a path; a hub id is returned unchanged."""
     if name_or_path == "micro":
         if (folder := shipped("data/micro")).is_dir():
             return str(folder)
@@ -29,16 +29,16 @@ def model_folder(name_or_path: str | Path) -> str:
         return str(path)
     if isinstance(name_or_path, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
         raise FileNotFoundError(f"{text}: no such model folder")
-    if "/" not in text and (meant := did_you_mean(text, ["micro"])):  # no hub is asked for it
+    if "/" not in text and (meant := did_you_mean(text, ["micro"])):  # the hub is not asked for it
         raise FileNotFoundError(f"{text}{meant}: no such model folder")
     return text
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """What the oelkit.json in a folder of a model or an adapter says; {} where there is none.
+    """Read the oelkit.json in a folder of a model or an adapter; {} if there is none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     path = folder / "oelkit.json"
     try:
@@ -55,8 +55,8 @@ def clear_errors(name: str) -> Iterator[None]:
     """Turn Transformers' many errors about a model that cannot be loaded into one sentence."""
     try:
         yield
-    except Exception as error:  # whatever a config, a weight file or a missing package leads to
-        import torch  # only here: who needs a tokenizer alone does not wait for it
+    except Exception as error:  # a config, a weight file or a missing package can raise anything
+        import torch  # imported here, so that loading only a tokenizer does not wait for it
 
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
@@ -83,10 +83,10 @@ def clear_errors(name: str) -> Iterator[None]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model that is here already: nothing is fetched.
+    """Load the tokenizer of a model that is on this machine; nothing is downloaded.
 
     Raises:
-        OSError: it is not here.
+        OSError: the model is not on this machine.
         ValueError: not a model.
     """
     from transformers import PreTrainedTokenizerFast

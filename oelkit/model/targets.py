@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 
 def no_adapter(base: PreTrainedModel) -> str | None:
-    """A pattern of linear layers that get no adapter; None where all may have one.
+    """Return a pattern of linear layers that get no adapter; None if all can have one.
 
-    Text passes no tower of pictures or sounds. Mamba's kernels read some matrices without calling
-    their layer, so that an adapter there would be passed by. Some layers are linear by type only
-    (Llama 4's router). Plain PEFT would not find some again, as it renames their weights (Laguna).
+    These are towers for images or sound, through which text does not pass; matrices that Mamba's
+    kernels read without calling their layer, so that an adapter would have no effect; layers that
+    are linear by type only (Llama 4's router); and layers that plain PEFT would not find again,
+    because it renames their weights (Laguna).
     """
     modules, decoder = dict(base.named_modules()), base.get_decoder()
     path = next((name for name, m in modules.items() if m is decoder), "")
@@ -31,7 +32,7 @@ def no_adapter(base: PreTrainedModel) -> str | None:
 
 
 def _renamed(base: PreTrainedModel, layers: list[str]) -> list[str]:
-    """Layers whose adapters PEFT takes for others when it loads a folder."""
+    """Return the layers whose adapters PEFT renames when it loads a folder."""
     try:
         from peft.utils import transformers_weight_conversion as conversion
     except ImportError:  # before 0.19 PEFT renames nothing
@@ -44,7 +45,7 @@ def _renamed(base: PreTrainedModel, layers: list[str]) -> list[str]:
 
 
 def _is_product(layer: Any) -> bool:
-    """Whether a linear layer of a class that comes with a model answers just x W + bias."""
+    """Whether a linear layer computes just x W + bias, even if its class comes with a model."""
     if not type(layer).__module__.startswith("transformers.models"):
         return True
     x = layer.weight.new_ones(2, layer.in_features)

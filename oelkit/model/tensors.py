@@ -1,5 +1,5 @@
-"""Tensors on disk: safetensors files of oelkit have a checksum, so that no flipped bit becomes
-another weight. Files of others have none, and are taken as they are."""
+"""Tensors on disk: oelkit's safetensors files have a checksum, so that no flipped bit changes a
+weight unnoticed. Files of other programs have none, and are taken as they are."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-_SUM = "sha256"  # its name among a file's metadata
+_SUM = "sha256"  # its key in a file's metadata
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, kinds, shapes and bytes of tensors, and over metadata."""
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, and over metadata."""
     named = sorted(tensors.items())
     about = [[name, str(x.dtype), list(x.shape)] for name, x in named]
     digest = hashlib.sha256(json.dumps([about, sorted(metadata.items())]).encode())
@@ -30,7 +30,7 @@ def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -
 def save_tensors(
     tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file with its checksum; OSError where that fails, as for any file."""
+    """Write a safetensors file with its checksum; OSError if that fails, as for any file."""
     metadata = {"format": "pt", **(metadata or {})}
     try:
         save_file(tensors, path, metadata | {_SUM: checksum(tensors, metadata)})
@@ -41,17 +41,17 @@ def save_tensors(
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
-        if len(text) == size:  # else it has a text that JSON writes in two ways
+        if len(text) == size:  # else it contains text that JSON can write in two ways
             file.seek(8)
             file.write(text)
 
 
 def load_tensors(path: Path, ours: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Load tensors and metadata of a safetensors file.
 
     Args:
-        path: of the file.
-        ours: only oelkit writes such a file, so that it must have a checksum.
+        path: the file.
+        ours: whether only oelkit writes such a file, so that it must have a checksum.
 
     Raises:
         ValueError: the file is damaged.
@@ -61,12 +61,12 @@ def load_tensors(path: Path, ours: bool = False) -> tuple[dict[str, torch.Tensor
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     said = metadata.pop(_SUM, None)
     if (ours or said) and said != checksum(tensors, metadata):
-        raise ValueError(f"{path} is damaged (its checksum is another)")
+        raise ValueError(f"{path} is damaged (its checksum does not match)")
     return tensors, metadata
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Shapes by name, nothing of their size allocated; ValueError as of `load_tensors`."""
+    """Read shapes by name without loading tensors; raises ValueError as `load_tensors` does."""
     with _damage(path), safe_open(path, "pt") as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
