@@ -379,7 +379,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         (STATES, {"temperature": 0}, "temperature=0"),
         (STATES, {"temperature": float("inf")}, "temperature=inf"),
         (STATES, {"retention": 1.5}, "retention=1.5"),
-        (STATES, {"lr": 1e-3, "weight_decay": 1e3}, "weight_decay=1000.0: a step would take all"),
+        (STATES, {"lr": 1e-3, "weight_decay": 1e3}, "weight_decay=1000.0: one step would decay"),
         (STATES, {"weight_decay": -1}, "weight_decay=-1"),
         (STATES, {"steps": 0}, "steps=0"),
         (STATES, {"lr": float("nan")}, "lr=nan"),
@@ -388,7 +388,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
             {"experiences": [TEXT, "LONG ONE " * 60]},
             "the experience that begins 'LONG ONE .*512.*budget",
         ),
-        ([long], {}, "state 'long' makes .* context of 512"),
+        ([long], {}, "state 'long' has .* context of 512"),
         (STATES, {"prompt_set": "none"}, "no prompt set 'none'"),
         (
             [*STATES, State("log", "t", 0, [{"role": "assistant", "content": "Hi."}])],

@@ -218,7 +218,7 @@ def test_evaluate_samples_as_asked(tiny, monkeypatch):
     "wrong, told",
     [
         ({"answer": 4}, "question 2: answer must be text"),
-        ({"kind": "all"}, "question 2: all and n are no kinds"),
+        ({"kind": "all"}, "question 2: all and n cannot be kinds"),
         ({"messages": [{"role": "user", "content": "go " * 999}]}, "question 2 has .* out"),
     ],
 )

@@ -151,14 +151,14 @@ def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_
     "change, message",
     [
         ({"prompt": None}, "prompt 2 must have prompt, instruction_id_list and kwargs; it has"),
-        ({"kwargs": []}, "prompt 2: instruction_id_list and kwargs must be as long as each other"),
+        ({"kwargs": []}, "prompt 2: instruction_id_list and kwargs must be equally long"),
         ({"kwargs": [None]}, "prompt 2: instruction_id_list and kwargs must"),
         ({"instruction_id_list": [], "kwargs": []}, "and not empty"),
         (
             {"instruction_id_list": ["no:such"]},
-            "prompt 2: 'no:such' is no instruction of IF-Eval; known are change_case",
+            "prompt 2: 'no:such' is not an IF-Eval instruction; known are change_case",
         ),
-        ({"kwargs": [{"num": 3}]}, r"prompt 2: punctuation:no_comma does not take \{'num': 3\}"),
+        ({"kwargs": [{"num": 3}]}, r"prompt 2: punctuation:no_comma does not accept \{'num': 3\}"),
         (
             {
                 "instruction_id_list": ["length_constraints:number_words"],

@@ -486,7 +486,7 @@ def test_the_embedded_model_is_told_of_states_without_a_board(call, place, monke
     write_jsonl("states.jsonl", [State("s", "t", 0, [{"role": "user", "content": "x"}])])
     (place / "told.md").write_text("Be kind.")
     line = ["distill", "--states", "states.jsonl", "--experience", "told.md", "--out", "a"]
-    with pytest.warns(UserWarning, match="reads boards alone"):
+    with pytest.warns(UserWarning, match="understands only boards"):
         refused(call(*line), "far enough")
 
 

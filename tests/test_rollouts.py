@@ -350,7 +350,7 @@ def test_a_world_that_fails_in_every_game_is_an_error(tiny, archive):
 
 
 def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive):
-    with pytest.warns(UserWarning, match="map 1: its world was not closed: OSError: the door is"):
+    with pytest.warns(UserWarning, match="map 1: its world could not be closed: OSError: the"):
         (game,) = rollout(tiny, "Archive-v0", [1], max_new_tokens=2, env_kwargs={"fault": "close"})
     assert game.outcome is Outcome.FAILURE and not game.extra
 

@@ -1,1 +1,1 @@
-"""The four steps, plain functions: data in, data out."""
+"""The four steps as plain functions: data in, data out."""

@@ -1,8 +1,7 @@
-"""How near a model without the experience is to itself with it, on states not trained on.
+"""How close a model without the experience is to itself with it, on states not used for training.
 
-That can be measured where there are logs and no world. The KL is estimated on replies that the
-model samples: the mean over their tokens of the difference of log-probabilities, unbiased, and near
-to what the training lowers.
+This needs logs but no world. The KL is estimated on sampled replies, as the mean difference of
+log-probabilities over their tokens. The estimate is unbiased, and close to what training lowers.
 """
 
 from __future__ import annotations
@@ -36,25 +35,25 @@ def agreement(
 
     Args:
         policy: the model; after `distill` its teacher is the student as it was before.
-        states: states that nothing was trained on.
+        states: states not used for training.
         experience: what the teacher reads.
         adapter: "student" (after training), "teacher" (before it), or None for the base model.
-        teacher: who reads the experience, in the same words.
-        prompt_set: places the experience (None: the policy's own).
-        max_new_tokens: of a reply (None: the prompt set's).
-        seed: of the replies on which the KL is estimated.
+        teacher: the adapter that reads the experience; same choices.
+        prompt_set: places the experience in the prompt (None: the policy's own).
+        max_new_tokens: most tokens of a reply (None: the prompt set's).
+        seed: for sampling the replies on which the KL is estimated.
 
     Returns:
-        kl (nats per token), agreement (share of equal greedy answers) with its 95% interval low
-        and high, and n.
+        kl (nats per token), agreement (share of equal greedy answers), low and high (its 95%
+        interval), and n (number of states).
 
     Raises:
-        ValueError: no states, no experience, or a prompt over the context.
+        ValueError: no states, no experience, or a prompt that exceeds the context.
     """
     given.a_policy(policy, adapters=True)
     states, seed = given.records("states", states, State), given.whole("seed", seed)
     if not states or not given.texts("experience", [experience])[0].strip():
-        raise ValueError("nothing to compare: there are no states, or no experience")
+        raise ValueError("nothing to compare: there are no states or no experience")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     plain = [policy.encode(s.prompt) for s in states]

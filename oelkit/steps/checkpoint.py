@@ -1,7 +1,7 @@
-"""The checkpoint of a training, and Ctrl+C in it.
+"""The checkpoint of a training, and how Ctrl+C stops it.
 
-A checkpoint is one safetensors file with the student's and the optimiser's tensors; all else is
-JSON in its header, and a checksum. From it a stopped training goes on with the same bytes.
+A checkpoint is one safetensors file with the tensors of student and optimiser; its header holds
+everything else as JSON, and a checksum. A stopped training resumes from it with the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .training import Training
 
 
 class Checkpoint:
-    """The checkpoint of a training; it belongs to these states, texts, settings and weights."""
+    """The checkpoint of a training, valid only for its states, texts, settings and weights."""
 
     def __init__(self, training: Training, path: Path):
         t = self.training = training
@@ -35,12 +35,12 @@ class Checkpoint:
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
         about += [[to_dict(state) for state in t.states], torch.__version__]
         optimizer = type(t.optimizer).__name__
-        about += [optimizer] * (optimizer != "AdamW")  # its states are no other one's
+        about += [optimizer] * (optimizer != "AdamW")  # another optimiser cannot use its state
         weights = {str(i): p for i, p in enumerate(self.student)}
         self.identity = checksum(weights, {"about": json.dumps(about, sort_keys=True)})
 
     def save(self) -> None:
-        """Write the file as a whole or not at all; it is on disk when this returns."""
+        """Write the file atomically; it is on disk when this returns."""
         t, scalars = self.training, {}
         tensors = {f"student.{i}": p.detach().cpu() for i, p in enumerate(self.student)}
         for i, values in t.optimizer.state_dict()["state"].items():
@@ -57,15 +57,15 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
         save_tensors(tensors, partial, header)
-        sync_folder(partial)  # the file, as well
+        sync_folder(partial)  # works for files too
         os.replace(partial, self.path)
         sync_folder(self.path.parent)
 
     def restore(self) -> None:
-        """Go on from the file; one that is not there or of another training is ignored.
+        """Resume from the file; a missing one, or one of another training, is ignored.
 
         Raises:
-            ValueError: it is damaged, or of an oelkit that wrote no checksum.
+            ValueError: the file is damaged, or from a version of oelkit that wrote no checksum.
         """
         t = self.training
         if not self.path.is_file():
@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             tensors, header = load_tensors(self.path, ours=True)
         except ValueError as error:
-            todo = "delete it, and the training starts from its beginning"
+            todo = "delete it, and the training starts from the beginning"
             raise ValueError(f"{error}: {todo}") from error
         if header["identity"] != self.identity:
             return
@@ -102,9 +102,9 @@ class Checkpoint:
 
 @contextmanager
 def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl+C was pressed; a second Ctrl+C interrupts at once.
+    """Yield a function that tells whether Ctrl+C was pressed; a second Ctrl+C interrupts at once.
 
-    Only in the main thread and where nobody else handles it; elsewhere Ctrl+C is as ever.
+    Works only in the main thread and if nothing else handles Ctrl+C; otherwise nothing changes.
     """
     pressed = False
 
@@ -113,7 +113,7 @@ def interrupt_deferred() -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        print("\nstopping after this step (Ctrl+C again: at once)", flush=True)
+        print("\nstopping after this step (press Ctrl+C again to stop at once)", flush=True)
 
     if current_thread() is not main_thread() or getsignal(SIGINT) is not default_int_handler:
         yield lambda: False
@@ -126,7 +126,7 @@ def interrupt_deferred() -> Iterator[Callable[[], bool]]:
 
 
 def _flat(values: dict) -> Iterator[tuple[str, Any]]:
-    """Names and values of an optimiser's state; AdamW of 8 bits has a dict of its own within it."""
+    """Yield names and values of an optimiser's state; that of 8-bit AdamW contains another dict."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from ((f"{name}/{inner}", v) for inner, v in _flat(value))

@@ -1,5 +1,5 @@
-"""One state, three answers: of the base, of the model that reads the experience, and of the trained
-one, with what each would have thought of the others' tokens."""
+"""One state, three answers: from the base, from the model that reads the experience, and from the
+trained one, with the log-probability that each gives to the others' tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Answer:
     """By arm, the log-probability of each token (nats)."""
 
     def differences(self) -> list[float]:
-        """By token, how far the other arms are from this one: the largest difference, in nats."""
+        """Return for each token the largest difference between this arm and another, in nats."""
         own, others = self.logprobs[self.arm], [self.logprobs[a] for a in ARMS if a != self.arm]
         return [max(abs(p - q[i]) for q in others) for i, p in enumerate(own)]
 
@@ -42,17 +42,17 @@ def compare_answers(
     prompt_set: str | PromptSet | None = None,
     max_new_tokens: int | None = None,
 ) -> list[Answer]:
-    """The answers of all ARMS to one state, greedy.
+    """Return the greedy answers of all ARMS to one state.
 
     Args:
-        policy: after a training; its teacher is the model before it.
+        policy: the model after training; its teacher is the model before it.
         messages: the state, without experience.
         experience: what the in-context arm reads.
-        prompt_set: places the experience (None: the policy's own).
-        max_new_tokens: of an answer (None: the prompt set's).
+        prompt_set: places the experience in the prompt (None: the policy's own).
+        max_new_tokens: most tokens of an answer (None: the prompt set's).
 
     Raises:
-        ValueError: no experience, or a prompt over the context.
+        ValueError: no experience, or a prompt that exceeds the context.
     """
     given.a_policy(policy, adapters=True)
     if not experience.strip():

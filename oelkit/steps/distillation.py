@@ -1,17 +1,17 @@
 """Distill: on-policy context distillation. The whole method is on this page.
 
-A state is a stored prompt without experience. The student answers it as it is; the teacher, the
+A state is a stored prompt without experience. The student answers it as it is. The teacher, the
 same model frozen at the start of the round, sees the experience in front of the state and scores
-the student's own tokens; the loss is the mean over those tokens of KL(student || teacher), and only
-the student's LoRA adapter learns (arXiv 2602.12275; 2603.16856, section 3). No environment, no
-reward.
+the student's own tokens. The loss is the mean over those tokens of KL(student || teacher), and only
+the student's LoRA adapter learns (arXiv 2602.12275; 2603.16856, section 3). No environment and no
+reward are needed.
 
-All teacher prompts with the same experience begin alike, and the teacher is frozen: that beginning
-is computed once per round and text (`prefix`), and after it only state and reply are run.
+All teacher prompts with the same experience text begin alike, and the teacher is frozen. So this
+prefix is computed once per round and text (`prefix`), and only state and reply are run after it.
 
-Departures from the paper: a LoRA adapter in place of all weights, hence a larger learning rate; the
-full vocabulary by default (top_k=256 is the paper's). `forward_kl` and `sft` are off-policy: they
-learn from the teacher's replies.
+Departures from the paper: a LoRA adapter is trained instead of all weights, with a larger
+learning rate, and the loss uses the full vocabulary by default (top_k=256 is the paper's).
+`forward_kl` and `sft` are off-policy: they learn from the teacher's replies.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from .checkpoint import Checkpoint, interrupt_deferred
 from .training import ON_POLICY, Training, oom_hint, prepare, update, warn_of
 
 CHECKPOINT_EVERY = 5  # steps
-PREFIX_STATES = 16  # states whose prompts say what all begin with
+PREFIX_STATES = 16  # states whose prompts determine the prefix
 
 
-# why: nine, for states, texts and settings are what a caller has, the rest is how a run drives it
+# why: nine, because a caller has states, texts and settings, and a run drives it with the rest
 def distill(
     policy: Policy,
     states: Sequence[State],
@@ -62,28 +62,28 @@ def distill(
 
     Args:
         policy: its student learns; its teacher becomes the student as it is now.
-        states: prompts to answer; each comes once before any comes again. Those that are too long,
-            or that the chat template does not take, are left out, and a warning counts them.
-        experiences: a text, or the K texts of which each sample draws one.
+        states: prompts to answer; each is used once before any is used again. States that are too
+            long or that the chat template rejects are left out, and a warning counts them.
+        experiences: one text, or K texts from which each sample draws one.
         config: settings of the training.
         prompt_set: places the experience in the prompt (None: the policy's own).
         seed: fixes batches, texts and replies.
-        checkpoint: a file, saved every few steps and on Ctrl+C, from which the same call goes on
-            with the same bytes. It stays there, and so does a batch without a finite loss.
-        on_step: gets the row of each step that is done now.
-        progress: shows a bar.
+        checkpoint: a file, saved every few steps and on Ctrl+C, from which the same call resumes
+            with the same bytes. It is not deleted; nor is a saved batch whose loss is not finite.
+        on_step: called with the row of each step taken by this call.
+        progress: show a progress bar.
         **changes: fields of the config, as keywords (lr=1e-4).
 
     Returns:
-        A row per step: step, loss (nats per token), entropy (nats, of the student), replies,
+        One row per step: step, loss (nats per token), entropy (nats, of the student), replies,
         reply_tokens (per reply), truncated (share of them), grad_norm (before clipping to 1),
         skipped (a gradient overflowed in float16, nothing was learned), lr, seconds.
 
     Raises:
-        ValueError: no state is left, no experience, or wrong settings.
-        TypeError: states or texts are something else.
-        RuntimeError: loss or gradient are not finite, or memory ran out; no step is half done.
-        KeyboardInterrupt: Ctrl+C, after the step and the checkpoint.
+        ValueError: no states or no experience left, or invalid settings.
+        TypeError: states or texts have the wrong type.
+        RuntimeError: loss or gradient is not finite, or memory ran out; no step is half done.
+        KeyboardInterrupt: Ctrl+C was pressed; raised once step and checkpoint are complete.
     """
     training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
     if not training.plan.fits:
@@ -115,7 +115,7 @@ def distill(
 def distill_step(training: Training, step: int) -> dict[str, Any]:
     """One optimiser step: draw a batch, sample replies, score them with the teacher, learn.
 
-    Of several processes each draws and samples the same, and scores and learns from its share.
+    With several processes, each draws and samples the same, then scores and learns from its share.
     """
     t, c, policy, began = training, training.config, training.policy, time.perf_counter()
     batch, texts, student_ids, teacher_ids = _draw(t, step)
@@ -140,7 +140,7 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
 
     for group in t.optimizer.param_groups:
         group["lr"] = c.lr * min(1.0, (step + 1) / (c.warmup + 1))
-    t.optimizer.zero_grad(set_to_none=True)  # what an interrupted call left must not count
+    t.optimizer.zero_grad(set_to_none=True)  # gradients left by an interrupted call must not count
     with oom_hint(f"step {step}: training", batch_tokens=t.plan.batch_tokens):
         teacher_hidden = None
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
@@ -169,7 +169,7 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
 def _draw(
     t: Training, step: int
 ) -> tuple[list[State], list[str], list[list[int]], list[list[int]]]:
-    """The states of a batch, the text that each one's teacher reads, and both prompts in ids."""
+    """Draw a batch: its states, the text that the teacher reads with each, both prompts' ids."""
     size, share = t.config.batch_size, t.config.retention
     while len(t.pending) < size:
         t.pending += t.rng.sample(range(len(t.states)), len(t.states))
@@ -182,7 +182,7 @@ def _draw(
     ]
     teacher_ids = [t.policy.encode(messages) for messages in with_text]
     student_ids = [t.policy.encode(state.prompt) for state in batch]
-    # spread over the steps, so that the share holds for small batches too
+    # spread over the steps, so that small batches keep to the share too
     retained = int(share * size * (step + 1) + 1e-9) - int(share * size * step + 1e-9)
     for i in t.rng.sample(range(size), retained):
         student_ids[i] = teacher_ids[i]
@@ -192,20 +192,20 @@ def _draw(
 def _group_by_prefix(
     t: Training, texts: list[str], teacher_ids: list[list[int]]
 ) -> list[tuple[str | None, list[int]]]:
-    """Rows by the text whose beginning their teacher prompts share; the rest under None."""
+    """Group rows by the text whose prefix their teacher prompts share; the rest under None."""
     groups: dict[str | None, list[int]] = {}
     for i, (text, ids) in enumerate(zip(texts, teacher_ids, strict=True)):
         begin = _beginning(t, text)
         fits = begin and len(ids) > len(begin) and ids[: len(begin)] == begin
         groups.setdefault(text if fits else None, []).append(i)
-    # what is kept comes first, before others take its place
+    # texts with a kept prefix come first, before others replace it
     return sorted(groups.items(), key=lambda group: group[0] not in t.prefixes)
 
 
 def _beginning(t: Training, text: str) -> list[int]:
-    """What prompts with this text begin with, by the first states; [] where that is too short.
+    """Return the prefix of prompts with this text, from the first states; [] if it is too short.
 
-    It depends on no batch, so that a training that goes on computes the very same.
+    It does not depend on the batch, so that a resumed training computes the same.
     """
     if text not in t.beginnings:
         prompts = [
@@ -219,7 +219,7 @@ def _beginning(t: Training, text: str) -> list[int]:
 
 
 def _prefix(t: Training, text: str) -> SharedPrefix:
-    """The beginning's keys and values, on the device; in main memory as many as the plan allows."""
+    """Return the prefix on the device; main memory keeps as many as the plan allows."""
     prefix = t.prefixes.pop(text, None)
     while len(t.prefixes) >= t.plan.kept_texts:
         del t.prefixes[next(iter(t.prefixes))]
@@ -234,7 +234,7 @@ def _score(
     replies: list[Reply],
     groups: list[tuple[str | None, list[int]]],
 ) -> list[torch.Tensor]:
-    """The teacher's hidden states [reply tokens, D] for each reply."""
+    """Return the teacher's hidden states [reply tokens, D] for each reply."""
     hidden_of: dict[int, torch.Tensor] = {}
     with t.policy.adapter("teacher", merge=True), t.policy.eval_mode():
         for text, group in groups:
@@ -246,7 +246,7 @@ def _score(
                 ids = [replies[i].ids for i in rows]
                 hidden = reply_hidden(t.policy, [teacher_ids[i] for i in rows], ids, prefix)
                 hidden_of |= zip(rows, hidden.split([len(y) for y in ids]), strict=True)
-            del prefix  # before the next one comes onto the device
+            del prefix  # before the next one is moved to the device
     return [hidden_of[i] for i in range(len(replies))]
 
 
@@ -256,7 +256,7 @@ def _backward(
     replies: list[Reply],
     teacher_hidden: list[torch.Tensor] | None,
 ) -> tuple[float, float]:
-    """Accumulate a gradient; what these replies add to the step's (loss, student's entropy)."""
+    """Accumulate a gradient; return these replies' part of the step's (loss, student's entropy)."""
     total = entropy = 0.0
     policy, head = t.policy, t.policy.head
     lengths = [len(p) + len(r.ids) for p, r in zip(student_ids, replies, strict=True)]
@@ -284,7 +284,7 @@ def _loss(
     weights: torch.Tensor,
     config: DistillConfig,
 ) -> torch.Tensor:
-    """The loss that the settings name, summed with the weights over reply tokens (scalar)."""
+    """Return the configured loss, summed over reply tokens with the weights (scalar)."""
     common = {"temperature": config.temperature, "clip": config.clip, "weights": weights}
     if teacher is None:
         return losses.cross_entropy(hidden, sampled, head, **common)

@@ -1,4 +1,4 @@
-"""Evaluate: pass rates with intervals, paired differences, and what a model has not forgotten.
+"""Evaluate: pass rates with intervals, paired differences, and what a model has forgotten.
 
 Nothing here trains or chooses a checkpoint. Intervals come from `stats`; the random policy, the
 best fixed plan and the ceiling from `envs.bounds`."""
@@ -40,7 +40,7 @@ class EvalReport(Shown):
     plotted = "outcome", "games"
 
     def brief(self) -> Brief:
-        """The pass rate with its interval; a row for each outcome."""
+        """Return the pass rate with its interval, and a row for each outcome."""
         rate = f"{self.pass_rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
         line = f"EvalReport: {rate} passed, {self.n} games on {self.maps} maps, "
         line += f"{self.reply_tokens:.1f} tokens per reply, {self.truncated:.1%} cut off"
@@ -49,7 +49,7 @@ class EvalReport(Shown):
         return line, ("outcome", "games", "share"), rows
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a game. Raises ImportError without pandas."""
+        """Return a pandas DataFrame with one row per game; ImportError without pandas."""
         rows = [
             (t.id, t.seed, str(t.outcome), len(t.turns), sum(turn.reply_tokens for turn in t.turns))
             for t in self.trajectories
@@ -73,27 +73,27 @@ class EvalReport(Shown):
 
     @property
     def passes_string(self) -> str:
-        """The same, row by row, as a string of 0 and 1, for JSON."""
+        """`passes_by_sample` row by row, as a string of 0 and 1 for JSON."""
         return "".join(str(int(passed)) for passed in self.passes_by_sample.ravel())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.passes_by_sample.astype(dtype or float)
 
     def summary(self) -> dict[str, float]:
-        """The figures alone, as they go into metrics.json."""
+        """Return the figures without the games, as they go into metrics.json."""
         names = [f.name for f in fields(self) if f.name != "trajectories"]
         return {name: getattr(self, name) for name in names}
 
 
 def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
-    """The report of finished games.
+    """Return the report of finished games.
 
-    The interval is Wilson's where each map was played once. Games on one map are alike: where there
-    are several, maps and samples are drawn again, both (the pigeonhole bootstrap, see
-    `stats.paired_bootstrap`); where all or none succeeded, it is Wilson's for the number of maps.
+    If each map was played once, the interval is Wilson's. Games on one map are alike, so with
+    several games per map both maps and samples are resampled (the pigeonhole bootstrap, see
+    `stats.paired_bootstrap`). If all or none succeeded, it is Wilson's for the number of maps.
 
     Raises:
-        ValueError: no games, or maps that were not played equally often.
+        ValueError: there are no games, or maps were not played equally often.
     """
     games = given.records("trajectories", trajectories, Trajectory)
     samples, maps = episodes_by_sample([t.seed for t in games]).shape
@@ -110,9 +110,9 @@ def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
 
 
 def episodes_by_sample(map_seeds: Sequence[int | None]) -> np.ndarray:
-    """Index of each map's first, second, ... episode: [samples per map, maps].
+    """Return the index of each map's first, second, ... episode: [samples per map, maps].
 
-    Episodes without a seed are on a map of their own.
+    An episode without a seed counts as a map of its own.
     """
     episodes: dict[Any, list[int]] = {}
     for i, seed in enumerate(map_seeds):
@@ -140,14 +140,14 @@ def evaluate(
         policy: the model; `adapter=None` measures the base model.
         env_id: a registered world; see `envs.held_out`.
         seeds: the maps.
-        experience: "" measures the policy alone, a text the in-context arm; of several texts (the K
-            draws) episode i reads text i mod K.
-        sampling: how replies are drawn (None: T 0.7, top_p 0.8, top_k 20).
+        experience: "" measures the policy alone, a text the in-context arm. With several texts (the
+            K draws), episode i reads text i mod K.
+        sampling: how replies are sampled (None: T 0.7, top_p 0.8, top_k 20).
         sampling_seeds: one per sample of a map.
-        **options: of `rollout`, fields of the sampling included.
+        **options: options of `rollout`, including fields of the sampling.
 
     Raises:
-        ValueError: nothing to play, maps given unequally often, or what `rollout` refuses.
+        ValueError: nothing to play, maps given unequally often, or an error from `rollout`.
         TypeError: as in `rollout`.
     """
     given.a_policy(policy)
@@ -172,24 +172,24 @@ def probe(
     max_new_tokens: int = 1024,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Share of exact greedy answers to a file of questions: what the policy has not forgotten.
+    """Return the share of exact greedy answers to a file of questions, which shows forgetting.
 
-    A reply may have 8 tokens more than the longest answer; one that begins with a thought and is
-    cut off is sampled again with room for the thought.
+    A reply can have 8 tokens more than the longest answer. A reply that begins with a thought and
+    is cut off is sampled again with room for the thought.
 
     Args:
         policy: answers with `adapter` ("student", "teacher", or None for the base model).
         path: JSON Lines of {"kind", "messages", "answer"}.
         adapter: see `policy`.
         max_new_tokens: most tokens of a reply with a thought.
-        progress: shows a bar.
+        progress: show a progress bar.
 
     Returns:
-        The share over all ("all") and by kind, and the number of questions ("n").
+        The share over all questions ("all") and by kind, and the number of questions ("n").
 
     Raises:
-        ValueError: no questions, one without these keys, or one over the context.
-        FileNotFoundError: no file.
+        ValueError: no questions, a question without these keys, or one that exceeds the context.
+        FileNotFoundError: there is no such file.
     """
     rows = _questions(path)
     answers = [row["answer"] for row in rows]
@@ -224,7 +224,7 @@ def probe(
 
 
 def _questions(path: str | Path) -> list[dict[str, Any]]:
-    """The questions of a probe; ValueError for a file without any, or one that is none."""
+    """Read the questions of a probe; ValueError if there are none, or one is invalid."""
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{path}: no questions in it")
@@ -235,6 +235,6 @@ def _questions(path: str | Path) -> list[dict[str, Any]]:
             )
         odd = [k for k in ("kind", "answer") if not isinstance(row[k], str)]
         if odd or row["kind"] in ("all", "n"):
-            said = f"{' and '.join(odd)} must be text" if odd else "all and n are no kinds"
+            said = f"{' and '.join(odd)} must be text" if odd else "all and n cannot be kinds"
             raise ValueError(f"{path}: question {i}: {said}")
     return rows

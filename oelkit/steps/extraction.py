@@ -1,14 +1,14 @@
 """Extract: the policy reads its own trajectories and writes down in a line or two what they teach.
 
-One game per step, with the experience so far shown (or not); items are appended, over the budget
-the oldest go first (arXiv 2603.16856, section 3). Draws are independent passes over the games, each
-in its own order; all draws of a step are one generation call. A game that is longer than the
-context is read in windows of whole turns, the later ones with the items of the earlier ones. The
-strict parser is the paper's; the default also takes what real models write instead (see
+Each step reads one game, with or without the experience so far. Items are appended; over the
+budget, the oldest are dropped first (arXiv 2603.16856, section 3). Draws are independent passes
+over the games, each in its own order; all draws of a step are one generation call. A game longer
+than the context is read in windows of whole turns, and later windows show the items of earlier
+ones. The strict parser is the paper's; the default also accepts what real models write instead (see
 `parse_items`).
 
-Departure from the paper: what one reply says twice is one item, and the last item of a reply that
-was cut off is dropped."""
+Departures from the paper: an item repeated in a reply counts once, and the last item of a reply
+that was cut off is dropped."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from ..text import (
 )
 from .training import oom_hint, warn_of_chats
 
-MEET = 16  # tokens by which a prompt may differ from the sum of its parts
+MEET = 16  # tokens by which a prompt can differ from the sum of its parts
 
 
-# why: fifteen, for the first eight say what is read and written, the rest how a run drives it;
-# half of the lines are the docstring
+# why: fifteen, because eight say what is read and written, and a run drives it with the rest; half
+# of the lines are the docstring
 def extract(
     policy: Policy,
     trajectories: Sequence[Trajectory],
@@ -66,27 +66,28 @@ def extract(
         policy: its student reads and writes.
         trajectories: the games.
         previous: experience that the draws start from, one text for all or one per draw.
-        sampling: how replies are drawn.
+        sampling: how replies are sampled.
         num_draws: number of independent passes (`ExperienceItem.draw`).
-        show_previous: whether a draw reads what it knows so far.
-        budget_tokens: cap of a draw's experience text, `previous` included.
-        strict: take only the paper's form of an item.
+        show_previous: whether a draw is shown its experience text so far.
+        budget_tokens: most tokens of a draw's experience text, including `previous`.
+        strict: accept only the paper's form of an item.
         prompt_set: asks for the items (None: the policy's own).
-        seed: fixes orders and replies.
-        round: goes into the records.
-        writer: answers messages in place of the policy, a larger model behind an API say. The
-            paper finds that a model learns best from items of its own (section 4.4).
-        on_step: gets {"replies", "empty", "nothing_new", "items"} of each step; `empty` are the
-            replies in which the parser sees no item, `nothing_new` those of them that say so.
-        progress: shows a bar.
+        seed: fixes the order of games and the replies.
+        round: stored in the records.
+        writer: function that answers messages instead of the policy, such as a larger model behind
+            an API. The paper finds that a model learns best from its own items (section 4.4).
+        on_step: called with {"replies", "empty", "nothing_new", "items"} after each step. `empty`
+            counts replies without an item, `nothing_new` those that say there is nothing new.
+        progress: show a progress bar.
         **changes: fields of the sampling, as keywords (temperature=0).
 
     Returns:
         The items of all draws, oldest first within each draw.
 
     Raises:
-        ValueError: no trajectories or draws, two trajectories of one id, another number of texts,
-            no game that fits the context (single ones are left out; a warning counts them).
+        ValueError: no trajectories or draws, two trajectories with the same id, a wrong number of
+            previous texts, or no game that fits the context. If only some games do not fit, they
+            are left out and a warning counts them.
     """
     given.a_policy(policy)
     trajectories = given.records("trajectories", trajectories, Trajectory)
@@ -95,13 +96,13 @@ def extract(
         raise ValueError("nothing to extract from: the list of trajectories is empty")
     double, count = Counter(game.id for game in trajectories).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} trajectories are called {double!r}: each needs an id of its own")
+        raise ValueError(f"{count} trajectories are called {double!r}: each needs its own id")
     num_draws, seed = given.whole("num_draws", num_draws), given.whole("seed", seed)
     before = before * num_draws if isinstance(previous, str) else before
     if budget_tokens is not None and given.whole("budget_tokens", budget_tokens) < 0:
         raise ValueError(f"budget_tokens={budget_tokens}: need 0 or more; None is no limit")
     if num_draws < 1 or len(before) != num_draws:
-        raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one for each")
+        raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one per draw")
     if not isinstance(prompt_set, PromptSet):
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     drawn = given.settings("sampling", Sampling, sampling, changes)
@@ -146,7 +147,7 @@ def extract(
 
 
 class _Draw:
-    """One pass over the games: its items, and the experience text that it knows."""
+    """One pass over the games: its items, and its experience text so far."""
 
     def __init__(self, index: int, before: str, budget_tokens: int | None, policy: Policy):
         self.index, self.before, self.policy = index, before, policy
@@ -155,7 +156,7 @@ class _Draw:
         self.items: list[ExperienceItem] = []
 
     def add(self, texts: dict[str, Evidence], round: int, first: int) -> None:
-        """Append the items of a window that begins with turn `first`; the oldest go if too many."""
+        """Append the items of a window that begins with turn `first`, within the budget."""
         about = self.policy.name, round, self.index
         place = f"-{first}" if first else ""
         for i, (text, evidence) in enumerate(texts.items()):
@@ -169,7 +170,7 @@ class _Draw:
 
 @dataclass
 class _Lane:
-    """Games that a draw reads one after the other, a long one in windows of whole turns."""
+    """Games that a draw reads one after another, a long one in windows of whole turns."""
 
     draw: _Draw
     games: list[Trajectory]
@@ -178,9 +179,9 @@ class _Lane:
     end: int = 0
 
     def messages(self, prompt_set: PromptSet, room: int | None) -> list[Message]:
-        """The question about the largest window that fits `room` tokens (None: the whole game).
+        """Return the prompt for the largest window that fits `room` tokens (None: the whole game).
 
-        Later windows of a game show the items of the earlier ones, whatever else is shown.
+        Later windows of a game always show the items of earlier ones.
         """
         game, policy = self.games[0], self.draw.policy
         known = self.draw.known if self.show_previous else self._earlier()
@@ -194,19 +195,19 @@ class _Lane:
 
         fits = bisect_left(range(self.first + 1, n), True, key=too_long)
         self.end = max(self.first + 1, self.first + fits)
-        if not fits:  # not even one turn: what is known gives way, the oldest first
+        if not fits:  # not even one turn fits: drop known items, the oldest first
             alone = policy.encode(_asked(prompt_set, game, self.first, self.end, "-"))
             left = max(0, room - len(alone) - MEET)
             known = truncate_to_budget(known, left, policy.tokenizer) if left else ""
         return _asked(prompt_set, game, self.first, self.end, known)
 
     def _earlier(self) -> str:
-        """What the windows before have taught of the same game."""
+        """Return the items from earlier windows of the same game."""
         own = [i for i in self.draw.items if i.evidence[0].trajectory_id == self.games[0].id]
         return experience_text(own) if self.first else ""
 
     def add(self, texts: list[str], round: int) -> bool:
-        """Hand on the items of the window; whether its game is done."""
+        """Add the items of the window to the draw; return whether its game is done."""
         game = self.games[0]
         turns = game.turns[self.first : self.end]
         taught = {t: Evidence(game.id, self.first + teaching_turn(t, turns)) for t in texts}
@@ -223,9 +224,9 @@ def _asked(prompt_set: PromptSet, game: Trajectory, first: int, end: int, known:
 def _readable(
     policy: Policy, prompt_set: PromptSet, games: Sequence[Trajectory], room: int | None
 ) -> list[Trajectory]:
-    """The games that windows can take; the others, with a turn over the context, are counted."""
+    """Return the games that windows can read; warn about those with a turn over the context."""
     good: list[Trajectory] = []
-    games = [game for game in games if game.turns]  # else its world failed at once
+    games = [game for game in games if game.turns]  # without turns, its world failed at once
     why = "" if games else "nothing to extract from: no game has a turn"
     for game in games:
         sizes: list[int] = []
@@ -234,9 +235,9 @@ def _readable(
                 sizes.append(len(policy.encode(_asked(prompt_set, game, i, i + 1, ""))))
         if room and max(sizes, default=0) > room:
             why = why or (
-                f"turn {sizes.index(max(sizes)) + 1} of {game.id!r} alone makes {max(sizes)} "
-                f"tokens to read, of the {room} that the context leaves beside "
-                "a reply; leave this game out, or lower max_new_tokens"
+                f"turn {sizes.index(max(sizes)) + 1} of {game.id!r} alone takes {max(sizes)} "
+                f"tokens, but the context has room for {room} beside a reply; "
+                "leave this game out, or lower max_new_tokens"
             )
         else:
             good.append(game)
@@ -244,11 +245,12 @@ def _readable(
         raise ValueError(why)
     if why:
         few = f"{len(games) - len(good)} of {len(games)} games"
-        warnings.warn(f"{few} have a turn that does not fit the context: {why}", stacklevel=3)
+        told = "are left out because a turn does not fit the context"
+        warnings.warn(f"{few} {told}: {why}", stacklevel=3)
     return good
 
 
 def _items_of(answer: str, truncated: bool, strict: bool) -> list[str]:
-    """The items of an answer, each once; without the last one where the reply was cut off."""
+    """Return the items of an answer, each once; without the last one if the reply was cut off."""
     texts = parse_items(answer, strict)
     return list(dict.fromkeys(texts[:-1] if truncated else texts))

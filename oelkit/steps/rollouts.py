@@ -1,7 +1,7 @@
-"""Rollout: the policy plays text worlds and leaves trajectories.
+"""Rollout: the policy plays text worlds and returns trajectories.
 
-All live games of a turn are one generation call. No reward reaches a trajectory, only the outcome.
-The protocol of the paper is the world's (`envs`); sampling is the paper's T = 0.7 by default."""
+Each turn, all live games share one generation call. A trajectory holds the outcome but no reward.
+The worlds implement the paper's protocol (`envs`); sampling is the paper's T = 0.7 by default."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ..prompts import (
 from ..records import Outcome, State, Trajectory, Turn
 from .training import oom_hint
 
-WORLD_SECONDS = 600  # that a world may take to begin or to go on; more is a hang
+WORLD_SECONDS = 600  # most that a world can take to begin or to go on; more is a hang
 
 
-# why: thirteen, for the first five say what is played, the rest how a run drives and records it
+# why: thirteen, because five say what is played, and a run drives and records it with the rest
 def rollout(
     policy: Policy,
     env_id: str,
@@ -59,25 +59,25 @@ def rollout(
         env_id: a registered world.
         seeds: one map seed per game.
         experience: a text for all prompts, or one text per game.
-        sampling: how replies are drawn.
-        prompt_set: also chooses the board's rendering and the default of max_new_tokens (None: the
-            policy's own).
+        sampling: how replies are sampled.
+        prompt_set: texts of the prompts; also sets the board's rendering and the default of
+            max_new_tokens (None: the policy's own).
         system: the agent's system prompt, in front of each state (None: the prompt set's).
         seed: fixes the replies.
-        round: goes into the records.
+        round: stored in the records.
         adapter: "student", "teacher", or None for the base model.
         env_kwargs: arguments of the world.
-        progress: shows a bar, which a text names.
+        progress: show a progress bar; a text names it.
         **changes: fields of the sampling, as keywords (temperature=0).
 
     Returns:
-        The trajectories, in the order of the seeds. A game whose prompt outgrows the context ends
-        there (turn_limit, its prompt's tokens as `extra["overflow"]`), one whose world raises,
-        hangs or answers nonsense as well (unknown, `extra["error"]`), and a warning counts them.
+        The trajectories, in the order of the seeds. A game ends early if its prompt outgrows the
+        context (outcome turn_limit, tokens of the prompt in `extra["overflow"]`), or if its world
+        raises, hangs or returns invalid data (unknown, `extra["error"]`). A warning counts both.
 
     Raises:
-        ValueError: unknown world, no seeds, or another number of texts.
-        TypeError: seeds or texts are something else, a text for a list of them say.
+        ValueError: unknown world, no seeds, or a wrong number of texts.
+        TypeError: seeds or texts have the wrong type, such as one text for a list of seeds.
         RuntimeError: the world failed in every game.
     """
     given.a_policy(policy)
@@ -95,8 +95,8 @@ def rollout(
     room = policy.context_length - options["max_new_tokens"]
     name = progress if isinstance(progress, str) else "rollout"
     bar = Bar(name, len(seeds), "game", bool(progress))
-    games, kept = list[_Game](), Kept()  # what a turn reads is read no more in the next
-    with bar, ExitStack() as worlds:  # closed also where something raises
+    games, kept = list[_Game](), Kept()  # what a turn reads is not read again in the next
+    with bar, ExitStack() as worlds:  # closed even if something raises
         for s, text in zip(seeds, texts):
             games.append(_Game(envs.make(env_id, **kwargs), env_id, s, text))
             worlds.callback(games[-1].close)
@@ -106,9 +106,9 @@ def rollout(
             prompts = [game.prompt(prompt_set) for game in live]
             ids = [policy.encode(prompt) for prompt in prompts]
             fits = [len(encoded) <= room for encoded in ids]
-            if turn or any(fits):  # else the settings are wrong, as `generate` will say
+            if turn or any(fits):  # else the settings are wrong, and `generate` says so
                 for game, encoded, fit in zip(live, ids, fits, strict=True):
-                    if not fit:  # it has outgrown the context: the others go on
+                    if not fit:  # it has outgrown the context; the others go on
                         game.outcome, game.extra = Outcome.TURN_LIMIT, {"overflow": len(encoded)}
                 live, prompts = [*compress(live, fits)], [*compress(prompts, fits)]
                 ids = [*compress(ids, fits)]
@@ -136,16 +136,16 @@ def rollout(
 
 
 def _one_each(experience: str | Sequence[str], games: int) -> list[str]:
-    """A text for each game; ValueError for another number of them."""
+    """Return one text per game; ValueError if the number is wrong."""
     texts = given.texts("experience", experience)
     texts = texts * games if isinstance(experience, str) else texts
     if len(texts) != games:
-        raise ValueError(f"{len(texts)} experience texts for {games} games: one, or one each")
+        raise ValueError(f"{len(texts)} experience texts for {games} games: need one, or one each")
     return texts
 
 
 def _complain(games: list[_Game], context: int) -> None:
-    """Warn of the games that did not come to their end; RuntimeError where none could."""
+    """Warn about games that ended early; RuntimeError if all of them failed."""
     if over := [game.seed for game in games if "overflow" in game.extra]:
         warnings.warn(
             f"{len(over)} of {len(games)} games outgrew the context of {context} "
@@ -161,7 +161,7 @@ def _complain(games: list[_Game], context: int) -> None:
 
 
 class _Game:
-    """A game that is going on, and the experience text that its player reads."""
+    """A running game, and the experience text that its player reads."""
 
     def __init__(self, env: Any, world: str, seed: int, text: str):
         self.env, self.world, self.seed, self.text = env, world, seed, text
@@ -173,34 +173,34 @@ class _Game:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Whatever the world does wrong ends this game, and no other."""
+        """Let any error of the world end this game, and no other."""
         try:
             with _time_limit(WORLD_SECONDS):
                 yield
         except (MemoryError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # of a world of the user's own; it may call sys.exit
+        except BaseException as error:  # a user's own world can even call sys.exit
             self.error, self.outcome = error, Outcome.UNKNOWN
             said = f"{self.world}, map {self.seed}: {type(error).__name__}: {error}"
             self.extra["error"] = said
 
     def begin(self) -> None:
-        """Let the world show its first situation."""
+        """Reset the world and record what it shows first."""
         with self._guarded():
             board, info = self.env.reset(seed=self.seed)
             self.board, self.about = _text(board, "observation"), _about(info)
 
     def close(self) -> None:
-        """Close the world; where it fails, the game is whole all the same."""
+        """Close the world; if that fails, only warn, because the game is complete."""
         try:
             with _time_limit(WORLD_SECONDS):
                 self.env.close()
         except (Exception, SystemExit) as error:
-            what = f"{self.world}, map {self.seed}: its world was not closed"
+            what = f"{self.world}, map {self.seed}: its world could not be closed"
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 
     def prompt(self, prompt_set: PromptSet) -> list[dict]:
-        """The messages of this turn."""
+        """Return the messages of this turn."""
         limits = self.env.max_turns, self.env.moves, self.env.tools
         state = act_messages(prompt_set, self.board, self.turns, *limits)
         return with_experience(prompt_set, state, self.text)
@@ -229,7 +229,7 @@ def _text(value: Any, what: str) -> str:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError after so long; only where signals can be had, in the main thread of a Unix."""
+    """Raise TimeoutError after `seconds`; works only with signals, in the main thread on Unix."""
     if current_thread() is not main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -238,7 +238,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"it hung for {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where it was caught
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # fires again if it was caught
     try:
         yield
     finally:
@@ -247,12 +247,12 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _about(info: dict[str, Any]) -> dict[str, Any]:
-    """What a world says of the board that it shows, for the record of the turn."""
+    """Return what a world says about the board that it shows, for the record of the turn."""
     return {"level": info["level"]} if "level" in info else {}
 
 
 def _arm(adapter: str | None, text: str) -> str:
-    """What sets the id apart from that of the student's game on the same map without experience."""
+    """Return an id's part for adapter and experience; "" for the student without experience."""
     weights = "" if adapter == "student" else f"-{adapter or 'base'}"
     return weights + (
         f"-{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}" if text else ""
@@ -264,15 +264,15 @@ def states(
     experience: str | Sequence[str] = "",
     prompt_set: str | PromptSet = "brief",
 ) -> list[State]:
-    """The training states of trajectories: every turn's prompt, without experience.
+    """Return the training states of trajectories: every turn's prompt, without experience.
 
     Args:
         trajectories: games or conversations.
-        experience: the text that they were played with, or one each; it is taken out again.
-        prompt_set: the one that put the text there.
+        experience: the text that they were played with, or one per trajectory; it is removed.
+        prompt_set: the prompt set that inserted the text.
 
     Raises:
-        ValueError: there is no state, another number of texts, or a prompt without its text.
+        ValueError: no states, a wrong number of texts, or a prompt that does not contain its text.
     """
     out, games = [], given.records("trajectories", trajectories, Trajectory)
     for t, text in zip(games, _one_each(experience, len(games)), strict=True):
@@ -285,5 +285,5 @@ def states(
 
 
 def raw_games_text(trajectories: Sequence[Trajectory], prompt_set: PromptSet) -> str:
-    """Raw trajectories as an experience text, for the arm that skips extraction."""
+    """Return raw trajectories as an experience text, for the arm that skips extraction."""
     return "\n".join(game_text(prompt_set, game) for game in trajectories).strip("\n")

@@ -1,4 +1,4 @@
-"""What a training is made of, checked before its first step, and its updates."""
+"""The parts of a training, checked before its first step, and its updates."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from ..records import Message, State, write_jsonl
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
 OFF_POLICY = ("forward_kl", "sft")  # learn from the teacher's
 LOSSES = ON_POLICY + OFF_POLICY
-MEET = 16  # tokens by which a text in a prompt may differ from the two apart
-# A loss has jumped above JUMP times the three before it; one below SMALL (nats) says nothing. In
-# 15 recorded trainings of 48 steps that learned, none did.
+MEET = 16  # tokens by which a prompt can differ from the sum of its parts
+# A loss has jumped if it is above JUMP times the largest of the three before it, which count as at
+# least SMALL (nats). In 15 recorded trainings of 48 steps that learned, none did.
 JUMP, SMALL = 3, 0.1
 
 
 @dataclass
 class Training:
-    """What a step needs, and what it changes: student, optimiser, scaler, generator and lists."""
+    """What a step needs and what it changes: student, optimiser, scaler, generator and lists."""
 
     policy: Policy
     states: Sequence[State]
@@ -46,11 +46,11 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rng: random.Random
-    pending: list[int] = field(default_factory=list)  # states that this pass has still to show
+    pending: list[int] = field(default_factory=list)  # states still to come in this pass
     history: list[dict[str, Any]] = field(default_factory=list)
     beginnings: dict[str, list[int]] = field(default_factory=dict)  # of prompts, by experience text
     prefixes: dict[str, SharedPrefix] = field(default_factory=dict)  # their KV, last used last
-    failed: Path | None = None  # where a batch is kept that gave no finite loss
+    failed: Path | None = None  # where to save a batch whose loss is not finite
 
 
 def prepare(
@@ -62,10 +62,10 @@ def prepare(
     seed: int,
     changes: dict[str, Any],
 ) -> Training:
-    """Check all that can be wrong before the first step."""
+    """Check everything before the first step, and assemble the training."""
     given.a_policy(policy, adapters=True)
     c, seed = given.settings("config", DistillConfig, config, changes), given.whole("seed", seed)
-    states = given.records("states", states, State, " (oelkit.states makes them of trajectories)")
+    states = given.records("states", states, State, " (oelkit.states makes them from trajectories)")
     texts = [text for text in given.texts("experiences", experiences) if text.strip()]
     if not states:
         raise ValueError("nothing to distill on: there are no states")
@@ -79,7 +79,7 @@ def prepare(
         prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
-    with oom_hint("a trial in small", max_new_tokens=longest, batch_size=c.batch_size):
+    with oom_hint("the trial run", max_new_tokens=longest, batch_size=c.batch_size):
         plan = memory_plan(
             policy,
             max(0, added),
@@ -96,7 +96,7 @@ def prepare(
 
 
 def _check(c: DistillConfig) -> None:
-    """Refuse settings that make no sense; ValueError names them."""
+    """Refuse invalid settings; the ValueError names them."""
     if c.batch_size < 1 or not 0 < c.temperature < math.inf or not 0 <= c.retention <= 1:
         raise ValueError(
             f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
@@ -107,8 +107,8 @@ def _check(c: DistillConfig) -> None:
         raise ValueError(f"{what}: need at least 1, at least 0, and above 0")
     if not 0 <= c.lr * c.weight_decay < 1:
         raise ValueError(
-            f"lr={c.lr}, weight_decay={c.weight_decay}: a step would take all of the adapter or "
-            "more; need a weight_decay from 0 to below 1 / lr"
+            f"lr={c.lr}, weight_decay={c.weight_decay}: one step would decay the adapter by "
+            "100% or more; need a weight_decay from 0 to below 1 / lr"
         )
     for name, least in {"max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}.items():
         if (value := getattr(c, name)) is not None:
@@ -117,7 +117,7 @@ def _check(c: DistillConfig) -> None:
         raise ValueError(f"clip={c.clip}: need a number above 0; None is no limit")
     if c.batch_size < ranks.count():
         few = f"batch_size={c.batch_size} with {ranks.count()} processes"
-        raise ValueError(f"{few}: each needs a state of its own; raise it, or start fewer")
+        raise ValueError(f"{few}: each needs its own state; raise batch_size, or start fewer")
 
 
 def _fitting(
@@ -127,11 +127,11 @@ def _fitting(
     prompt_set: PromptSet,
     max_new_tokens: int,
 ) -> tuple[list[State], int, int]:
-    """The states that the chat template takes and that fit the context behind each experience, the
-    tokens of the longest, and what the longest experience adds; a warning counts the others.
+    """Return the states that the chat template accepts and that fit the context with each
+    experience, the tokens of the longest, and the tokens that the longest experience adds.
 
-    A pair has the tokens of its parts but for a few where they meet: only pairs near the limit are
-    counted.
+    A warning counts the other states. State and experience together have as many tokens as apart,
+    except for a few where they meet, so only pairs near the limit are tokenised.
     """
     room, why = policy.context_length - max_new_tokens, ""
 
@@ -143,12 +143,12 @@ def _fitting(
         except ValueError as error:
             raise ValueError(f"state {state.id!r}: {error}") from error
         if n > room and not why:
-            what = f"the experience that begins {text[:60]!r}, in front of " if text else ""
+            what = f" with the experience that begins {text[:60]!r}" if text else ""
             todo = "lower budget_tokens or reject items" if text else "leave such states out"
             todo += ", or lower max_new_tokens"
             why = (
-                f"{what}state {state.id!r} makes {n} tokens: with a reply of {max_new_tokens} that "
-                f"is more than the context of {policy.context_length}; {todo}"
+                f"state {state.id!r}{what} has {n} tokens: with a reply of {max_new_tokens} that "
+                f"exceeds the context of {policy.context_length}; {todo}"
             )
         return n
 
@@ -156,7 +156,7 @@ def _fitting(
     for state in states:
         try:
             plain.append((tokens(state, ""), state))
-        except ValueError as error:  # say, of tools that the template does not show
+        except ValueError as error:  # such as for tools that the template does not show
             refused = refused or str(error)
     if not plain:
         raise ValueError(refused)
@@ -178,17 +178,17 @@ def _fitting(
 
 
 def _adamw(policy: Policy, c: DistillConfig) -> torch.optim.Optimizer:
-    """AdamW; on CUDA with 8-bit states that move to main memory when the card is full."""
+    """Return AdamW; on CUDA its states are 8-bit and move to main memory if the card is full."""
     options: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay}
     if policy.device.type == "cuda":
-        import bitsandbytes  # only here: it prints and takes a second
+        import bitsandbytes  # imported here: it prints and takes a second
 
         return bitsandbytes.optim.PagedAdamW8bit(policy.trainable(), **options)
     return torch.optim.AdamW(policy.trainable(), **options)
 
 
 def _scaler(policy: Policy, tokens: int) -> torch.amp.GradScaler:
-    """Keeps float16 gradients from vanishing: a loss is a mean over so many tokens at most."""
+    """Return a scaler against vanishing float16 gradients; a loss averages at most `tokens`."""
     scale, half = 2.0 ** math.ceil(math.log2(tokens)), policy.head.weight.dtype == torch.float16
     return torch.amp.GradScaler(policy.device.type, init_scale=scale, enabled=half)
 
@@ -197,20 +197,20 @@ Sample = tuple[State, str, list[int], list[int], Reply]  # state, text, both pro
 
 
 def update(t: Training, step: int, loss: float, batch: Iterable[Sample]) -> tuple[float, bool]:
-    """One optimiser step on the student's gradient: (its norm before clipping, skipped or not).
+    """Take one optimiser step; return (gradient norm before clipping, whether it was skipped).
 
-    A float16 gradient that overflows is left out, and the next one is scaled by half.
+    A float16 gradient that overflows is skipped, and the loss scale is halved.
 
     Raises:
-        RuntimeError: loss or gradient are not finite; the weights are as they were, and the batch
-            is kept beside the checkpoint.
+        RuntimeError: loss or gradient is not finite; the weights are unchanged, and the batch is
+            saved beside the checkpoint.
     """
     fault = f"the loss is {loss}"
     if math.isfinite(loss):
         t.scaler.unscale_(t.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(t.policy.trainable(), 1.0))
         skipped = not math.isfinite(norm)
-        if not skipped or t.scaler.get_scale() > 1:  # 1: not in use, or nothing left to lower
+        if not skipped or t.scaler.get_scale() > 1:  # 1: not in use, or cannot be lowered
             if not skipped:
                 t.scaler.step(t.optimizer)
             t.scaler.update()
@@ -223,7 +223,7 @@ def update(t: Training, step: int, loss: float, batch: Iterable[Sample]) -> tupl
 
 
 def _kept(t: Training, step: int, fault: str, batch: Iterable[Sample]) -> str:
-    """Write down a batch for a person to look at; where, in words."""
+    """Save a batch for a person to look at; return a sentence that says where."""
     if t.failed is None:
         return ""
     rows = [
@@ -240,7 +240,7 @@ def _kept(t: Training, step: int, fault: str, batch: Iterable[Sample]) -> str:
 
 @contextmanager
 def oom_hint(what: str, **settings: int) -> Iterator[None]:
-    """Turn "out of memory" into the settings that decide; what was computed so far stays."""
+    """Turn "out of memory" into an error that names the settings to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -254,15 +254,16 @@ def oom_hint(what: str, **settings: int) -> Iterator[None]:
 
 
 def warn_of_chats(policy: Policy, prompts: Sequence[Sequence[Message]]) -> None:
-    """Say that the embedded model reads boards alone, where no prompt has one."""
+    """Warn that the embedded model understands only boards, if no prompt has one."""
     boards = ("Board:" in str(m.get("content")) for prompt in prompts for m in prompt)
     if policy.name == "micro" and prompts and not any(boards):
-        said = "micro, the embedded model, reads boards alone: with chats it shows that all runs, "
-        warnings.warn(said + "and no more. Take a model such as Qwen/Qwen3-1.7B", stacklevel=3)
+        said = "micro, the embedded model, understands only boards: with chats it shows that "
+        said += "everything runs, and no more. Use a model such as Qwen/Qwen3-1.7B"
+        warnings.warn(said, stacklevel=3)
 
 
 def warn_of(t: Training) -> None:
-    """Say at once what went wrong in the last step."""
+    """Warn at once about what went wrong in the last step."""
     *before, row = t.history
     level = max((old["loss"] for old in before[-3:]), default=row["loss"])
     if row["loss"] > JUMP * max(level, SMALL):
@@ -274,7 +275,7 @@ def warn_of(t: Training) -> None:
     if row["skipped"]:
         skipped = sum(old.get("skipped", False) for old in t.history)
         warnings.warn(
-            f"step {row['step']}: a gradient overflowed in float16, so that the step was skipped "
+            f"step {row['step']}: a gradient overflowed in float16, so the step was skipped "
             f"({skipped} of {len(t.history)} so far); the loss scale is {t.scaler.get_scale():g} "
             "from now on",
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""Which item does the work: what the pass rate loses when one of them is left out."""
+"""Which items help: how much the pass rate drops when one of them is left out."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ def leave_one_out(
     progress: bool = False,
     **options: Any,
 ) -> dict[str, Worth]:
-    """The pass rate with all items in context, less that without one, for each in turn.
+    """Return the pass rate with all items in context minus that without one, for each item.
 
     Args:
         policy: plays with `adapter` (default "student").
         env_id: a registered world.
-        seeds: its maps, the same with and without; not those of the evaluation, which would then
-            have chosen the items.
-        items: their texts; what stands twice counts once.
-        path: a .jsonl that is written as it goes, and from which it goes on.
-        progress: shows a bar.
-        **options: of `evaluate`.
+        seeds: its maps, the same with and without the item. Do not use those of the evaluation,
+            which would then have chosen the items.
+        items: their texts; duplicates count once.
+        path: a .jsonl file, written after each item, from which a later call resumes.
+        progress: show a progress bar.
+        **options: options of `evaluate`.
 
     Returns:
-        Of each text the difference with its 95% interval, paired over the maps; above 0: it helps.
+        For each text the difference with its 95% interval, paired over the maps. Above 0, the item
+        helps.
 
     Raises:
-        ValueError: no items, or what `evaluate` refuses.
+        ValueError: no items or no maps, or an error from `evaluate`.
     """
     given.a_policy(policy, adapters=True)
     path = path and given.path("path", path)
@@ -78,7 +79,7 @@ def leave_one_out(
 
 
 def _key(policy: Policy, *given: Any) -> str:
-    """Tells one measurement from another, by the adapter's weights and all that was asked for."""
+    """Identify a measurement by the adapter's weights and all its arguments."""
     found = sha256(repr(given).encode())
     for weights in policy.trainable():
         found.update(weights.detach().cpu().numpy().tobytes())
