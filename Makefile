@@ -1,12 +1,12 @@
 # make run | install | check | test-fast | test | soak | bench | docs | gallery | pictures | lab | strip | clean.
 # Everything is installed into .venv, at the versions of constraints.txt.
 #
-#   MODEL=   a model folder or hub id (default: the notebooks' own, the embedded model)
-#   ROUNDS=  rounds of the loop            SEED=     seed of everything that is drawn
-#   RUN=     run folder runs/RUN           TIMEOUT=  seconds that one notebook may take
+#   MODEL=   a model folder or hub id (default: that of the notebooks, the embedded model)
+#   ROUNDS=  rounds of the loop            SEED=     random seed
+#   RUN=     run folder runs/RUN           TIMEOUT=  most seconds per notebook
 #   ARGS=    more arguments for pytest (make test), the notebooks (make run) or bench.py (make bench)
 
-# Threads that wait sleep instead of spinning, which starves every other process; yours, if set.
+# Waiting threads sleep instead of spinning, which would starve other processes. Your value wins.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ RUN ?= demo
 TIMEOUT ?= 3600
 PY := .venv/bin/python
 
-# -p only for what was given: the notebooks' own defaults hold otherwise
+# -p only for variables that are given; otherwise the notebooks' defaults apply
 OVERRIDES = $(if $(MODEL),-p 'model=$(MODEL)') $(if $(ROUNDS),-p 'rounds=$(ROUNDS)') $(if $(SEED),-p 'seed=$(SEED)')
 
 .PHONY: run install check test-fast test soak bench docs gallery pictures lab strip clean
@@ -26,7 +26,7 @@ run: .venv/installed
 
 install: .venv/installed
 
-# what needs no run: under a minute. STRIPPED: notebooks are kept without outputs, cell ids stay
+# Checks that run no code, in under a minute. STRIPPED removes outputs and keeps cell ids.
 STRIPPED := .venv/bin/nbstripout --keep-id
 check: .venv/installed-dev
 	$(PY) -m ruff check .
@@ -34,18 +34,18 @@ check: .venv/installed-dev
 	$(STRIPPED) --verify notebooks/*.ipynb
 	$(PY) -m pyright --pythonpath $(PY)
 
-# files side by side, a thread each: what is tested is too small to keep two threads busy
+# test files in parallel with one thread each, as the tests are too small to keep two busy
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# after each edit: no notebook, no browser, nothing that takes seconds
+# for use after each edit: no notebooks, no browser, no slow tests
 test-fast: .venv/installed-test
 	$(PYTEST) -m 'not slow' --ignore tests/notebooks --ignore tests/browser $(ARGS)
 
 test: .venv/installed-test
 	$(PYTEST) $(ARGS)
 
-# 30 runs killed at random moments and resumed, a million hostile inputs, the same targets guided by
-# coverage where there is a wheel of atheris, 200 rounds and large files; figures in data/results
+# 30 runs killed at random moments and resumed; a million hostile inputs; the same targets guided by
+# coverage, if there is a wheel of atheris; 200 rounds and large files. Results: data/results.
 soak: .venv/installed-test
 	OMP_NUM_THREADS=1 $(PY) tests/soak.py $(ARGS)
 	$(PY) tests/fuzz.py
@@ -56,12 +56,12 @@ soak: .venv/installed-test
 bench: .venv/installed-bench
 	$(PY) tests/benchmarks/bench.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
-# the site, into build/docs/site; a warning is an error
+# builds the site in build/docs/site; a warning is an error
 docs: .venv/installed-docs
 	-@$(PY) docs/site/gallery.py --check
 	$(PY) docs/site/build.py
 
-# executed copies of the notebooks with their figures, from a run
+# copies a run's executed notebooks with their figures to gallery/
 gallery: run
 	$(PY) docs/site/gallery.py '$(RUN)'
 
@@ -79,7 +79,7 @@ lab: .venv/installed-lab
 strip: .venv/installed-dev
 	$(STRIPPED) notebooks/*.ipynb
 
-# runs/ stays: those are your results
+# keeps runs/, which holds your results
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -91,17 +91,17 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --constraint 
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'oelkit needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	  { echo 'python3 cannot make virtual environments here; on Debian or Ubuntu: sudo apt-get install python3-venv' >&2; exit 1; }
+	  { echo 'python3 cannot create virtual environments; on Debian or Ubuntu, run: sudo apt-get install python3-venv' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv
-	-@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip  # twice as fast as one of 2023
+	-@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip  # twice as fast as a pip of 2023
 	@touch $@
 
 .venv/installed: .venv/made $(SOURCES)
-	@echo 'installing into .venv (once; some minutes)'
+	@echo 'installing into .venv (only once; takes a few minutes)'
 	@$(INSTALL) .
 	@touch $@
 
 .venv/installed-%: .venv/made $(SOURCES)
-	@echo 'installing into .venv with [$*] (once; some minutes)'
+	@echo 'installing into .venv with [$*] (only once; takes a few minutes)'
 	@$(INSTALL) '.[$*]'
-	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # [dev] holds [test]
+	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # [dev] includes [test]
