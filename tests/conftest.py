@@ -1,17 +1,17 @@
-"""Shared fixtures: a tiny random model, which goes through the same code as any other model."""
+"""Shared fixtures. The tiny random model runs through the same code as any other model."""
 
 import os
 import signal
 
-# A shell lets its background jobs ignore Ctrl+C; what the tests start would, too, and never end.
+# Background jobs of a shell ignore Ctrl+C. Processes that tests start would too, and never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Before huggingface_hub is imported: no test may need the network.
+# Must be set before huggingface_hub is imported: no test may need the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Before torch is loaded: threads that wait sleep, so that a busy machine slows a test a little
-# instead of a hundredfold. Processes that tests start inherit it.
+# Must be set before torch is loaded: waiting threads sleep, so that a busy machine slows tests a
+# little instead of a hundredfold. Processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# As the command line does: what compiles nothing need not load torch's compiler.
+# As on the command line: do not load torch's compiler, as nothing is compiled.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import house
@@ -37,15 +37,13 @@ def tiny(tiny_model):
 
 @pytest.fixture(scope="session")
 def micro_folder(tmp_path_factory):
-    """Folder of the embedded model with a few OOD questions: all of them take seconds each time."""
+    """Folder of the embedded model with only a few OOD questions, as all of them take seconds."""
     return with_short_probe(ROOT / "data/micro", tmp_path_factory.mktemp("model") / "micro")
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory):
-    """Settings of a run of seconds on a tiny random model that has a probe beside it and says
-    little.
-    """
+    """Settings for a run of seconds, on a tiny random model with a probe and short replies."""
     from oelkit.records import write_jsonl
     from oelkit.runs.settings import Settings
 
@@ -71,13 +69,11 @@ def settings(tmp_path_factory):
 
 @pytest.fixture
 def smaller(tmp_path, monkeypatch):
-    """The scale "tiny" in small, here and in the kernels of notebooks: what runs is tested, and
-    not what comes out.
-    """
+    """Make the scale "tiny" smaller, here and in notebook kernels. Results are not tested."""
     from oelkit.runs.settings import SCALES
 
     less = {"extract_games": 8, "state_games": 8, "num_draws": 2, "steps": 2, "eval_maps": 16}
-    less |= {"gate": "off", "max_new_tokens": 16}  # the base model's replies are cut off
+    less |= {"gate": "off", "max_new_tokens": 16}  # truncates the base model's replies
     for name, value in less.items():
         monkeypatch.setitem(SCALES["tiny"], name, value)
     startup = tmp_path / "ipython/profile_default/startup"
@@ -99,7 +95,7 @@ def real_model():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How large the package is, under every run of tests."""
+    """Print the size of the package after every test run."""
     whole, core, longest = house.sizes()
     names = ", ".join(f"{name} {house.lines(name)}" for name in longest)
     terminalreporter.write_line(f"oelkit/: {whole:,} lines; core path {core:,}; longest: {names}")

@@ -1,5 +1,5 @@
-"""Tiny random models of all families that Transformers' AutoModelForCausalLM knows, and what oelkit
-makes of each: `python tests/families.py` writes the table of docs/families.md.
+"""Run tiny random models of all families that AutoModelForCausalLM knows through oelkit:
+`python tests/families.py` writes the table of docs/families.md.
 """
 
 import os
@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-# Before torch is loaded: threads that wait sleep.
+# Must be set before torch is loaded: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -73,7 +73,7 @@ MLA = {
     "v_head_dim": 24,
     "head_dim": 8,
 }
-# what a kind of model needs beside BASE, or what its trained models set
+# settings that a kind of model needs in addition to BASE, or that its trained models have
 CHANGES = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 8},
@@ -107,7 +107,7 @@ CHANGES = {
         "num_kv_shared_layers": 2,
     },
     "glm4_moe": {**MOE, "head_dim": 16},
-    "glm4_moe_lite": {**MOE, **MLA, "num_key_value_heads": 4},  # with fewer it cannot be run
+    "glm4_moe_lite": {**MOE, **MLA, "num_key_value_heads": 4},  # it cannot run with fewer
     "gpt_oss": {
         "head_dim": 16,
         "num_local_experts": 4,
@@ -170,10 +170,10 @@ NEW_TOKENS = 6
 
 
 def make_family(kind: str, folder: Path) -> Path:
-    """A folder with a model of this kind, all of whose parameters say something.
+    """Save a model of this kind in which every parameter has an effect. Return its folder.
 
     Raises:
-        Exception: it cannot be built so small.
+        Exception: The model cannot be built this small.
     """
     tokenizer = make_tokenizer()
     start = {**BASE, "vocab_size": len(tokenizer)}
@@ -195,7 +195,7 @@ def make_family(kind: str, folder: Path) -> Path:
                 error = fault
         else:
             raise error
-        for key, p in model.named_parameters():  # a new model has zeros and ones there
+        for key, p in model.named_parameters():  # in a new model these are zeros and ones
             if p.ndim == 1 and "bias" in key:
                 p.normal_(0, 0.05)
             elif p.ndim == 1 and "norm" in key:
@@ -206,12 +206,12 @@ def make_family(kind: str, folder: Path) -> Path:
 
 
 def plain_logits(model, prompt, reply=()):
-    """Of a model of Transformers or PEFT: one row, no padding, no cache."""
+    """Return the logits of a Transformers or PEFT model: one row, no padding, no cache."""
     return model(input_ids=torch.tensor([[*prompt, *reply]]), use_cache=False).logits[0]
 
 
 def greedy(model, eos):
-    """Replies of whole forward passes, one prompt at a time."""
+    """Return greedy replies from whole forward passes, one prompt at a time."""
     replies = []
     for prompt in PROMPTS:
         ids = []
@@ -226,7 +226,7 @@ def same(got, want, tolerance):
 
 
 def of_replies(model, temperature=1.0):
-    """Log-softmax [N, V] of the model's own logits where the reply tokens are predicted."""
+    """Return log-softmax [N, V] of the model's own logits at the reply tokens."""
     rows = [
         plain_logits(model, p, r)[len(p) - 1 : -1] / temperature
         for p, r in zip(PROMPTS, REPLIES, strict=True)
@@ -235,7 +235,7 @@ def of_replies(model, temperature=1.0):
 
 
 def gradients(policy):
-    """Of the reverse KL by the student's weights: the library's, and full logits' by autograd."""
+    """Return the gradients of reverse KL: the library's, and autograd's on full logits."""
     with torch.no_grad(), policy.adapter("teacher"):
         teacher, t = reply_hidden(policy, PROMPTS, REPLIES), of_replies(policy.model, 0.7)
     s = of_replies(policy.model, 0.7)
@@ -250,7 +250,7 @@ def gradients(policy):
 
 
 def log_probs(policy):
-    """The library's of all reply tokens, and the model's own."""
+    """Return log-probabilities of all reply tokens: the library's, and the model's own."""
     ids = torch.tensor(sum(REPLIES, []))[:, None]
     with torch.no_grad():
         want = of_replies(policy.model).gather(1, ids)[:, 0]
@@ -258,7 +258,7 @@ def log_probs(policy):
 
 
 def attempt(work):
-    """A cell: what `work` answers, and the error's name where it does not."""
+    """Return a cell: the result of `work`, or the name of its error."""
     try:
         found = work()
         return {True: "yes", False: "**no**"}.get(found, found)
@@ -267,7 +267,7 @@ def attempt(work):
 
 
 def measure(folder: Path) -> tuple[str, ...]:
-    """The cells of a family's row, or one cell with the sentence by which it is refused."""
+    """Return the cells of a family's row, or one cell with the message that refuses it."""
     try:
         policy = load_policy(folder, device="cpu")
         _ = policy.head
@@ -310,7 +310,7 @@ def measure(folder: Path) -> tuple[str, ...]:
 
 
 def row_of(kind: str) -> tuple[str, ...] | None:
-    """Its cells; None where no tiny model of this kind can be built."""
+    """Return the cells of a kind, or None if no tiny model of it can be built."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -321,7 +321,7 @@ def row_of(kind: str) -> tuple[str, ...] | None:
 
 
 def page(rows: dict) -> str:
-    """docs/families.md."""
+    """Return the text of docs/families.md."""
     lines = [HEAD, "| family | " + " | ".join(COLUMNS) + " |", "|---" * 7 + "|"]
     lines += [f"| `{k}` | {' | '.join(c)} |" for k, c in rows.items() if c and len(c) > 1]
     lines += ["", "## Refused, in one sentence", ""]
@@ -335,7 +335,7 @@ def page(rows: dict) -> str:
 
 
 def read_page() -> dict:
-    """The rows of docs/families.md."""
+    """Return the rows of docs/families.md."""
     rows: dict = {}
     for line in PAGE.read_text("utf-8").splitlines():
         kinds, *cells = [part.strip() for part in line.strip("|").split(" | ")]

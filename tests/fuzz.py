@@ -1,10 +1,10 @@
-"""Hostile input: what a model, a log or a stranger's folder may hold, against all that reads it.
+"""Feed hostile input, as from a model, a log or a stranger's folder, to everything that reads it.
 
-    python tests/fuzz.py --inputs 1000000      # prints the figures as JSON
+    python tests/fuzz.py --inputs 1000000      # prints the results as JSON
 
-Each target takes one input and lets pass only the errors that its readers promise. An input may
-take LIMIT seconds of CPU time, may write into the scratch folder alone, and starts no process and
-no connection. `make test` tries a few thousand inputs (tests/test_hostile.py).
+Each target takes one input and accepts only the errors that its readers document. An input can take
+LIMIT seconds of CPU time, and must write only to the scratch folder and start no process or
+connection. `make test` tries a few thousand inputs (tests/test_hostile.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from oelkit.records import (
 from oelkit.runs.settings import run_folder
 from oelkit.runs.stages import FORM, status
 
-LIMIT = 10  # seconds of CPU time for an input, against hangs: the longest takes a hundredth
+LIMIT = 10  # CPU seconds per input, against hangs; the longest takes a hundredth of this
 SCRATCH = Path(tempfile.mkdtemp(prefix="oelkit-fuzz-"))
 
 # -- inputs
@@ -70,7 +70,7 @@ ODD = [
     "e\u0301", "ß", "İ", "\u0660", "²", "：",
 ]  # fmt: skip
 PIECE = st.one_of(st.sampled_from(PIECES), st.sampled_from(ODD))
-# a piece over and over: what takes longer than its input grows shows here
+# repeated pieces reveal work that grows faster than the input
 LONG = st.builds(lambda piece, n: piece * n, PIECE, st.integers(1, 3000))
 TEXT = st.one_of(
     st.lists(PIECE, max_size=12).map("".join),
@@ -90,7 +90,7 @@ SCALAR = st.one_of(
 
 
 def mixed(leaf: Any, names: list[str]) -> Any:
-    """JSON of these fields and a few others."""
+    """Draw JSON values with these field names and a few others."""
     keys = st.one_of(st.sampled_from(names), st.text(max_size=5))
     return st.recursive(
         leaf,
@@ -100,7 +100,7 @@ def mixed(leaf: Any, names: list[str]) -> Any:
 
 
 def nearly(fields: dict[str, Any], other: Any) -> Any:
-    """An object with these fields, some of which are missing, of another kind, or unknown."""
+    """Draw an object with these fields, some of them missing, of another type, or unknown."""
     odd = st.dictionaries(st.sampled_from([*fields, "extra", "unknown"]), other, max_size=2)
     gone = st.lists(st.sampled_from(list(fields)), max_size=1)
     return st.builds(
@@ -112,7 +112,7 @@ def nearly(fields: dict[str, Any], other: Any) -> Any:
 
 
 def lines_of(row: Any) -> Any:
-    """The bytes of a file of such rows, some of which are damaged."""
+    """Draw the bytes of a file of such rows, some of them damaged."""
     line = row.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     escaped = row.map(lambda value: json.dumps(value).encode())
     cut = st.builds(lambda data, n: data[: len(data) * n // 10], line, st.integers(0, 9))
@@ -358,7 +358,7 @@ MANIFEST = nearly(
 
 
 def items(reply: str) -> None:
-    """A reply to the extraction prompt, to its end in the teacher's text."""
+    """Take a reply to the extraction prompt through to the teacher's text."""
     text.answer_text(reply)
     for strict in (True, False):
         found = text.parse_items(reply, strict)
@@ -381,7 +381,7 @@ WORLDS = [
 
 
 def actions(world: int, replies: list[str]) -> None:
-    """Replies to the situations of a world."""
+    """Send replies to a world."""
     env = WORLDS[world % len(WORLDS)]
     shown, _ = env.reset(seed=len(replies))
     for reply in replies:
@@ -399,7 +399,7 @@ SHOP = oelkit.envs.sql.SqlEnv()
 
 
 def query(said: str) -> None:
-    """A query against the database, which stays as it is."""
+    """Run a query against the database, which must not change."""
     oelkit.envs.sql.query_of(said)
     with suppress(ValueError):
         oelkit.envs.sql.run_query(SHOP.connection, said)
@@ -407,7 +407,7 @@ def query(said: str) -> None:
 
 
 def chats(data: bytes) -> None:
-    """A chat log; what is taken of it can be written and read again."""
+    """Read a chat log. Accepted chats can be written and read again."""
     path = SCRATCH / "chats.jsonl"
     path.write_bytes(data)
     try:
@@ -430,7 +430,7 @@ def again(records: list[Any], cls: type) -> None:
 
 
 def records(data: bytes) -> None:
-    """A file of records: the good ones, or an error that carries them."""
+    """Read a file of records: returns the good ones, or raises an error that carries them."""
     path = SCRATCH / "records.jsonl"
     path.write_bytes(data)
     for cls in (Trajectory, ExperienceItem, State, Turn, Evidence, Operation, dict):
@@ -443,7 +443,7 @@ def records(data: bytes) -> None:
 
 
 def log(data: bytes) -> None:
-    """An operation log: the state that it gives, or an error; the file stays as it is."""
+    """Replay an operation log: gives a state or an error, and leaves the file as it is."""
     path = SCRATCH / "curation.jsonl"
     path.write_bytes(data)
     source = [ExperienceItem(f"i{n}", f"text {n}", (), "m", 1, n % 2) for n in range(3)]
@@ -461,7 +461,7 @@ def log(data: bytes) -> None:
 
 
 def table(given: str) -> None:
-    """A table of items that is brought in: done whole, or refused; what is taken comes back."""
+    """Import a table of items: all of it or nothing. Accepted changes can be exported again."""
     curation = Curation(ExperienceItem(f"i{n}", f"text {n}", (), "m", 1, n) for n in range(2))
     try:
         bring_in(curation, given)
@@ -472,7 +472,7 @@ def table(given: str) -> None:
 
 
 def names(name: str) -> None:
-    """A run's name: a folder right below the root, or refused."""
+    """Check a run's name: a folder directly below the root, or an error."""
     with suppress(ValueError):
         assert run_folder(name, SCRATCH).resolve().parent == SCRATCH.resolve()
 
@@ -481,7 +481,7 @@ SET = prompts.load_prompt_set("paper")
 
 
 def prompt_set(raw: dict[str, Any]) -> None:
-    """A prompt set from a stranger, and prompts of it."""
+    """Load a stranger's prompt set and make prompts from it."""
     path, quoted = SCRATCH / "set.toml", json.dumps
     path.write_text(
         "".join(f"{quoted(k)} = {quoted(v)}\n" for k, v in raw.items() if v is not None)
@@ -499,7 +499,7 @@ def prompt_set(raw: dict[str, Any]) -> None:
 
 
 def run(record: Any, chain: Any, manifest: Any) -> None:
-    """The JSON of a run folder: its state, or an error in a sentence."""
+    """Read the JSON of a run folder: gives its state, or an error message."""
     folder = SCRATCH / "run"
     (folder / "round_1/manifests").mkdir(parents=True, exist_ok=True)
     (folder / "round_1/trajectories.jsonl").write_text("")
@@ -516,7 +516,7 @@ def run(record: Any, chain: Any, manifest: Any) -> None:
 
 
 def parameter(value: str, kinds: set[str]) -> None:
-    """A parameter of a notebook from the command line."""
+    """Parse a notebook parameter from the command line."""
     with suppress(NotebookError):
         convert("x", value, Parameter(kinds, None))
 
@@ -536,7 +536,7 @@ TARGETS: dict[str, tuple[Callable[..., None], list[Any]]] = {
 }
 
 
-# -- what an input may not do
+# -- what an input must not do
 
 _watched = False
 
@@ -574,7 +574,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def watched(longest: list[float]) -> Any:
-    """Nothing but what the module says; `longest` gets the CPU seconds."""
+    """Enforce the limits in the module's docstring. `longest` gets the CPU seconds."""
     global _watched
 
     def stop(*_: Any) -> None:
@@ -593,7 +593,7 @@ def watched(longest: list[float]) -> Any:
 
 
 def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None], dict[str, Any]]:
-    """A hypothesis test of a target over so many inputs, and what it counts."""
+    """Return a hypothesis test of a target with so many inputs, and its counters."""
     check, strategies = TARGETS[name]
     counts: dict[str, Any] = {"inputs": 0, "longest": [0.0]}
 
@@ -613,7 +613,7 @@ def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None],
     return limits(seed(number)(given(st.tuples(*strategies))(trial))), counts
 
 
-# of 100 inputs: what is quick gets more of them
+# shares in percent: fast targets get more inputs
 SHARES = {
     "items": 22,
     "table": 3,
@@ -627,12 +627,12 @@ SHARES |= {"chats": 5, "records": 4, "log": 4, "run": 2}
 
 
 def fuzz(inputs: int, number: int, only: list[str]) -> dict[str, Any]:
-    """Share the inputs among the targets; returns the figures, raises at the first finding."""
+    """Divide the inputs among the targets. Return the results; raise at the first finding."""
     rows: dict[str, Any] = {}
     for name in only or TARGETS:
         began, part, done, longest = time.process_time(), 5_000, 0, 0.0
         share = inputs if only else inputs * SHARES[name] // 100
-        while done < share:  # anew now and then: hypothesis keeps all that it has seen
+        while done < share:  # restarted now and then, as hypothesis keeps everything in memory
             test, counts = target(name, min(part, share - done), number + done)
             test()
             done += counts["inputs"]
@@ -644,7 +644,7 @@ def fuzz(inputs: int, number: int, only: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description="hostile input against all that reads it")
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)

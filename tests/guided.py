@@ -1,9 +1,9 @@
-"""The targets of fuzz.py, guided by what the inputs reach in oelkit's code (atheris, libFuzzer).
+"""Run the targets of fuzz.py, guided by the coverage of oelkit's code (atheris, libFuzzer).
 
-    python tests/guided.py --inputs 20000     # of each target; prints the figures as JSON
+    python tests/guided.py --inputs 20000     # per target; prints the results as JSON
 
-What hypothesis draws at random is drawn here from bytes, which libFuzzer changes as long as they
-reach new code. One process a target: libFuzzer ends its process.
+Hypothesis draws its inputs from bytes instead of at random, and libFuzzer changes the bytes to
+reach new code. Each target has its own process, as libFuzzer ends its process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 
 def one(name: str, inputs: int, seed: int) -> None:
-    """Run a target in this process, which ends with it."""
+    """Run a target in this process, then end the process."""
     import atheris
 
     with atheris.instrument_imports(include=["oelkit"]):
@@ -32,7 +32,7 @@ def one(name: str, inputs: int, seed: int) -> None:
     atexit.register(lambda: print(f"read: {counts['inputs']}", file=sys.stderr))
     rng, corpus = random.Random(seed), Path("corpus")
     corpus.mkdir()
-    for n in range(64):  # bytes enough for an input: of too few hypothesis makes none
+    for n in range(64):  # enough bytes for an input, as hypothesis makes none from too few
         (corpus / str(n)).write_bytes(rng.randbytes(64 << n % 6))
     limits = [f"-atheris_runs={inputs}", f"-seed={seed + 1}", "-max_len=4096", "-len_control=0"]
     atheris.Setup([sys.argv[0], *limits, str(corpus)], test.hypothesis.fuzz_one_input)
@@ -40,7 +40,7 @@ def one(name: str, inputs: int, seed: int) -> None:
 
 
 def guided(inputs: int, seed: int, only: list[str]) -> dict[str, Any]:
-    """Run targets one after the other; returns the figures, raises at the first finding."""
+    """Run targets one after the other. Return the results; raise at the first finding."""
     from fuzz import TARGETS
 
     rows: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def guided(inputs: int, seed: int, only: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description="coverage-guided hostile input")
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)

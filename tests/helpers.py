@@ -1,4 +1,4 @@
-"""What several test files use: tiny models, games, metrics. No test imports another test."""
+"""Helpers for several test files: tiny models, games, metrics. Tests never import each other."""
 
 import importlib.util
 import math
@@ -36,8 +36,9 @@ TOOLS = (
 
 
 def make_tokenizer(chat_template=TEMPLATE):
-    """Byte-level, two special tokens, a few merges (so that decoding and encoding again gives other
-    ids).
+    """Make a byte-level tokenizer with two special tokens and a few merges.
+
+    The merges make sure that decoding and encoding again gives different ids.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -59,7 +60,7 @@ def make_tokenizer(chat_template=TEMPLATE):
     )
 
 
-SLIDING = {  # a layer of each kind, for make_model
+SLIDING = {  # one layer of each kind, for make_model
     "use_sliding_window": True,
     "sliding_window": 8,
     "max_window_layers": 1,
@@ -100,9 +101,7 @@ def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
 
 
 def with_short_probe(source, folder):
-    """A copy of a model that comes with oelkit, with a few of its OOD questions: what they are
-    asked for is tested, not what is answered.
-    """
+    """Copy a model that ships with oelkit, with only a few of its OOD questions."""
     shutil.copytree(source, folder)
     lines = (folder / "probe.jsonl").read_text("utf-8").splitlines(True)
     (folder / "probe.jsonl").write_text("".join(lines[::16]), "utf-8")
@@ -110,7 +109,7 @@ def with_short_probe(source, folder):
 
 
 def shake(policy, adapter="student", seed=1, size=0.1):
-    """Random LoRA B weights, so that the adapter says something."""
+    """Set LoRA B weights at random, so that the adapter has an effect."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
@@ -125,7 +124,7 @@ def some_prompts(n, seed=0, low=3, high=40):
 
 
 def greedy_by_hand(policy, prompt, n):
-    """Greedy decoding by whole forward passes, without cache, padding or batch."""
+    """Decode greedily with whole forward passes, without cache, padding or batch."""
     ids = list(prompt)
     with torch.no_grad():
         while len(ids) < len(prompt) + n:
@@ -150,7 +149,7 @@ def rate(passes, n=128):
 def make_metrics(
     consolidated=(115, 112), base=7, in_context=104, probe=(0.91, 0.88, 0.9), arms=True
 ):
-    """Metrics as `Run.run_all` returns them; probe: OOD of the base and after each round."""
+    """Return metrics as from `Run.run_all`. probe: OOD of the base and after each round."""
 
     def ood(share):
         return probe and {"all": share, "copy": share, "other_letters": share - 0.05, "n": 200}
@@ -242,7 +241,7 @@ def words(figure):
 
 
 def assert_whole(figure):
-    """Every text lies inside the figure, and drawing warns of nothing."""
+    """Assert that all text is inside the figure and drawing gives no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.draw_without_rendering()
@@ -269,7 +268,7 @@ class Doors(gym.Env):
 
 
 def by_hand(run, *texts, k=1):
-    """What a person does where the model wrote nothing: items of their own between two stages."""
+    """Add a person's own items between two stages, as for a model that wrote none."""
     first = run.rollout(k)[0]
     run.extract(k)
     write_jsonl(
@@ -283,7 +282,7 @@ def by_hand(run, *texts, k=1):
 
 
 def spy_on_generate(monkeypatch, module):
-    """Let `module` call the real generator, and keep its calls: (prompts, options, replies)."""
+    """Record a module's calls of the real generator: (prompts, options, replies)."""
     from oelkit.model.sampling import generate
 
     calls = []
@@ -297,8 +296,9 @@ def spy_on_generate(monkeypatch, module):
 
 
 def in_mounts(mounts, *command, **options):
-    """A finished command for which the mounts of a shell script hold, and for nothing else; skips
-    the test where the system allows none.
+    """Run a command with the mounts of a shell script, which nothing else sees.
+
+    Skips the test if the system does not allow mounts.
     """
     own = ["unshare", "-rm"]
     try:
@@ -311,13 +311,13 @@ def in_mounts(mounts, *command, **options):
 
 
 def read_only(folder):
-    """The mount of a folder that nobody can write to, for `in_mounts`."""
+    """Return the script that mounts a folder read-only, for `in_mounts`."""
     at = shlex.quote(str(folder))
     return f"mount --bind {at} {at}; mount -o remount,ro,bind {at}"
 
 
 def load_script(path):
-    """A script of the repository as a module."""
+    """Load a script of the repository as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

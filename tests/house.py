@@ -1,11 +1,11 @@
-"""The package as text: what it imports and how large it is, read from its syntax, nothing run."""
+"""Imports and sizes of the package, read from its syntax without running it."""
 
 import ast
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The method itself: what one reads to know what is done, with all that its modules were split into.
+# The method itself: the modules to read to understand it, including the parts they were split into.
 CORE = (
     "records prompts model.policy model.adapters model.scoring model.sampling model.head "
     "model.losses steps.rollouts steps.extraction steps.distillation steps.training "
@@ -15,7 +15,7 @@ CORE = (
 
 @cache
 def modules():
-    """Name of each module of the package to (its path, its source, its syntax tree)."""
+    """Map each module of the package to (path, source, syntax tree)."""
     found = {}
     for path in sorted((ROOT / "oelkit").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -29,7 +29,7 @@ def room(module):
 
 
 def imports(name):
-    """What a module imports, as (absolute name of the module, name taken from it or None, line)."""
+    """Yield a module's imports as (absolute module name, name imported from it or None, line)."""
     path, _, tree = modules()[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(tree):
@@ -48,7 +48,7 @@ def imports(name):
 
 
 def arrows():
-    """(importing module, imported module, line) within the package."""
+    """Yield (importing module, imported module, line) within the package."""
     for name in modules():
         for target, _, line in imports(name):
             if target in modules() and target not in (name, "oelkit"):
@@ -66,7 +66,7 @@ def functions(name):
 
 
 def excused(name, function):
-    """A reason stands in a comment `# why: ...`, at the def or right above it."""
+    """Return whether a comment `# why: ...` at the def, or right above it, gives a reason."""
     lines = modules()[name][1].splitlines()
     first = min([function.lineno, *(d.lineno for d in function.decorator_list)]) - 1
     while first and lines[first - 1].lstrip().startswith("#"):
@@ -79,7 +79,7 @@ def lines(name):
 
 
 def sizes():
-    """(all lines, lines of the core path, the longest files)."""
+    """Return (all lines, lines of the core path, the longest files)."""
     core = ["oelkit." + name for name in CORE.split()]
     longest = sorted(modules(), key=lines, reverse=True)[:3]
     return sum(map(lines, modules())), sum(map(lines, core)), longest

@@ -1,10 +1,10 @@
-"""Long runs and large files: 200 rounds, 100,000 games and 10,000 items, a game of 32,000 tokens.
+"""Measure long runs and large files: 200 rounds, 100,000 games, 10,000 items, a 32,000-token game.
 
-    python tests/large.py                 # prints the figures as JSON
+    python tests/large.py                 # prints the results as JSON
     python tests/large.py --only files    # or rounds, context, browser
 
-Each part is a process of its own. Times are CPU seconds of one thread, memory is resident; in the
-browser, times are those of the clock, with the load of the machine beside them.
+Each part runs in its own process. Times are CPU seconds of one thread, and memory is resident. In
+the browser, times are wall-clock times, recorded with the load of the machine.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ONE_STEP = Settings.of(
     num_draws=1,
     steps=1,
     batch_size=2,
-    lr=1e-12,  # or the model drifts, and its replies, and with them the work of a round, grow
+    lr=1e-12,  # otherwise the model drifts, and longer replies make rounds longer
     eval_maps=1,
     run_ablations=False,
     gate="off",
@@ -69,7 +69,7 @@ ONE_STEP = Settings.of(
 
 
 def resident(peak: bool = False) -> int:
-    """Memory of this process in MiB, or the most since it was last asked for the peak."""
+    """Return this process's memory in MiB, or its peak since the peak was last asked for."""
     name = "VmHWM" if peak else "VmRSS"
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     if peak:
@@ -78,7 +78,7 @@ def resident(peak: bool = False) -> int:
 
 
 def rounds(folder: Path, n: int) -> dict[str, Any]:
-    """Rounds of one step: what each of them takes, the work of its stages and all around it."""
+    """Run rounds of one step. Measure each: its stages and the work around them."""
     rows: list[dict[str, float]] = []
     run = Run(folder / "run", replace(ONE_STEP, rounds=n), load_policy("micro"), progress=False)
     ensure, began, inside, opened = run.ensure, [time.process_time()], [0.0], [0]
@@ -106,7 +106,7 @@ def rounds(folder: Path, n: int) -> dict[str, Any]:
     driver.WORK.update({name: partial(timed, work) for name, work in driver.WORK.items()})
     sys.addaudithook(hook)
     run.ensure = measured
-    run.probe = lambda adapter=None: None  # the same questions each time would hide what grows
+    run.probe = lambda adapter=None: None  # equal questions each time would hide growth
     run.run_all()
     last = time.process_time()
     stages = status(run.folder)
@@ -122,7 +122,7 @@ def rounds(folder: Path, n: int) -> dict[str, Any]:
 
 
 def games(n: int) -> Iterator[Trajectory]:
-    """Games on different maps, each with words of its own."""
+    """Return games on different maps, each with its own words."""
     played = [make_game(seed=seed) for seed in range(1000)]
     for i in range(n):
         game = played[i % len(played)]
@@ -132,7 +132,7 @@ def games(n: int) -> Iterator[Trajectory]:
 
 
 def items(n: int) -> list[ExperienceItem]:
-    """Sentences without numbers: what differs in a number is soon seen not to be alike."""
+    """Return items without numbers, as different numbers would make comparisons too easy."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghiklmnoprstu", k=rng.randint(3, 9))) for _ in range(2000)]
     evidence = (Evidence("g1", 0),)
@@ -141,7 +141,7 @@ def items(n: int) -> list[ExperienceItem]:
 
 
 def files(folder: Path, n: int) -> dict[str, Any]:
-    """Many games and items: what each step takes."""
+    """Measure each step with many games and items."""
     rows: dict[str, Any] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -182,7 +182,7 @@ def files(folder: Path, n: int) -> dict[str, Any]:
 
 
 def context(folder: Path, n: int) -> dict[str, Any]:
-    """A game of n tokens through extraction and distillation on a random model with the context."""
+    """Take a game of n tokens through extraction and distillation on a random model."""
     policy = load_policy(str(make_model(folder, max_position_embeddings=n + 4096)))
     count = lambda text: len(policy.tokenizer(text)["input_ids"])  # noqa: E731
     words, turns = "The ice is thin here and the wind turns. ", []
@@ -238,7 +238,7 @@ CHOOSE = """async (selector) => {
   await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
   return performance.now() - began;
 }"""
-# of each view: its file, a row, what it is filtered by (a menu or a button), a word to search for
+# for each view: its file, a row, its filter (a menu or a button), a word to search for
 VIEWS = {
     "view": ("trajectories.jsonl", ".ov-row", "select[data-filter=outcome]", "thinking"),
     "curate": ("items.jsonl", ".oel-row", "[aria-label='Filter by status'] button", "the"),
@@ -246,7 +246,7 @@ VIEWS = {
 
 
 def browser(folder: Path, n: int) -> dict[str, Any]:
-    """The apps `oelkit view` and `oelkit curate` with as many games and items, in Chromium."""
+    """Measure `oelkit view` and `oelkit curate` with many games and items, in Chromium."""
     from playwright.sync_api import sync_playwright
 
     if not (chromium := shutil.which("chromium") or shutil.which("chromium-browser")):
@@ -287,7 +287,7 @@ def _measured(page: Any, app: Any, row: str, field: str, word: str) -> dict[str,
     inside = page.context.new_cdp_session(page)
     inside.send("Performance.enable", {"timeDomain": "threadTicks"})
 
-    def busy() -> float:  # CPU seconds of the page's thread, whatever else runs
+    def busy() -> float:  # CPU seconds of the page's thread, independent of other load
         told = inside.send("Performance.getMetrics")["metrics"]
         return next(one["value"] for one in told if one["name"] == "TaskDuration")
 
@@ -319,7 +319,7 @@ PARTS["browser"] = browser, GAMES
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description="long runs and large files")
     parser.add_argument("--only", choices=list(PARTS))
     parser.add_argument("--size", type=int, help="rounds, games or tokens")

@@ -1,7 +1,8 @@
 """The licences of the pinned packages: `python tests/licences.py` writes docs/licences.md.
 
-Read from the metadata of what is installed; rows of packages that are not (other systems, the
-extra `bench`) stay as they are. A licence that nobody has looked at fails tests/test_licences.py.
+Licences are read from the metadata of installed packages. Rows of other packages (for other
+systems, or of the extra `bench`) stay as they are. tests/test_licences.py fails on a licence that
+has not been reviewed.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ REASONS = {
 
 
 def pinned() -> list[str]:
-    """The names in constraints.txt."""
+    """Return the names in constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     return [line.split("==")[0].lower() for line in lines if "==" in line and line[0] != "#"]
 
 
 def licence(package: str) -> str | None:
-    """What an installed package says of its licence; None where it is not installed."""
+    """Return a package's licence from its metadata, or None if it is not installed."""
     try:
         said = metadata(package)
     except PackageNotFoundError:
@@ -61,21 +62,21 @@ def licence(package: str) -> str | None:
 
 
 def permissive(text: str) -> bool:
-    """Whether each licence of an expression, or one of a choice, asks for nothing but a notice."""
+    """Return whether all licences of an expression (or one of a choice) only require a notice."""
     return all(
         any(PERMISSIVE.fullmatch(one) for one in part.split(" OR ")) for part in text.split(" AND ")
     )
 
 
 def rows() -> dict[str, str]:
-    """Package and licence, as the page has them."""
+    """Return package and licence of each row of the page."""
     lines = PAGE.read_text("utf-8").splitlines() if PAGE.exists() else []
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     return {cell[0]: cell[1] for cell in cells[1:]}
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     found = rows()
     said = {name: licence(name) or found.get(name, "not said") for name in pinned()}
     return HEAD + "".join(f"| {n} | {text} | {REASONS.get(n, '')} |\n" for n, text in said.items())

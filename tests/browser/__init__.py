@@ -1,1 +1,1 @@
-"""Tests in a real browser. A package, so that its conftest is not that of all tests."""
+"""Tests in a real browser. A package, so that its conftest does not apply to other tests."""

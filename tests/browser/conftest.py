@@ -1,5 +1,5 @@
-"""Chromium for the browser tests: Debian's, driven by playwright; no page may ask for anything
-outside this machine.
+"""Fixtures for the browser tests: Debian's Chromium, driven by playwright. Pages must not request
+anything outside this machine.
 """
 
 import os
@@ -26,12 +26,11 @@ LOCAL = (
     "about:",
 )
 THEMES = {"light": {}, "dark": {"--jp-layout-color0": "#111", "--jp-ui-font-color0": "#fff"}}
-# JupyterLab's own colours where it says that its theme is dark; the light page has none, as Colab
-# has none
+# JupyterLab's own colours when it reports a dark theme. The light page has none, as in Colab.
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>test</title>
 <body data-jp-theme-light="{light}" style="margin:0;padding:12px;background:{ground};{variables}">
 <main id="here"></main></body></html>"""
-# What anywidget gives to a view, with the real Python side behind `kernel`.
+# The model that anywidget passes to a view, with the real Python side behind `kernel`.
 MODEL = """async ([source, style]) => {
   document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
   const { default: view } = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
@@ -76,8 +75,8 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    """A page on which an outside request, an error or a dialog (as of a script that ran) fails the
-    test at its end.
+    """Open pages that fail the test at its end after an outside request, an error or a dialog (which
+    an injected script would open).
     """
     pages, wrong = [], []
 
@@ -85,7 +84,7 @@ def new_page(browser):
         if not request.url.startswith(LOCAL):
             wrong.append(f"outside request: {request.url}")
 
-    def blocked(request):  # by the page's own policy, before anything left the browser
+    def blocked(request):  # blocked by the page's own policy, before anything left the browser
         if request.failure == "csp":
             wrong.remove(f"outside request: {request.url}")
 
@@ -114,9 +113,7 @@ def new_page(browser):
 
 @pytest.fixture
 def show(new_page):
-    """Show a view on a plain page: its front end in Chromium, its Python side here, in between a
-    fake of Jupyter.
-    """
+    """Show a view on a plain page: front end in Chromium, Python side here, a fake Jupyter between."""
 
     def show(widget, theme="light", **options):
         page = new_page(color_scheme=theme, **options)
@@ -147,17 +144,15 @@ def show(new_page):
         page.evaluate(MODEL, [widget._esm, widget._css])
         return page
 
-    show.model = MODEL  # to show it once more
+    show.model = MODEL  # to show it again
     return show
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A repository root of its own, so that runs/ lies in it."""
+    """A temporary repository root, which holds runs/."""
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(
-        ROOT / "notebooks" / "00_tour.ipynb", tmp_path / "notebooks"
-    )  # by it a root is known
+    shutil.copy(ROOT / "notebooks" / "00_tour.ipynb", tmp_path / "notebooks")  # marks a root
     for name in ("oelkit", "data", "voila.json"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
@@ -165,9 +160,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def serve(place):
-    """Start a server in `place`, wait until it answers, and end it (and its kernels) after the
-    test.
-    """
+    """Start a server in `place`, wait until it answers, and stop it with its kernels after the test."""
     started = []
 
     def serve(*command):
@@ -181,7 +174,7 @@ def serve(place):
             "JUPYTER_CONFIG_DIR": str(place / "config"),
             "JUPYTER_DATA_DIR": str(place / "jupyter"),
         }
-        log = (place / "server.log").open("w")  # open as long as the server
+        log = (place / "server.log").open("w")  # stays open as long as the server runs
         process = subprocess.Popen(
             [sys.executable, "-m", *command, f"--port={port}"],
             cwd=place,
@@ -202,6 +195,6 @@ def serve(place):
 
     yield serve
     for process, log in started:
-        os.killpg(process.pid, signal.SIGKILL)  # asked nicely, Voila waits for its kernels
+        os.killpg(process.pid, signal.SIGKILL)  # if stopped gently, Voila waits for its kernels
         process.wait()
         log.close()

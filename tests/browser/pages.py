@@ -1,13 +1,13 @@
-"""What the browser tests do on a page."""
+"""Helpers for the browser tests."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data" / "sample"
-PICTURES = os.environ.get("OELKIT_PICTURES")  # a folder, where one wants to look at the screenshots
+PICTURES = os.environ.get("OELKIT_PICTURES")  # a folder, if you want to look at the screenshots
 
-SLOW = 240_000  # ms until a kernel has started and imported torch on a busy machine
+SLOW = 240_000  # ms for a kernel to start and import torch on a busy machine
 JUPYTER = ("--no-browser", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=")
 
 
@@ -27,7 +27,7 @@ def press(page, *keys):
 
 
 def until(page, true):
-    """Let the page and the Python side work until it is true."""
+    """Let the page and the Python side work until a condition holds."""
     for _ in range(4800):
         if true():
             return

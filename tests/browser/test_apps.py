@@ -1,4 +1,4 @@
-"""`oelkit curate` and `oelkit view`: the widgets alone on a page, in Voila."""
+"""`oelkit curate` and `oelkit view`: a widget alone on a page, in Voila."""
 
 import contextlib
 import os
@@ -70,7 +70,7 @@ def test_a_server_goes_with_its_command(place):
 
 
 def answers(port, wanted):
-    """Wait until the port answers, or does not any more."""
+    """Wait until the port answers, or no longer answers."""
     for _ in range(480):  # 4 minutes
         with socket.socket() as tried:
             if (tried.connect_ex(("127.0.0.1", port)) == 0) == wanted:

@@ -96,7 +96,7 @@ def test_it_opens_on_what_is_pending_and_what_is_done_is_one_click_away(show, cu
     until(page, lambda: rows(page) == [TEXTS[1], TEXTS[2], TEXTS[4]])
     curation.reject(["i1", "i2", "i4"])
     done = show(experience_editor(curation))
-    until(done, lambda: len(rows(done)) == 4)  # nothing is: all are shown
+    until(done, lambda: len(rows(done)) == 4)  # nothing is left to decide: all are shown
 
 
 def test_what_was_said_in_the_same_words_is_one_row_by_support(show, tmp_path):
@@ -189,7 +189,7 @@ def test_the_reason_follows_the_decision_and_the_name_is_asked_once(show, curati
     assert page.get_by_placeholder("why?").is_visible()
     press(
         page, "u", "w"
-    )  # a reason would go to another decision than the one that it stands beside
+    )  # a reason would be saved with a different decision than the one beside it
     assert page.locator(".oel-after").inner_text() == "Undone"
     assert not page.get_by_placeholder("why?").is_visible()
 
@@ -235,7 +235,7 @@ def test_a_kernel_that_is_gone_says_so_and_takes_no_decision(show, curation):
     assert str(curation.log_path) in page.get_by_role("alert").inner_text()
     page.evaluate("() => { model.send = window.alive; }")
     page.locator(".oel-row").nth(1).click()
-    press(page, "x")  # it might be back, but nobody has heard of it
+    press(page, "x")  # the kernel might be back, but the page does not know
     assert len(curation.log) == 1
     button(page, "Ask again").click()
     until(page, lambda: not page.get_by_role("alert").is_visible())
@@ -467,7 +467,7 @@ def test_five_hundred_items_stay_fluid(show):
       }
       return worst;
     }""")
-    # 17 ms where nothing else runs; shown, not judged: a busy machine must not fail the build
+    # 17 ms on a quiet machine; printed, not asserted, as a busy machine must not fail
     print(f"worst frame of scrolling through 500 items: {worst:.0f} ms")
     assert page.locator(".oel-row").count() < 40
     press(page, *["j"] * 40)

@@ -1,4 +1,4 @@
-"""The editor where people use it: Voila on the real notebook, JupyterLab and Notebook 7, whose keys
+"""The editor in its real hosts: Voila on the real notebook, JupyterLab and Notebook 7, whose keys
 must not fire.
 """
 
@@ -25,7 +25,7 @@ def test_voila_is_the_curation_app(serve, place, new_page):
         return page
 
     page = open_app()
-    assert not log.exists()  # nobody asked for the recorded session
+    assert not log.exists()  # the recorded session was not requested
     first = page.locator("[aria-current] .oel-text").inner_text()
     press(page, "x", "e")
     page.keyboard.type("mine ")
@@ -40,10 +40,10 @@ def test_voila_is_the_curation_app(serve, place, new_page):
     ).wait_for()  # the prompt, with the chat template
     page.get_by_role(
         "button", name="Whole game"
-    ).first.click()  # to the turn that an item came from
+    ).first.click()  # jump to the turn that an item came from
     until(page, lambda: page.evaluate("Boolean(document.activeElement.closest('.oel-viewer'))"))
     page.close()
-    again = open_app()  # another kernel, which knows only what is on disk
+    again = open_app()  # a new kernel, which knows only the files on disk
     again.get_by_role("button", name="Rejected").click()
     assert again.locator(".oel-rejected .oel-text").all_inner_texts() == [first]
     again.get_by_role("button", name="Edited").click()
@@ -138,7 +138,7 @@ def test_the_notebook_sees_none_of_the_keys(serve, place, new_page, host, folder
     assert done[:4] == ["accept", "reject", "skip", "merge"] and done[-2:] == ["undo", "redo"]
     page.locator(
         ".jp-Notebook .jp-InputPrompt"
-    ).first.click()  # and beside the editor the keys are the notebook's
+    ).first.click()  # outside the editor, the keys belong to the notebook
     page.keyboard.press("b")
     until(page, lambda: len(notebook()[2]) == len(cells) + 1)
     page.evaluate("jupyterapp.commands.execute('docmanager:save')")

@@ -1,5 +1,5 @@
-"""A person edits an item in 04 after the training, in JupyterLab: 05 and 07 refuse, the button
-over the editor does again what is out of date, and then they go on.
+"""A person edits an item in notebook 04 after training, in JupyterLab: 05 and 07 refuse to run, the
+button above the editor redoes stale stages, and then both run.
 """
 
 import shutil
@@ -13,10 +13,10 @@ ROUND = ("rollout", "extract", "curate", "collect", "distill")
 
 
 def run_until(page, id):
-    """Run the open notebook's cells up to the one of this id; what that one shows, as text."""
+    """Run the open notebook's cells up to the one with this id. Return that cell's output as text."""
     there = "jupyterapp.shell.currentWidget.content.widgets.find((c) => c.model.id == ID)"
     there = there.replace("ID", repr(id))
-    page.wait_for_function(there, timeout=SLOW)  # cells come one after the other
+    page.wait_for_function(there, timeout=SLOW)  # cells are rendered one after the other
     page.evaluate(
         """async (id) => {
           const { content } = jupyterapp.shell.currentWidget;
@@ -59,7 +59,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
     assert set(states().values()) == {"done"}
     url = serve("jupyterlab", *JUPYTER, "--LabApp.expose_app_in_browser=True")
 
-    def opened(name):  # each in a workspace of its own: else the next page shows what this one had
+    def opened(name):  # a separate workspace, or the next page would restore this one's tabs
         page = new_page(height=1000)
         open_notebook(page, f"{url}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb")
         return page
@@ -87,7 +87,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
 
     page.get_by_role("button", name="Do this again").click()
     page.get_by_text("Working").wait_for()
-    page.get_by_text("round 1: distill").wait_for()  # how far it is, below the button
+    page.get_by_text("round 1: distill").wait_for()  # progress, below the button
     picture(page, "stale_working")
     notice.wait_for(state="hidden", timeout=SLOW)
     picture(page, "stale_done")
@@ -98,7 +98,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
     other = opened("05_distill")
     assert "distill of round 1: done" in run_until(other, "05-redo-py")
     other.close()
-    page.locator(".oel-accepted").nth(1).click()  # the editor knows what the stages have added
+    page.locator(".oel-accepted").nth(1).click()  # the editor knows the items that the stages added
     press(page, "x")
     notice.wait_for(timeout=SLOW)
     assert not page.locator(".oel-failure").is_visible()

@@ -1,4 +1,4 @@
-"""Conversations in the viewer, and what a person notes on them, in Chromium."""
+"""Conversations in the viewer and people's notes on them, in Chromium."""
 
 import json
 from dataclasses import replace
@@ -177,7 +177,7 @@ def test_tags_and_comments_are_kept_in_a_log_filtered_by_and_exported(show, them
     assert page.locator(".ov-row").count() == 4, "a filter without a note left is none"
     press(page, "u")
     comment.wait_for()
-    # the log is the editor's, and whoever opens it next sees the same
+    # it is the editor's log, so the editor shows the same decisions
     assert [op["op"] for op in read_jsonl(log)] == ["add", "add", "add", "reject", "undo"]
     again = show(trajectory_viewer(conversations(), comments=Curation([], log)))
     again.locator(".ov-comment").wait_for()

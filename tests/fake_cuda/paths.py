@@ -1,6 +1,8 @@
-"""The paths for CUDA on fake tensors: no card and no numbers, but devices, dtypes, shapes and
-operators are those of a card. Not NF4: its packed tensors cannot be fake. test_fake_cuda.py runs
-this, with noop_guard.cpp preloaded; it prints a line per path, and ends with 1 where one fails.
+"""Run the CUDA code paths on fake tensors.
+
+No card and no values are involved, but devices, dtypes, shapes and operators are those of a card.
+NF4 is left out, as its packed tensors cannot be faked. test_fake_cuda.py runs this file with
+noop_guard.cpp preloaded. It prints a line per path and exits with 1 if one fails.
 """
 
 import itertools
@@ -54,7 +56,7 @@ FAMILIES = {
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"sliding_window": 40}),
 }
-LEFT = [0]  # tokens of the generate that is going on
+LEFT = [0]  # tokens of the running generate call
 DTYPES = torch.bfloat16, torch.float16, torch.float32
 PROMPTS = [[5 + i % 7 for i in range(300)] + [9, 8, j] for j in range(3)]
 REPLIES = [[7, 8, 9], [4], [5, 6]]
@@ -62,13 +64,13 @@ STUDENTS = [p[-20:] for p in PROMPTS]
 
 
 def without_values() -> None:
-    """What asks a fake tensor for its numbers gets zeros, ones, or "false"."""
+    """Answer zeros, ones or "false" when code asks a fake tensor for its values."""
     tensor = torch.Tensor
     tensor.item = lambda self: {torch.bool: False, torch.int64: 9}.get(self.dtype, 1.0)
     tensor.__float__ = lambda self: 1.0
     tensor.__bool__ = lambda self: False
     tensor.nonzero = lambda self: torch.arange(len(self), device=self.device)[:, None]
-    tensor.data_ptr = lambda self: self.untyped_storage()._cdata  # fake ones all say 0
+    tensor.data_ptr = lambda self: self.untyped_storage()._cdata  # fake tensors all answer 0
     GenerationMixin.generate = counted(GenerationMixin.generate)
     GenerationMixin._has_unfinished_sequences = goes_on
     prefix._trial = lambda policy: ""
@@ -79,7 +81,7 @@ def without_values() -> None:
 
 
 def counted(generate):
-    """Transformers' own generate, which would wait for a tensor to say that it is done."""
+    """Limit Transformers' generate, which would otherwise wait for a tensor value to stop."""
 
     def wrapped(self, *args, max_new_tokens, **options):
         LEFT[:] = [max_new_tokens]
@@ -121,7 +123,7 @@ def build(family, dtype):
 
 
 def trainings(policy, all_losses):
-    """The default with gradient checkpointing; and one of each loss."""
+    """Return the default with gradient checkpointing, and one training per loss."""
     options = [{"loss": loss} for loss in training.LOSSES if loss != "reverse_kl"]
     options += [{"top_k": 9, "tail": tail} for tail in losses.TAILS] + [{"clip": 1.0}]
     for changes in [{}, *(options if all_losses else [])]:
@@ -135,7 +137,7 @@ def trainings(policy, all_losses):
 
 
 def learn(t):
-    """Score, loss, backward and update, as a step of `distill` does them."""
+    """Do the score, loss, backward and update of one `distill` step."""
     t.beginnings["a text"] = PROMPTS[0][:300]
     replies = [Reply(ids, "", False) for ids in REPLIES]
     shares = attention.prefix_obstacle(t.policy.base_lm) == ""
