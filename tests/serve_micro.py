@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server for tests: the embedded model answers for real, over HTTP.
+"""An OpenAI-compatible server for tests, on which the embedded model answers over HTTP.
 
-`busy` is how many requests are refused with 503 first; a prompt that says REFUSE ME always is, with
-400; a `strict` server takes no fields that OpenAI has not. What was asked for is kept in `seen`.
-Adapters are loaded as vLLM loads them."""
+The first `busy` requests are refused with 503. A prompt that contains REFUSE ME is always refused,
+with 400. A `strict` server rejects fields that OpenAI does not have. Requests are recorded in
+`seen`. Adapters are loaded as in vLLM."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from oelkit.model.sampling import generate
 
 @contextmanager
 def serve(policy, name="micro", busy=0, strict=False):
-    """The server while the context lasts."""
+    """Run the server within the context."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args):

@@ -1,10 +1,10 @@
-"""Runs that are killed end with the bytes of one that was never stopped.
+"""Check that killed and resumed runs end with the same bytes as an uninterrupted one.
 
-    python tests/soak.py --kills 30        # prints the figures as JSON
+    python tests/soak.py --kills 30        # prints the results as JSON
 
-Each run on the embedded model gets SIGKILL: at a random moment, at a random fsync (a file is
-written and not yet renamed), at a random rename, or with the last line of metrics.jsonl cut off.
-Then it is resumed. Each attempt is a process of its own, forked before torch has threads.
+Each run on the embedded model is killed: at a random moment, at a random fsync (when a file is
+written but not yet renamed), at a random rename, or with the last line of metrics.jsonl truncated.
+Then it is resumed. Each attempt is its own process, forked before torch has threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no threads of its parent
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process does not have its parent's threads
 
 from helpers import ROOT, with_short_probe
 
@@ -38,13 +38,13 @@ SMALL = Settings.of(
     run_ablations=False,
     gate="off",
 )
-# what `make test` takes: the base model's replies are cut off, and steps are what takes the time
+# for `make test`: truncates the base model's replies; training steps take most of the time
 SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 16, "steps": 6, "extract_games": 6}
 WAYS = ("moment", "fsync", "rename", "line")
 
 
 def attempt(folder: Path, policy: Policy, settings: Settings, way: str = "", at: float = 0) -> bool:
-    """Run, or go on, in a child that is killed `at` a place; whether it ended by itself."""
+    """Run or resume in a child that is killed `at` a place. Return whether it ended by itself."""
     child = os.fork()
     if not child:
         try:
@@ -68,7 +68,7 @@ def attempt(folder: Path, policy: Policy, settings: Settings, way: str = "", at:
 
 
 def _kill_at(names: tuple[str, ...], n: int) -> None:
-    """Let the n-th call of one of these functions of `os` be the end of this process."""
+    """Kill this process at the n-th call of one of these functions of `os`."""
     calls = 0
     for name in names:
         real = getattr(os, name)
@@ -85,14 +85,14 @@ def _kill_at(names: tuple[str, ...], n: int) -> None:
 
 def _cut_last_line(path: Path, seed: int, steps: int) -> None:
     data = path.read_bytes() if path.exists() else b""
-    if data.count(b"\n") % steps:  # else the training is done, and its lines are on disk
+    if data.count(b"\n") % steps:  # otherwise training is done and its lines are on disk
         line = len(data) - (data.rstrip(b"\n").rfind(b"\n") + 1)
         with open(path, "rb+") as file:
             file.truncate(len(data) - random.Random(seed).randint(1, max(1, line - 1)))
 
 
 def outputs(folder: Path) -> dict[str, object]:
-    """What a run has left, by file: bytes, and for JSON its values but for times."""
+    """Return the contents of a run by file: bytes, or JSON values without times."""
     found: dict[str, object] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -106,7 +106,7 @@ def outputs(folder: Path) -> dict[str, object]:
 
 
 def _timeless(value: object) -> object:
-    """Without times, the run's name, and the hashes of files that hold these."""
+    """Remove times, the run's name, and hashes of files that contain them."""
     if isinstance(value, dict):
         kept = {
             k: v
@@ -118,7 +118,7 @@ def _timeless(value: object) -> object:
 
 
 def soak(kills: int, seed: int, root: Path, settings: Settings = SMALL) -> dict[str, object]:
-    """Kill `kills` runs, resume each to its end and compare; returns the figures."""
+    """Kill `kills` runs, resume each to its end and compare. Return the results."""
     model = with_short_probe(ROOT / "data/micro", root / "model")
     rng, policy = random.Random(seed), load_policy(model)
     began = time.monotonic()
@@ -143,7 +143,7 @@ def soak(kills: int, seed: int, root: Path, settings: Settings = SMALL) -> dict[
 
 
 def main() -> int:
-    """Print the figures; 1 where a run came out otherwise."""
+    """Print the results. Return 1 if a run ended differently."""
     parser = argparse.ArgumentParser(description="kill runs, resume them, compare")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,5 +1,5 @@
-"""Adapters are what PEFT says they are, or refused by the name of the setting; folders that are
-quantised already; no dropout between student and teacher.
+"""Adapters agree with PEFT or are refused with the name of the setting; folders that are already
+quantised; no dropout between student and teacher.
 """
 
 import json
@@ -34,7 +34,7 @@ def said(model):
 
 
 def trained_with_peft(base, folder, **settings):
-    """A PEFT folder as another program leaves it, all of its weights moved; its model."""
+    """Save a PEFT folder as another program would, with all weights changed. Return its model."""
     options = {"r": 4, "lora_alpha": 8, "target_modules": QV, "task_type": "CAUSAL_LM", **settings}
     model = get_peft_model(plain(base), LoraConfig(**options))
     g = torch.Generator().manual_seed(7)
@@ -65,7 +65,7 @@ def trained_with_peft(base, folder, **settings):
         {"r": 16, "rank_pattern": {r".*\.0\..*q_proj": 2, "q_proj": 4, "v_proj": 4}},
         {"rank_pattern": {"of_no_layer": 32}},
         {"init_lora_weights": "pissa", "target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj", "lm_head"]},  # whose weight is the embedding's
+        {"target_modules": ["q_proj", "lm_head"]},  # shares its weight with the embedding
     ],
 )
 def test_an_adapter_of_peft_is_the_same_model_here(tiny_model, tmp_path, settings):
@@ -193,7 +193,7 @@ def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
 
 
 def test_an_adapter_whose_tensors_have_another_prefix_is_told_so(tiny_model, tmp_path):
-    """As of a model within a model of pictures, of no PeftModel, or with the adapter's name."""
+    """Prefixes of a model within a vision model, of no PeftModel, or with the adapter's name."""
     trained_with_peft(tiny_model, tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     state = load_file(file)
@@ -333,7 +333,7 @@ def test_a_student_that_is_its_teacher_has_no_loss(tmp_path, family):
 
 
 def test_an_adapters_own_dropout(tiny_model, tmp_path):
-    """Of a folder it is left out; where it is asked for, the seed fixes the run."""
+    """It is ignored when loaded from a folder. If requested, the seed still fixes the run."""
     trained_with_peft(tiny_model, tmp_path, lora_dropout=0.5)
     same = dict(steps=2, batch_size=4, retention=1.0, max_new_tokens=8)
     rows = distill(load_policy(tiny_model, adapter=tmp_path), STATES, "H is bad.", **same)
@@ -348,7 +348,7 @@ def test_an_adapters_own_dropout(tiny_model, tmp_path):
 
 
 def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mode(tiny_model):
-    """With DoRA, which is never merged, so that its dropout is passed."""
+    """With DoRA, which is never merged, so that its dropout layers are called."""
     policy = load_policy(tiny_model, lora={"lora_dropout": 0.5, "use_dora": True})
     shake(policy)
     for adapter in ("student", "teacher"):
@@ -377,14 +377,14 @@ def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mod
     ],
 )
 def test_what_the_base_has_no_place_for_is_not_merged(tiny_model, tmp_path, lora, told):
-    """Merged into tied weights, an adapter of the embedding would be one of the head as well."""
+    """Merged into tied weights, an adapter of the embedding would change the head as well."""
     load_policy(tiny_model, lora=lora).save_adapter(tmp_path / "adapter")
     with pytest.raises(ValueError, match=told):
         merge_adapter(str(tiny_model), tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# -- folders that are quantised already
+# -- folders that are already quantised
 
 
 def quantised_folder(model, folder, **options):
@@ -436,7 +436,7 @@ def test_a_folder_quantised_by_a_method_that_is_not_installed(tmp_path):
         assert "\n" not in str(error.value)
 
 
-# -- layers that text does not pass
+# -- layers that text does not use
 
 
 def test_towers_of_pictures_get_no_adapter(tmp_path):

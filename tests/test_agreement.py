@@ -1,4 +1,4 @@
-"""What logs alone can tell of a training."""
+"""What logs alone say about a training."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_model_agrees_with_itself_where_the_experience_makes_no_difference(tin
 
 
 def test_the_estimate_is_the_kl_of_the_definition(tiny):
-    """Over many replies of one token the mean is the KL of the two distributions."""
+    """Over many one-token replies, the mean is the KL of the two distributions."""
     state, prompts = board(1), load_prompt_set("brief")
     read = tiny.encode(with_experience(prompts, state.prompt, TEXT))
     with torch.no_grad(), tiny.adapter("teacher"):

@@ -1,4 +1,4 @@
-"""What no person decided: by agreement of the draws, and never against a person."""
+"""Items that no person decided on: draws decide by agreement, never against a person."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from oelkit.statements import items_for_draw
 
 
 def curation(*written):
-    """Items of (draw, text), called i0, i1 … in this order."""
+    """Return a curation of (draw, text) items, with ids i0, i1, … in this order."""
     return Curation(
         ExperienceItem(f"i{n}", text, (Evidence(f"t{n}", n),), "m", 1, draw)
         for n, (draw, text) in enumerate(written)
@@ -66,11 +66,11 @@ def test_what_most_draws_agree_on_is_merged_and_the_rest_rejected():
     [
         ("G is a hole.", 3, None, 1),
         ("G is a hole.", 1, 2, 1),
-        ("G is a hole.", 4, 10, 0),  # outvoted by those who found nothing new
+        ("G is a hole.", 4, 10, 0),  # outvoted by draws that found nothing new
         ("G is a hole.", 5, 10, 1),
         ("G is a hole.", 10, 10, 1),
         ("words {}", 5, 10, 0),
-        ("words {}", 6, 10, 6),  # no agreement, but most have something to say
+        ("words {}", 6, 10, 6),  # no agreement, but most draws have items
     ],
 )
 def test_draws_that_found_nothing_new_count(text, writers, draws, kept):
@@ -78,7 +78,7 @@ def test_draws_that_found_nothing_new_count(text, writers, draws, kept):
     assert len(auto_curate(c, draws).kept()) == kept
 
 
-# -- what a person decided
+# -- decisions of a person
 
 
 def test_what_a_person_decided_stays():
@@ -165,7 +165,7 @@ def test_what_was_skipped_stays_skipped():
     assert statuses(c) == {"i0": "skipped", "i1": "skipped", "i2": "accepted"}
 
 
-# -- what speaks against what is known
+# -- items that contradict known ones
 
 
 def test_what_speaks_against_what_is_known_is_rejected_with_the_sentence():

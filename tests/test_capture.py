@@ -1,4 +1,4 @@
-"""What docs/capture.md shows: its snippets record, and `oelkit import` reads what they recorded."""
+"""The snippets of docs/capture.md record chats, and `oelkit import` reads them."""
 
 import json
 import re
@@ -17,7 +17,7 @@ SDK, LITELLM, LLAMA = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8")
 
 @pytest.fixture
 def imported(tmp_path, monkeypatch):
-    """Reads chats.jsonl of the working directory into a run, as the page does."""
+    """Import chats.jsonl of the working directory into a run, as on the page."""
     monkeypatch.chdir(tmp_path)
 
     def games():
@@ -43,9 +43,9 @@ def test_around_the_openai_sdk_a_session_is_one_conversation(imported):
 
 
 def test_litellm_hands_its_callback_what_the_page_takes(imported):
-    """Without LiteLLM, which is not installed: with what its callbacks get, by its documentation.
+    """LiteLLM is not installed; the callback gets the arguments that its documentation describes.
 
-    With LiteLLM 1.110 the snippet was tried by hand.
+    The snippet was tried by hand with LiteLLM 1.110.
     """
     here = {}
     code = LITELLM.replace("import litellm\n", "").replace("litellm.success_callback", "callbacks")
@@ -60,7 +60,7 @@ def test_litellm_hands_its_callback_what_the_page_takes(imported):
 
 
 def slot(*turns):
-    """A line of llama-server's log (build of llama-cpp-python 0.3.36), its settings left out."""
+    """Return a line of llama-server's log (llama-cpp-python 0.3.36) without its settings."""
     said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
     about = {"id": 0, "n_ctx": 4096, "is_processing": False}
     about |= {"prompt": f"{said}<|im_start|>assistant\n", "generated": ""} if turns else {}

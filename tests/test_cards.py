@@ -1,7 +1,8 @@
-"""What a card must get right: `OELKIT_TEST_DEVICE=cuda pytest -m gpu`. On a CPU the same tests are
-a rehearsal, with what only a card has left out.
+"""Correctness on a card: `OELKIT_TEST_DEVICE=cuda pytest -m gpu`. On a CPU the same tests are a
+rehearsal, without what only a card can do.
 
-The measure is Transformers in the same dtype on the same device: no farther from float32 on a CPU.
+The yardstick is Transformers with the same dtype and device: oelkit must be as close to float32 on
+a CPU.
 """
 
 import os
@@ -25,7 +26,7 @@ DEVICE = os.environ.get("OELKIT_TEST_DEVICE", "cpu")
 CUDA = DEVICE.startswith("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 TEXT = "- EXPERIENCE ITEM: H is a hole, never step on it.\n" * 8
-KINDS = {  # dtype and quantisation; the least cosine of its gradient with that of float32
+KINDS = {  # dtype and quantisation, and the lowest cosine of its gradient with that in float32
     "float32": ("float32", None, 0.9999),
     "bf16": ("bfloat16", None, 0.99),
     "fp16": ("float16", None, 0.99),
@@ -36,7 +37,7 @@ KINDS = {  # dtype and quantisation; the least cosine of its gradient with that 
 
 @pytest.fixture(scope="module", params=["micro", "0.2B"])
 def model(request, tmp_path_factory):
-    """The embedded model, and on a card a random one of 0.2 billion parameters."""
+    """The embedded model, and on a card also a random one of 0.2 billion parameters."""
     if request.param == "micro":
         return "micro"
     if not CUDA:
@@ -67,7 +68,7 @@ def found():
 
 
 def both(model, kind):
-    """The policy under test, and its twin in float32 on a CPU."""
+    """Return the policy under test, and its twin in float32 on a CPU."""
     dtype, quantize, _ = KINDS[kind]
     pair = (
         load_policy(model, dtype=dtype, quantize=quantize, device=DEVICE),
@@ -88,7 +89,7 @@ def some_replies(found, policy):
 
 
 def by_hand(policy, prompts, replies):
-    """Log-probabilities of Transformers' own logits, one sequence at a time."""
+    """Return log-probabilities from Transformers' own logits, one sequence at a time."""
     out = []
     with torch.no_grad():
         for p, r in zip(prompts, replies, strict=True):
@@ -111,7 +112,7 @@ def test_log_probabilities(model, found, kind):
 
 
 def step_gradient(policy, found, replies):
-    """Of one step on given replies: the loss, the student's gradient, and the training."""
+    """Do one step on given replies. Return loss, student gradient and training."""
     config = DistillConfig(batch_size=len(replies), max_new_tokens=8, retention=0.0)
     t = training.prepare(policy, found[: len(replies)], [TEXT], config, None, 0, {})
     asked = [policy.encode(state.prompt) for state in t.states]
@@ -170,7 +171,7 @@ def test_gradient_checkpointing(model, found, kind):
 
 @pytest.mark.parametrize("kind", ["float32", "bf16", "NF4 in bf16"])
 def test_greedy_replies(model, found, kind):
-    """In float32 those of the CPU; in 16 bits nearly equal logits may swap, but not at once."""
+    """In float32, equal to the CPU's. In 16 bits, nearly equal logits can swap, but not at once."""
     policy, exact = both(model, kind)
     prompts = [policy.encode(state.prompt) for state in found[:6]]
     got, want = (generate(p, prompts, temperature=0, max_new_tokens=12) for p in (policy, exact))
@@ -182,7 +183,7 @@ def test_greedy_replies(model, found, kind):
 
 
 def test_8_bit_adamw_learns_as_adamw_does(found):
-    """Paged on a card; its states have 8 bits where a tensor has 4,096 numbers or more."""
+    """Paged on a card. States have 8 bits for tensors with at least 4,096 elements."""
     import bitsandbytes
 
     rows = []
@@ -206,7 +207,7 @@ def test_8_bit_adamw_learns_as_adamw_does(found):
 
 
 def test_8_bit_training_that_was_stopped_goes_on(found, tmp_path, monkeypatch):
-    """Its optimiser's states are tensors in a dict within a dict: all of them are in the file."""
+    """The optimiser's states are tensors in nested dicts: all of them are in the file."""
     import bitsandbytes
 
     if not CUDA:
@@ -232,8 +233,8 @@ def test_8_bit_training_that_was_stopped_goes_on(found, tmp_path, monkeypatch):
     assert again[:2] == whole[:2] and again == pytest.approx(whole, rel=0.0 if not CUDA else 1e-3)
     with safe_open(file, "pt") as saved:
         kinds = {saved.get_tensor(name).dtype for name in saved.keys()}  # noqa: SIM118
-    assert torch.uint8 in kinds  # so some of it has 8 bits
-    if not CUDA:  # another optimiser does not take it up: it begins anew
+    assert torch.uint8 in kinds  # so some states have 8 bits
+    if not CUDA:  # another optimiser does not resume from it, but starts again
         monkeypatch.undo()
         policy = load_policy("micro", device=DEVICE, quantize=None)
         assert len(distill(policy, found, [TEXT], checkpoint=file, **options)) == 5

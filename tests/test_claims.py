@@ -1,5 +1,5 @@
-"""The scripts behind the recorded results run, on the embedded model and few games, and their
-records are drawn.
+"""The scripts behind the recorded results run on the embedded model with few games, and draw their
+records.
 """
 
 import sys
@@ -36,7 +36,7 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     policy, rows = load_policy(model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
     less = {"extract_games": 8, "state_games": 4, "num_draws": 3, "eval_maps": 4}
-    less["max_new_tokens"] = 16  # the base model's replies are cut off
+    less["max_new_tokens"] = 16  # truncates the base model's replies
     settings = Settings(**less, steps=2, batch_size=4, gate="off")
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
@@ -98,7 +98,7 @@ def test_what_rows_show_and_what_did_not_come_out(experiments):
             ("raw games", "in_context"),
         )
     ]
-    assert len(said("texts", rows)[1]) == 1  # what had nothing to absorb was not trained
+    assert len(said("texts", rows)[1]) == 1  # arms without items were not trained
     kept = {"reverse_kl": 0.96, "forward_kl": 0.6, "sft": 0.95}
     rows = [
         {"arm": arm, "step": step, "passed": own, "ood": {"all": all_, "n": 100}}
@@ -189,7 +189,7 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(
     )
     run = anew(tmp_path / "run", settings, policy, progress=False)
     run.distill(1)
-    run.distill(2)  # collects its states itself, with the weights of round 1
+    run.distill(2)  # collects its own states, with the weights of round 1
     assert len(at_start) == 2 and all(weights.equal(untrained) for weights in at_start)
     run.load(2)
     assert not policy.trainable()[1].equal(untrained)
@@ -225,7 +225,7 @@ def test_the_recorded_figures_can_be_drawn(experiments):
     assert heads["steps"].startswith("OOD after 40 steps: on-policy (reverse KL) 84%, off-policy")
     assert heads["saturation"] == "Games read: 10% after 1, 98% after 64"
     some = [row for row in rows if row["experiment"] == "texts" and row["arm"] != "raw games"]
-    assert experiments["headline"]("texts", some).endswith("raw games -")  # nothing to absorb
+    assert experiments["headline"]("texts", some).endswith("raw games -")  # no items to train on
     for name, figure in experiments["figures"](rows).items():
         assert figure.get_suptitle().replace("\n", " ").startswith(heads[name])
         assert_whole(figure)

@@ -1,5 +1,5 @@
-"""The notebooks' set-up cell as Colab runs it: a stand-in for google.colab, ipywidgets 7, the
-project cloned and installed by pip into an environment of its own, which has the other packages.
+"""The notebooks' set-up cell as on Colab: with a fake google.colab, ipywidgets 7, and the project
+cloned and pip-installed into its own environment, which shares all other packages.
 """
 
 import json
@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WIDGETS = "7.7.1"  # Colab's ipywidgets
-# what later cells do in the same process: views of games, of a log and of items
+WIDGETS = "7.7.1"  # the version on Colab
+# later cells in the same process show games, a log and items
 SCRIPT = """
 import json, sys, types
 for name in ("google", "google.colab"):
@@ -67,7 +67,8 @@ def test_the_first_cell_installs_and_replaces_nothing(tmp_path):
 
     pip = (python, "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", f"ipywidgets=={WIDGETS}")
-    run(*pip, "uninstall", "--quiet", "--yes", "setuptools")  # venv's own old one hides the other
+    # the venv's old setuptools would hide the other
+    run(*pip, "uninstall", "--quiet", "--yes", "setuptools")
     before = json.loads(run(*pip, "list", "--format", "json"))
     cell = setup_cell(NOTEBOOKS[0]).replace("/content", str(content))
     out = run(python, "-c", SCRIPT.replace("CELL", repr(cell)))

@@ -42,7 +42,7 @@ def words(text):
 
 
 def seen(curation):
-    """All that a caller can see, and what lies under it."""
+    """Return everything that a caller can see, and the state below it."""
     texts = curation.experience(), curation.experience(draw=1)
     return list(curation._state.items()), curation.items, texts
 
@@ -284,7 +284,7 @@ def test_a_log_cut_off_at_any_byte_loses_only_the_last_line(tmp_path, log):
         rest = data[:end].rpartition(b"\n")[2]
         whole = (
             bool(rest) and data[end : end + 1] == b"\n"
-        )  # only the newline is missing: nothing is lost
+        )  # only the newline is missing, so nothing is lost
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             again = Curation(items(), cut)
@@ -392,8 +392,8 @@ actions = st.lists(
 
 
 def act(c, action):
-    """Whatever the numbers point to; a wrong call (nothing to undo, one item to merge) is no
-    operation.
+    """Call the operation that the numbers choose. An invalid call (such as an undo with nothing to
+    undo) is not an operation.
     """
     op, a, b, text, other = action
     view = list(c._state) if op == "restore" else [i.id for i in c.items]
@@ -495,7 +495,7 @@ def test_items_in_the_same_words_are_one_statement_the_most_supported_first():
     assert (first.text, first.status, first.ids) == ("H is a hole.", "pending", ("i1", "i2", "i3"))
     assert first.draws == (0, 2) and [e.turn for e in first.evidence] == [1, 2, 3]
     merged = c.merge(["i1", "i2", "i3"])
-    assert c.item(merged).draws == (0, 2)  # what was merged keeps who wrote it
+    assert c.item(merged).draws == (0, 2)  # merged items keep their authors
     assert second.draws == (0,) and c.statements()[0].draws == (0, 2)
     c.add("Think first.")
     assert c.statements()[-1].draws == ()
@@ -511,7 +511,7 @@ def test_what_is_accepted_is_for_every_draw_and_said_once():
 
 
 def test_a_log_from_before_gives_the_texts_that_it_gave(tmp_path):
-    """Its accepts say nothing of draws: they are for the draw that wrote the item."""
+    """Its accepts do not name draws, so they apply to the draw that wrote the item."""
     write_jsonl(tmp_path / "log.jsonl", OLD_LOG)
     texts = [(0, "H is a hole."), (1, "h is a hole"), (1, "h is a hole")]
     items = [ExperienceItem(f"i{n}", text, (), "m", 1, d) for n, (d, text) in enumerate(texts)]
@@ -562,12 +562,12 @@ def test_a_reason_may_come_after_the_decision(tmp_path):
     again = Curation(items(), log)
     assert [op.reason for op in again.history("i0")] == ["G was won"] and len(again.log) == 3
     again.undo()
-    again.undo()  # the reason is no step of its own
+    again.undo()  # the reason is not a separate step
     assert not again.can_undo and again.item("i0").status == "pending"
 
 
 def test_an_operation_looks_at_no_earlier_one(monkeypatch):
-    """Else a log of ten thousand operations takes minutes to write."""
+    """Otherwise, writing a log of ten thousand operations takes minutes."""
     looked, real = [], curation.undo_and_redo
 
     def counted(log, *before):

@@ -1,4 +1,4 @@
-"""Descent: what a board shows and what not, levels in records, and what knowledge is worth."""
+"""Descent: what a board shows and hides, levels in records, and the pass rates of knowledge."""
 
 import random
 from collections import Counter
@@ -43,7 +43,7 @@ def test_the_key_opens_the_goal_and_the_goal_the_next_board():
     assert [info["level"] for *_, info in steps] == [1] * (half - 1) + [2] * (half + 1)
     assert steps[-1][1:4] == (1.0, True, False) and steps[-1][4]["outcome"] is Outcome.SUCCESS
     symbols = {x for row in parse_board(steps[1][0]) for x in row}
-    assert "M" not in symbols and "@" not in symbols and "P" in symbols  # the key is in hand
+    assert "M" not in symbols and "@" not in symbols and "P" in symbols  # now carrying the key
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,13 @@ def test_each_board_has_turns_of_its_own():
     steps, env = play(f"{way} {to_and_fro}")
     assert steps[-1][4]["outcome"] is Outcome.TURN_LIMIT and env.level == 1
     assert len(steps) == len(way.split()) + env.turns
-    steps, env = play("jump right jump left jump right jump left jump")  # no move is a turn as well
+    # a reply without a move counts as a turn
+    steps, env = play("jump right jump left jump right jump left jump")
     assert steps[-1][4]["outcome"] is Outcome.TURN_LIMIT
 
 
 def test_no_place_no_number_and_no_order_tells_a_role():
-    """A board is as good, and as probable, with its roles dealt in any other way."""
+    """A board is equally valid and equally likely with its roles in any other order."""
     env = make("oelkit/Descent-v0", levels=1, board="labelled")
     far, first = Counter(), Counter()
     for seed in range(600):
@@ -106,7 +107,7 @@ def test_bounds_are_a_staircase_of_one_in_twelve():
 
 @pytest.mark.parametrize("known", [1, 2])
 def test_who_knows_some_levels_guesses_on_the_next(player, known):
-    """A scripted player passes the boards that it knows, and the next one in twelve times."""
+    """A scripted player passes the boards that it knows, and the next one once in twelve games."""
     env = make("oelkit/DescentUnseen-v0", levels=known + 1)
     notes = {x: role for level in range(1, known + 1) for x, role in env.roles(level).items()}
     rng = random.Random(known)
@@ -130,7 +131,7 @@ def test_kinds_of_the_letters_are_known_on_each_level():
 
 
 def test_a_run_says_which_boards_were_passed():
-    """The first that rises is the first board: before the rate of whole games does."""
+    """The pass rate of the first board rises before that of whole games."""
     first, second = (Turn("", [], "", "up", "", 0, 0, False, {"level": n}) for n in (1, 2))
     ends = [((first,), Outcome.FAILURE), ((first, second), Outcome.FAILURE)]
     ends += [((first, second), Outcome.SUCCESS), ((), Outcome.INVALID)]

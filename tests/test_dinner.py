@@ -1,4 +1,4 @@
-"""The world of courses for a real model, and the script behind its results, on the embedded one."""
+"""The dinner world for a real model, and its script, tried on the embedded model."""
 
 from dataclasses import replace
 from pathlib import Path

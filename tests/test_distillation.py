@@ -1,5 +1,5 @@
-"""Distillation: one whole step against float64 autograd on full logits, and what must stay as it is
-while it trains.
+"""Distillation: a whole step against float64 autograd on full logits, and what training must not
+change.
 """
 
 import signal
@@ -61,8 +61,9 @@ def calls(monkeypatch):
 
 
 def reference(policy, students, teachers, replies, loss, top_k, temperature):
-    """Loss and LoRA gradients by the definition: float64, one sample at a time, full logits, plain
-    autograd.
+    """Return loss and LoRA gradients by definition.
+
+    In float64, one sample at a time, from full logits with plain autograd.
     """
     policy.model.double()
     for p in policy.trainable():
@@ -83,7 +84,7 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
             terms = -own.gather(1, ids)
             if (
                 loss == "sampled_kl"
-            ):  # the value of the log-ratio with the gradient of a policy gradient
+            ):  # value of the log-ratio, with the gradient of a policy gradient
                 cost, own = (own - t).gather(1, ids), own.gather(1, ids)
                 terms = cost.detach() * own + (cost - cost * own).detach()
         elif loss == "jsd":
@@ -125,7 +126,7 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
         on_step=lambda row: grads.extend(p.grad.clone() for p in policy.trainable()),
     )
     ((asked, options, replies),) = calls
-    # who was asked tells the order of the states
+    # the prompts reveal the order of the states
     told = [with_experience(PROMPTS, s.prompt, TEXT) for s in STATES]
     plain = [policy.encode(s.prompt) for s in STATES]
     with_text = [policy.encode(m) for m in told]
@@ -148,13 +149,13 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
         [(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]
     ).norm()
     assert error < 1e-4 * norm * clip
-    # and the optimiser's first step is Adam's: lr against the gradient's sign
+    # Adam's first step is lr against the sign of the gradient
     for old, new, g in zip(before, policy.trainable(), grads, strict=True):
         assert torch.allclose(new, old - 1e-3 * g / (g.abs() + 1e-8), atol=1e-6)
 
 
 def prepared(policy, batch_tokens=100_000, **changes):
-    """A training whose micro-batches have so many tokens."""
+    """Return a training whose micro-batches have so many tokens."""
     options = {"batch_size": 6, "max_new_tokens": 5, **changes}
     training = prepare(policy, STATES, [TEXT], None, PROMPTS, 0, options)
     sizes = {"batch_tokens": batch_tokens, "scored_tokens": batch_tokens}
@@ -217,7 +218,7 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
     told = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
     replies = [r.ids for r in generate(tiny, plain, max_new_tokens=5, temperature=1.0, seed=99)]
 
-    def distance():  # on fixed states and replies, which training has not seen
+    def distance():  # fixed states and replies that were not trained on
         with torch.no_grad():
             with tiny.adapter("teacher"):
                 teacher = reply_hidden(tiny, told, replies)
@@ -260,7 +261,7 @@ def test_who_speaks(tiny, calls, loss):
         else:
             assert options["adapter"] == "teacher" and all(TEXT in t for t in texts)
     asked = [tuple(p) for prompts, _, _ in calls for p in prompts]
-    assert len(set(asked)) == 6  # every state once before any comes again
+    assert len(set(asked)) == 6  # every state once before any repeats
     assert calls[0][1]["seed"] != calls[1][1]["seed"]
 
 
@@ -268,7 +269,7 @@ def test_several_texts_are_drawn_by_sample(tiny, calls):
     train(tiny, experiences=["TEXT-A", "", "TEXT-B", "  "], loss="sft", batch_size=12)
     texts = [tiny.decode(p) for p in calls[0][0]]
     counts = [sum(t in text for text in texts) for t in ("TEXT-A", "TEXT-B")]
-    assert sum(counts) == 12 and min(counts) > 0  # the empty ones teach nothing and are left out
+    assert sum(counts) == 12 and min(counts) > 0  # empty texts teach nothing and are left out
 
 
 def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
@@ -339,7 +340,7 @@ def test_a_seed_fixes_the_run_and_what_was_left_over_does_not_count(tiny):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], weights(tiny)
 
     rows, end = once(3)
-    for p in tiny.trainable():  # as an interrupted cell leaves it
+    for p in tiny.trainable():  # as after an interrupted cell
         p.grad = torch.ones_like(p)
     again, end_again = once(3)
     assert rows == again and same(end, end_again)
@@ -433,7 +434,7 @@ def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch,
     before, bad = weights(tiny), float("inf" if fault == "gradient" else "nan")
     if fault == "gradient":
         hook = tiny.trainable()[-1].register_hook(lambda grad: grad * bad)
-    else:  # the gradient may be as good as it likes
+    else:  # the gradient itself is fine
         loss = module._loss
         monkeypatch.setattr(module, "_loss", lambda *args: loss(*args) + bad)
     with pytest.raises(
@@ -462,13 +463,14 @@ def long_model(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("replies", [32, 64])
 def test_float16_learns_the_gradient_of_float32(long_model, monkeypatch, replies):
-    """Four of the 64 replies of 1,024 tokens that the paper has, with the weight they have."""
+    """On four of the paper's 64 replies of 1,024 tokens, with their weight in the loss."""
     grads, g, told, loss = [], torch.Generator().manual_seed(0), None, module._loss
     answers = [Reply(y, "", True) for y in torch.randint(3, 250, (4, 1024), generator=g).tolist()]
     monkeypatch.setattr(module, "_loss", lambda *a: loss(*a[:4], a[4] * 4 / replies, a[5]))
     for dtype in ("float32", "float16"):
         policy = load_policy(long_model, dtype=dtype)
-        shake(policy, "teacher", size=0.005)  # a small loss: unscaled, most of its gradient is 0
+        # a small loss: without scaling, most of its gradient underflows to 0
+        shake(policy, "teacher", size=0.005)
         training = prepared(policy, 4096, batch_size=replies, max_new_tokens=1024)
         students = [policy.encode(s.prompt) for s in STATES[:4]]
         told = told or module._score(training, students, answers, [(None, [0, 1, 2, 3])])
@@ -498,7 +500,7 @@ def test_an_overflow_in_float16_skips_the_step_and_goes_on(tiny_model, tmp_path)
     texts = [str(w.message) for w in said if "overflowed" in str(w.message)]
     assert "step 0" in texts[0] and "(1 of 1 so far)" in texts[0] and "scale is 16 " in texts[0]
     assert "step 1" in texts[1] and "(2 of 2 so far)" in texts[1] and "scale is 8 " in texts[1]
-    # and what was stopped goes on with that scale
+    # a stopped training resumes with that scale
     training = prepared(policy)
     saved = module.Checkpoint(training, tmp_path / "t.safetensors")
     saved.identity = safe_open(saved.path, "pt").metadata()["identity"]
@@ -523,7 +525,7 @@ def test_a_loss_that_jumps_is_said_at_once(tiny, monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(tiny, steps=6, warmup=2, on_step=lambda row: said.append(len(caught)))
-    assert said == [0, 0, 0, 0, 0, 1]  # a ninefold rise over what was low once is none
+    assert said == [0, 0, 0, 0, 0, 1]  # a ninefold rise over a single low value does not count
     assert (
         "step 5: the loss jumped from 1 to 3.1 nats per token; lower lr (now 0.001) or raise w"
         in (str(caught[0].message))
@@ -571,7 +573,7 @@ def test_the_texts_whose_keys_and_values_find_no_room_are_read_again(tiny, monke
 def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypatch, where, message):
     before = weights(tiny)
 
-    def full(*args, **kwargs):  # no CPU says so before the system ends the process
+    def full(*args, **kwargs):  # on a CPU, the system kills the process without an error
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nLong advice")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=message):
@@ -660,7 +662,8 @@ def test_ctrl_c_ends_after_the_step_and_what_was_done_is_kept(tiny, tmp_path):
         if row["step"] == 0:
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has ignored it
+    # a background job of a shell ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of 3"):
             train(tiny, steps=3, checkpoint=file, on_step=press)

@@ -1,7 +1,7 @@
-"""Pages: a short front page, readable tables, links that lead somewhere, names that exist.
+"""Pages: a short front page, readable tables, working links, names that exist.
 
-What README and guides print is run as it is printed, the large parts with smaller numbers; every
-command line in them is one that the command line takes.
+Code in README and guides is run as printed, with smaller numbers for large parts. All command lines
+in them must parse.
 """
 
 import ast
@@ -21,7 +21,7 @@ from oelkit import Settings
 from oelkit.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
-START = ROOT / "docs/site/index.md"  # lies at the root of the site
+START = ROOT / "docs/site/index.md"  # is at the root of the site
 PAGES = [
     START,
     *sorted(ROOT.glob("*.md")),
@@ -35,14 +35,14 @@ INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
 def prose(text):
-    """A page without code blocks, link targets and HTML; the words of links and pictures stay."""
+    """Return a page without code blocks, link targets and HTML, but with link and image text."""
     text = INDENTED.sub("", FENCED.sub("", text))
     text = re.sub(r"\]\([^)]*\)", "] ", text)
     return re.sub(r"<[^>]*>", lambda tag: " ".join(re.findall(r'alt="([^"]*)"', tag[0])), text)
 
 
 def words(text):
-    """What a reader counts as words; inline code counts too."""
+    """Count words, including inline code."""
     return re.findall(r"\S*\w\S*", text)
 
 
@@ -62,7 +62,7 @@ def python_blocks(text):
 
 
 def names_from_oelkit(tree):
-    """(module, name) of every name that is imported from oelkit."""
+    """Yield (module, name) of every name imported from oelkit."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oelkit"):
             yield from ((node.module, alias.name) for alias in node.names)
@@ -129,7 +129,7 @@ def test_the_file_tree_names_every_module_and_no_other():
 
 def test_the_start_page_names_every_guide_once():
     listed = re.findall(r"^docs/(\w+)$", START.read_text("utf-8"), re.M)
-    made = ["command_line", "reference"]  # from the code
+    made = ["command_line", "reference"]  # generated from the code
     assert sorted(listed) == sorted([p.stem for p in ROOT.glob("docs/*.md")] + made)
 
 
@@ -139,7 +139,7 @@ def test_settings_are_fields_of_a_run():
     assert len(rows) >= 10 and set(rows) <= names
 
 
-# The marked substitutions: the embedded model for a real one, and less of everything.
+# Marked substitutions: the embedded model for a real one, and smaller numbers.
 SMALLER = {
     '"Qwen/Qwen3-1.7B"': '"micro"',
     '"Qwen/Qwen2.5-1.5B-Instruct"': '"micro"',
@@ -150,11 +150,11 @@ SMALLER = {
     'train, text, prompt_set="rules"': "train, text, steps=1, batch_size=2",
     "chats[:80]": "chats[:8]",
     "chats[80:]": "chats[8:]",
-    # a model of a million parameters says nothing about single replies
+    # a model of a million parameters cannot judge single replies
     "experience_text(items)": '(experience_text(items) or "- EXPERIENCE ITEM: G is the goal.")',
 }
-# These need a server, a trainer or a run of ours: `test_export.py`, `test_rows.py`,
-# `test_capture.py` and `test_served.py` try them.
+# These need a server, a trainer or a run; `test_export.py`, `test_rows.py`, `test_capture.py` and
+# `test_served.py` test them.
 ELSEWHERE = ("import openai", "openai.OpenAI", "SDFTTrainer", "runs/demo", "litellm", "llama.log")
 ELSEWHERE += ("ServedModel",)
 GUIDES = [page for page in PAGES if page.name == "README.md" or page.parent.name == "docs"]
@@ -188,7 +188,7 @@ def test_python_blocks_run_one_after_the_other(page, micro_folder, tmp_path, mon
 
 
 def command_lines(text):
-    """What a page says to type, placeholders filled in."""
+    """Return the command lines of a page, with placeholders filled in."""
     code = [block for language, block in FENCED.findall(text) if language != "python"]
     code += INDENTED.findall(FENCED.sub("", text)) + re.findall(
         r"`([^`\n]+)`", FENCED.sub("", text)
@@ -205,7 +205,7 @@ def test_commands_are_taken(page, capsys):
     for line in command_lines(page.read_text("utf-8")):
         try:
             parser().parse_args(line if len(line) > 1 else [*line, "--help"])
-        except SystemExit as end:  # --help ends so too
+        except SystemExit as end:  # --help ends like this too
             assert not end.code, (line, capsys.readouterr().err)
 
 

@@ -1,6 +1,5 @@
-"""The Python side of the experience editor: every message of the browser is an operation in the
-log, and only what changed goes back. What a person sees and presses is in
-browser/test_editor.py."""
+"""The Python side of the experience editor: each message of the browser becomes an operation in the
+log, and only changes are sent back. browser/test_editor.py tests what a person sees and presses."""
 
 import json
 from unittest.mock import ANY
@@ -37,7 +36,7 @@ def files(tmp_path):
 
 
 class Browser:
-    """What stands in the browser after each message."""
+    """Keeps the browser's state after each message."""
 
     def __init__(self, curation, **options):
         self.view = experience_editor(curation, **options)
@@ -96,7 +95,7 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
         None,
         merged,
         "i2",
-    ]  # what is there again
+    ]  # rows that come back
     assert curation.log[-1].reason == "no"
     assert browser.do("redo")["at"] == merged and browser.state["can"] == [True, True]
     other = Browser(Curation.open(*files))  # another window, later
@@ -117,7 +116,7 @@ def test_only_what_changed_is_sent(files):
     curation.accept("i2")
     browser.view.refresh()
     assert browser.rows["i2"]["status"] == "accepted"
-    assert len(browser.do("hello")["rows"]) == 3  # a page that was loaded again knows nothing
+    assert len(browser.do("hello")["rows"]) == 3  # a reloaded page has no state
 
 
 def test_refusals_are_told_and_change_nothing(files):
@@ -238,7 +237,7 @@ def test_where_an_item_comes_from(files):
     merged = browser.do("merge", ids=["i0", "i2"])["at"]
     detail = browser.do("look", ids=[merged])["detail"]
     assert detail["parents"] == [["i0", "x"], ["i2", "G is the goal."]]
-    assert detail["evidence"][1] == {"game": "t0", "turn": 3}  # beyond the games that are at hand
+    assert detail["evidence"][1] == {"game": "t0", "turn": 3}  # beyond the games that are loaded
 
 
 def test_saved_notebooks_keep_html_and_broken_text_reaches_the_browser(tmp_path):
@@ -259,7 +258,7 @@ def test_saved_notebooks_keep_html_and_broken_text_reaches_the_browser(tmp_path)
 
 
 def test_an_item_shown_before_the_page_is_there_is_where_it_opens():
-    """`show` in the cell that makes the editor: nobody hears that message."""
+    """When `show` is called in the cell that makes the editor, no page receives its message yet."""
     items = [ExperienceItem(f"i{n}", f"Item number {n}.", (), "m", 1, 0) for n in range(30)]
     editor, sent = experience_editor(Curation(items)), []
     editor.show("i20")

@@ -1,4 +1,4 @@
-"""What every notebook must look like, read from the files: nothing is executed here."""
+"""Rules for all notebooks, checked on the files without running them."""
 
 import ast
 import re
@@ -97,10 +97,10 @@ def test_cells_are_short_and_every_parameter_is_used(path):
     used = set()
     for cell in cells:
         assert len(cell.source.splitlines()) <= 15, cell.source
-        tree = ast.parse(cell.source)  # also: no magics, so that it is plain Python
+        tree = ast.parse(cell.source)  # also fails on magics: code must be plain Python
         if "parameters" not in tags(cell):
             used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    # notebooks that neither play nor train have no use for a model
+    # notebooks that neither play nor train need no model
     assert set(parameters_of(path)) - used <= {"model", "scale", "seed"}
 
 
@@ -118,7 +118,7 @@ def test_figures_drawn_here_are_read_on_dark_pages(path):
     drawn = source.find(".subplots(")
     assert drawn < 0 or 0 <= source.find("plt.style.use(") < drawn, "a slab, or black on black"
     lines = source[max(drawn, 0) :].splitlines()
-    for line in lines:  # bars draw theirs in black unless told
+    for line in lines:  # error bars are black by default
         if re.search(r"\b(xerr|yerr)=", line):
             assert re.search(r"ecolor=|color=INK", line), line
 

@@ -1,5 +1,6 @@
-"""Every notebook executes on its own, through the strict runner, on a run of its own at the default
-scale; those that train or extract, with less of everything (`make run` has all of it).
+"""Every notebook executes alone, through the strict runner, in its own run at the default scale.
+
+Those that train or extract use smaller settings (`make run` uses the full ones).
 """
 
 import json
@@ -16,22 +17,20 @@ from oelkit.notebooks import NotebookError, run_notebooks
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-HANGS = 1500  # seconds: against hangs only, over ten times what the slowest needs
+HANGS = 1500  # seconds, against hangs only: over ten times the slowest notebook
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
 def run():
-    """The name of a fresh run; its folder goes away afterwards, unless the test fails (then it says
-    why).
-    """
+    """Return the name of a new run. Its folder is deleted afterwards, unless the test fails."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     yield name
     shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
 
 
 def check(copy, folder):
-    """The notebook has shown something, and left its figures and its metrics."""
+    """Assert that a notebook has outputs, figures and metrics."""
     name, number = copy.stem, copy.stem[:2]
     notebook = nbformat.read(copy, as_version=4)
     saved = sum(cell.source.count("savefig(") for cell in notebook.cells)
@@ -55,7 +54,7 @@ def check(copy, folder):
 
 @pytest.mark.parametrize("name", NAMES[:1] + NAMES[2:])  # 01 begins the shared run below
 def test_runs_alone(name, run, request):
-    fewer = {"00": {"maps": 16}, "07": {"rounds": 2}}.get(name[:2], {})  # `make run` has all
+    fewer = {"00": {"maps": 16}, "07": {"rounds": 2}}.get(name[:2], {})  # all in `make run`
     if name[:2] in ("03", "05", "06", "07", "08", "10"):
         request.getfixturevalue("smaller")
     if name[:2] in ("06", "07", "08"):
@@ -86,7 +85,7 @@ def test_a_recorded_session_is_replayed_on_a_run(run):
     (copy,) = run_notebooks(["04_curate"], {"session": str(session)}, run=run, timeout=HANGS)
     assert (
         folder / "curation.jsonl"
-    ).read_bytes() == session.read_bytes()  # what is left is decided on a copy
+    ).read_bytes() == session.read_bytes()  # the remaining decisions are made on a copy
     assert (
         "widget-view" not in copy.read_text()
         and "What the teacher reads" in copy.with_suffix(".html").read_text()
