@@ -35,9 +35,9 @@ def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
         name: name of the model, for errors.
 
     Raises:
-        ValueError: a tensor is missing or has another shape; a layer's files hold a tensor that the
-            model would ignore (a scale, a bias); or the weights are dense although the config says
-            that they are quantised.
+        ValueError: a tensor is missing or has another shape; the model would ignore a tensor of one
+            of its layers (a scale, a bias); or the weights are dense although the config says that
+            they are quantised.
     """
     todo = (
         "the weights are quantised in a way that Transformers does not support, or config.json "

@@ -82,7 +82,7 @@ def load_policy(
             (exact; fastest on most) and for dense models below 0.3 B; else bfloat16, or float16 on
             CUDA cards below compute capability 8. Adapters are always float32.
         device: "auto" is CUDA if available, else the CPU.
-        lora: arguments of peft.LoraConfig; defaults: r=16, lora_alpha=32, all layers but the head.
+        lora: peft.LoraConfig arguments; default r=16, lora_alpha=32, all linear layers but head.
         adapter: a PEFT folder to start from, with its own LoRA settings; the teacher is its copy.
         revision: revision of a hub id.
         enable_thinking: passed to the chat template (None: the template's own default).
@@ -90,8 +90,7 @@ def load_policy(
     Raises:
         FileNotFoundError: there is no such folder or hub id.
         ConnectionError: the hub is needed but cannot be reached.
-        ValueError: not a model, no chat template, an adapter for another base model, or an unknown
-            option.
+        ValueError: not a model, no chat template, an adapter of another base, an unknown option.
         RuntimeError: CUDA was requested but is not available.
     """
     if quantize not in ("auto", "nf4", None):

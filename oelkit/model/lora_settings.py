@@ -54,7 +54,7 @@ def adapter_config(folder: Path) -> LoraConfig:
     shapes = tensor_shapes(folder / files[1])  # before anything of that size is allocated
     rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
     wide = max((max(x) for key, x in shapes.items() if ".lora_" in key and x), default=0)
-    # not compared with `rows`: where a pattern covers each layer, none has the rank r
+    # not compared with `rows`: if a pattern covers every layer, none has rank r
     if (most := max([config.r, *(config.rank_pattern or {}).values()])) > wide:
         raise ValueError(f"{folder}: its config says rank {most}, its matrices have at most {rows}")
     return config

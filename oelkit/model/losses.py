@@ -42,9 +42,9 @@ class Options(TypedDict, total=False):
     weights: Tensor | None
     """[N], e.g. 1 / (reply length * batch size); None is the mean over rows."""
     clip: float | None
-    """Most that a row's loss can be; a larger one is scaled down to it, with its gradient."""
+    """Upper limit of a row's loss; a larger one is scaled down to it, with its gradient."""
     chunk: int | None
-    """Rows per chunk; None: as many as give a few buffers of 16 MB (CUDA: 128 MB)."""
+    """Rows per chunk; None gives a few buffers of 16 MB (CUDA: 128 MB)."""
 
 
 class DivergenceOptions(Options, total=False):

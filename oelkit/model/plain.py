@@ -1,5 +1,5 @@
-"""Models without oelkit: an adapter merged into its base, and exports loaded with Transformers and
-PEFT alone, to play with what others will use."""
+"""Models that need no oelkit: merge an adapter into its base, and load an export with Transformers
+and PEFT alone, to play it as others will."""
 
 from __future__ import annotations
 

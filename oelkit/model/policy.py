@@ -96,7 +96,7 @@ class Policy(Shown, Adapters):
 
     @property
     def pad_id(self) -> int:
-        """Token id of padding, which is always one in the embedding."""
+        """Token id of padding; the embedding always has it."""
         ids = [cast(Any, self.tokenizer).pad_token_id, *self.eos_ids, 0]
         return next(i for i in ids if i is not None and 0 <= i < len(self._embedding))
 

@@ -140,7 +140,7 @@ def join_small_groups(
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens both begin with, fewer than all of b."""
+    """Return the length of the common prefix of a and b, less than len(b)."""
     return min(len(b) - 1, len(os.path.commonprefix([list(a), list(b[: len(a)])])))
 
 

@@ -81,12 +81,12 @@ def generate(
     Args:
         policy: the model.
         prompts: token ids of each prompt.
-        sampling: how to draw (None: the defaults of `Sampling`).
+        sampling: how to sample (None: the defaults of `Sampling`).
         seed: fixes the replies for the same prompts and batch_tokens; the global random generators
             are left alone.
         adapter: "student", "teacher" or None for the base model.
         batch_tokens: most prompt + reply tokens in a batch; lower it if memory runs out.
-        progress: show a bar.
+        progress: show a progress bar.
         kept: cache of earlier calls with the same adapter, which these prompts continue; updated.
         **changes: fields of `sampling` as keywords (temperature=0, max_new_tokens=64).
 

@@ -55,7 +55,7 @@ class ServedModel:
 
         Raises:
             ImportError: no `openai` package (pip install 'oelkit[server]').
-            ConnectionError: there is no server.
+            ConnectionError: no server answers.
             ValueError: the server does not answer as this model.
         """
         try:

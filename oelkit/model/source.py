@@ -29,7 +29,7 @@ def model_folder(name_or_path: str | Path) -> str:
         return str(path)
     if isinstance(name_or_path, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
         raise FileNotFoundError(f"{text}: no such model folder")
-    if "/" not in text and (meant := did_you_mean(text, ["micro"])):  # the hub is not asked for it
+    if "/" not in text and (meant := did_you_mean(text, ["micro"])):  # micro, misspelt
         raise FileNotFoundError(f"{text}{meant}: no such model folder")
     return text
 

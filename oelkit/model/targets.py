@@ -45,7 +45,7 @@ def _renamed(base: PreTrainedModel, layers: list[str]) -> list[str]:
 
 
 def _is_product(layer: Any) -> bool:
-    """Whether a linear layer computes just x W + bias, even if its class comes with a model."""
+    """Whether a linear layer computes just x W + bias; tried if its class comes with a model."""
     if not type(layer).__module__.startswith("transformers.models"):
         return True
     x = layer.weight.new_ones(2, layer.in_features)

@@ -30,7 +30,7 @@ def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -
 def save_tensors(
     tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file with its checksum; OSError if that fails, as for any file."""
+    """Write a safetensors file with its checksum; raise OSError if that fails, as for any file."""
     metadata = {"format": "pt", **(metadata or {})}
     try:
         save_file(tensors, path, metadata | {_SUM: checksum(tensors, metadata)})

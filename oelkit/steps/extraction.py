@@ -86,8 +86,7 @@ def extract(
 
     Raises:
         ValueError: no trajectories or draws, two trajectories with the same id, a wrong number of
-            previous texts, or no game that fits the context. If only some games do not fit, they
-            are left out and a warning counts them.
+            previous texts, or no game fits the context. If some fit, a warning counts the others.
     """
     given.a_policy(policy)
     trajectories = given.records("trajectories", trajectories, Trajectory)

