@@ -1,4 +1,4 @@
-"""The worlds: reply protocol, splits, boards there and back, floors and ceilings, pictures."""
+"""The worlds: reply protocol, splits, boards read back, floors and ceilings, pictures."""
 
 import itertools
 import json
@@ -87,7 +87,7 @@ def test_renamed_moves_are_the_only_ones_and_are_told():
         "up",
         None,
         "left",
-    ]  # down, nothing (letters mean no more), right
+    ]  # down, nothing (letters are no longer moves), right
     assert env.position == 8 and "to row 2, column 2" in steps[2][4]["feedback"]
     room, _ = play(["[east]"], ROOM, "oelkit/Sokoban-v0", moves=WEST)
     assert room[0][4]["feedback"].startswith("You moved east to row 3, column 3 and pushed")
@@ -254,7 +254,7 @@ def test_a_seed_gives_one_game_and_the_global_generators_are_left_alone(world):
         games.append([env.reset(seed=s)[0] for s in range(30)])
     assert games[0] == games[1] and len(set(games[0])) > 5
     assert env.reset(seed=7)[0] == games[0][7]
-    assert len({env.reset()[0] for _ in range(20)}) > 1  # without a seed the games go on differing
+    assert len({env.reset()[0] for _ in range(20)}) > 1  # without a seed, games keep differing
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
@@ -302,7 +302,7 @@ def test_an_unseen_world_shares_no_sign_and_no_word_with_the_plain_one(world):
     assert seen[0] and seen[1] and not seen[0] & seen[1]
     steps = [other.step(f"[{action}]")[4]["action"] for action in ("left", "west")]
     assert steps[0] is None and steps[1] == "west"
-    # the same rules: a layout is played alike
+    # the rules are the same: a layout plays alike
     for seed in range(20):
         other.reset(seed=seed)
         plain.reset(options={"layout": other.layout})
@@ -395,7 +395,7 @@ def test_bounds_of_slippery_ice_are_exact():
         mean += value(env.layout.start, 6, np.mean) / 5
     assert found["ceiling"] == pytest.approx(best) and found["random"] == pytest.approx(mean)
     policy, wins = random.Random(2), 0
-    for game in range(4000):  # and what is played agrees
+    for game in range(4000):  # and games agree with it
         env.reset(seed=game % 5)
         env.np_random.bit_generator.state = np.random.default_rng(game).bit_generator.state
         outcome = None
@@ -505,7 +505,7 @@ def test_a_world_that_is_not_text_is_an_error():
 
 def test_bounds_of_the_papers_world():
     found = bounds("oelkit/FrozenLake-v0", range(2000))
-    # known for 128 seeds: 1.7 % and 41.4 %; over all 19 layouts a fixed plan can pass 6 of 19
+    # for 128 seeds: 1.7 % and 41.4 %; over all 19 layouts, a fixed plan can pass 6 of 19
     assert found["random"] == pytest.approx(0.0157, abs=0.001) and found["ceiling"] == 1.0
     assert found["fixed_plan"] == pytest.approx(6 / 19, abs=0.03)
     assert bounds("oelkit/FrozenLake-v0", range(71, 71 + 128))["fixed_plan"] == pytest.approx(
@@ -549,7 +549,7 @@ def test_bounds_agree_with_games_that_are_played(world):
 def test_bounds_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="at least one seed"):
         bounds("oelkit/FrozenLake-v0", [])
-    long = bounds("oelkit/FrozenLake-v0", range(3), max_turns=20)  # too many plans to play them all
+    long = bounds("oelkit/FrozenLake-v0", range(3), max_turns=20)  # too many plans to play all
     assert long["fixed_plan"] is long["plan"] is None and 0 < long["random"] < long["ceiling"] == 1
     assert describe(long) == f"random policy {long['random']:.1%}, ceiling 100.0%"
 
@@ -560,7 +560,7 @@ def test_pictures(world):
     env.reset(seed=0)
     before, start = env.render(), env.position
     assert before.shape == (64 * env.size, 64 * env.size, 3) and before.dtype == np.uint8
-    while env.position == start:  # on slippery ice a step may lead nowhere
+    while env.position == start:  # on slippery ice, a step can lead nowhere
         env.step(next(f"[{env.word(a)}]" for a in ACTIONS if looks_free(env, a)))
     assert (env.render() != before).any()
     text = make(world, render_mode="ansi", board="labelled")
@@ -581,7 +581,7 @@ def test_a_picture_tells_every_symbol_apart_and_takes_unknown_letters():
     for symbols, wall in ((".HGXPQZ", "."), (".OX√PS", "#")):
         pictures = {board_image([[wall, x]])[:, 64:].tobytes() for x in symbols}
         assert len(pictures) == len(symbols)
-    # the picture of a renamed hole is that of a hole, with its own letter
+    # a renamed hole has the picture of a hole, with its own letter
     hole, renamed = board_image([["H"]]), board_image([["G"]], {"G": "hole"})
     assert (hole == renamed).mean() > 0.9 and (hole != renamed).any()
     with pytest.raises(ValueError, match="rows of symbols"):
@@ -763,7 +763,7 @@ def test_a_world_that_lacks_something_is_told_in_a_sentence(world, turns, told, 
 
 
 def test_a_reset_in_another_form_is_told(monkeypatch):
-    monkeypatch.setattr(Text, "reset", lambda self, **_: "ab")  # which would unpack
+    monkeypatch.setattr(Text, "reset", lambda self, **_: "ab")  # this would unpack
     monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
     gym.register("test/Odd-v0", entry_point=Text, max_episode_steps=2)
     with pytest.raises(TypeError, match="must return a pair: the observation and info"):

@@ -1,4 +1,4 @@
-"""What a run will need: every stage is in it, the trial leaves nothing behind, tokens are right."""
+"""Estimates contain every stage, leave nothing behind, and have the right number of tokens."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_an_estimate_names_every_stage_and_leaves_nothing_behind(settings, tmp_p
 
 
 def test_the_tokens_are_those_that_the_run_samples(settings, tmp_path):
-    """Every reply of this model is cut off at 4 tokens or ends before: games bound the sum."""
+    """This model's replies have at most 4 tokens, so the games bound the sum."""
     small = replace(settings, rounds=1, run_ablations=False, gate="off", eval_maps=8)
     run = Run(tmp_path / "run", small, progress=False)
     said = run.estimate()

@@ -74,7 +74,7 @@ def played(passes, seeds):
 
 
 def test_episodes_on_one_map_do_not_count_as_maps():
-    # half of the maps are always passed: ten samples of each say no more than one
+    # half of the maps are always passed: ten samples of each add nothing to one
     often = played([seed % 2 for seed in range(32)] * 10, [*range(32)] * 10)
     assert (often.n, often.maps, often.samples_per_map) == (320, 32, 10)
     assert often.summary()["maps"] == 32 and often.summary()["samples_per_map"] == 10
@@ -85,7 +85,7 @@ def test_episodes_on_one_map_do_not_count_as_maps():
     )  # as if the episodes were independent
     assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.1)
     assert often.high - often.low > 2.5 * width
-    for passed in (0, 1):  # what was drawn again would always be the same
+    for passed in (0, 1):  # bootstrap samples would all be equal
         same = played([passed] * 320, [*range(32)] * 10)
         assert (same.low, same.high) == wilson_interval(32 * passed, 32)
 
@@ -139,7 +139,7 @@ def test_probe_counts_exact_greedy_answers_by_kind(tiny, tmp_path):
     asked = [[{"role": "user", "content": f"say {i}"}] for i in range(4)]
     said = generate(tiny, [tiny.encode(m) for m in asked], max_new_tokens=12, temperature=0)
     answers = ["".join(r.text).strip() for r in said]
-    # the probe allows 8 tokens more than the longest answer: make all as long as what was said
+    # the probe allows 8 tokens more than the longest answer: make all as long as the replies
     kinds = ["copy", "copy", "copy", "sum"]
     rows = [{"kind": k, "messages": m, "answer": a} for k, m, a in zip(kinds, asked, answers)]
     path = tmp_path / "probe.jsonl"
@@ -169,7 +169,7 @@ def test_probe_right_and_wrong(tiny, tmp_path, monkeypatch):
     assert probe(tiny, path) == {"all": 0.5, "a": 1.0, "b": 0.0, "n": 4}
 
 
-@pytest.mark.parametrize("opens", [True, False])  # who writes <think>: the template, or the model
+@pytest.mark.parametrize("opens", [True, False])  # either the template or the model writes <think>
 def test_probe_leaves_room_for_a_thought(tiny, tiny_model, tmp_path, monkeypatch, opens):
     thinking = load_policy(tiny_model, enable_thinking=True) if opens else tiny
     lengths = []
@@ -186,7 +186,7 @@ def test_probe_leaves_room_for_a_thought(tiny, tiny_model, tmp_path, monkeypatch
     rows = [{"kind": "a", "messages": ask(text), "answer": "yes"} for text in ("aloud", "now")]
     write_jsonl(path, rows)
     assert probe(thinking, path)["all"] == 1
-    # only what was cut off in a thought is sampled again, within the context of 512
+    # only replies truncated within a thought are sampled again, within the context of 512
     assert lengths[0][0] == 2 and lengths[0][1] < 12
     assert lengths[1][0] == 1
     assert 400 < lengths[1][1] < 512

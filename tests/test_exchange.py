@@ -1,4 +1,4 @@
-"""A curation as a table: taken away, changed in a spreadsheet, brought back."""
+"""A curation as a table: exported, changed in a spreadsheet, imported again."""
 
 import csv
 import io

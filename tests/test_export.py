@@ -1,4 +1,4 @@
-"""What a run exports, loaded by plain Transformers and PEFT, and played again."""
+"""Exports of a run, loaded by plain Transformers and PEFT, and played again."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def micro(micro_folder, tmp_path_factory):
-    """A run of one short round on the embedded model."""
+    """Run one short round on the embedded model."""
     less = {"rounds": 1, "extract_games": 24, "state_games": 16, "num_draws": 2, "eval_maps": 24}
     less |= {"env": "oelkit/FrozenLake4x4-v0", "lr": 1e-3, "steps": 20}  # learned in one round
     settings = Settings(model=str(micro_folder), run_ablations=False, gate="off", **less)
@@ -34,7 +34,7 @@ def micro(micro_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_rounds(settings, tmp_path_factory):
-    """Two rounds on a random model; no test may change it."""
+    """Run two rounds on a random model. Tests must not change it."""
     run = Run(tmp_path_factory.mktemp("runs") / "two", settings, progress=False)
     by_hand(run, "H is a hole.", "```\n<script>alert(1)</script>").run_all()
     return run
@@ -72,7 +72,7 @@ def test_a_merged_model_needs_neither_peft_nor_the_base(micro, micro_folder):
     (prompts, merged), (theirs, run) = greedy(plain, micro), greedy(policy, micro)
     same = sum(a == b for a, b in zip(merged, run, strict=True))
     base = greedy(policy, micro, adapter=None)[1]
-    assert prompts == theirs and same >= 0.9 * len(run)  # 16 bits may turn a close call
+    assert prompts == theirs and same >= 0.9 * len(run)  # 16 bits can flip close decisions
     assert sum(a == b for a, b in zip(base, run, strict=True)) < 0.5 * len(run)
 
 
@@ -108,7 +108,7 @@ def test_the_card_says_what_the_model_is_made_of(two_rounds, tmp_path):
             assert f"[{rate['low']:.1%}, {rate['high']:.1%}], n {rate['n']}" in card
     for said in ("oelkit/FrozenLake3x3-v0", "lr 0.005", "H is a hole.", about["experience_sha256"]):
         assert said in card
-    fenced = card.split("````text\n")[1]  # what a model wrote stays within its fence
+    fenced = card.split("````text\n")[1]  # model text stays within its fence
     assert "<script>" in fenced.split("````")[0] and "<script>" not in fenced.split("````")[1]
     assert "has not been played again" in card
     config = json.loads((folder / "adapter_config.json").read_text())

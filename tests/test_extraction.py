@@ -17,7 +17,7 @@ from oelkit.text import MARKER, experience_text, join_experience, truncate_to_bu
 
 module = importlib.import_module("oelkit.steps.extraction")  # `oelkit.extract` is the function
 A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
-# real prompts and parsing around a scripted generator, for a random model writes no items
+# real prompts and parsing around a scripted generator, as a random model writes no items
 
 
 def games(n):
@@ -30,14 +30,14 @@ def games(n):
 
 @pytest.fixture
 def tiny(tiny):
-    """With room for many items in a prompt."""
+    """The tiny policy, with room for many items in a prompt."""
     tiny.base_lm.config.max_position_embeddings = 16_384
     return tiny
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """Replaces sampling: each prompt gets `say(prompt text)`; the calls are kept as lists of
+    """Replace sampling: each prompt is answered by `say(prompt text)`. Records calls as lists of
     prompts.
     """
     calls = []
@@ -56,7 +56,7 @@ def script(monkeypatch):
 
 
 def board(text):
-    """Number of the game that a prompt shows."""
+    """Return the number of the game that a prompt shows."""
     return text.split("BOARD")[1].split("\n")[0]
 
 
@@ -156,7 +156,7 @@ def test_the_embedded_model_is_told_of_chats_without_a_board(tiny, script):
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):
     thinking = load_policy(tiny_model, enable_thinking=True)
     thinking.base_lm.config.max_position_embeddings = 16_384
-    script(lambda text: item(text))  # the thought never ended
+    script(lambda text: item(text))  # the thought does not end
     assert extract(thinking, games(2), prompt_set="paper") == []
     script(lambda text: f"{item(text)} not</think>{item(text)}")
     assert [i.text for i in extract(thinking, games(1), prompt_set="paper")] == ["from game 0"]
@@ -206,7 +206,7 @@ def test_a_long_session_is_read_in_windows_of_whole_turns(tiny, script, shown):
     assert [i.evidence[0].turn for i in later] == sorted(i.evidence[0].turn for i in later)
     assert later[-1].evidence[0].turn == 11
     second = next(t for t in texts if f"BOARD{first.evidence[0].turn + 1}" in t)
-    assert f"{MARKER} {first.text}" in second  # what the window before has taught
+    assert f"{MARKER} {first.text}" in second  # items from the previous window
 
 
 @pytest.mark.parametrize("context", [16_384, 2_200])
@@ -271,7 +271,7 @@ def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
 
 
 def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny, monkeypatch):
-    """What a 1.5B model wrote about a game: the same sentence 72 times, until max_new_tokens."""
+    """A 1.5B model wrote the same sentence about a game 72 times, until max_new_tokens."""
     text = f"{MARKER} {A}\n{MARKER} {B}\n" + f"{MARKER} {A}\n" * 70 + f"{MARKER} {A[:9]}"
     for cut, told in ((True, [A, B]), (False, [A, B, A[:9]])):
         monkeypatch.setattr(
@@ -305,7 +305,7 @@ def test_errors(tiny):
 
 
 def test_games_of_one_id_are_an_error_before_the_first_reply(tiny, script):
-    """As those of the same maps by two adapters: no curation took their items, all written."""
+    """Such as games of two adapters on the same maps: no curation would accept their items."""
     calls = script(lambda prompt: f"{MARKER} {A}")
     with pytest.raises(ValueError, match="2 trajectories are called 'g1'"):
         extract(tiny, [*games(3), games(2)[1]], num_draws=1)

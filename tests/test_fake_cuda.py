@@ -1,4 +1,4 @@
-"""Each path for CUDA, on fake tensors and a CPU: devices, dtypes, shapes and operators."""
+"""All CUDA code paths, on a CPU with fake tensors: devices, dtypes, shapes and operators."""
 
 import os
 import shutil

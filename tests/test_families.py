@@ -1,4 +1,4 @@
-"""docs/families.md says what is found: tiny models of every family, through each part."""
+"""docs/families.md agrees with what tiny models of every family do in each part."""
 
 import families
 import pytest
@@ -10,7 +10,7 @@ from oelkit.model.loading import load_policy
 from oelkit.model.sampling import generate
 
 FEW = ["qwen3", "gemma2", "lfm2", "bert"]
-# padding within blocks, a cache of its own, names that PEFT changes, routers that stay dense
+# padding within blocks, a custom cache, names that PEFT changes, routers that stay dense
 ODD = ["deepseek_v4", "minimax", "laguna", "longcat_flash", "afmoe"]
 TENTH = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {*FEW, *ODD})[::10]
 
@@ -23,13 +23,13 @@ def test_a_row_of_the_page(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ODD, *TENTH])
 def test_odd_ones_and_every_tenth_row(kind):
-    """All of them take minutes: `python tests/families.py` makes the page anew."""
+    """All rows would take minutes: `python tests/families.py` regenerates the page."""
     assert families.row_of(kind) == families.read_page().get(kind)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
 def test_a_saved_adapter_is_loaded_again(kind, tmp_path):
-    """PEFT itself moves the adapters of experts that lie in one tensor to `target_parameters`."""
+    """PEFT itself moves the adapters of experts in a single tensor to `target_parameters`."""
     folder, ids = families.make_family(kind, tmp_path), torch.arange(9)[None]
     policy = load_policy(folder)
     fresh = policy.model(ids).logits.detach()
@@ -47,7 +47,7 @@ def test_a_saved_adapter_is_loaded_again(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["deepseek_v4", "minimax"])
 def test_long_replies_where_padding_or_a_cache_of_ours_would_alter_them(kind, tmp_path):
-    """Longer than the steps between which rows leave; rows that end, and that are there twice."""
+    """Replies outlast the steps at which rows are removed; some rows end or appear twice."""
     policy = load_policy(families.make_family(kind, tmp_path))
     shake(policy)
     a, b, c = some_prompts(3, seed=4)

@@ -1,5 +1,5 @@
-"""What may go wrong around a run, and what is there afterwards: the rows of docs/faults.md that no
-other test has."""
+"""What can go wrong around a run, and its state afterwards: the rows of docs/faults.md that no
+other test covers."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def small(settings):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """A run that nothing happened to, and how often its model was asked."""
+    """Return an undisturbed run, and how often its model was called."""
     calls, folder = [0], tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         ask(patch, lambda n: calls.append(n))
@@ -50,7 +50,7 @@ def whole(small, tmp_path_factory):
 
 
 def ask(patch, before):
-    """Let `before` get the number of each call of the generator in a run."""
+    """Run with `before`, which gets the number of each call of the generator."""
     count = [0]
 
     def counted(*args, **options):
@@ -86,7 +86,7 @@ def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, whole, tmp_pat
 
 
 def test_ctrl_c_amid_the_decisions_loses_none_of_them(small, whole, tmp_path, monkeypatch):
-    """The stage that asks no model: between any two lines of its log."""
+    """Interrupt this stage, which calls no model, between any two lines of its log."""
     stopped, append = 0, work.append_jsonl
     while True:
         run, left = by_hand(Run(tmp_path / f"run{stopped}", small, progress=False)), [stopped]
@@ -116,7 +116,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_where_there_is_room(small, who
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail with EFBIG
     run, full = by_hand(Run(tmp_path / "run", small, progress=False)), 0
     try:
-        # bytes that a file may have: smaller than the games, the metrics, the adapter
+        # size limits in bytes: smaller than the games, the metrics, the adapter
         for room in (100, 3_000, 20_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
             with pytest.raises(OSError, match="(?i)file too large|os error 27"):
@@ -196,9 +196,9 @@ def test_a_run_that_cannot_be_written_is_looked_at_and_not_gone_on_with(small, t
 
 
 def talks(policy, ids):
-    """A policy that says these ids and no others, whatever it is asked."""
+    """Return a policy that answers every prompt with these ids."""
     head = policy.base_lm.get_output_embeddings()
-    assert policy.head  # it is checked once, and then known
+    assert policy.head  # checked only once
 
     def only(_, __, logits):
         logits = logits.clone()
@@ -228,7 +228,7 @@ def test_a_model_that_says_nothing_goes_through_every_step(tiny_model, kind):
 
 
 def test_memory_that_runs_out_on_a_cpu_names_the_setting(tiny, monkeypatch):
-    # what torch's own allocator says where there is no such memory
+    # the message of torch's allocator without such memory
     monkeypatch.setattr(STEPS[2], "_score", lambda *_: torch.empty(2**50))
     state = State("s", "t", 0, [{"role": "user", "content": "Which move?"}])
     with pytest.raises(RuntimeError, match="training ran out of memory: lower batch_tokens"):
@@ -260,7 +260,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["distill", "play"])
 def test_a_child_under_a_memory_limit_ends_in_a_sentence(tmp_path, command):
-    """And what was there before stays."""
+    """Existing files stay."""
     folder = make_model(tmp_path / "model", hidden_size=512, max_position_embeddings=4096)
     ask = [{"role": "user", "content": "Which way? " * 300}]
     write_jsonl(tmp_path / "states.jsonl", [State(f"s{n}", "t", 0, ask) for n in range(16)])
@@ -309,7 +309,7 @@ def test_a_clock_that_goes_backwards_costs_no_training(small, tmp_path):
     run.run_all()
     paths = (run.folder / f"round_1/{name}.jsonl" for name in ("items", "curation"))
     Curation.open(*paths).add("Walls cost a turn.")
-    later = time.time() + 1e6  # the training before was done by a clock that was set back since
+    later = time.time() + 1e6  # the clock was set back after the previous training
     os.utime(run.folder / "round_1/manifests/distill.json", (later, later))
 
     def press(row):

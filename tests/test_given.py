@@ -1,4 +1,4 @@
-"""A wrong type is told in a sentence by every step, before anything is played, read or trained."""
+"""Every step reports a wrong type in a sentence, before anything is played, read or trained."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_a_wrong_type_is_told_in_a_sentence(tiny, tmp_path, monkeypatch, wrong, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TypeError, match=told):
         wrong(tiny)
-    assert not [*tmp_path.iterdir()]  # no run that cannot be opened again
+    assert not [*tmp_path.iterdir()]  # no unreadable run is left behind
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_wrong_number_is_told_in_a_sentence(tiny, wrong, told):
 
 
 def test_what_is_meant_is_taken(tiny):
-    """Ranges, arrays and one text for all."""
+    """Ranges and arrays are accepted, and one text for all."""
     for seeds in (range(2), np.arange(2), (np.int64(0), 1)):
         games = rollout(tiny, LAKE, seeds, "notes", max_new_tokens=2, prompt_set="brief")
         assert [game.seed for game in games] == [0, 1]
@@ -149,7 +149,7 @@ def test_a_text_that_is_known_is_not_read_by_its_letters():
 
 
 def test_errors_on_the_command_line_are_in_its_words(tmp_path, monkeypatch, capsys):
-    """Not in Python's, and a short name that is misspelt asks no hub."""
+    """Not in Python's terms. A misspelt short name does not query the hub."""
     monkeypatch.chdir(tmp_path)
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "chats.jsonl").write_text(json.dumps(good) + "\n{\n")

@@ -22,7 +22,7 @@ PROMPTS, REPLIES = [[5, 6, 7, 9], [20, 30, 40, 50]], [[8, 2, 11], [11, 12, 13]]
 
 
 def whole_logits(policy):
-    """Of both replies, from one plain forward pass of the model itself, without padding."""
+    """Return the logits of both replies from one plain forward pass without padding."""
     ids = torch.tensor([p + r for p, r in zip(PROMPTS, REPLIES, strict=True)])
     return policy.model(input_ids=ids).logits[:, 3:-1].flatten(0, 1)
 
@@ -63,7 +63,7 @@ def test_log_probabilities_are_of_the_distribution_that_is_sampled(tmp_path, nam
     with torch.no_grad():
         s = (whole_logits(policy) / 0.7).log_softmax(-1)
     torch.testing.assert_close(got, s.gather(1, torch.tensor(sum(REPLIES, []))[:, None])[:, 0])
-    first = s[0].exp()  # of the first token behind the first prompt
+    first = s[0].exp()  # of the first token after the first prompt
     drawn = generate(policy, PROMPTS[:1] * 2000, max_new_tokens=1, temperature=0.7)
     share = torch.bincount(torch.tensor([r.ids[0] for r in drawn]), minlength=len(first)) / 2000
     assert (share - first).abs().max() < 5 * (first.max() / 2000).sqrt()

@@ -1,4 +1,4 @@
-"""Input from models, logs and strangers: a few of the inputs of `make soak`, what they found."""
+"""Hostile input: a few of the inputs of `make soak`, and the faults that these found."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "mine\n"
     (run / name).unlink()
-    (run / "round_9").symlink_to(run / "figures")  # within the run, a person's matter
+    (run / "round_9").symlink_to(run / "figures")  # links within the run are allowed
     with locked(run):
         pass
 
@@ -169,9 +169,9 @@ def test_a_lock_that_says_nonsense_is_named(tmp_path, monkeypatch):
     host = socket.gethostname().encode()
     for said in (b"\xff\xfe\0", b"abc " + host, b"-1 " + host):
         (tmp_path / "run.lock").write_bytes(said)
-        with locked(tmp_path):  # of nobody who is at work here
+        with locked(tmp_path):  # no such process runs here
             pass
-    monkeypatch.setattr(files, "_flock", lambda _: None)  # a disk that knows no locks
+    monkeypatch.setattr(files, "_flock", lambda _: None)  # a disk without locks
     for said in (b"abc " + host, b"999999999 " + host):
         (tmp_path / "run.lock").write_bytes(said)
         with locked(tmp_path):

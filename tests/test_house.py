@@ -1,4 +1,4 @@
-"""The house: which module may import which, who may know torch, and how large everything may be."""
+"""House rules: which modules can import each other and torch, and size limits."""
 
 import ast
 import json
@@ -23,8 +23,8 @@ FLOORS = (
     "views notebooks beside executed commands flags __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-# The model's libraries stay in one room. Of the steps only the training loop knows them: it is made
-# of tensors and an optimiser, and keeps both in a checkpoint.
+# Only model/ imports the model's libraries. The exception is the training loop in steps/, which
+# consists of tensors and an optimiser, and saves both in a checkpoint.
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 MAY_KNOW = {
     "oelkit.steps.distillation": {"torch"},
@@ -63,7 +63,7 @@ def test_no_circle():
 
 
 def test_a_circle_and_an_upward_import_would_be_found(monkeypatch):
-    """The checks see imports inside functions, those for types alone, and forms of every kind."""
+    """The checks find all forms of imports, also inside functions and for types only."""
     sources = {
         "oelkit": "",
         "oelkit.text": "def late():\n    from .model import policy",
@@ -134,7 +134,7 @@ PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "she
 
 
 def runs_text(tree):
-    """Where code evaluates text, unpickles, or takes the code that comes with a model."""
+    """Find code that evaluates text, unpickles, or runs code that comes with a model."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
@@ -153,7 +153,7 @@ def runs_text(tree):
 
 
 def test_nothing_runs_what_a_file_or_a_model_says():
-    """In the package, and in all that a user runs beside it."""
+    """Neither the package nor the scripts that ship with it."""
     code = {name: tree for name, (_, _, tree) in modules().items()}
     for folder in ("examples", "docs", "data"):
         code |= {str(p): ast.parse(p.read_text("utf-8")) for p in (ROOT / folder).rglob("*.py")}
@@ -215,7 +215,7 @@ def test_the_package_is_within_its_size():
 
 
 def in_a_process(code, **environment):
-    """What Python prints in a process of its own, without what this one was started with."""
+    """Return what Python prints in a new process without this one's environment variables."""
     inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -239,12 +239,12 @@ def test_neither_importing_the_package_nor_help_loads_torch():
 
 
 def test_whatever_loads_torch_has_set_the_waiting_policy():
-    """Scripts and notebooks: before their first import of torch or Transformers stands the policy,
-    or an import of oelkit, which sets it.
+    """Before scripts and notebooks import torch or Transformers, they set the policy or import
+    oelkit, which sets it.
     """
     rooms = ("examples", "data", "tests/benchmarks")
     scripts = [path for name in rooms for path in (ROOT / name).rglob("*.py")]
-    # bench.py measures nothing itself, arms.py inherits what bench.py gives to it
+    # bench.py measures nothing itself; arms.py inherits its environment
     sources = {
         p.name: p.read_text("utf-8") for p in scripts if p.name not in ("bench.py", "arms.py")
     }
@@ -262,7 +262,7 @@ def test_whatever_loads_torch_has_set_the_waiting_policy():
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
-    """Set by the import alone, before torch is loaded, and seen by the OpenMP library itself."""
+    """The import sets it before torch is loaded, and the OpenMP library itself reports it."""
     code = "import os, oelkit; print(os.environ['OMP_WAIT_POLICY'])"
     assert in_a_process(code) == "PASSIVE\n"
     assert in_a_process(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"

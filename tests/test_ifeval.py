@@ -1,5 +1,5 @@
-"""IF-Eval: the verdicts are lm-eval's, nothing is downloaded, and a bad prompt is told from a bad
-reply.
+"""IF-Eval: verdicts agree with lm-eval, nothing is downloaded, and bad prompts are distinguished
+from bad replies.
 """
 
 import json
@@ -39,7 +39,7 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
     rows = read_jsonl(STORED)
     theirs = [
         row["lm_eval"] for row in rows
-    ]  # by lm-eval alone, with the sentence model that NLTK offers for download
+    ]  # from lm-eval alone, with the sentence model that NLTK downloads
     assert (
         len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
     )
@@ -62,7 +62,7 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
 
 
 def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_path, caplog):
-    """lm-eval logs the whole reply where it cannot tell the language."""
+    """lm-eval logs the whole reply if it cannot detect the language."""
     row = {
         "prompt": "Say it in German.",
         "instruction_id_list": ["language:response_language"],
@@ -77,8 +77,8 @@ def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_p
 
 @pytest.mark.slow
 def test_nothing_is_downloaded_and_sentences_are_counted(tmp_path):
-    """In a process of its own that may not connect and has no data of NLTK's (untrained, it ends
-    sentences at Dr.).
+    """In a separate process without connections or NLTK data (an untrained model ends sentences at
+    "Dr.").
     """
     code = (
         "import socket\ndef refuse(*a): raise AssertionError(f'connects to {a[1:]}')\n"
@@ -194,7 +194,7 @@ def test_a_bad_file_is_named(tiny, tmp_path):
 
 
 def test_hub_data_set(tiny, tmp_path, monkeypatch):
-    """From the hub's own cache, as a user without network has it; otherwise one clear sentence."""
+    """From the hub's cache, as for a user without network; otherwise one clear message."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         ConnectionError, match="google/IFEval: no such file here, .* pass a local .jsonl"

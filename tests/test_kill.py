@@ -1,4 +1,4 @@
-"""Four of the kills of `make soak`, one of each way, of shorter runs."""
+"""Four of the kills of `make soak`, one of each kind, on shorter runs."""
 
 import subprocess
 import sys

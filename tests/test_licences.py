@@ -1,4 +1,4 @@
-"""Licences of the pinned packages: a new one is looked at before it stays."""
+"""Licences of the pinned packages: a new one must be reviewed."""
 
 import pytest
 from licences import PAGE, REASONS, licence, page, permissive, pinned, rows

@@ -1,4 +1,4 @@
-"""Which texts say nearly the same and which speak against each other, by words alone."""
+"""Texts that say nearly the same or contradict each other, found by their words alone."""
 
 import itertools
 import random
@@ -51,7 +51,7 @@ def test_the_same_words_in_another_order_may_say_something_else(a, b):
 
 
 def test_paraphrases_are_found_and_nothing_else_is_taken_for_one():
-    """The figures of the module's docstring."""
+    """Confirms the figures in the module's docstring."""
     found = {
         kind: [bool(similar([a, b])) for k, a, b in PAIRS if k == kind] for kind, _, _ in PAIRS
     }
@@ -127,7 +127,7 @@ def test_thousands_of_texts_are_not_compared_pair_by_pair():
 
 
 CHATS = Path(__file__).parents[1] / "data/logs/sql_chats.jsonl"
-SAID = {  # by what only the turns that say it have
+SAID = {  # by words found only in turns that say it
     "auftrag": (
         "Orders are in table auftrag.",
         "Use the table auftrag for orders and auf_nr for their numbers.",
@@ -153,7 +153,7 @@ SAID = {  # by what only the turns that say it have
 
 
 def test_the_turn_that_taught_an_item_is_found_in_chats():
-    """The figures of the function's docstring."""
+    """Confirms the figures in the function's docstring."""
     found, last = [], []
     for chat in read_chats(CHATS):
         for sign, items in SAID.items():

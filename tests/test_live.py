@@ -1,4 +1,4 @@
-"""What watches a training, the panel with its picture and the trackers, and does not change it."""
+"""The panel and the trackers watch a training without changing it."""
 
 import importlib.util
 import sys
@@ -91,7 +91,7 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_watching_changes_nothing(settings, tmp_path):
-    """Bytes of an adapter that was evaluated on the way, beside one that nobody looked at."""
+    """Compares the bytes of an adapter evaluated during training with one that was not."""
     small, seen = replace(settings, rounds=1), []
     quiet = by_hand(Run(tmp_path / "quiet", small, progress=False))
     quiet.distill(1)

@@ -1,4 +1,4 @@
-"""Chat logs: what becomes of each format, of bad lines and of secrets."""
+"""Chat logs: how formats, bad lines and secrets are handled."""
 
 import json
 import shlex
@@ -259,7 +259,7 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     assert mail in str(asdict(read_chats([row], redact=None)[0]))
     own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
     assert mail not in str(asdict(own[0])) and own.replaced == {"text": 7} and mail in seen
-    assert "assistant" not in seen  # names of the format are no texts
+    assert "assistant" not in seen  # the format's field names are not text
     with pytest.raises(RecordError, match="hook returned a NoneType"):
         read_chats([row], redact=lambda text: None)
 

@@ -18,7 +18,7 @@ from oelkit.model.losses import (
 
 
 def logits_of(hidden, head):
-    """As models make them; `head` is a matrix or a Head."""
+    """Return logits as models compute them. `head` is a matrix or a Head."""
     if isinstance(head, Head):
         z = (hidden @ head.weight.T + head.bias) * head.scale
         return head.cap * torch.tanh(z / head.cap)
@@ -28,8 +28,9 @@ def logits_of(hidden, head):
 def naive(
     kind, hidden, target, head, temperature, top_k, weights, tail="drop", beta=0.5, clip=None
 ):
-    """The definition, on full logits; `target` is the teacher's hidden states or the target ids
-    (sampled: both).
+    """Compute the loss by definition, on full logits.
+
+    `target` is the teacher's hidden states or the target ids (both for sampled).
     """
     z = logits_of(hidden, head) / temperature
     s = z.log_softmax(-1)
@@ -43,7 +44,7 @@ def naive(
         own = s.gather(-1, ids[:, None])[:, 0]
         rows = (
             at.detach() * own + (at - at * own).detach()
-        )  # the value of the first with the gradient of the second
+        )  # value of the first, gradient of the second
     else:
         t = (logits_of(target, head) / temperature).log_softmax(-1)
         if top_k:
@@ -100,7 +101,7 @@ KINDS = ["reverse", "forward", "jsd", "sampled", "sft"]
 
 
 def cast(target, dtype):
-    """The teacher's hidden states in another dtype; ids stay."""
+    """Cast the teacher's hidden states to another dtype; ids stay."""
     if isinstance(target, tuple):
         return tuple(cast(x, dtype) for x in target)
     return target.to(dtype) if target.is_floating_point() else target
@@ -153,9 +154,9 @@ def test_loss_and_gradient_equal_float64_autograd(
     exact.backward()
     student.requires_grad_()
     loss = ours(kind, student, target, head, temperature, top_k, weights, chunk, **more)
-    (3 * loss).backward()  # the factor shows that the upstream gradient is used
-    # a top-k loss is a sum of terms of both signs and can come out near zero: then relative to a
-    # usual loss
+    (3 * loss).backward()  # the factor checks that the upstream gradient is used
+    # a top-k loss sums terms of both signs and can be near zero: then compare relative to a usual
+    # loss
     size = max(abs(exact.item()), 0.1 * weights.sum().item())
     assert abs(loss.item() - exact.item()) <= 1e-5 * size
     # likewise a gradient p (gap - KL) near zero: float32 logits of about 10 carry an error of 1e-6
@@ -205,8 +206,8 @@ def test_bfloat16_is_as_close_as_the_naive_loss_in_bfloat16(kind):
 
 
 def test_the_sampled_estimate_is_right_in_expectation():
-    """Over all ids, weighted with the student's probabilities, it is the reverse KL, and so is its
-    gradient.
+    """Averaged over all ids with the student's probabilities, it equals the reverse KL, and so does
+    its gradient.
     """
     student, teacher, head, _ = draw(9, 1, 8, 30, "reverse", torch.float64)
     a, b = student.clone().requires_grad_(), student.clone().requires_grad_()
@@ -263,7 +264,7 @@ def test_entropy():
 
 
 def test_no_tensor_of_all_logits_is_allocated():
-    """The largest tensor made on the way is one chunk's [rows, V], in forward and backward."""
+    """The largest tensor of forward and backward is one chunk's [rows, V]."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

@@ -1,5 +1,5 @@
-"""The command line, through its real entry: what it does to files, and one clear line for every
-mistake.
+"""The command line, through its real entry point: what it does to files, and one clear line for
+each mistake.
 """
 
 import json
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import make_game
 
-import oelkit.runs.run  # before a test takes the loading of models away
+import oelkit.runs.run  # saved before tests replace model loading
 from oelkit import __main__ as cli
 from oelkit import commands
 from oelkit.config import DistillConfig, part
@@ -33,7 +33,7 @@ PROGRESS = re.compile(r"^(round \d+: |run: |[\w ,]+: \d+ (of \d+ )?\w+ in ).*\n"
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory that is a repository root of its own, so that runs/ lies in it."""
+    """A temporary working directory that is a repository root, so it holds runs/."""
     for name in ("notebooks", "oelkit"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(place, capsys):
-    """Runs a command in this process; (status, stdout, stderr)."""
+    """Run a command in this process. Return (status, stdout, stderr)."""
 
     def run(*arguments):
         try:
@@ -56,7 +56,7 @@ def call(place, capsys):
 
 
 def refused(answer, *parts):
-    """It ended with 1 and one line on stderr that says `parts`; on stdout only what it did."""
+    """Assert exit status 1 and one line on stderr that contains `parts`."""
     status, out, err = answer
     lines = err.strip().splitlines()
     assert (status, PROGRESS.sub("", out), len(lines)) == (1, "", 1), answer
@@ -64,7 +64,7 @@ def refused(answer, *parts):
 
 
 def misused(answer, flag, *parts):
-    """It ended with 2, usage, and one sentence that names the flag."""
+    """Assert exit status 2, usage, and one sentence that names the flag."""
     status, out, err = answer
     last = err.strip().splitlines()[-1]
     assert (status, out) == (2, "") and f": error: argument {flag}: " in last, answer
@@ -112,7 +112,7 @@ def flags(tiny):
 
 @pytest.mark.slow
 def test_the_real_command_line(tmp_path):
-    """Once in a process of its own: the module starts, a mistake is one line and status 1, usage is
+    """In a separate process: the module starts, a mistake gives one line and status 1, usage gives
     status 2.
     """
 
@@ -162,7 +162,7 @@ def test_the_real_command_line(tmp_path):
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help(call, command):
-    """Each command has an example of its own, which the parser takes, and says its defaults."""
+    """Each command has its own example, which the parser accepts, and states its defaults."""
     status, out, _ = call(command, "--help")
     assert status == 0
     examples = [line.split()[1:] for line in out.splitlines() if line.startswith("  oelkit ")]
@@ -181,7 +181,7 @@ def test_help_says_the_defaults_by_group(call):
 
 
 def made(*arguments):
-    """The settings that a command line makes."""
+    """Return the settings that a command line gives."""
     return commands.settings_of(cli.parser().parse_args(arguments))
 
 
@@ -212,7 +212,7 @@ def test_a_scale_is_other_defaults_and_a_flag_beside_it_holds(call, place):
 
 
 def test_steps_take_their_part_of_the_settings(call, place, settings, monkeypatch):
-    """What could not be said on the command line reaches the model and the training."""
+    """Options that once had no flag reach the model and the training."""
     seen = {}
 
     def load(name, **options):
@@ -264,7 +264,7 @@ def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):
 
 
 def test_extract_prints_what_was_written(call, place, settings, monkeypatch):
-    """Most draws first, and nothing that a terminal would obey."""
+    """Most draws first, without terminal escape sequences."""
 
     def generate(policy, prompts, **_):
         hole = "- EXPERIENCE ITEM: H is \x1b[31ma hole."
@@ -609,8 +609,8 @@ def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, 
 
 
 def numbers():
-    """(command, flag, whether it is a whole number) of every number and date that a command takes,
-    as argparse knows them.
+    """Yield (command, flag, whether it is a whole number) of all numbers and dates that argparse
+    accepts.
     """
     commands = next(a for a in cli.parser()._actions if isinstance(a.choices, dict)).choices
     kinds = {"int": True, "float": False, "date": False}
@@ -693,7 +693,7 @@ def test_odd_arguments_are_named(call, place, settings):
     misused(call("play", *tiny, "--seed", "9" * 30), "--seed", "999")
     (place / "bad.parquet").write_bytes(b"PAR1 and so on PAR1")
     refused(call("import", "bad.parquet"), "bad.parquet: not Parquet")
-    folder = place / "runs/old"  # of few settings, as an older oelkit wrote it, or a stranger
+    folder = place / "runs/old"  # with few settings, as from an older oelkit or a stranger
     folder.mkdir(parents=True)
     record = {"model": settings.model, "extract_games": 1, "num_draws": 1, "max_new_tokens": 4}
     record = {"form": FORM, "settings": record | {"prompt_set": "brief"}, "prompts": {}}
@@ -739,7 +739,7 @@ def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     sources = "".join(path.read_text("utf-8") for path in (place / "mine/notebooks").iterdir())
     read = set(re.findall(r"[\"'(]((?:data|examples|tests)/[\w/.]+)", sources))
     assert len(read) > 8 and all((place / "mine" / path).exists() for path in read), read
-    assert call("notebooks", "--copy", "mine")[0] == 0  # the same files once more
+    assert call("notebooks", "--copy", "mine")[0] == 0  # the same files again
     (place / "mine/notebooks/00_tour.ipynb").write_text("my work")
     refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb is there already and differs")
 

@@ -1,5 +1,5 @@
-"""The plan against what a real step holds, counted tensor by tensor; real models' resident memory
-is in `make bench`.
+"""The memory plan against a real step, counted tensor by tensor. `make bench` measures the resident
+memory of real models.
 """
 
 import importlib
@@ -22,7 +22,7 @@ ROOT, MB = Path(__file__).parents[1], 2**20
 
 
 @pytest.fixture(scope="module")
-def micro():  # that of the lakes: its replies there are as long as the plan assumes
+def micro():  # the lakes model, whose replies there are as long as the plan assumes
     return load_policy(ROOT / "data/micro_lakes")
 
 
@@ -73,7 +73,7 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
 
 
 def test_scores_behind_a_shared_beginning_are_in_the_plan(tiny):
-    """They grow with the square of a state's length, and once were left out of it."""
+    """They grow with the square of a state's length; the plan once left them out."""
     start, *prompts = some_prompts(5, low=250, high=251)
     tiny.base_lm.config.max_position_embeddings = 1024
     plan = memory_plan(tiny, 250, state_tokens=251, reply_tokens=8, batch_size=4)
@@ -82,7 +82,7 @@ def test_scores_behind_a_shared_beginning_are_in_the_plan(tiny):
         asked, answers = [start + p for p in prompts], [[5] * 8] * 4
         held = peak_bytes(lambda: reply_hidden(tiny, asked, answers, beginning), tiny.device)
     print(f"{held / MB:.1f} MiB held, {plan.phases['scoring'] / MB:.1f} planned")
-    # the count does not see what logsumexp holds within itself, up to 8 of 12 bytes per score
+    # the count misses logsumexp's internal tensors, up to 8 of 12 bytes per score
     assert held < plan.phases["scoring"] < 2.5 * held
 
 
@@ -123,7 +123,7 @@ def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypat
 
 
 def test_trial_runs_that_take_no_more_for_more_tokens(tiny, monkeypatch):
-    """As where the first one also allocates what stays; the plan must come out all the same."""
+    """The first run can allocate memory that stays. The plan must work all the same."""
     monkeypatch.setattr("oelkit.model.memory.peak_bytes", lambda work, device: MB)
     plan = memory_plan(tiny, state_tokens=100, reply_tokens=8, batch_size=4)
     assert plan.fits and plan.batch_tokens == 4 * 108
@@ -143,7 +143,7 @@ def test_the_table_names_every_part(tiny):
 
 
 def test_the_keys_and_values_of_all_texts_are_counted_or_left_out(tiny, monkeypatch):
-    """Ten texts of 8,000 tokens on a 1.7B once held 19 GB where 1.9 were planned."""
+    """On a 1.7B model, ten texts of 8,000 tokens once held 19 GB instead of the planned 1.9."""
     module = importlib.import_module("oelkit.model.memory")
     one, ten = (memory_plan(tiny, 300, reply_tokens=8, texts=n) for n in (1, 10))
     kv = "keys and values of experience"

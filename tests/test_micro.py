@@ -1,5 +1,5 @@
-"""The embedded model, and the one of its first phase: their recipe, what they were not shown, and
-that they learn by the loop without shortcuts.
+"""The embedded model and that of its first phase: their recipe, what they never saw, and that they
+learn in the loop without shortcuts.
 """
 
 import json
@@ -59,8 +59,8 @@ def test_what_pre_training_never_shows(make):
 
 
 def test_the_games_of_pre_training_are_those_of_the_world(make):
-    """The recipe writes games itself, for speed: the same moves in the real world give the same
-    words and endings.
+    """The recipe writes its own games, for speed. The same moves in the real world must give the
+    same words and endings.
     """
     rng, endings = random.Random(3), set()
     for _ in range(300):
@@ -75,7 +75,7 @@ def test_the_games_of_pre_training_are_those_of_the_world(make):
             *_, info = env.step(f"[{turn.action}]")
             if (
                 info["outcome"] is Outcome.INVALID
-            ):  # the recipe's player may bump into walls twice and play on
+            ):  # the recipe's player can hit walls twice and play on
                 break
             assert info["feedback"] == turn.feedback
         else:
@@ -101,7 +101,7 @@ def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_
         monkeypatch.setattr("sys.argv", ["make.py", *options])
         monkeypatch.setattr(
             make, "scores", lambda *_: {"act": 0.0}
-        )  # scoring takes longer than this training
+        )  # scoring would take longer than this training
         make.main()
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -113,7 +113,7 @@ def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_
 
 
 def test_the_base_is_no_better_than_a_player_who_guesses(lakes):
-    """On every lake, also with the roles of the letters swapped, one hole and two decoys, and two
+    """On every lake: also with letters in swapped roles, with one hole and two decoys, and with two
     goals.
     """
     worlds = [
@@ -147,7 +147,7 @@ SWAPPED = NOTES.replace("H is a hole", "H is the goal").replace("G is the goal",
 
 @pytest.fixture(scope="module")
 def learned(lakes, tmp_path_factory):
-    """One round of the loop as it is on this model, with a seed that no record has."""
+    """Run one round of the loop on this model, with a seed not used in any record."""
     run = Run(
         tmp_path_factory.mktemp("runs") / "learned",
         Settings(lr=1e-3, rounds=1, run_ablations=False, seed=77, gate="off"),
@@ -165,8 +165,8 @@ def test_one_round_learns(learned):
 
 
 def test_what_it_learned_is_the_letters_not_a_shortcut(learned, lakes):
-    """With the letters' roles swapped the student must now lose; with one hole, two decoys it must
-    still win.
+    """With letters in swapped roles, the student must now lose. With one hole and two decoys, it
+    must still win.
     """
     learned[0].load(1)
     world = "oelkit/FrozenLake4x4Unseen-v0"
@@ -191,14 +191,14 @@ def test_another_seed_of_the_loop_agrees_with_the_record(learned):
 
 
 def notes(letters: str) -> str:
-    """Items about the letters of a board: hole, key, goal, hole."""
+    """Return items about the letters of a board: hole, key, goal, hole."""
     roles = zip(letters, ("a hole", "the key", "the goal", "a hole"), strict=True)
     return "\n".join(f"- EXPERIENCE ITEM: {x} is {role}." for x, role in roles)
 
 
 def test_on_descent_it_reads_notes_and_has_no_shortcut(micro):
-    """Without notes it guesses; with those of one board it passes that one, and on the next it
-    guesses as before; letters that have changed their roles are followed to the hole.
+    """Without notes it guesses. With notes on one board it passes that board and guesses on the
+    next. If the world's letters are swapped, it follows the notes into the hole.
     """
     world, first, second = "oelkit/DescentUnseen-v0", "TMRB", "FCWL"
     assert list(envs.make(world).roles(1)) == list(first)
