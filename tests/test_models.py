@@ -1,5 +1,5 @@
 """Other models and formats through every step: micro in NF4, and a real pretrained model
-(SmolLM2-135M) where one is named.
+(SmolLM2-135M) if one is given.
 """
 
 import os
@@ -18,8 +18,8 @@ NOTES = lora.NOTES
 
 
 def gap(policy, found: list[State]) -> float:
-    """KL(student without notes || teacher with them), nats a token, on the student's four replies
-    to each state.
+    """Return KL(student without notes || teacher with notes), in nats per token, on four replies of
+    the student to each state.
     """
     asked = [policy.encode(state.prompt) for state in found] * 4
     replies = [
@@ -29,8 +29,8 @@ def gap(policy, found: list[State]) -> float:
 
 
 def every_step(policy, *, lr: float, steps: int, games: int, tokens: int) -> tuple[float, float]:
-    """Rollout, extraction, curation, distillation and evaluation; the gap to the teacher before and
-    after.
+    """Run rollout, extraction, curation, distillation and evaluation. Return the gap to the teacher
+    before and after.
     """
     world = "oelkit/FrozenLake-v0"
     played = rollout(policy, world, range(games), max_new_tokens=tokens)

@@ -1,5 +1,5 @@
-"""The strict notebook runner, on tiny notebooks with real kernels; what papermill lets pass must
-fail here.
+"""The strict notebook runner, on tiny notebooks with real kernels. It must fail on errors that
+papermill ignores.
 """
 
 import json
@@ -50,13 +50,13 @@ def root(tmp_path):
 
 
 def published(root, run="demo"):
-    """What a person opens; the rest is for programs."""
+    """Return the files that a person opens; the others are for programs."""
     names = sorted(path.name for path in (root / "runs" / run / "notebooks").iterdir())
     return [name for name in names if not name.endswith((".status.json", "junit.xml"))]
 
 
 def told(root, run="demo"):
-    """What programs read: each status.json, and the cases of junit.xml by kind."""
+    """Return what programs read: each status.json, and the cases of junit.xml by kind."""
     folder = root / "runs" / run / "notebooks"
     states = {p.name.split(".")[0]: json.loads(p.read_text()) for p in folder.glob("*.status.json")}
     suite = xml.parse(folder / "junit.xml").getroot()
@@ -72,7 +72,7 @@ def told(root, run="demo"):
 
 
 def ends(file):
-    """The process whose number is in the file ends within a minute."""
+    """Assert that the process whose id is in the file ends within a minute."""
     with pytest.raises(ProcessLookupError):
         for _ in range(600):
             os.kill(int(file.read_text()), 0)
@@ -134,7 +134,7 @@ def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_p
     )
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # what the user or importing oelkit has set
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # set by the user or by importing oelkit
     write(root, "01_a", "1 / 0")
     write(
         root,
@@ -190,7 +190,7 @@ def wait(name):
 
 @pytest.fixture
 def beside(root, monkeypatch):
-    """What runs in a process of its own finds this package and this root."""
+    """Let other processes find this package and this root."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     return root
@@ -246,7 +246,7 @@ def test_the_failure_of_one_beside_is_told_and_ends_the_batch(beside):
 
 
 def test_a_failure_ends_what_runs_beside_and_is_the_one_that_is_told(beside):
-    """Also where Ctrl+C is ignored, as a shell has it for a job in the background."""
+    """Also if Ctrl+C is ignored, as in a shell's background jobs."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     write(beside, "00_free", "open('begun', 'w')", "import time; time.sleep(900)", after="")
     write(beside, "01_a", WAIT, "wait('begun')", "1 / 0")
@@ -277,7 +277,7 @@ def test_of_two_batches_that_write_one_run_the_second_names_its_cell(root):
     begin = "import time\nfrom pathlib import Path\nfrom oelkit.runs.files import locked"
     write(root, "01_a", f"{begin}\nhere = Path('runs', run)", hold)
     command = [sys.executable, "-m", "oelkit", "notebooks", "01_a"]
-    (root / "notebooks/00_tour.ipynb").write_text("{}")  # by which the root is known
+    (root / "notebooks/00_tour.ipynb").write_text("{}")  # marks the root
     first = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)})
     lock = root / "runs/demo/run.lock"
     while not (lock.exists() and lock.read_text()):
@@ -306,7 +306,7 @@ def test_a_checkout_that_nobody_can_write_to_is_run_elsewhere(tmp_path):
 def test_ctrl_c_ends_the_batch_and_its_kernel(root):
     kernel = "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\nopen('begun', 'w')"
     write(root, "01_a", "x = 1", f"{kernel}\ntime.sleep(900)")
-    (root / "notebooks/00_tour.ipynb").write_text("{}")  # by which the root is known
+    (root / "notebooks/00_tour.ipynb").write_text("{}")  # marks the root
     command = [sys.executable, "-m", "oelkit", "notebooks", "01_a"]
     batch = subprocess.Popen(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
@@ -338,7 +338,7 @@ def test_ctrl_c_again_and_again_ends_what_runs_beside_and_loses_no_result(beside
     while batch.poll() is None:
         batch.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    assert batch.wait() in (130, -signal.SIGINT)  # which may come when all is written
+    assert batch.wait() in (130, -signal.SIGINT)  # can arrive when everything is written
     states, cases = told(beside)
     assert {name: s["cell"] for name, s in states.items() if s["cell"]} == {"02_b": 4, "03_c": 4}
     assert [[kind for kind, _ in cases[name]] for name in sorted(cases)] == [
@@ -422,8 +422,8 @@ def test_a_missing_kernel_is_named(root, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets what the runner's clock says: twice at the start, then before each code cell (the first
-    two are parameters). A cell that has no time left gets one second.
+    """Set the runner's clock. It is read twice at the start, then before each code cell (the first
+    two are parameters). A cell with no time left gets one second.
     """
 
     def set_to(*values):
@@ -475,7 +475,7 @@ def test_publishes_no_widget_state(root):
 
 
 def test_what_models_wrote_is_text_in_a_published_page(root):
-    """As in the gallery and on the site, which are made of such copies."""
+    """The gallery and the site consist of such copies."""
     source = """from oelkit.curation import Curation
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn
 from oelkit.views.widgets import experience_editor, trajectory_viewer
@@ -603,7 +603,7 @@ def test_refuses_the_ill_typed(kinds, default, value):
 
 
 def test_command_line(root, monkeypatch, capsys):
-    write(root, "00_tour", "")  # by which the root is known
+    write(root, "00_tour", "")  # marks the root
     write(root, "01_a", "assert steps == 5 and run == 'mine'")
     monkeypatch.chdir(root / "notebooks")  # the root is found from below
 

@@ -1,4 +1,4 @@
-"""Three answers to one state: what they are made of, and the playground that shows them."""
+"""Three answers to one state: how they are made, and the playground that shows them."""
 
 import math
 

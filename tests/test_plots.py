@@ -1,4 +1,4 @@
-"""The figures: what they show is what the metrics say, nothing is cut off, nothing is left open."""
+"""Figures: they agree with the metrics, nothing is cut off, and no figure stays open."""
 
 import copy
 import math
@@ -55,7 +55,7 @@ def test_figures_are_read_on_white_and_on_black_pages(name):
 
 
 def contrast(one, two):
-    """Of two colours, from 1 to 21 (WCAG 2)."""
+    """Return the contrast of two colours, from 1 to 21 (WCAG 2)."""
 
     def light(colour):
         parts = matplotlib.colors.to_rgb(colour)
@@ -112,7 +112,7 @@ def test_pass_rates_shows_rates_intervals_floors_and_n():
 
 
 def level(axis):
-    """Where the horizontal lines right across are."""
+    """Return the heights of horizontal lines across the whole axis."""
     return sorted(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1])
 
 
@@ -231,9 +231,7 @@ def test_strip_draws_each_turn(game):
 
 
 def test_strip_shows_foreign_text_as_it_is():
-    r"""Logs of an agent: no board, an unknown action, and text that matplotlib would read as
-    mathematics.
-    """
+    """Logs of an agent: no board, an unknown action, text that matplotlib would read as math."""
     turn = Turn(
         r"Cost: $\frac{1$ per <b>item</b>",
         [],
@@ -253,7 +251,7 @@ def test_strip_shows_foreign_text_as_it_is():
 
 
 def test_names_of_a_stranger_are_labels_and_no_formulas():
-    """Nor are they too long for a letter, or hidden from a legend."""
+    """Such names are not read as math, too long for the width, or hidden from a legend."""
     odd = r"_$\frac{1$ and $x^2$"
     rows = make_metrics(probe=None)
     rows["arms"] = {odd: rows["arms"]["sft"]}
@@ -283,7 +281,7 @@ def test_episodes_are_not_called_maps():
 
 
 def test_views_need_no_torch():
-    """Looking at files must not cost the seconds, nor need the packages, of a model."""
+    """Viewing files must need neither the start-up time nor the packages of a model."""
     code = (
         "import sys, oelkit.views.plots, oelkit.views.report, oelkit.views.widgets\n"
         "from oelkit import summary\n"

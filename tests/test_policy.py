@@ -1,5 +1,5 @@
-"""Loading, adapters, hidden states, log-probabilities; on a tiny random model and, where one is
-named, a real one.
+"""Loading, adapters, hidden states and log-probabilities, on a tiny random model and, if given, a
+real one.
 """
 
 import http.server
@@ -46,7 +46,7 @@ def sft_loss(policy):
 
 
 def close(a, b, tolerance):
-    """Relative to the size of b, so that small gradients cannot pass for equal ones."""
+    """Compare relative to the size of b, so that small gradients do not count as equal."""
     return (a - b).norm() <= tolerance * b.norm() and b.norm() > 1e-6
 
 
@@ -122,7 +122,7 @@ def test_use_switches_and_restores(tiny, merge, outer):
     shake(tiny), shake(tiny, "teacher", 2)
     tiny.trainable()[0].requires_grad_(
         False
-    )  # somebody's own choice, which PEFT's set_adapter would undo
+    )  # a user's own choice, which PEFT's set_adapter would undo
     ids = torch.tensor([PROMPTS[2]])
 
     def logits():
@@ -144,7 +144,7 @@ def test_use_switches_and_restores(tiny, merge, outer):
         assert torch.equal(logits(), before)
     assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == flags
     assert all(torch.equal(p, weights[n]) for n, p in tiny.model.named_parameters())
-    # a merged float32 weight is the same function up to rounding; the adapters really differ
+    # merged float32 weights give the same function up to rounding; the adapters really differ
     with torch.no_grad():
         with tiny.adapter("student"):
             torch.testing.assert_close(seen["student"], logits(), rtol=1e-3, atol=1e-4)
@@ -171,7 +171,7 @@ def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monke
     assert not calls
     with tiny.adapter(
         "student", merge=True
-    ):  # with gradients it is there, else it would never be trained
+    ):  # with gradients it is present, otherwise it would never be trained
         assert torch.equal(tiny.hidden(ids), blank) and calls
     tiny.lora_layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
     with torch.no_grad(), tiny.adapter("student", merge=True):
@@ -203,7 +203,7 @@ def test_teacher_equals_the_saved_adapter_in_a_fresh_process(tiny, tmp_path, tin
     shake(tiny)
     tiny.sync_teacher()
     tiny.save_adapter(tmp_path)
-    shake(tiny, seed=2)  # the student goes on
+    shake(tiny, seed=2)  # the student changes further
     code = """
 import json, sys
 from oelkit.model.loading import load_policy
@@ -309,7 +309,7 @@ def test_a_second_policy_on_a_model_adds_nothing_to_it(tiny):
     hooks = len(head._forward_pre_hooks)
     again = replace(tiny, enable_thinking=True)
     assert len(head._forward_pre_hooks) == hooks == 1 and again.model is tiny.model
-    assert len({tiny, again}) == 2  # told apart by identity, and not by comparing tensors
+    assert len({tiny, again}) == 2  # distinguished by identity, not by comparing tensors
 
 
 def test_a_policy_from_the_settings_of_a_run(tiny_model):
@@ -354,7 +354,7 @@ def test_the_dtype_of_a_large_model_on_a_device(tiny_model, monkeypatch, device,
 
 
 def test_hidden_states_that_overflow_in_float16_are_said_at_load(tmp_path):
-    """As Gemma 3's do: replies of padding, and a crash in sampling."""
+    """As with Gemma 3: replies were padding, and sampling crashed."""
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path))
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight *= 1e5
@@ -378,8 +378,8 @@ def lora_gradients(policy):
 
 @pytest.mark.parametrize("workaround", [True, False])
 def test_nf4_keeps_its_gradients_after_generating(tiny_model, workaround, monkeypatch):
-    """Generate, then train: gradients as in a fresh model; the second case shows that they differ
-    without the fix.
+    """After generating, gradients are the same as in a fresh model. The second case shows that they
+    differ without the fix.
     """
     from bitsandbytes.nn.modules import has_avx512bf16
 
@@ -417,7 +417,7 @@ def test_bfloat16_on_request(tiny_model):
     assert len(generate(policy, PROMPTS, max_new_tokens=3)) == 3
 
 
-# -- bad input: one clear sentence each
+# -- bad input: each gives one clear sentence
 
 
 def test_missing_folder_and_not_a_model(tmp_path):
@@ -460,7 +460,7 @@ def test_damaged_weights(tmp_path):
 def test_weights_with_which_the_model_would_not_compute(
     tiny_model, tmp_path, tensors, config, told
 ):
-    """Such as a scale of 8 bits that Transformers does not know."""
+    """Such as an 8-bit scale that Transformers does not know."""
     shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(path := tmp_path / "model/model.safetensors")
     weights |= {f"model.layers.0{name}": torch.ones(shape) for name, shape in tensors.items()}
@@ -698,7 +698,7 @@ def test_a_small_model_takes_one_thread_and_a_larger_one_those_of_before(tiny_mo
     try:
         monkeypatch.setattr(loading, "_threads", 2)
         torch.set_num_threads(2)
-        monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what the user says holds
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's choice wins
         load_policy(tiny_model)
         assert torch.get_num_threads() == 2
         monkeypatch.delenv("OMP_NUM_THREADS")

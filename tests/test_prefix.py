@@ -1,5 +1,5 @@
-"""Shared beginnings: the same hidden states and replies as without, kept once, and turned off where
-that cannot be.
+"""Shared beginnings: stored once, with the same hidden states and replies as without, and turned
+off if that is impossible.
 """
 
 import pytest
@@ -33,14 +33,12 @@ def test_same_hidden_states_as_the_full_forward(
         prefix = SharedPrefix(policy, PROMPTS[0])
         assert prefix.crop(PROMPTS) == len(START) == prefix.kv[0][0].shape[2]
         got = reply_hidden(policy, PROMPTS, REPLIES, prefix)
-        assert torch.equal(
-            reply_hidden(policy, PROMPTS, REPLIES), want
-        )  # nothing was left switched
+        assert torch.equal(reply_hidden(policy, PROMPTS, REPLIES), want)  # no setting stays changed
     assert (got - want).norm() <= tolerance * want.norm()
     z, t = ((x @ policy.head.weight.T).float().log_softmax(-1) for x in (got, want))
     if dtype == "float32":
         assert (z - t).norm() <= 1e-5 * t.norm()
-    # as close to the exact values as the full forward in the same dtype is
+    # as close to the exact values as the full forward in the same dtype
     exact = load_policy(tiny_model)
     shake(exact, "teacher")
     with torch.no_grad(), exact.adapter(adapter):
@@ -81,7 +79,7 @@ def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatc
     assert used and {k.shape for k in used} == {(1, 2, len(START), 16)}
     assert (
         len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2
-    )  # one a layer, from the first token to the last
+    )  # one per layer, from the first token to the last
 
 
 def test_groups():
@@ -102,17 +100,17 @@ def test_groups():
 
 
 def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together(tiny, monkeypatch):
-    """Where a pass costs, as on a GPU: four pairs with 280 tokens in common are one batch."""
+    """If a pass is expensive, as on a GPU, four pairs that share 280 tokens are one batch."""
     pairs, room = [(280, [i, i + 1]) for i in range(0, 8, 2)], 32_768
     lengths = [320 + 32] * 8
     assert join_small_groups(pairs, lengths, 32, room, 4000) == [(0, list(range(8)))]
-    assert join_small_groups(pairs, lengths, 32, room, 0) == pairs  # on a CPU tokens alone cost
+    assert join_small_groups(pairs, lengths, 32, room, 0) == pairs  # on a CPU only tokens cost
     texts = [(2000, list(range(i, i + 32))) for i in (0, 32)]  # two texts, 32 games each
     assert join_small_groups(texts, [2700 + 32] * 64, 32, room, 4000) == texts
     mixed = [(0, [66]), *texts, (280, [64, 65])]
     joined = join_small_groups(mixed, [2700 + 32] * 64 + lengths[:3], 32, room, 4000)
     assert joined == [(0, [64, 65, 66]), *texts]
-    alone = [(280, [0, 1])]  # nothing to be joined with
+    alone = [(280, [0, 1])]  # nothing to join it with
     assert join_small_groups(alone, lengths, 32, room, 4000) == alone
 
     prompts = [[*START, i, *end] for i in (5, 6) for end in ENDS[:3]]
@@ -146,7 +144,7 @@ def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
 
 
 def test_a_model_whose_vocabulary_size_stands_in_its_text_config(tmp_path):
-    """Gemma 3 from 4 B on loads as a model of text and pictures."""
+    """Gemma 3 from 4 B on loads as a model of text and images."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     tokenizer = make_tokenizer()
@@ -174,7 +172,7 @@ def test_a_model_whose_vocabulary_size_stands_in_its_text_config(tmp_path):
 
 
 def test_grouped_queries_on_an_old_card_take_no_quadratic_kernel(tiny, monkeypatch):
-    """There, torch has only that one where fewer key heads than query heads come in."""
+    """There, torch has no other kernel if there are fewer key heads than query heads."""
     real, seen = torch.nn.functional.scaled_dot_product_attention, []
 
     def spy(query, key, value, **options):
@@ -195,6 +193,6 @@ def test_grouped_queries_on_an_old_card_take_no_quadratic_kernel(tiny, monkeypat
         assert generate(tiny, prompts, max_new_tokens=9, temperature=0) == greedy
     assert seen and {(q, k, gqa) for q, k, gqa in seen} == {(4, 4, False)}
     assert (got - want).norm() < 1e-5 * want.norm()
-    assert can_share(tiny)  # and goes back to it behind a shared beginning
+    assert can_share(tiny)  # and is used again after a shared beginning
     assert generate(tiny, PROMPTS[:3], max_new_tokens=3)
     assert tiny.base_lm.config._attn_implementation == "repeated_keys"

@@ -1,4 +1,4 @@
-"""Bars and lines of long work."""
+"""Progress bars and lines."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def test_a_log_gets_one_line_at_the_end_and_nothing_on_stderr(capsys):
 
 
 def test_a_terminal_gets_a_bar_with_loss_and_time_left():
-    """In a process of its own on a real terminal; what it writes on stderr is apart."""
+    """In a new process on a real terminal, with stderr separate."""
     code = "import sys; sys.path.insert(0, 'tests'); from test_progress import work; work()"
     inner, outer = pty.openpty()
     termios.tcsetwinsize(inner, (40, 120))
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar_with_loss_and_time_left():
 
 
 class Kernel(io.StringIO):
-    """A notebook's stdout, by the name of its module."""
+    """A notebook's stdout, recognised by the name of its module."""
 
 
 def test_a_notebook_gets_a_bar_on_stdout(monkeypatch):

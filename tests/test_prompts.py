@@ -103,7 +103,7 @@ def test_experience_stands_behind_the_intro_and_before_all_that_differs():
     intro = prompts.intro.strip("\n")
     assert told.startswith(intro)
     assert told.index(intro) < told.index("- EXPERIENCE ITEM: E") < told.index("Turn 1, the board")
-    # only the block is new, and what stands in front of it is the same for every state
+    # only the block is new, and the text before it is the same for all states
     other = text(
         with_experience(prompts, act_messages(prompts, "OTHER", []), "- EXPERIENCE ITEM: E")
     )
@@ -137,7 +137,7 @@ def test_experience_goes_into_the_first_user_message_of_a_log_and_leaves_the_log
 
 
 def test_the_turns_of_a_conversation_share_their_beginning_with_the_experience(tiny):
-    """What the teacher's cache holds for one turn serves the next: the block is in both."""
+    """The teacher's cache of one turn serves the next, as both contain the block."""
     prompt_set, experience = load_prompt_set("paper"), "- EXPERIENCE ITEM: E"
     first = act_messages(prompt_set, BOARD)
     second = [*first, {"role": "assistant", "content": "[up]"}, {"role": "user", "content": "?"}]
@@ -263,7 +263,7 @@ def test_a_set_of_ones_own(tmp_path):
         ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
         ({"act": "'{'"}, "act cannot be filled in"),
         ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
-        # these fail, or fill the memory, only once something is filled in
+        # these fail, or fill the memory, only when something is filled in
         ({"turn": "'{reply.upper}'"}, "turn cannot be filled in"),
         ({"turn": "'{reply:>999999999999}'"}, "turn cannot be filled in"),
         ({"turn": "'{reply:{reply}}'"}, "turn cannot be filled in"),

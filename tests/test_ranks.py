@@ -1,4 +1,4 @@
-"""Several processes train as one does: real ones, on Accelerate with gloo, the embedded model."""
+"""Several processes train like one: real ones, with Accelerate, gloo and the embedded model."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ if ranks.rank() == 0:
 
 
 def launched(*arguments, cwd):
-    """What `accelerate launch` gives, with two processes on the CPU."""
+    """Return the result of `accelerate launch` with two processes on the CPU."""
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     code = "from accelerate.commands.accelerate_cli import main; main()"
@@ -44,7 +44,7 @@ def launched(*arguments, cwd):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with seven states of lengths that differ."""
+    """A folder with seven states of different lengths."""
     asked = [f"BOARD {'x ' * 5 * i}{i}" for i in range(7)]
     states = [State(f"s{i}", "t", i, [{"role": "user", "content": a}]) for i, a in enumerate(asked)]
     write_jsonl(tmp_path / "states.jsonl", states)
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def off(one, two):
-    """The largest difference of two adapters."""
+    """Return the largest difference between two adapters."""
     a, b = (load_file(Path(folder, "adapter_model.safetensors")) for folder in (one, two))
     assert a.keys() == b.keys()
     assert any(t.abs().max() > 1e-4 for name, t in a.items() if "lora_B" in name)  # it has learned
@@ -65,7 +65,7 @@ def off(one, two):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(folder):
-    """The states of a step are divided unevenly (3 and 2), some are retained, batches are small."""
+    """States are divided unevenly (3 and 2), some are in the retention share, batches are small."""
     command = ["train.py", "one", "states.jsonl", TEXT, "1"]
     subprocess.run([sys.executable, *command], cwd=folder, check=True, timeout=900)
     done = launched("train.py", "two", "states.jsonl", TEXT, "2", cwd=folder)
@@ -89,7 +89,7 @@ def test_the_command_is_launched_and_only_the_first_process_writes(folder, monke
     done = launched("-m", "oelkit", *command, "two", cwd=folder)
     assert done.returncode == 0, done.stderr
     said, alone = done.stdout.splitlines(), capsys.readouterr().out.replace("one", "two")
-    assert said[-3:] == alone.splitlines()[-3:]  # losses and what is written; before it seconds
+    assert said[-3:] == alone.splitlines()[-3:]  # losses and written files, without seconds
     assert len(said) == len(alone.splitlines())
     assert off("one", "two") < 1e-5
     monkeypatch.setattr(ranks, "count", lambda: 2)

@@ -25,7 +25,7 @@ from oelkit.records import (
     write_text,
 )
 
-# U+2028, controls and lone low surrogates among them; a high one before a low one would rightly
+# Includes U+2028, controls and lone low surrogates. A high one before a low one would correctly
 # become one character.
 characters = st.characters(exclude_categories=[]).filter(lambda c: not "\ud800" <= c < "\udc00")
 text = st.text(alphabet=characters, max_size=20)
@@ -183,7 +183,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_a_text_is_written_as_a_whole_and_is_on_disk(tmp_path, monkeypatch):
-    """The bytes and then the name are on disk before `write_text` returns."""
+    """First the bytes, then the name are on disk when `write_text` returns."""
     done, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda f: done.append(os.fstat(f).st_ino) or fsync(f))
     monkeypatch.setattr(os, "replace", lambda a, b: done.append("name") or replace(a, b))
@@ -201,9 +201,7 @@ def test_a_text_is_written_as_a_whole_and_is_on_disk(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
-    resource = pytest.importorskip(
-        "resource"
-    )  # a limit on the file size is the nearest thing to a full disk
+    resource = pytest.importorskip("resource")  # a limit on the file size imitates a full disk
     path = tmp_path / "log.jsonl"
     size = append_jsonl(path, {"a": 1})
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -263,7 +261,7 @@ def test_of_many_writers_at_once_exactly_one_wins(tmp_path):
 
 
 def test_files_are_written_and_read_line_by_line(tmp_path):
-    """Memory does not grow with a file: neither its text nor its bytes are there as a whole."""
+    """Memory does not grow with a file, as it is never in memory as a whole."""
     path, written = tmp_path / "a.jsonl", []
 
     def rows():
@@ -283,7 +281,7 @@ def test_files_are_written_and_read_line_by_line(tmp_path):
 
 
 def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
-    """Of an editor that saves it, and of files that were joined."""
+    """From an editor that saves one, and in files that were joined."""
     path = tmp_path / "a.jsonl"
     append_jsonl(path, {"a": 1})
     path.write_bytes(2 * (b"\xef\xbb\xbf" + path.read_bytes()))

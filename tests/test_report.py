@@ -1,5 +1,5 @@
-"""The report: one file that loads nothing, runs nothing a model wrote, and says what came out and
-what did not.
+"""The report: one file that loads nothing, runs no model text, and states results and what is
+missing.
 """
 
 import base64
@@ -24,7 +24,7 @@ EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text by the tag that it stands in."""
+    """Parses tags with their attributes, and text by the tag around it."""
 
     def __init__(self, text):
         super().__init__()
@@ -82,7 +82,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
         sorted(base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources)
         == figures
     )
-    drawn = 5 if metrics.get("arms") else 3  # nothing to draw beside round 1, and no probe
+    drawn = 5 if metrics.get("arms") else 3  # nothing to draw except round 1, and no probe
     assert len(figures) == drawn + 2
     k = metrics["rounds"][-1]["round"]
     captions = [text for text in page.texts["figcaption"] if "held-out map" in text]
@@ -214,27 +214,27 @@ def test_spread_of_the_draws_beyond_noise_is_a_finding():
 
 
 def outcomes(bits):
-    """A report's summary of maps that passed (1) or not (0), as rows of metrics.json have it."""
+    """Return a report's summary, as in metrics.json, of maps that passed (1) or not (0)."""
     low, high = wilson_interval(bits.count("1"), len(bits))
     return {**rate(bits.count("1"), len(bits)), "low": low, "high": high, "passes": bits}
 
 
 def test_arms_of_the_same_maps_are_compared_paired():
-    """Intervals that meet say nothing of two arms of which one passes wherever the other does."""
+    """Overlapping intervals say nothing if one arm passes every map that the other passes."""
     base, learned = outcomes("1" * 60 + "0" * 68), outcomes("1" * 74 + "0" * 54)
-    assert base["high"] > learned["low"]  # they meet
+    assert base["high"] > learned["low"]  # they overlap
     metrics = make_metrics((74,), base=60, arms=False)
     metrics["rounds"][0]["pass_rate"] |= {"base": base, "consolidated": learned}
     (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1, with")]
     assert line.came_out and "is above the base" in line.text
     assert "+10.9 points [+6.2, +16.4], paired by map" in line.text
-    base |= {"passes": base["passes"][:64], "n": 64}  # of other maps: nothing to pair
+    base |= {"passes": base["passes"][:64], "n": 64}  # different maps: nothing to pair
     (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1, with")]
     assert not line.came_out and line.text.endswith("the intervals meet.")
 
 
 def test_episodes_on_the_same_maps_are_no_more_maps():
-    """Ten games on each map: their number is said beside that of the maps, drawn again."""
+    """With ten games per map, both numbers are given, and the bootstrap resamples maps."""
     rows = {}
     for arm, won in (("base", 3), ("in_context", 8), ("consolidated", 6)):
         rows[arm] = outcomes(("1" * won + "0" * (8 - won)) * 10) | {"maps": 8}
@@ -265,7 +265,7 @@ def test_nothing_passes_in_context():
 
 @pytest.mark.slow
 def test_the_report_shows_what_training_read(tmp_path):
-    """And says so where experience.md was changed after it."""
+    """It also says if experience.md was changed afterwards."""
     run = make_run(tmp_path / "demo", make_metrics((90,)))
     text = write_report(run).read_text(encoding="utf-8")
     assert "does not keep what training read" in text
@@ -298,7 +298,7 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
 
 def test_the_report_says_first_what_is_out_of_date(tmp_path):
     run = make_run(tmp_path / "demo", make_metrics((90,)))
-    assert "out of date" not in write_report(run).read_text(encoding="utf-8")  # an older form
+    assert "out of date" not in write_report(run).read_text(encoding="utf-8")  # an older format
     record = json.loads((run / "run.json").read_text())
     settings = record["settings"] | {"rounds": 1, "env": "oelkit/FrozenLake4x4-v0"}
     prompts = asdict(load_prompt_set("brief"))

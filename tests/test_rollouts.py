@@ -1,4 +1,4 @@
-"""Playing: one call of the model a turn, and what the records hold."""
+"""Playing: one model call per turn, and the contents of the records."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ def play(policy, seeds=(3, 4, 5), *args, **options):
 
 @pytest.fixture
 def player(monkeypatch):
-    """A scripted player: its moves, turn by turn, for every game."""
+    """Return a scripted player that makes these moves, turn by turn, in every game."""
 
     def install(*moves):
         left = list(moves)
@@ -100,7 +100,7 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
             assert outcome is None
             outcome = env.step(reply)[4]["outcome"]
         assert outcome is game.outcome
-    assert {len(game.turns) for game in games} > {4}  # games end apart from each other
+    assert {len(game.turns) for game in games} > {4}  # games end at different turns
     longest = max(games, key=lambda game: len(game.turns))
     assert longest.turns[3].prompt[0]["content"].count("You played [") == 3
 
@@ -228,7 +228,7 @@ def test_states_of_games_played_with_experience_are_without_it(tiny):
     assert texts[0] in str(games[0].turns[0].prompt)
     found = states(games, texts)
     assert not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
-    plain = states(play(tiny, (3, 4)))  # the first turns do not depend on what was answered
+    plain = states(play(tiny, (3, 4)))  # the first turns do not depend on the replies
     assert [s.prompt for s in found if not s.turn] == [s.prompt for s in plain if not s.turn]
     with pytest.raises(ValueError, match="not where the prompt set .* puts it"):
         states(games, "- EXPERIENCE ITEM: another")
@@ -256,7 +256,7 @@ def test_errors(tiny, tmp_path):
 
 
 class Archive(gym.Env):
-    """A world that holds something open; the second step of its game on map 2 goes wrong."""
+    """A world that holds a resource; the second step of its game on map 2 fails."""
 
     action_space = observation_space = gym.spaces.Text(100)
     open_ones: set[int] = set()
@@ -285,7 +285,7 @@ class Archive(gym.Env):
                 while True:
                     try:
                         time.sleep(60)
-                    except TimeoutError:  # as careless code would
+                    except TimeoutError:  # as in careless code
                         self.fault = ""
                         raise
             case "three values":
@@ -326,7 +326,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.timeout(method="thread")  # the other method takes the signal that stops a world
+@pytest.mark.timeout(method="thread")  # the other method uses the signal that stops a world
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_world_that_fails_ends_its_own_game_and_no_other(tiny, archive, fault):
     maps, greedy = [1, 2, 3], {"max_new_tokens": 2, "temperature": 0}

@@ -1,5 +1,5 @@
-"""The menus for run and round, and the notice of what is out of date: they open the folder that was
-chosen, say what cannot be opened, and do again what is stale.
+"""The menus for run and round, and the notice of stale stages: they open the chosen folder, say
+what cannot be opened, and redo stale stages.
 """
 
 from pathlib import Path
@@ -37,11 +37,11 @@ def test_the_menus_open_what_is_chosen(runs):
     assert "item of a1" in shown(menu) and [name for name, _ in k.options] == ["1", "2"]
     old = menu.children[1].children[0]
     k.value = runs / "a" / "round_2"
-    assert "item of a2" in shown(menu) and old.comm is None  # the view before is closed
+    assert "item of a2" in shown(menu) and old.comm is None  # the previous view is closed
 
 
 def test_ipywidgets_7_has_no_mime_bundle_of_its_own(runs, monkeypatch):
-    """As Colab has it; the views' own still is tested with them."""
+    """The version on Colab. The views' own bundle is tested with them."""
     monkeypatch.delattr(ipywidgets.Widget, "_repr_mimebundle_", raising=False)
     data, _ = RoundMenu(views, runs / "b" / "round_1", runs)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data and "item of b1" in data["text/html"]

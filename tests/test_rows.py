@@ -1,4 +1,4 @@
-"""Records for other programs: what is written is read by them, and TRL trains on it."""
+"""Records for other programs: they can read the files, and TRL trains on them."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_states_that_a_trainer_does_not_take_are_counted_or_refused():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run folder with one round of games, items of which one is rejected, states, experience."""
+    """A run folder with one round: games, items (one rejected), states, experience."""
     monkeypatch.chdir(tmp_path)
     prompts = {**vars(load_prompt_set("brief"))}
     record = {"form": 2, "settings": vars(Settings(rounds=1)), "prompts": prompts}
@@ -140,7 +140,7 @@ def test_the_command_writes_what_it_is_asked_for(run, capsys):
 
 @pytest.mark.slow
 def test_trl_trains_two_steps_on_a_set_as_it_is(run, tmp_path):
-    """No column is renamed, no template given: TRL's own defaults."""
+    """With TRL's defaults: no column is renamed and no template given."""
     pytest.importorskip("trl", reason="TRL is not installed: pip install 'oelkit[bench]'")
     import datasets
     from transformers import AutoTokenizer

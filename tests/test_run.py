@@ -1,5 +1,5 @@
-"""The loop in a run folder: what it writes, and that it goes on where it was stopped as if nothing
-had been.
+"""The loop in a run folder: the files it writes, and that it resumes as if it had never been
+stopped.
 """
 
 import json
@@ -26,13 +26,13 @@ def start(folder, settings):
 
 @pytest.fixture(scope="module")
 def done(settings, tmp_path_factory):
-    """A finished run without interruption: (folder, its metrics)."""
+    """Return an uninterrupted, finished run: (folder, metrics)."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     return folder, by_hand(start(folder, settings)).run_all()
 
 
 def timeless(value):
-    """Without what differs from one run to another: seconds, and the run's name."""
+    """Remove what differs between runs: seconds and the run's name."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "run")}
     return [timeless(v) for v in value] if isinstance(value, list) else value
@@ -227,7 +227,7 @@ def test_items_against_what_earlier_rounds_know_are_left_out(settings, tmp_path)
 
 
 def test_states_from_games_with_the_experience(settings, tmp_path):
-    """They are asked without it; another experience, and they are stale."""
+    """States are stored without the experience, but stale if it changes."""
     run = by_hand(start(tmp_path / "run", replace(settings, states_with_experience=True)))
     found = run.collect(1)
     assert found and not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
@@ -326,7 +326,7 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
     curation.add("Mine is for all draws.")
     texts = start(tmp_path / "run", settings).experiences(
         1
-    )  # done anew, as the log is newer than experience.md
+    )  # redone, as the log is newer than experience.md
     mine = "- EXPERIENCE ITEM: Mine is for all draws."
     assert texts == [mine, f"- EXPERIENCE ITEM: G is the goal.\n{mine}"]
     metrics = start(tmp_path / "run", settings).run_all()

@@ -1,5 +1,5 @@
-"""Sampling: ids in, ids out; independent of batches, of the folder's generation_config and of the
-global generator.
+"""Sampling: ids in, ids out, independent of batches, the folder's generation_config and the global
+generator.
 """
 
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def test_greedy_replies_do_not_depend_on_the_batch(tiny):
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on_the_same(tiny, monkeypatch):
-    """End tokens that random replies hit at different times; the reference is decoding by hand."""
+    """Random replies hit end tokens at different times; the reference is decoding by hand."""
     shake(tiny)
     prompts = some_prompts(12, seed=3)
     long = [r.ids for r in generate(tiny, prompts, max_new_tokens=40, temperature=0)]
@@ -41,7 +41,7 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on_the_same(tiny, monke
     tiny.base_lm.generation_config.eos_token_id = ends
     replies = generate(tiny, prompts, max_new_tokens=40, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 40) for p in prompts]
-    assert len({len(r.ids) for r in replies}) > 2  # else the test shows nothing
+    assert len({len(r.ids) for r in replies}) > 2  # otherwise the test shows nothing
     for reply in replies:
         ended = reply.ids[-1] in tiny.eos_ids
         assert reply.truncated is not ended and (ended or len(reply.ids) == 40)
@@ -65,7 +65,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(tiny, shared, monkeyp
     assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 12) for p in prompts]
     assert all(rows <= 3 or width == 1 for rows, width in seen[:20])
     alike = generate(tiny, [three[0]] * 20, max_new_tokens=6, temperature=1.5)
-    assert len({tuple(r.ids) for r in alike}) > 10  # read once, yet each sampled for itself
+    assert len({tuple(r.ids) for r in alike}) > 10  # read once, but each sampled separately
 
 
 def test_the_head_is_never_given_a_slice(tiny):
@@ -105,7 +105,8 @@ def test_mode_flags_and_config_are_as_before(tiny):
     config = tiny.base_lm.generation_config
     for mode in (True, False):
         tiny.model.train(mode)
-        tiny.base_lm.base_model.layers[0].eval()  # a part in another mode, as routers without noise
+        # one part in another mode, such as routers without noise
+        tiny.base_lm.base_model.layers[0].eval()
         modes = [m.training for m in tiny.model.modules()]
         flags = [p.requires_grad for p in tiny.model.parameters()]
         generate(tiny, [[5, 6]], max_new_tokens=2, adapter="teacher")
@@ -115,8 +116,8 @@ def test_mode_flags_and_config_are_as_before(tiny):
 
 
 def test_sampling_follows_the_models_distribution_not_the_folders_generation_config(tiny):
-    """First tokens of many draws against the softmax at that temperature, with a poisoned
-    generation_config.
+    """Compares first tokens of many samples with the softmax at that temperature. The folder's
+    generation_config is misleading.
     """
     poison = tiny.base_lm.generation_config
     poison.do_sample, poison.top_k, poison.top_p, poison.repetition_penalty = True, 1, 0.1, 9.0
@@ -156,7 +157,7 @@ def test_adapters_differ(tiny):
 
 
 def turns_of(games, shared=300):
-    """Prompts of games, turn by turn: each goes on where the one before ends, but for its end."""
+    """Return prompts of games by turn. Each continues the previous one except for its end."""
     begin = torch.arange(shared).remainder(200).add(3).tolist()
     parts = [some_prompts(5, seed=9 + g) for g in range(games)]
     for turn in range(1, 5):
@@ -166,8 +167,8 @@ def turns_of(games, shared=300):
 @pytest.mark.parametrize("shared", [0, 300])
 @pytest.mark.parametrize("room", [None, 150_000])
 def test_keys_and_values_are_kept_from_turn_to_turn(tmp_path, shared, room, monkeypatch):
-    """Replies are those of whole forward passes, games that end and equal prompts among them; fewer
-    tokens are read; where room is short, others are read again.
+    """Replies equal those of whole forward passes, also with ended games and equal prompts. Fewer
+    tokens are read; if room is short, some are read again.
     """
     tiny = load_policy(make_model(tmp_path, max_position_embeddings=1024))
     shake(tiny)
@@ -210,7 +211,7 @@ def test_sliding_window_and_other_cache_layers(tmp_path):
 
 
 def test_recurrent_layers_beside_attention(tmp_path):
-    """Their cache has no keys; rows that end, and rows that are there twice, leave it right."""
+    """Their cache has no keys. It stays correct when rows end or appear twice."""
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     tokenizer = make_tokenizer()

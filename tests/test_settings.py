@@ -1,4 +1,4 @@
-"""Settings: one default per name, scales, names of runs; and the public names of the package."""
+"""Settings: one default per name, scales, run names, and the package's public names."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ def test_settings_are_those_of_the_steps_and_of_the_loop():
     assert part(DistillConfig, Settings.of("tiny", steps=7)) == DistillConfig(
         lr=5e-4, warmup=0, steps=7
     )
-    # made for the embedded model: any other one is trained by the safe defaults
+    # made for the embedded model: all others are trained with the safe defaults
     assert part(DistillConfig, Settings.of("tiny", model="a/b")) == DistillConfig()
     assert Settings.of("tiny", model="a/b", lr=1e-3).lr == 1e-3
     with pytest.raises(FrozenInstanceError):
@@ -86,7 +86,7 @@ def test_every_public_name_loads_and_type_checkers_see_the_same():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
 def test_a_notebook_imports_torch_after_oelkit(path):
-    """Which sets the waiting policy of OpenMP's threads; loaded before, torch has another."""
+    """oelkit sets the waiting policy of OpenMP's threads, which torch reads when it is loaded."""
     cells = json.loads(path.read_text("utf-8"))["cells"]
     source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     first = re.search(r"^(?:from|import) (oelkit|torch)\b", source, re.M)

@@ -1,5 +1,5 @@
-"""The site builds without a warning and asks no other host for anything; copies that are older than
-their source are named.
+"""The site builds without warnings and loads nothing from other hosts; outdated copies of notebooks
+are named.
 """
 
 import base64
@@ -61,14 +61,14 @@ def test_a_copy_that_is_older_than_its_source_is_named(tmp_path):
 
 
 def test_a_copy_has_no_injected_cell_and_its_thumbnail_no_ground(tmp_path):
-    """No ground, as its figure: on white and on black pages lines that are half seen stay so."""
+    """The thumbnail is transparent like its figure, so faint lines look right on any page."""
     faint = Image.new("RGBA", (900, 300), (118, 118, 118, 64))
     png = io.BytesIO()
     faint.save(png, "PNG")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("figure")])
     shown = {"image/png": base64.b64encode(png.getvalue()).decode()}
     notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", shown)]
-    injected = {"tags": ["injected-parameters"]}  # by papermill: nobody wrote it
+    injected = {"tags": ["injected-parameters"]}  # added by papermill
     notebook.cells.insert(0, nbformat.v4.new_code_cell("run = 'demo'", metadata=injected))
     nbformat.write(notebook, tmp_path / "one.ipynb")
     (tmp_path / "gallery").mkdir()

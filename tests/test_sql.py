@@ -1,4 +1,4 @@
-"""The SQL world: its questions, its colleague, and queries that must do no harm."""
+"""The SQL world: questions, the colleague, and harmless handling of bad queries."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_there_are_questions_enough_and_unseen_ones_combine_known_facts_anew(dat
     alone = [
         {(q.facts, q.ordered) for q in some if " and " not in q.text} for some in (train, forms)
     ]
-    assert not alone[0] & alone[1]  # of a condition alone, one way of asking is held out
+    assert not alone[0] & alone[1]  # for a single condition, one phrasing is held out
 
 
 def test_databases_share_no_name_and_are_the_same_each_time():
@@ -163,7 +163,7 @@ def test_wrong_arguments_are_refused(wrong):
 
 @pytest.fixture
 def player(monkeypatch):
-    """Says these replies in every game; world, prompts and records are the real ones."""
+    """Return a player with these replies in every game; world, prompts and records are real."""
 
     def install(*replies):
         left = list(replies)
@@ -270,7 +270,8 @@ def test_the_script_learns_goes_on_and_shows_what_is_there(tmp_path, monkeypatch
     rows = read_jsonl(out)
     arms = ["base", "hand", "base", "own", "curated", "consolidated", "consolidated"]
     assert [row["arm"] for row in rows] == arms and len(chats.read_text().splitlines()) == 2
-    assert rows[4]["experience"].endswith("ware, their names in bez.")  # what says no fact is out
+    # items without a fact are rejected
+    assert rows[4]["experience"].endswith("ware, their names in bez.")
     assert all(sum(n for _, n in row["kinds"].values()) == row["n"] == 4 for row in rows)
     learn["learn"](settings, out, None)
     assert read_jsonl(out) == rows  # nothing is measured twice

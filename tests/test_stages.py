@@ -1,4 +1,4 @@
-"""What is out of date in a run is said, refused or done again; what a person wrote stays."""
+"""Stale stages of a run are reported, refused or redone; a person's edits stay."""
 
 import inspect
 import itertools
@@ -37,7 +37,7 @@ def policy(settings):
 
 @pytest.fixture(scope="module")
 def small(settings):
-    """Two rounds without arms."""
+    """Settings for two rounds without arms."""
     return replace(settings, run_ablations=False)
 
 
@@ -58,7 +58,7 @@ def run(finished, small, policy, tmp_path):
 
 @pytest.fixture
 def weights(monkeypatch):
-    """(step, student, teacher) of each call of a step in a run: the weights with which it works."""
+    """Record the weights at each call of a step in a run: (step, student, teacher)."""
     seen = []
 
     def spy(module, name):
@@ -90,7 +90,7 @@ def log_of(run, k=1):
 
 
 def tree(folder):
-    """Every file with its bytes' hash and its time."""
+    """Return each file with the hash of its bytes and its time."""
     return {
         p.relative_to(folder).as_posix(): (files.sha256(p), p.stat().st_mtime_ns)
         for p in folder.rglob("*")
@@ -103,7 +103,7 @@ def states(run):
 
 
 def adapter(run, k):
-    """The LoRA tensors of a round's adapter, as the policy holds them."""
+    """Return the LoRA tensors of a round's adapter, as in the policy."""
     other = load_policy(run.settings.model)
     other.reset()
     if k:
@@ -139,7 +139,7 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
             ask()
         assert "--redo" in str(caught.value) and "\n" not in str(caught.value)
         assert re.search(r"and so (\w+ of round \d, ){3}\d+ more\): add --redo", str(caught.value))
-    assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # what it does not touch is read
+    assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # unaffected stages are read
     assert tree(run.folder) == before
     stale = [node for node, state in states(run).items() if state == "stale"]
     assert stale == [
@@ -177,7 +177,7 @@ def test_an_edit_that_leaves_the_text_as_it_was_trains_nothing_again(run):
     assert run.redo()[0].stage == "curate"
     after = tree(run.folder)
     names = {"round_1/curation.jsonl", "round_1/experience.md", "round_1/manifests/curate.json"}
-    names |= {"metrics.json", "manifests/metrics.json"}  # it counts what was kept, and the seconds
+    names |= {"metrics.json", "manifests/metrics.json"}  # it counts kept items and seconds
     assert {name for name in after if after[name] != before[name]} == names
     assert set(states(run).values()) == {"done"}
 
@@ -195,11 +195,11 @@ def test_what_was_decided_before_any_training_needs_no_redo(small, policy, tmp_p
     "ask", [lambda r: r.evaluate(1), lambda r: r.extract(2), lambda r: r.distill(2)]
 )
 def test_a_touched_log_never_puts_other_weights_into_a_stage(run, weights, ask):
-    """The three ways in which a log that was touched after training once led a stage to other
-    weights: the untrained student measured as consolidated, items of round 2 written by the base,
-    round 2 trained from round 1's start."""
+    """A log touched after training once led stages to other weights in three ways: the untrained
+    student was measured as consolidated, the base wrote the items of round 2, and round 2 trained
+    from the start of round 1."""
     log_of(run).add("Walls cost a turn.")
-    if ask.__code__.co_consts[1] == 2:  # as if round 2 had come no further than its states
+    if ask.__code__.co_consts[1] == 2:  # as if round 2 had stopped after its states
         for name in ("items.jsonl", "experience.md", "adapter", "metrics.json"):
             files.remove(run.folder / "round_2" / name)
     with pytest.raises(StaleRunError):
@@ -256,7 +256,7 @@ def test_the_teacher_of_a_resumed_round_is_its_start(run):
     assert same(run.policy.trainable(), adapter(run, 1))
 
 
-# -- what a person wrote
+# -- a person's edits
 
 
 def test_a_hand_written_experience_stays_whatever_becomes_of_the_log(small, policy, tmp_path):
@@ -279,7 +279,7 @@ def test_a_hand_written_experience_stays_whatever_becomes_of_the_log(small, poli
     text = path.read_bytes()
     run.run_all(redo=True)
     assert path.read_bytes() == (run.folder / "round_1/adapter/experience.md").read_bytes() == text
-    path.unlink()  # that alone brings the decisions of the log back
+    path.unlink()  # only this restores the decisions of the log
     with pytest.raises(StaleRunError, match="round_1/experience.md is gone"):
         run.run_all()
     run.run_all(redo=True)
@@ -289,7 +289,7 @@ def test_a_hand_written_experience_stays_whatever_becomes_of_the_log(small, poli
 def test_texts_that_a_program_hands_in_stay_too(small, policy, tmp_path):
     run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
     derived = run.curate(1)
-    run.write_experience(1, derived)  # the same words, but now somebody's own
+    run.write_experience(1, derived)  # the same words, but now a person's
     log_of(run).add("Walls cost a turn.")
     assert run.curate(1) == derived
 
@@ -479,7 +479,7 @@ def test_a_second_writer_is_told_who_the_first_is(run):
             assert other.stdout.readline() == "mine\n"
             with pytest.raises(ValueError, match=f"written by process {other.pid} on {host}: wait"):
                 run.run_all(redo=True)
-            assert len(run.rollout(1)) == 2 and run.status()  # readers need no lock
+            assert len(run.rollout(1)) == 2 and run.status()  # readers do not need the lock
         finally:
             other.kill()
     assert lock.exists()  # its owner is dead
@@ -497,7 +497,7 @@ def test_a_folder_that_was_deleted_and_perhaps_begun_anew_is_left_alone(
 ):
     def delete(row):
         shutil.rmtree(tmp_path / "run")
-        if anew:  # by another process, which is at work
+        if anew:  # held by another running process
             Run(tmp_path / "run", small, policy, progress=False)
             (tmp_path / "run/run.lock").write_text("4711 elsewhere")
 
@@ -546,7 +546,7 @@ def test_the_gate_says_what_was_lost():
 
 @pytest.fixture
 def losing(monkeypatch):
-    """Round 1 loses."""
+    """A run whose round 1 loses."""
     judge = gate.judge
     monkeypatch.setattr(
         gate,
@@ -568,7 +568,7 @@ def test_a_round_that_lost(small, policy, tmp_path, losing, weights, how):
             run.run_all()
         assert not (run.folder / "round_2/trajectories.jsonl").exists()
         run.promote(1)
-    if how == "rollback":  # the items of round 1 are not carried on either: round 2 has none
+    if how == "rollback":  # the items of round 1 are not carried over either: round 2 has none
         with (
             pytest.warns(UserWarning, match="round 1 lost it"),
             pytest.raises(ValueError, match="round 2"),
@@ -639,7 +639,7 @@ def test_games_on_the_same_held_out_maps_are_kept_before_and_after(run):
 
 
 def test_a_killed_run_is_missing_stages_and_never_half_done(run, monkeypatch):
-    """Killed between any two changes of the folder while a stage's files are put in place."""
+    """Kill it between any two changes of the folder, while a stage's files are put in place."""
     log_of(run).add("Walls cost a turn.")
     for stop in range(12):
         shutil.rmtree(run.folder.with_name("tried"), ignore_errors=True)
@@ -670,7 +670,7 @@ def test_a_killed_run_is_missing_stages_and_never_half_done(run, monkeypatch):
 
 
 def test_a_kill_amid_the_automatic_decisions_changes_none_of_them(small, policy, tmp_path):
-    """Half of them would lead to others: what most draws agree on is known only as a whole."""
+    """With only half of them, others would follow, as agreement of draws needs all items."""
     items = [
         ExperienceItem(f"{d}{n}", text, (), "m", 1, d)
         for d in range(4)
@@ -712,8 +712,8 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(run):
     for path in left + kept:
         path.write_text("")
     old, now = (home / "distill.json").stat().st_mtime, time.time()
-    os.utime(left[1], (old - 1, old - 1))  # of the training that is done
-    os.utime(kept[1], (now, now))  # of one that is being done again
+    os.utime(left[1], (old - 1, old - 1))  # of the finished training
+    os.utime(kept[1], (now, now))  # of one that is being redone
     log_of(run).add("Walls cost a turn.")
     run.ensure(1, "curate", redo=True)
     assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
@@ -729,7 +729,7 @@ def test_opening_a_run_without_a_word_on_the_gate_keeps_its_own(small, policy, t
     (tmp_path / "run/round_1/states.jsonl").unlink()
     assert gate_of(replace(small, gate=None)) == "stop"
     (tmp_path / "run/round_1/states.jsonl").unlink()
-    assert gate_of(replace(small, gate="warn")) == "warn"  # said is said
+    assert gate_of(replace(small, gate="warn")) == "warn"  # an explicit setting wins
 
 
 def test_each_stage_of_many_rounds_is_asked_once(small, policy, tmp_path, monkeypatch):
@@ -738,12 +738,12 @@ def test_each_stage_of_many_rounds_is_asked_once(small, policy, tmp_path, monkey
     monkeypatch.setattr(
         stages.Stages, "before", lambda self, *node: asked.append(node) or real(self, *node)
     )
-    assert len(run._needs((9, "evaluate"))) == 55  # six a round and the base
+    assert len(run._needs((9, "evaluate"))) == 55  # six per round and the base
     assert len(asked) < 200
 
 
 def known(folder, text, draws=3):
-    """What the draws of round 2 already know where round 1 left this experience.md."""
+    """Return what the draws of round 2 already know if round 1 left this experience.md."""
     (folder / "round_1").mkdir(exist_ok=True)
     (folder / "round_1/experience.md").write_text(text, "utf-8")
     settings = SimpleNamespace(num_draws=draws, carry_experience=True)
@@ -812,7 +812,7 @@ def test_the_editor_of_a_run_says_what_an_edit_makes_out_of_date(run):
 
 
 class FilesRun(driver.Driver):
-    """Stages whose work is to write their files, and that know no model."""
+    """A run whose stages only write their files, without a model."""
 
     def __init__(self, folder, rounds, monkeypatch):
         self.folder, self.policy = folder, SimpleNamespace(as_found=nullcontext)
@@ -844,7 +844,7 @@ class FilesRun(driver.Driver):
 
 
 def test_hundreds_of_rounds_stand_one_upon_the_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "sync_tree", lambda _: None)  # nothing is cut off here
+    monkeypatch.setattr(files, "sync_tree", lambda _: None)  # nothing is left out here
     run, limit = FilesRun(tmp_path / "run", 30, monkeypatch), sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 120)  # as a thousand is for hundreds of rounds
     try:
@@ -875,7 +875,7 @@ def test_a_round_reads_no_file_of_rounds_long_ago(tmp_path, monkeypatch):
     sys.addaudithook(lambda e, args: at[0] and e == "open" and opened.append((at[0], str(args[0]))))
 
     def ensured(k, stage, redo=False):
-        at[0] = k  # 0 in the end, when all are looked at once more
+        at[0] = k  # 0 at the end, when all are checked again
         ensure(k, stage, redo)
 
     run.ensure = ensured
@@ -916,7 +916,7 @@ def test_a_training_reads_and_writes_no_steps_of_other_rounds(small, policy, tmp
     assert not [call for call in calls if call[1] == "metrics.jsonl"]
     (run.folder / "round_1/manifests/distill.json").unlink()
     shutil.rmtree(run.folder / "round_1/adapter")
-    with open(lines, "a") as f:  # somebody else's
+    with open(lines, "a") as f:  # another user's
         f.write('{"schema": 1, "arm": "mine"}\n')
     run.distill(1)
     arms = [row["arm"] for row in read_jsonl(lines)]

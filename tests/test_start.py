@@ -1,4 +1,4 @@
-"""The first ten minutes: what is installed, and what the commands leave in an empty folder."""
+"""The first ten minutes: the installation, and what the commands create in an empty folder."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def test_version_and_doctor(capsys):
 
 
 def test_the_sizes_of_known_models_are_theirs():
-    """By the numbers of weights that their model cards give."""
+    """Compares them with the numbers of weights on their model cards."""
     cards = {"Qwen3-1.7B": 1.7e9, "Qwen3-8B": 8.2e9, "SmolLM2-135M": 135e6, "Qwen2.5-0.5B": 494e6}
     for name, sizes in KNOWN.items():
         for card, weights in cards.items():
@@ -120,8 +120,8 @@ def files_below(*folders):
 
 @pytest.mark.slow
 def test_a_fresh_environment_needs_no_clone(tmp_path):
-    """pip installs the project into a new environment, which borrows the other packages from this
-    one; the demo then runs in an empty folder, and writes nowhere else.
+    """pip installs the project into a new environment, which shares this one's other packages. The
+    demo then runs in an empty folder and writes nowhere else.
     """
     place, home, empty = (tmp_path / name for name in ("env", "home", "empty"))
     for folder in (home, empty):
@@ -149,7 +149,7 @@ def test_a_fresh_environment_needs_no_clone(tmp_path):
     assert arms == ["before", "in context", "after"]
     assert "oelkit curate first" in out and (empty / "runs/first/figures/demo.png").exists()
     assert {path.name for path in empty.iterdir()} == {"runs"}
-    # matplotlib keeps a list of fonts, once for all programs
+    # matplotlib's font cache, shared by all programs
     written = files_below(home, place) - before
     assert {p.name for p in written if "fontlist" not in p.name} == set(), written
     run(oelkit, "notebooks", "--copy", "mine")

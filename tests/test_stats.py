@@ -22,7 +22,7 @@ def test_wilson_interval(k, n, low, high):
 
 
 def test_wilson_covers_and_refuses_what_is_no_rate():
-    # the definition: both ends are the rates from which k is exactly z standard errors away
+    # by definition, k is exactly z standard errors away from both ends
     for k, n in ((3, 17), (64, 128)):
         for end in wilson_interval(k, n):
             assert abs(k / n - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5)
@@ -39,10 +39,10 @@ def test_paired_bootstrap():
     assert 0.3 < low < difference < high < 0.9
     assert paired_bootstrap(~a, a)[2] < 0
     assert paired_bootstrap(a, ~a, seed=1) == paired_bootstrap(a, ~a, seed=1)
-    # paired: a constant gain on every episode is certain, however much the episodes differ
+    # paired: a constant gain on every episode is certain, even if episodes differ widely
     x = rng.random(50)
     assert paired_bootstrap(x, x + 0.1) == pytest.approx((0.1, 0.1, 0.1))
-    # and the width is that of the mean of the differences
+    # the width is that of the mean of the differences
     d = rng.normal(0, 1, 400)
     _, low, high = paired_bootstrap(np.zeros(400), d)
     assert high - low == pytest.approx(2 * 1.96 * d.std() / 20, rel=0.05)
@@ -55,7 +55,7 @@ def test_paired_bootstrap_draws_maps_and_sampling_seeds_again():
     rng = np.random.default_rng(3)
     seeds, maps = rng.normal(0, 1, (16, 1)), rng.normal(0, 0.5, (1, 64))
     nothing = np.zeros((16, 64))
-    # what differs by sampling seed, or by map, alone is as sure as there are seeds, or maps, of it
+    # if results differ only by sampling seed (or map), only the number of seeds (or maps) counts
     for d, n in ((seeds + 0 * maps, 16), (maps + 0 * seeds, 64)):
         _, low, high = paired_bootstrap(nothing, d)
         assert high - low == pytest.approx(2 * 1.96 * d.std() / n**0.5, rel=0.08)

@@ -1,4 +1,4 @@
-"""What Python shows of itself: a line, a small table that is escaped, a frame, a figure."""
+"""How objects are shown: a line, a small escaped table, a data frame, a figure."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_frames_and_figures():
     assert len(GAMES[0].to_frame()) == 4 and len(curation().to_frame()) == 61
     for thing in (report, curation()):
         figure = thing.plot()
-        figure.canvas.draw()  # a $ in a text is no formula
+        figure.canvas.draw()  # a $ in a text is not math
         assert figure.axes[0].get_title(loc="left").startswith(repr(thing)[:40].replace("$", r"\$"))
     with pytest.raises(ValueError, match="nothing to plot of Trajectory g0"):
         GAMES[0].plot()

@@ -1,5 +1,5 @@
-"""What a chat template and a tokenizer say: where a turn and a thought end, today's date, special
-tokens in content, padding; and games that outgrow the context.
+"""Chat templates and tokenizers: ends of turns and thoughts, today's date, special tokens in
+content, padding, and games that outgrow the context.
 """
 
 import json
@@ -37,7 +37,7 @@ GPT_OSS = (
 
 
 def policy_with(folder, template, special=(), added=(), **options):
-    """A random model with further tokens."""
+    """Return a random model with further tokens."""
     make_model(folder, chat_template=template, vocab_size=320, max_position_embeddings=4096)
     tokenizer = make_tokenizer(template)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
@@ -65,7 +65,7 @@ def test_the_template_says_what_ends_a_turn(tmp_path, template, special, ends):
     policy = policy_with(tmp_path, template, special)
     more = [policy.tokenizer.convert_tokens_to_ids(ends)] if ends else []
     assert policy.eos_ids == sorted([2, *more])
-    if more:  # such a token ends replies
+    if more:  # this token ends replies
         policy.base_lm.get_output_embeddings().weight.data[more[0]] = 0
         replies = generate(policy, some_prompts(9), temperature=3.0, max_new_tokens=200)
         ended = [r for r in replies if r.ids[-1] == more[0]]
@@ -105,7 +105,7 @@ def test_thoughts_are_no_answers(begin, end):
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("begin, end", THOUGHTS)
 def test_a_thought_is_told_from_the_answer_by_its_tokens(tmp_path, begin, end, special):
-    """Whether its marks are special tokens or not, and whether model or template began it."""
+    """Its marks can be special tokens or not, and model or template can begin it."""
     words = [w for w in ("<|channel|>", "<|message|>", begin, end) if "final" not in w]
     policy = policy_with(tmp_path, LLAMA, words if special else (), () if special else words)
 
@@ -122,7 +122,7 @@ def test_a_thought_is_told_from_the_answer_by_its_tokens(tmp_path, begin, end, s
 
 
 def test_a_thought_in_words_where_the_template_asks_for_them(tmp_path):
-    """As Granite 3 does; another model may write the same and answer in it."""
+    """As in Granite 3; another model can write the same words as part of its answer."""
     asks = "Write 'Here is my thought process:', then 'Here is my response:'.\n"
     for folder, template, cut_off in (("a", asks + LLAMA, ""), ("b", LLAMA, None)):
         policy = policy_with(tmp_path / folder, template)
@@ -182,7 +182,7 @@ PARTS = LLAMA.replace(
 
 @pytest.mark.parametrize("template", [LLAMA, PARTS])
 def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
-    """As some of models with pictures do: of plain text they show nothing, without a word."""
+    """As in some vision models, whose templates silently drop plain text."""
     policy = policy_with(tmp_path, template, ["<|start|>", "<|eot|>"])
     for content in ("go<|eot|>", [{"type": "text", "text": "go<|eot|>"}]):
         ids = policy.encode([{"role": "user", "content": content}])
@@ -278,7 +278,7 @@ def test_a_padding_id_beyond_the_embedding_is_harmless(tmp_path, pad):
 
 
 class Talker(gym.Env):
-    """Says more than fits on map 2, at once on map 3."""
+    """Says more than fits: on map 2 over time, on map 3 at once."""
 
     action_space = observation_space = gym.spaces.Text(100_000)
     closed = 0
@@ -295,7 +295,7 @@ class Talker(gym.Env):
 
 
 def test_a_game_that_outgrows_the_context_ends_and_the_others_go_on(tiny, monkeypatch):
-    told = []  # Transformers' own line, which says that the model will fail
+    told = []  # Transformers' own warning, which says that the model will fail
     monkeypatch.setattr(tiny.tokenizer, "model_max_length", 512)
     monkeypatch.setattr(tokenization_utils_base.logger, "warning", told.append)
     gym.register("Talker-v0", entry_point=Talker, max_episode_steps=3)

@@ -1,4 +1,4 @@
-"""Replies and items as text: the parsers on replies of real models, budgets, what says the same."""
+"""Replies and items as text: parsers on replies of real models, budgets, equal statements."""
 
 import time
 
@@ -20,7 +20,7 @@ from oelkit.text import (
 
 A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
 
-BOTH = [  # replies that both parsers read alike
+BOTH = [  # replies that both parsers read the same way
     (f"{MARKER} {A}", [A]),
     (f"{MARKER} {B}\n{MARKER} {A}", [B, A]),
     (f"Here you are:\n\n{MARKER} {A}\r\n{MARKER} {B}\r\n", [A, B]),
@@ -35,7 +35,7 @@ BOTH = [  # replies that both parsers read alike
         ["a move written [left] costs 1.", "2 * 3 * 4"],
     ),
 ]
-TOLERANT = [  # what real models write instead
+TOLERANT = [  # variants that real models write
     (f"### EXPERIENCE ITEM: {A}", [A]),
     (f"- Experience Item: {B}\n- Experience Item: {A}", [B, A]),
     (f"EXPERIENCE ITEM: {A}", [A]),
@@ -150,7 +150,7 @@ def test_100_kb_take_no_time(piece):
     began = time.process_time()
     parse_items(reply + "!")
     parse_items(f"- EXPERIENCE ITEM: {reply}")
-    assert time.process_time() - began < 2  # of the CPU, however busy it is
+    assert time.process_time() - began < 2  # CPU time, independent of other load
 
 
 # -- the experience text
@@ -175,7 +175,7 @@ def test_half_an_emoji_is_a_replacement_character_for_the_model(tiny):
     assert count_tokens(half, tiny.tokenizer) == count_tokens(well_formed(half), tiny.tokenizer)
 
 
-# -- which texts say the same
+# -- texts that say the same
 
 SAME = [
     ("H is a hole.", "h is a HOLE"),
@@ -241,7 +241,7 @@ def test_a_long_word_of_brackets_takes_no_time():
     for piece in ("(", ")", "'", "(.", "]'"):
         wording(piece * 100_000)
         wording(f"{piece * 40} " * 1_000)
-    assert time.process_time() - began < 2  # of the CPU, however busy it is
+    assert time.process_time() - began < 2  # CPU time, independent of other load
 
 
 def test_the_diff_is_by_word():

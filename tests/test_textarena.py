@@ -1,5 +1,5 @@
-"""TextArena 0.7.4 as an oracle, 200 random games in lock step in each world; and its games as
-worlds of our own.
+"""TextArena 0.7.4 as an oracle, with 200 random games in lockstep in each world, and its games as
+worlds.
 """
 
 import os
@@ -14,7 +14,7 @@ from oelkit.envs import ACTIONS, WORLDS, Room, bounds, from_textarena, make, par
 from oelkit.envs.sokoban import SokobanEnv
 from oelkit.records import Outcome
 
-if os.environ.get("CI") != "true":  # there it is installed, and not to have it is an error
+if os.environ.get("CI") != "true":  # in CI, a missing package is an error
     pytest.importorskip("textarena", reason="needs the extra: pip install -e '.[textarena]'")
 from textarena.envs.FrozenLake.env import FrozenLakeEnv as TheirLake
 from textarena.envs.Sokoban.env import SokobanEnv as TheirSokoban
@@ -28,7 +28,7 @@ CODES = {
     "X": 4,
     "P": 5,
     "S": 5,
-}  # it never shows a player on a target
+}  # TextArena never shows a player on a target
 REPLIES = [f"[{a}]" for a in ACTIONS] * 5 + [
     "[w]",
     "[A]",
@@ -50,7 +50,7 @@ def their_lake(env, seed):
     theirs = TheirLake(size=env.size, num_holes=2)
     theirs.reset(num_players=1, seed=seed)
     layout = env.layout
-    if not env.corners:  # their generator knows no such worlds: give them our board
+    if not env.corners:  # their generator has no such worlds: give them our board
         cells = [[" " if x in ".P" else x for x in row] for row in layout.cells()]
         start, goal = divmod(layout.start, env.size), divmod(layout.goals[0], env.size)
         theirs.player_pos = start
@@ -89,15 +89,15 @@ def our_board(observation):
     return [["P" if x == "S" else x for x in row] for row in parse_board(observation)]
 
 
-# with 5 turns as in the paper, and with so many that every game ends of itself (they count turns
-# otherwise: an invalid move uses up none)
+# with 5 turns as in the paper, and with enough that every game ends by itself (they count turns
+# differently: an invalid move uses none)
 @pytest.mark.parametrize("max_turns", [5, 99])
-# theirs has one set of signs, no ice on which one slips, and no Descent
+# theirs has one set of signs, no slippery ice, and no Descent
 @pytest.mark.parametrize(
     "world", [world for world in WORLDS if not re.search("Other|Slippery|Descent", world)]
 )
 def test_200_random_games_in_lock_step(world, max_turns):
-    # the layouts of the 5-turn world: `max_turns` is also what bounds a drawn Frozen Lake layout
+    # the layouts of the 5-turn world, as `max_turns` also bounds drawn Frozen Lake layouts
     env, env_5, policy = make(world, max_turns=max_turns), make(world), random.Random(world)
     endings = {}
     for seed in range(200):
@@ -109,7 +109,7 @@ def test_200_random_games_in_lock_step(world, max_turns):
             assert our_board(observation) == their_board(theirs)
             reply = policy.choice(REPLIES)
             if isinstance(env, SokobanEnv):
-                reply = reply.replace("[ s ]", "[s]")  # they allow spaces in Frozen Lake only
+                reply = reply.replace("[ s ]", "[s]")  # they allow spaces only in Frozen Lake
             done, _ = theirs.step(reply)
             observation, reward, *_, info = env.step(reply)
             outcome = info["outcome"]
@@ -121,7 +121,7 @@ def test_200_random_games_in_lock_step(world, max_turns):
             assert game[0]["invalid_move"] == (outcome is Outcome.INVALID)
         endings[outcome] = endings.get(outcome, 0) + 1
     kinds = {Outcome.SUCCESS, Outcome.INVALID} | ({Outcome.FAILURE} if "Lake" in world else set())
-    assert kinds <= set(endings), endings  # a test in which nobody wins shows nothing
+    assert kinds <= set(endings), endings  # a test without wins shows nothing
 
 
 def test_the_papers_boards_are_theirs_for_a_seed():
@@ -189,7 +189,7 @@ def test_their_games_are_worlds_of_ours():
 
 
 def test_their_chance_is_each_games_own():
-    """Cards are drawn while a game is played: another game between must not change them."""
+    """Cards are drawn during a game; another game in between must not change them."""
     name = from_textarena("Blackjack-v0")
     alone, beside, other = make(name), make(name), make(name)
     games = []

@@ -1,4 +1,4 @@
-"""The trajectory viewer, without a browser: what it tells the page, and what a saved notebook
+"""The trajectory viewer without a browser: what it sends to the page, and what a saved notebook
 keeps.
 """
 
@@ -19,7 +19,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 def asked(view, **message):
-    """What the view answers to a message of the page."""
+    """Return the view's answer to a message of the page."""
     heard = []
     view.send = lambda content, buffers=None: heard.append(json.loads(content["json"]))
     view._handle_custom_msg(message, [])
@@ -168,7 +168,7 @@ def test_from_an_item_to_its_evidence_and_back(tmp_path):
 
 
 def test_an_id_of_several_games_opens_none_silently():
-    """Games of the same maps by two adapters may share their ids."""
+    """Games of two adapters on the same maps can share their ids."""
     base, after = make_game(("[right]",)), make_game(("[up]", "[right]", "[left]"))
     assert base.id == after.id and len(after.turns) > len(base.turns)
     view = trajectory_viewer({"base": [base], "consolidated": [after]})
@@ -186,7 +186,7 @@ def test_an_id_of_several_games_opens_none_silently():
 
 
 def test_messages_of_a_transcript():
-    """A log grows by its messages; a game of words that tells all so far has what was observed."""
+    """A log grows by its messages. A text game that repeats its history shows the observation."""
     call = {"function": {"name": "look", "arguments": {"at": "7"}}}
     talk = [
         {"role": "system", "content": "Be brief."},

@@ -1,4 +1,4 @@
-"""The world of the real model's results, and the script behind them, on the embedded model."""
+"""The waiter world and its script, tried on the embedded model."""
 
 import json
 import sys
@@ -115,7 +115,7 @@ def small(learn, micro_folder, tmp_path, monkeypatch):
         steps=1,
         batch_size=2,
         eval_maps=4,
-        max_new_tokens=8,  # the base model's replies are cut off
+        max_new_tokens=8,  # truncates the base model's replies
     )
 
 
@@ -132,7 +132,7 @@ def test_what_a_person_goes_through_was_written_about_whole_replies(
     for arm in ("own", "curated"):
         with pytest.raises(
             ValueError, match="nothing to distill|0 item"
-        ):  # that model writes nothing about a guest
+        ):  # this model writes nothing about guests
             learn["learn"](arm, lakes, tmp_path / "rows.jsonl")
     assert ["{reply}" in options["prompt_set"].turn for options in asked] == [False, True]
 
@@ -154,7 +154,7 @@ def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
     )
     out = tmp_path / "waiter.jsonl"
     learn["learn"]("curated", run.settings, out)
-    learn["learn"]("curated", run.settings, out)  # goes on: the same row in its place
+    learn["learn"]("curated", run.settings, out)  # resumed: the row is replaced
     (row,) = read_jsonl(out)
     assert {s.state for s in status(run.folder) if s.round == 1} == {"done"}
     assert row["texts"] == ["- EXPERIENCE ITEM: Guests at the red table want tea."] * 2

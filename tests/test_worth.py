@@ -1,4 +1,4 @@
-"""What an item is worth: measured on real games, kept, shown."""
+"""What an item is worth: measured on real games, stored and shown."""
 
 import json
 
