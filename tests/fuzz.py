@@ -645,7 +645,7 @@ def fuzz(inputs: int, number: int, only: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the results."""
-    parser = argparse.ArgumentParser(description="hostile input against all that reads it")
+    parser = argparse.ArgumentParser(description="feed hostile input to everything that reads it")
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], choices=list(TARGETS))

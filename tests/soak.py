@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="kill runs, resume them, compare")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="runs of seconds, as in make test")
+    parser.add_argument("--short", action="store_true", help="short runs, as in make test")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = replace(SMALL, **SHORT) if args.short else SMALL

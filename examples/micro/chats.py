@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chats", default="0,3,30,148,300,3000", help="numbers to try")
+    parser.add_argument("--chats", default="0,3,30,148,300,3000", help="numbers of conversations")
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/chats.jsonl")
     args = parser.parse_args()
     log = states(read_chats(ROOT / "data/logs/lake_chats.jsonl"))
