@@ -75,7 +75,7 @@ def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, whole, tmp_pat
 
         with monkeypatch.context() as patch:
             ask(patch, press)
-            with pytest.raises(KeyboardInterrupt, match=r"stopped in .* go on with") as stop:
+            with pytest.raises(KeyboardInterrupt, match=r"stopped in .* resume with") as stop:
                 by_hand(Run(folder, small, progress=False)).run_all()
         stopped.append(str(stop.value).split()[2])
         by_hand_again = (folder / "round_1/items.jsonl").exists()
@@ -103,7 +103,7 @@ def test_ctrl_c_amid_the_decisions_loses_none_of_them(small, whole, tmp_path, mo
                 run.curate(1)
                 break
             except KeyboardInterrupt as stop:
-                assert "stopped in curate of round 1; go on with" in str(stop)
+                assert "stopped in curate of round 1; resume with" in str(stop)
         stopped += 1
         run.run_all()
         assert outputs(run.folder) == whole[0]

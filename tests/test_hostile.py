@@ -160,7 +160,7 @@ def test_a_pipe_in_a_strangers_run_is_not_waited_for(tmp_path):
         tmp_path, **{"round_1/manifests/rollout": {"inputs": {}, "outputs": {}, "settings": {}}}
     )
     os.mkfifo(tmp_path / "round_1/trajectories.jsonl")
-    with pytest.raises(ValueError, match=r"trajectories\.jsonl: is no file"):
+    with pytest.raises(ValueError, match=r"trajectories\.jsonl: is not a regular file"):
         status(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_a_lock_that_says_nonsense_is_named(tmp_path, monkeypatch):
             pass
     (tmp_path / "run.lock").write_bytes(b"\xff\xfe elsewhere")
     with (
-        pytest.raises(ValueError, match=r"on elsewhere: wait for it, or delete .*run\.lock"),
+        pytest.raises(ValueError, match=r"on elsewhere: wait for it to end, or delete .*run\.lock"),
         locked(tmp_path),
     ):
         pass

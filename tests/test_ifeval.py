@@ -257,6 +257,6 @@ def test_command(tiny_model, tmp_path, capsys):
     ) and "lm_eval" in row["versions"]
     assert row["command"].split()[:2] == ["oelkit", "ifeval"]
     assert [r["prompt"] for r in read_jsonl(replies)] == ["Say yes."] * 2
-    assert cli.main(command) == 1 and "ifeval.json is there already" in capsys.readouterr().err
+    assert cli.main(command) == 1 and "ifeval.json already exists" in capsys.readouterr().err
     assert cli.main(["ifeval", "--model", str(tiny_model), str(tmp_path / "no.jsonl")]) == 1
     assert "no.jsonl: No such file" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_wrong_evaluations_and_trackers_are_refused(tmp_path, monkeypatch):
         LivePanel(every=0)
     with pytest.raises(ValueError, match=r"gives all and n, .*it gave \['right'\]"):
         LivePanel(lambda: {"right": 1})(ROWS[0])
-    with pytest.raises(ValueError, match="say one of tensorboard, wandb, trackio"):
+    with pytest.raises(ValueError, match="choose one of tensorboard, wandb, trackio"):
         tracker("mlflow", tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"tracker wandb is not installed: pip install"):

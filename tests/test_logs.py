@@ -283,13 +283,13 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
         assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 0
     said = capsys.readouterr().out
     assert "1 conversations (messages) with 2 replies" in said and "line 2" in said
-    then = shlex.split(said.split("go on with: oelkit ")[1])
+    then = shlex.split(said.split("continue with: oelkit ")[1])
     args = parser().parse_args(then)
     assert args.out == str(folder / "items.jsonl") and args.model != "micro"
     assert len(read_jsonl(folder / "trajectories.jsonl", Trajectory)) == 1
     assert len(read_jsonl(folder / "states.jsonl", State)) == 2
     assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["status", "mine"]) == 1
-    told = f"mine holds imported logs, no loop yet; go on with: oelkit {shlex.join(then)}\n"
+    told = f"mine holds imported logs but no loop yet; continue with: oelkit {shlex.join(then)}\n"
     assert capsys.readouterr().err.endswith(told)

@@ -349,7 +349,7 @@ def test_status_tells_what_is_stale_and_redo_does_no_more(call, place, settings)
     status, out, _ = call("rollback", "first", "1")
     assert (status, out.splitlines()[0]) == (0, "round 2 starts from the untrained model")
     status, out, _ = call("status", "first")
-    assert status == 3 and "is to start from the untrained model" in out
+    assert status == 3 and "should start from the untrained model" in out
     assert call("promote", "first", "1")[1].startswith("round 2 starts from round 1\n")
     assert call("status", "first")[0] == 0
     refused(call("promote", "first", "3"), "round 3 is not trained yet")
@@ -398,9 +398,7 @@ def test_steps_on_files(call, place, settings):
     games = read_jsonl("new/games.jsonl", Trajectory)
     assert [g.seed for g in games] == [4, 5, 6]
     refused(
-        call("play", *tiny, "--out", "new/games.jsonl"),
-        "new/games.jsonl is there already",
-        "--force",
+        call("play", *tiny, "--out", "new/games.jsonl"), "new/games.jsonl already exists", "--force"
     )
     notes = place / "notes.md"
     notes.write_text("H is a hole.")
@@ -723,11 +721,11 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     monkeypatch.setitem(WORK, "rollout", stop)  # Ctrl-C while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
     monkeypatch.setattr("oelkit.runs.run.Run.open", stop)  # or while the model is loaded
-    assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; go on with")
+    assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; resume with")
     assert (status, out, err) == (
         130,
         "round 1: rollout\n",
-        "stopped in rollout of round 1; go on with `oelkit loop --run first --resume`\n",
+        "stopped in rollout of round 1; resume with `oelkit loop --run first --resume`\n",
     )
 
 
@@ -741,7 +739,7 @@ def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     assert len(read) > 8 and all((place / "mine" / path).exists() for path in read), read
     assert call("notebooks", "--copy", "mine")[0] == 0  # the same files again
     (place / "mine/notebooks/00_tour.ipynb").write_text("my work")
-    refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb is there already and differs")
+    refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb already exists and differs")
 
 
 def test_runs_go_to_the_working_directory_or_beside_the_notebooks_above_it(place, monkeypatch):

@@ -135,7 +135,7 @@ def test_the_command_writes_what_it_is_asked_for(run, capsys):
         assert len(out.read_text().splitlines()) == n
         assert f"{n} rows ({what})" in capsys.readouterr().out
     assert cli.main(["data", f"{run}/", "--out", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow

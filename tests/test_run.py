@@ -150,7 +150,7 @@ def test_scales():
         False,
     )
     assert (paper.env, paper.eval_maps, paper.samples_per_map) == ("oelkit/FrozenLake-v0", 128, 10)
-    with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
+    with pytest.raises(ValueError, match="no scale 'huge': choose one of tiny, small, paper"):
         Settings.of("huge")
 
 
@@ -292,8 +292,8 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     assert len(first["rounds"]) == 1
     with pytest.raises(
         ValueError,
-        match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\): take another name, or "
-        r"open it as it is: Run.open\('.*'\), or changed: Run.open\('.*', steps=3, lr=0.1\)$",
+        match=r"other settings \(steps was 2, is 3, lr was 0.005, is 0.1\): choose another name, "
+        r"or open it as it is: Run.open\('.*'\), or changed: Run.open\('.*', steps=3, lr=0.1\)$",
     ):
         start(tmp_path / "run", replace(one, lr=0.1, steps=3))
     more = start(tmp_path / "run", settings).run_all()
@@ -303,7 +303,7 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     with pytest.raises(ValueError, match=r"model was .*: Run.open\([^,]*\)$"):
         Run(tmp_path / "run", settings, load_policy(other))
     (tmp_path / "run/run.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json: not a run's record"):
+    with pytest.raises(ValueError, match="run.json: not a valid run record"):
         start(tmp_path / "run", settings)
 
 
@@ -314,7 +314,7 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
     Curation.open(items, log).reject(["i0", "i1"], "nonsense")
     with pytest.raises(
         ValueError,
-        match="round 1: all 2 items were rejected; restore or add some in .*curation.jsonl",
+        match="round 1: all 2 items were rejected; restore or add items in .*curation.jsonl",
     ):
         run.run_all()
     assert (

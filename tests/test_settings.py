@@ -39,7 +39,7 @@ def test_scales_change_settings_that_there_are():
     for scale, changes in SCALES.items():
         assert asdict(Settings.of(scale, model="m")) == asdict(Settings(model="m")) | changes
     assert Settings.of("paper", model="m", rounds=1).rounds == 1
-    with pytest.raises(ValueError, match="no scale 'huge': say one of tiny, small, paper"):
+    with pytest.raises(ValueError, match="no scale 'huge': choose one of tiny, small, paper"):
         Settings.of("huge")
 
 

@@ -138,7 +138,9 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
         ) as caught:
             ask()
         assert "--redo" in str(caught.value) and "\n" not in str(caught.value)
-        assert re.search(r"and so (\w+ of round \d, ){3}\d+ more\): add --redo", str(caught.value))
+        assert re.search(
+            r"and so (\w+ of round \d, ){3}\d+ more\): redo this with --redo", str(caught.value)
+        )
     assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # unaffected stages are read
     assert tree(run.folder) == before
     stale = [node for node, state in states(run).items() if state == "stale"]
@@ -426,7 +428,7 @@ def test_a_run_of_an_older_form_is_told_apart(tmp_path, small, policy):
             ValueError, match="older form.*oelkit report --run old.*start a new run"
         ):
             ask()
-    with pytest.raises(ValueError, match="not a run's record"):
+    with pytest.raises(ValueError, match="not a valid run record"):
         stages.status(tmp_path)
 
 
@@ -603,11 +605,11 @@ def test_a_person_rolls_a_round_back_and_promotes_it_again(run):
     before = tree(run.folder)
     run.rollback(1)
     with pytest.raises(
-        StaleRunError, match="it started from round 1, and is to start from the untrained model"
+        StaleRunError, match="it started from round 1, but should start from the untrained model"
     ):
         run.run_all()
     (whole,) = [s for s in run.status() if s.stage == "metrics"]
-    assert whole.why == "round 2 is to start from the untrained model"
+    assert whole.why == "round 2 should start from the untrained model"
     assert states(run)[1, "evaluate"] == "done" and states(run)[2, "rollout"] == "stale"
     run.promote(1)
     assert set(states(run).values()) == {"done"}
@@ -786,7 +788,7 @@ def test_draws_are_told_apart_by_their_numbers(tmp_path):
 def test_a_text_that_would_be_another_when_read_again_is_refused(run):
     path = run.round_folder(1) / "experience.md"
     before = path.read_text("utf-8")
-    with pytest.raises(ValueError, match="a line like a heading of a draw, '## Draw 7'"):
+    with pytest.raises(ValueError, match="a line like a draw heading, '## Draw 7'"):
         run.write_experience(1, ["a\n## Draw 7\nb", "c"])
     with pytest.raises(TypeError, match="texts: expected a text or a list of texts"):
         run.write_experience(1, [None])

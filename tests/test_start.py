@@ -111,7 +111,7 @@ def test_what_init_leaves_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert "cannot learn this one" in why and "mine/learn.py Qwen/" in then
     assert (tmp_path / "mine/my_adapter/adapter_config.json").exists()
     (tmp_path / "mine/world.py").write_text("mine")
-    assert "there already and differs" in said(capsys, "init", "mine")[2]
+    assert "already exists and differs" in said(capsys, "init", "mine")[2]
 
 
 def files_below(*folders):

@@ -43,12 +43,12 @@ def notebooks(args: Namespace) -> None:
 
 
 def loop(args: Namespace) -> None:
-    """Start a run, or go on with one."""
+    """Start a run, or resume one."""
     folder = run_folder(args.run, find_root() / "runs")
     there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
     if there and not goes_on:
         raise ValueError(
-            f"{folder} holds a run already: go on with --resume, or choose another --run NAME"
+            f"{folder} already holds a run: continue it with --resume, or choose another --run NAME"
         )
     if goes_on and not there:
         raise ValueError(f"{no_run(folder)}; to start one leave out --resume and --redo")
@@ -67,7 +67,7 @@ def loop(args: Namespace) -> None:
         run.on_step = on_step
         run.run_all(args.redo)
     except KeyboardInterrupt as stop:
-        resume = f"go on with `oelkit loop --run {args.run} --resume`"
+        resume = f"resume with `oelkit loop --run {args.run} --resume`"
         raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
     report(args)
 
@@ -98,7 +98,7 @@ def compare(args: Namespace) -> None:
         folder = folder_of(Namespace(run=name))
         if not (folder / "metrics.json").is_file():
             raise ValueError(
-                f"{folder} is not finished: go on with `oelkit loop --run {name} --resume`"
+                f"{folder} is not finished: resume with `oelkit loop --run {name} --resume`"
             )
         if name in runs:
             raise ValueError(f"{name} is named twice")
@@ -191,11 +191,11 @@ def import_chats(args: Namespace) -> None:
     folder = run_folder(args.run, find_root() / "runs") / "round_1"
     paths = [folder / f"{name}.jsonl" for name in ("trajectories", "states")]
     if paths[0].exists() and not args.force:
-        raise ValueError(f"{paths[0]} is there already: choose another --run, or give --force")
+        raise ValueError(f"{paths[0]} already exists: choose another --run, or use --force")
     how = {"format": args.format, "on_bad": args.bad}
     with warnings.catch_warnings(action="ignore"):  # of what is left out, which is printed
         chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
-    print("go on with:", extract_logs(folder))
+    print("continue with:", extract_logs(folder))

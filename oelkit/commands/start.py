@@ -35,7 +35,7 @@ def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
     pairs = [(root / p, folder / p) for p in inside if not any(n[0] == "." for n in p.parts)]
     for path, to in pairs:
         if to.exists() and to.read_bytes() != path.read_bytes():
-            raise ValueError(f"{to} is there already and differs: choose another folder")
+            raise ValueError(f"{to} already exists and differs: choose another folder")
     for path, to in pairs:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)

@@ -155,7 +155,7 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
         raise ValueError(f"{args.command} is for one process: start it without accelerate launch")
     for path in filter(None, (args.out, getattr(args, "replies", None))):
         if Path(path).exists() and not args.force:
-            raise ValueError(f"{path} is there already: choose another file, or give --force")
+            raise ValueError(f"{path} already exists: choose another file, or use --force")
         (parent := Path(path).parent).mkdir(parents=True, exist_ok=True)
         fits = Path.is_dir if args.command == "distill" else Path.is_file
         if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
@@ -191,7 +191,7 @@ def data(args: Namespace) -> None:
     from ..runs.stages import stages_of
 
     if Path(args.out).exists() and not args.force:
-        raise ValueError(f"{args.out} is there already: choose another file, or give --force")
+        raise ValueError(f"{args.out} already exists: choose another file, or use --force")
     stages, rows = stages_of(folder := folder_of(args)), []
     rounds = [args.round] if args.round is not None else range(1, stages.settings["rounds"] + 1)
     for k in rounds:

@@ -1,6 +1,6 @@
 """Rounds in a run folder: settings, stages, resume.
 
-As a mapping it holds the runs of the runs folder by name, to look at: `oelkit.runs["demo"]`.
+The module is also a read-only mapping of the runs in the runs folder: `oelkit.runs["demo"]`.
 """
 
 import sys
@@ -22,4 +22,4 @@ class _Runs(ModuleType):
         return len(list(iter(self)))
 
 
-sys.modules[__name__].__class__ = _Runs  # subscripts are looked up in the class
+sys.modules[__name__].__class__ = _Runs  # Python looks up __getitem__ in the class

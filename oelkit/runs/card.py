@@ -1,7 +1,7 @@
-"""The model card of an exported model: what it is made of, what was measured, how to load it.
+"""The model card of an exported model: its origin, its measurements and how to load it.
 
-It is made from files in the exported folder alone, so that it can be written again when the export
-has been played."""
+It is built only from files in the exported folder, so it can be rewritten once the export has been
+played."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
 
 
 def about(stages: Stages, k: int, form: str) -> dict[str, Any]:
-    """What the card says of round k of a run, as data."""
+    """Return the data behind the card for round k of a run."""
     chain, rounds = [k], []
     while start := stages.start(chain[-1]):
         chain.append(start)
@@ -56,7 +56,7 @@ def about(stages: Stages, k: int, form: str) -> dict[str, Any]:
 
 
 def model_card(folder: Path) -> str:
-    """The README.md of an exported folder, made of what lies in it."""
+    """Return the README.md of an exported folder, built from its files."""
     known = read_json(folder / ABOUT)
     settings, base = known["settings"], known["base"]
     on_hub = not Path(base).is_dir()
@@ -96,17 +96,17 @@ def model_card(folder: Path) -> str:
 
 
 def _prompting(known: dict[str, Any]) -> list[str]:
-    """How it was asked, which who serves it must do as well."""
+    """How the model was prompted and sampled; a server must do the same."""
     settings, prompts = known["settings"], known["prompts"]
     thinking = settings.get("enable_thinking")
     lines = [
-        f"It was trained on prompts of the set `{_plain(prompts['name'])}`, and measured at "
+        f"It was trained on prompts from the set `{_plain(prompts['name'])}` and measured at "
         f"temperature {settings['eval_temperature']}, top_p {settings['eval_top_p']}, top_k "
         f"{settings['eval_top_k']}, at most {prompts['max_new_tokens']} new tokens. A server "
-        "should sample alike."
+        "should use the same sampling settings."
     ]
     if thinking is not None:
-        lines.append(f"Give the chat template `enable_thinking={thinking}`, as in training.")
+        lines.append(f"Pass `enable_thinking={thinking}` to the chat template, as in training.")
     return lines
 
 
@@ -123,8 +123,8 @@ def _rounds(rounds: list[dict[str, Any]]) -> list[str]:
         cells += [f"{ood[x]['all']:.1%}" if ood.get(x) else "-" for x in ("base", "consolidated")]
         lines.append("| " + " | ".join("-" if c is None else str(c) for c in cells) + " |")
     lost = [f"Gate, round {r['round']}: {r['gate']['lost']}" for r in rounds if _lost(r)]
-    note = "Pass rates on held-out maps with 95% intervals. OOD: right answers to questions that"
-    return [*lines, "", note + " have nothing to do with the world.", *lost]
+    note = "Pass rates on held-out maps with 95% intervals. OOD: correct answers to questions"
+    return [*lines, "", note + " unrelated to the world.", *lost]
 
 
 def _lost(row: dict[str, Any]) -> bool:
@@ -138,7 +138,7 @@ def _rate(row: dict[str, Any] | None) -> str:
 
 
 def export_table(rows: list[dict[str, Any]]) -> list[str]:
-    """What `check_exports` found, as the lines of a Markdown table."""
+    """Return the rows of `check_exports` as the lines of a Markdown table."""
     lines = ["| form | pass rate | points from the run | tokens per reply | cut off | OOD |"]
     lines.append("|---" * 6 + "|")
     for row in rows:
@@ -156,13 +156,13 @@ def _checked(rows: list[dict[str, Any]] | None) -> list[str]:
     head = ["## As exported", ""]
     if not rows:
         return [*head, "This export has not been played again (`check_exports`).", ""]
-    said = "Loaded by plain Transformers and PEFT in a process of its own, on the same maps; the"
-    said += " difference is paired by map and sample, with its 95% interval:"
+    said = "Loaded with plain Transformers and PEFT in a separate process and played on the same"
+    said += " maps. The difference is paired by map and sample, with a 95% interval:"
     return [*head, said, "", *export_table(rows), ""]
 
 
 def _experience(folder: Path, digest: str | None) -> list[str]:
-    """What was absorbed: model text, so fenced by more backticks than it holds."""
+    """The absorbed experience: model text, fenced by more backticks than it contains."""
     path, head = folder / "experience.md", ["## Experience", "", f"SHA-256 {digest}.", ""]
     if not path.is_file():
         return [*head[:-1], "The text is not published.", ""]
@@ -174,5 +174,5 @@ def _experience(folder: Path, digest: str | None) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """A value on one line that Markdown and HTML take as text."""
+    """A value on one line, escaped so that Markdown and HTML show it as text."""
     return " ".join(str(value).split()).replace("<", "&lt;").replace("|", "\\|")

@@ -1,7 +1,6 @@
-"""What the stages of a run work with: folder, settings, policy, and the maps of evaluation.
+"""What the stages of a run share: folder, settings, policy and evaluation maps.
 
-What it does not: decide which stage is done when, see `driver`, or do one, see `work` and
-`measures`."""
+`driver` decides which stage runs when; `work` and `measures` do the work."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from ..steps.evaluation import probe
 from .settings import Settings
 from .stages import Stages
 
-HELD_OUT = 900_000_000  # first map seed of evaluation; games to learn from have lower ones
+HELD_OUT = 900_000_000  # first map seed of evaluation; training games use lower seeds
 
 
 class RunContext:
@@ -30,40 +29,38 @@ class RunContext:
     progress: bool
     on_step: Callable[[dict[str, Any]], None] | None
     ours: Callable[[], bool] = staticmethod(lambda: True)
-    """Whether the folder is still the one that is written."""
+    """Whether this process still owns the run folder."""
     steps_left: tuple[Any, set[str]] = None, set()
-    """metrics.jsonl as the last training left it: its stamp, and the arms whose steps it holds."""
+    """The stamp of metrics.jsonl after the last training, and the arms whose steps it holds."""
 
     @property
     def stages(self) -> Stages:
-        """The stages as they stand now."""
+        """The current state of the stages."""
         return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
 
     @property
     def eval_env(self) -> str:
-        """The world of evaluation: the held-out layouts where there are such, else the same."""
+        """The evaluation world: held-out layouts if there are any, else the training world."""
         return envs.held_out(self.settings.env)
 
     @property
     def eval_seeds(self) -> range:
-        """Map seeds of evaluation, the same for every arm, round and run."""
+        """Map seeds of evaluation; every arm, round and run uses the same seeds."""
         return range(HELD_OUT, HELD_OUT + self.settings.eval_maps)
 
     def probe(self, adapter: str | None = "student") -> dict[str, float] | None:
-        """What the model still answers right that has nothing to do with the world; None without a
-        probe.jsonl.
-        """
+        """Return the scores of the OOD probe, or None if the model has no probe.jsonl."""
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
 
     def check_ours(self) -> None:
-        """Write no more into a folder that was deleted, and is perhaps another run's by now.
+        """Refuse to write if the folder was deleted; it may belong to another run by now.
 
         Raises:
-            RuntimeError: so it is.
+            RuntimeError: This process no longer owns the folder.
         """
         if not self.ours():
             raise RuntimeError(
                 f"{self.folder}, or its run.lock, was deleted or replaced while this process wrote "
-                "it; nothing more is written: start the run anew"
+                "it. Nothing more is written; start the run again"
             )

@@ -1,7 +1,8 @@
-"""What drives a run: which stages are to be done, in which order, and doing them.
+"""Drives a run: decides which stages to do and in which order, and does them.
 
-A stage collects its inputs from files alone, loads the weights that it starts from, works in a
-folder of its own, leaves the policy as it found it, and puts outputs and manifest into place."""
+A stage reads its inputs only from files, loads the weights that it starts from and works in a
+folder of its own. It leaves the policy as it found it, then moves its outputs and manifest into
+place."""
 
 from __future__ import annotations
 
@@ -38,21 +39,21 @@ WORK = {
 
 
 class Driver(RunContext):
-    """A run whose stages are done in their order, each where it is needed."""
+    """A run that does its stages in order, each only when needed."""
 
     _writing = False
     _seen: Mapping[Node, StageStatus] = {}
-    """How the stages of earlier rounds stood when the one that is worked on began."""
+    """Status of the stages of earlier rounds when the current round began."""
     _stamps: Sequence[Any] = ()
-    """Of each of these rounds, the first first, the stamps of its files then."""
+    """Stamps of the files of each earlier round at that time, from round 1 on."""
 
     def load(self, k: int, trained: bool = True) -> None:
         """Put the weights of round k into the policy.
 
         Args:
-            k: the round.
-            trained: the student as it is after the round's training; else as the round starts.
-                The teacher is the start of the round in both cases.
+            k: The round.
+            trained: Load the student as it is after the round's training; otherwise as the round
+                starts. The teacher is the start of the round in both cases.
         """
         if start := self.stages.start(k):
             self.policy.load_adapter(self.folder / f"round_{start}/adapter")
@@ -63,51 +64,52 @@ class Driver(RunContext):
             self.policy.load_adapter(self.folder / f"round_{k}/adapter")
 
     def round_folder(self, k: int) -> Path:
-        """round_K of this run, made if missing."""
+        """Return the folder round_K of this run; create it if missing."""
         folder = self.folder / f"round_{k}"
         folder.mkdir(exist_ok=True)
         return folder
 
     def write_experience(self, k: int, texts: Sequence[str]) -> None:
-        """Let the teacher of round k read these texts, one per draw, in place of what `curate`
-        would write; they stay until a person deletes the file.
+        """Write round k's experience.md with these texts, one per draw, instead of `curate`'s.
+
+        The teacher reads them. They stay until a person deletes the file.
         """
         text = work.as_draws(given.texts("texts", texts))
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
         write_text(self.round_folder(k) / "experience.md", text)
 
     def start_stage(self, k: int, stage: str) -> None:
-        """Put the weights that a stage starts from into the policy."""
+        """Load the weights that a stage starts from into the policy."""
         if stage not in ("base", "curate", "metrics"):
             self.load(max(k, 1), trained=stage == "evaluate")
 
     def status(self) -> list[StageStatus]:
-        """How each stage of each round stands: done, missing, or stale and why."""
+        """Return the status of each stage of each round: done, missing, or stale and why."""
         return self.stages.statuses()
 
     def ensure(self, k: int, stage: str, redo: bool = False) -> None:
-        """Do a stage, and before it what it needs, unless that is done.
+        """Do a stage, and first the stages that it needs, skipping those that are done.
 
         Raises:
-            StaleRunError: one of them is out of date and redo is False; nothing was done then.
+            StaleRunError: One of them is out of date and redo is False. Nothing was done.
         """
-        if self._writing and stage == STAGES[0]:  # else each stage would look at all rounds again
+        if self._writing and stage == STAGES[0]:  # once per round, not once per stage
             self._look(k)
         if self.stages.status(k, stage, self._earlier(k)).state != "done":
             self._refuse(needs := self._needs((k, stage)), redo)
             with self._locked():
-                for status in needs[:-1]:  # the first ones first: no deep recursion
+                for status in needs[:-1]:  # earliest first: no deep recursion
                     self.ensure(status.round, status.stage, redo)
                 self._ensure((k, stage))
 
     def run_all(self, redo: bool = False) -> dict[str, Any]:
-        """All rounds, done or yet to do, then metrics.json of the whole run; returns it.
+        """Do what is missing in all rounds, then return the metrics.json of the whole run.
 
         Args:
-            redo: do again what is out of date, and no more.
+            redo: Redo what is out of date, and nothing else.
 
         Raises:
-            StaleRunError: something is out of date and redo is False.
+            StaleRunError: Something is out of date and redo is False.
         """
         self._refuse(statuses := self.status(), redo)
         if left := [status for status in statuses if status.state != "done"]:
@@ -115,12 +117,12 @@ class Driver(RunContext):
             with self._locked():
                 for k, stage in [n for n in self.stages.nodes() if not 0 < n[0] < first]:
                     self.ensure(k, stage, redo)
-                    if stage == "curate":  # nothing to distill is an error before any more is done
+                    if stage == "curate":  # fails early if there is nothing to distill
                         work.known_texts(self, k)
         return files.read_json(self.folder / "metrics.json")
 
     def redo(self) -> list[StageStatus]:
-        """Do again what is out of date, and no more; returns how those stages stood before."""
+        """Redo what is out of date, and nothing else; return those stages as they were before."""
         stale = [status for status in self.status() if status.state == "stale"]
         for status in stale:
             if status.stage != "metrics" or all(s.state == "done" for s in self.status()[:-1]):
@@ -128,7 +130,7 @@ class Driver(RunContext):
         return stale
 
     def _look(self, k: int) -> None:
-        """See how the rounds before round k stand, from the first on in which a file changed."""
+        """Look up the status of the rounds before k, from the first one in which a file changed."""
         stages, old = self.stages, self._stamps
         self._stamps = [stages.stamps(j) for j in range(1, k)]
         same = [was == now for was, now in zip(old, self._stamps)]
@@ -139,7 +141,7 @@ class Driver(RunContext):
         self._seen = seen
 
     def _earlier(self, k: int) -> dict[Node, StageStatus]:
-        """The stages of the rounds that round k builds on, as far as they are known to be done."""
+        """The stages known to be done in the rounds that round k builds on."""
         near = {k - 1, self.stages.start(k)} if k else ()
         seen = {node: self._seen.get(node) for node in itertools.product(near, STAGES)}
         return {node: s for node, s in seen.items() if s and s.state == "done"}
@@ -149,7 +151,7 @@ class Driver(RunContext):
             raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
 
     def _needs(self, node: Node) -> list[StageStatus]:
-        """A stage and those before it, as far as they are not done, each once, the first first."""
+        """A stage and those it needs that are not done, each once, earliest first."""
         stages, needs, nodes, known = self.stages, {}, [node], self._earlier(node[0])
         for node in nodes:  # grows while it is walked
             if node not in needs and (status := stages.status(*node, known)).state != "done":
@@ -161,19 +163,19 @@ class Driver(RunContext):
         known = self._earlier(k := node[0])
         if self.stages.status(*node, dict(known)).state == "done":
             return
-        judge = self.settings.gate in ("stop", "rollback")  # what it starts from
+        judge = self.settings.gate in ("stop", "rollback")  # it decides the start of k
         if k > 1 and judge and (k - 1, "evaluate") not in known:
             self._ensure((k - 1, "evaluate"))
         lost = self.stages.lost(k - 1) if self.settings.gate == "stop" else ""
         if lost and not self.stages.decided(k):
             raise ValueError(
-                f"round {k} does not start: {lost}; let it start from round {k - 1} all the same "
-                f"with run.promote({k - 1}), or from the one before with run.rollback({k - 1})"
+                f"round {k} does not start: {lost}. To start it from round {k - 1} anyway, call "
+                f"run.promote({k - 1}); to start it where that round started, run.rollback({k - 1})"
             )
         for other in self.stages.before(*node):
             if other not in known:
                 self._ensure(other)
-        if self.stages.status(*node, known).state != "done":  # it may fit what was done again
+        if self.stages.status(*node, known).state != "done":  # it may fit the redone inputs
             self._do(*node)
 
     def _do(self, k: int, stage: str) -> None:
@@ -186,7 +188,7 @@ class Driver(RunContext):
         files.remove(folder)
         folder.mkdir(parents=True)
         self._note_settings()
-        if at.exists():  # older than the checkpoint of this, whatever the clock says
+        if at.exists():  # so that `sweep` keeps this try's checkpoint, whatever the clock says
             os.utime(at, (0, 0))
         try:
             with self.policy.as_found():
@@ -203,7 +205,7 @@ class Driver(RunContext):
         except KeyboardInterrupt as stop:
             where = f" ({stop})" if str(stop) else ""
             raise KeyboardInterrupt(
-                f"stopped in {stage} of round {k}{where}; go on with `oelkit loop --run "
+                f"stopped in {stage} of round {k}{where}; resume with `oelkit loop --run "
                 f"{self.folder.name} --resume`"
             ) from None
         finally:
@@ -211,11 +213,11 @@ class Driver(RunContext):
                 files.remove(folder)
 
     def record(self) -> dict[str, Any]:
-        """What run.json says of the run, versions apart."""
+        """Return the content of run.json without the versions."""
         return {"form": FORM, "settings": asdict(self.settings), "prompts": asdict(self.prompts)}
 
     def _note_settings(self) -> None:
-        """Keep in run.json what may change in a run, once a stage runs with it."""
+        """Record in run.json the settings that can change within a run, once a stage uses them."""
         old = read_run(self.folder)
         old["settings"] = asdict(Settings()) | old["settings"]
         new = old | self.record()
@@ -239,6 +241,6 @@ class Driver(RunContext):
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on, for the record."""
+    """Return the versions of Python and of the packages that results depend on."""
     packages = ("torch", "transformers", "peft", "gymnasium")
     return {"python": python_version(), **{p: version(p) for p in packages}}

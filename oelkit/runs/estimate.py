@@ -1,8 +1,8 @@
-"""What a run will need, before it is begun: memory, tokens, time by stage, and money.
+"""Estimates what a run will need before it starts: memory, tokens, time by stage, and money.
 
-Two trial runs of seconds, in a folder that is thrown away, do every stage in small with the run's
-own model and settings; a straight line through both gives the whole. What cannot be seen in a trial
-is left out: replies that become longer as the model learns, and longer experience texts."""
+Two small trial runs in a temporary folder do every stage with the run's own model and settings,
+each in seconds. A straight line through both extrapolates to the whole run. The estimate misses
+what a trial cannot show: replies that grow as the model learns, and longer experience texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .driver import Driver
 from .settings import Settings
 from .table import ARMS
 
-SIZES, STEPS = (4, 16), 3  # games, and maps, of the two trials; steps of each
+SIZES, STEPS = (4, 16), 3  # games and maps of each trial; training steps of each
 TRIAL_TEXT = "- EXPERIENCE ITEM: Read the situation, and choose what it allows."
 
 
@@ -29,21 +29,21 @@ class Estimate:
     """What a run will need; print it for a table."""
 
     seconds: dict[str, float]
-    """By stage, all rounds together; "trial": what the estimate took."""
+    """Per stage, summed over all rounds; "trial" is the time of the estimate itself."""
     sampled_tokens: int
-    """Tokens that the model writes in games and in training."""
+    """Tokens that the model samples in games and in training."""
     memory: MemoryPlan
-    """Of a training step, with the experience as long as it may become."""
+    """Memory of a training step with the longest experience that the settings allow."""
     price_per_hour: float | None = None
 
     @property
     def minutes(self) -> float:
-        """Of the whole run, the trial left out."""
+        """Duration of the whole run, without the trial."""
         return sum(s for stage, s in self.seconds.items() if stage != "trial") / 60
 
     @property
     def price(self) -> float | None:
-        """In the currency of the price per hour."""
+        """Cost of the run in the currency of `price_per_hour`; None without one."""
         return None if self.price_per_hour is None else self.minutes / 60 * self.price_per_hour
 
     def __str__(self) -> str:
@@ -63,16 +63,16 @@ def estimate(
     policy: Policy,
     price_per_hour: float | None = None,
 ) -> Estimate:
-    """What a run with these settings will need on this machine.
+    """Estimate what a run with these settings will need on this machine.
 
     Args:
-        start: makes a run of folder, settings, policy and progress.
-        settings: of the run.
-        policy: its model; left as it is.
-        price_per_hour: of the machine, in any currency.
+        start: Makes a run from folder, settings, policy and progress.
+        settings: Settings of the run.
+        policy: Model of the run; left unchanged.
+        price_per_hour: Price of the machine, in any currency.
 
     Raises:
-        ValueError: settings with which no run would start.
+        ValueError: No run can start with these settings.
     """
     with tempfile.TemporaryDirectory() as folder:
         trials = [_trial(start, Path(folder) / f"trial{n}", settings, policy, n) for n in SIZES]
@@ -92,7 +92,7 @@ def estimate(
         # two arms on the held-out maps, and one on the validation maps
         "evaluate": rounds * whole("evaluate", maps + validation / 2),
     }
-    if s.run_ablations:  # one arm each, and the raw games in context as well
+    if s.run_ablations:  # each arm plays once; raw games play in context as well
         one = _training(last, s.steps) + whole("evaluate", maps / 2)
         seconds["other arms"] = len(ARMS) * one + whole("evaluate", maps) / 2
     seconds["metrics"] = last.seconds["metrics"]
@@ -115,7 +115,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What one trial took, in seconds by stage, and how long its texts were, in tokens."""
+    """Seconds per stage of one trial, and the lengths of its texts in tokens."""
 
     seconds: dict[str, float]
     steps: list[float]  # seconds of each training step
@@ -128,14 +128,14 @@ class _Trial:
 def _trial(
     start: Callable[..., Driver], folder: Path, settings: Settings, policy: Policy, n: int
 ) -> _Trial:
-    """A whole run of one round with n games and maps."""
+    """Do a whole run of one round with n games and n maps."""
     less: dict[str, Any] = {"extract_games": n, "state_games": n, "eval_maps": n}
     small = replace(
         settings, **less, rounds=1, samples_per_map=1, steps=STEPS, run_ablations=False, gate="off"
     )
     run, one = start(folder, small, policy, progress=False), folder / "round_1"
     run.ensure(1, "curate")
-    if not any(work.read_texts(run, one / "experience.md")):  # no item about so few games
+    if not any(work.read_texts(run, one / "experience.md")):  # no item from so few games
         run.write_experience(1, [TRIAL_TEXT] * small.num_draws)
     metrics = run.run_all()
     games = read_jsonl(one / "trajectories.jsonl", Trajectory)
@@ -160,14 +160,14 @@ def _tokens(games: list[Trajectory]) -> float:
 
 
 def _line(seconds: list[float], n: float) -> float:
-    """A straight line through both trials, never steeper than in proportion: noise would grow."""
+    """Extrapolate both trials linearly, never steeper than proportional, to limit noise."""
     (small, large), (low, high) = SIZES, seconds
     slope = min(max(0.0, (high - low) / (large - small)), high / large)
     return high + slope * (n - large)
 
 
 def _training(trial: _Trial, steps: int) -> float:
-    """What comes before the first step and the first step, which read the experience, and the
-    others."""
+    """Seconds of training: the whole trial, whose first step also reads the experience, plus the
+    remaining steps at the later steps' pace."""
     later = trial.steps[1:]
     return trial.seconds["distill"] + sum(later) / len(later) * (steps - len(trial.steps))

@@ -1,7 +1,7 @@
-"""What a run has learned, in forms that other programs read: a PEFT folder, a merged model in 16
-bits, a GGUF file; each with a model card, and played again by plain libraries (`check_exports`).
+"""Exports what a run has learned: as a PEFT folder, a merged 16-bit model or a GGUF file.
 
-Nothing of the run is written to but what lies in its folder `export/`."""
+Each export has a model card. `check_exports` plays it again with plain libraries. Of the run
+folder, only `export/` is written to."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's
 def export(
     run: Run | str | Path, to: str = "peft", out: str | Path | None = None, *, private: bool = False
 ) -> Path:
-    """Write the model that a run has come to: of its last round, rollbacks heeded.
+    """Export the model of the run's last round, taking rollbacks into account.
 
     Args:
-        run: a run, or its folder.
-        to: "peft" (an adapter folder), "merged" (a whole model in 16 bits) or "gguf" (one file in
-            16 bits in a folder, by llama.cpp's converter).
-        out: the folder that is written (None: export/FORM in the run folder, written anew).
-        private: keep the experience text out of folder and card; its hash stays.
+        run: A run, or its folder.
+        to: "peft" (an adapter folder), "merged" (a whole 16-bit model) or "gguf" (a folder with
+            one 16-bit file from llama.cpp's converter).
+        out: Output folder. None: export/FORM in the run folder, which is replaced.
+        private: Leave the experience text out of the folder and the card, but keep its hash.
 
     Returns:
-        The folder.
+        The output folder.
 
     Raises:
-        ValueError: no such form, `out` is there, or the round is not trained or is out of date.
-        FileNotFoundError: gguf, and there is no converter.
+        ValueError: `to` is unknown, `out` exists, or the round is not trained or is out of date.
+        FileNotFoundError: `to` is "gguf" and the converter is missing.
     """
     if to not in FORMS:
-        raise ValueError(f"cannot export to {to!r}: say one of {', '.join(FORMS)}")
+        raise ValueError(f"cannot export to {to!r}: choose one of {', '.join(FORMS)}")
     stages = stages_of(given.path("run", getattr(run, "folder", run)))
     k, folder = exported_round(stages), Path(out or stages.folder / "export" / to)
     if out is not None and folder.exists():
-        raise ValueError(f"{folder} is there already: choose another folder or delete it")
+        raise ValueError(f"{folder} already exists: choose another folder or delete it")
     convert = _converter() if to == "gguf" else []
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
@@ -72,14 +72,14 @@ def export(
 
 
 def exported_round(stages: Stages) -> int:
-    """The round whose model a run has come to, rollbacks heeded.
+    """Return the round whose model the run ends with, taking rollbacks into account.
 
     Raises:
-        ValueError: there is none, or it is out of date.
+        ValueError: There is none, or it is out of date.
     """
     k = stages.start(stages.settings["rounds"] + 1)
     if k == 0:
-        raise ValueError(f"{stages.folder}: all rounds are rolled back; nothing is to be exported")
+        raise ValueError(f"{stages.folder}: all rounds are rolled back; nothing to export")
     for stage in ("distill", "evaluate"):
         status = stages.status(k, stage)
         if status.state != "done":
@@ -99,7 +99,7 @@ def _write(stages: Stages, k: int, to: str, folder: Path, convert: list[str]) ->
         for name in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
             shutil.copy(adapter / name, folder)
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        # PEFT loads the base by this name; "micro" says nothing to it
+        # PEFT loads the base model by this name and does not know "micro"
         config["base_model_name_or_path"] = add_tokenizer(model, folder)
         write_json(folder / "adapter_config.json", config)
         return
@@ -117,36 +117,36 @@ def _write(stages: Stages, k: int, to: str, folder: Path, convert: list[str]) ->
 
 
 def _converter() -> list[str]:
-    """The command of llama.cpp's converter: named by LLAMA_CPP (its clone), or on the PATH."""
+    """The command of llama.cpp's converter, found in the clone LLAMA_CPP or on the PATH."""
     clone = os.environ.get("LLAMA_CPP")
     path = shutil.which(CONVERTER)
     if clone and (Path(clone) / CONVERTER).is_file():
         path = str(Path(clone) / CONVERTER)
     if not path:
         raise FileNotFoundError(
-            f"to=gguf needs llama.cpp's {CONVERTER}: set LLAMA_CPP to a clone of llama.cpp, or put "
-            "the script on the PATH; the merged model is what it converts"
+            f"to=gguf needs llama.cpp's {CONVERTER}: set LLAMA_CPP to a clone of llama.cpp, put "
+            "the script on the PATH, or export the merged model and convert it yourself"
         )
     return [sys.executable, path]
 
 
 def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Upload an exported folder to the Hugging Face hub; returns its address.
+    """Upload an exported folder to the Hugging Face hub and return its URL.
 
     Args:
-        folder: as `export` wrote it.
-        repo: "user/name", made where there is none.
-        private: of a new repository.
+        folder: A folder written by `export`.
+        repo: "user/name"; created if missing.
+        private: Whether a new repository is private.
 
     Raises:
-        ConnectionError: the hub is not reached, or refuses.
+        ConnectionError: The hub cannot be reached, or refuses.
         ValueError: `export` did not write this folder.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not (given.path("folder", folder) / card.ABOUT).is_file():
-        raise ValueError(f"{folder}: not a folder that `oelkit export` wrote")
+        raise ValueError(f"{folder}: not a folder written by `oelkit export`")
     try:
         address = HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder)
@@ -157,20 +157,22 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
 
 
 def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Let each exported folder play the held-out maps in a process of its own, loaded by plain
-    Transformers and PEFT, and compare it with the run; the result goes into its model card.
+    """Let each exported folder play the held-out maps and compare it with the run.
+
+    Each is loaded with plain Transformers and PEFT in a process of its own. The result is added to
+    its model card.
 
     Args:
-        run: a run, or its folder.
-        folders: as `export` wrote them.
+        run: A run, or its folder.
+        folders: Folders written by `export`.
 
     Returns:
         A row per form, the run's own first: form, pass_rate with its interval low and high, n,
-        reply_tokens, truncated, ood, and but for the run difference with its 95% interval, paired
-        by map and sample.
+        reply_tokens, truncated and ood. All rows except the run's also have the difference from
+        the run with its 95% interval, paired by map and sample.
 
     Raises:
-        RuntimeError: an export could not be loaded or played.
+        RuntimeError: An export could not be loaded or played.
     """
     stages = stages_of(given.path("run", getattr(run, "folder", run)))
     measured = read_json(stages.folder / f"round_{exported_round(stages)}/metrics.json")

@@ -1,6 +1,6 @@
-"""Files of a run: whole or not there, on disk when a call returns, and never two writers at once.
+"""Files of a run: written whole or not at all, on disk when a call returns, one writer at a time.
 
-What a person wrote is never deleted: it is renamed out of the way (`keep_aside`)."""
+What a person wrote is never deleted, only renamed (`keep_aside`)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..text import by_draw
 
 try:
     import fcntl
-except ImportError:  # Windows: the owner in the file alone decides
+except ImportError:  # Windows: only the owner named in the file counts
     fcntl = None
 
 
 def stamp(path: Path | str) -> tuple[int, ...] | None:
-    """What differs once a file was written again, without opening it; None where there is none."""
+    """Return a value that changes when the file is rewritten; None if missing. Opens nothing."""
     try:
         s = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -36,11 +36,11 @@ def stamp(path: Path | str) -> tuple[int, ...] | None:
 
 
 def sha256(path: Path) -> str | None:
-    """Hash of a file's bytes; None where there is no file."""
+    """Return the SHA-256 of a file's bytes, or None if there is no file."""
     if (now := stamp(path)) is None:
         return None
-    if not S_ISREG(now[0]):  # a pipe of a stranger's would be waited for
-        raise ValueError(f"{path}: is no file; delete it")
+    if not S_ISREG(now[0]):  # reading a pipe would block
+        raise ValueError(f"{path}: is not a regular file; delete it")
     return _sha256(path, *now)
 
 
@@ -51,7 +51,7 @@ def _sha256(path: Path, *_: int) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no file, ValueError where it is damaged."""
+    """Return the content of a JSON file, or None if missing; ValueError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
-    """The object in a JSON file, whose named fields are of these kinds; as `read_json` else."""
+    """`read_json` of an object whose named fields must have these types."""
     if (value := read_json(path)) is not None:
         wrong = [
             n
@@ -74,20 +74,23 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
 
 
 def read_experience(path: Path | str) -> tuple[str, list[str]]:
-    """A file of experience: what has no heading, or else the text of each draw, by their numbers.
+    """Read an experience file.
+
+    Returns:
+        The text if it has no draw headings, and the text of each draw in order of draw number.
 
     Raises:
-        ValueError: text stands above the first heading of a draw.
+        ValueError: There is text above the first draw heading.
     """
     head, draws = by_draw(text_file(path))
     if draws and head:
-        what = f"text before the first heading `## Draw {draws[0][0]}` is in no draw's text"
-        raise ValueError(f"{path}: {what}; move it below a heading, or take it out")
+        what = f"text before the first heading `## Draw {draws[0][0]}` belongs to no draw"
+        raise ValueError(f"{path}: {what}; move it below a heading, or delete it")
     return head, [said for _, said in sorted(draws, key=lambda draw: int(draw[0]))]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of a value as indented JSON."""
+    """Write a value as indented JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -100,19 +103,19 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Put a folder and all that is in it on disk."""
+    """Sync a folder and everything in it to disk."""
     for path in [*folder.rglob("*"), folder]:
         sync_folder(path)
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename within a disk, and put the new name on disk; the target must not be there."""
+    """Rename within a disk and sync the new name; the target must not exist."""
     os.rename(source, target)
     sync_folder(target.parent)
 
 
 def keep_aside(path: Path) -> None:
-    """Rename NAME.EXT to NAME.old.EXT, or NAME.old-2.EXT and so on where there is one already."""
+    """Rename NAME.EXT to NAME.old.EXT, or to NAME.old-2.EXT and so on if that is taken."""
     for n in range(1, 10_000):
         old = path.with_name(f"{path.stem}.old{f'-{n}' * (n > 1)}{path.suffix}")
         if not old.exists():
@@ -120,18 +123,19 @@ def keep_aside(path: Path) -> None:
 
 
 def commit(partial: Path, root: Path, place: str, ours: dict, manifest: dict, at: Path) -> None:
-    """Put what a stage wrote in a folder of its own into place, and its manifest.
+    """Move a stage's outputs from its own folder into place and write its manifest.
 
-    Killed on the way, the stage is missing and done again. What is in the way goes if it is ours
-    (the last outputs, name and hash), and is kept aside if a person wrote it.
+    If the process is killed meanwhile, the stage counts as missing and is done again. A file in the
+    way is deleted if the stage wrote it last time (same name and hash), and kept aside if a person
+    wrote it.
 
     Args:
-        partial: what the stage wrote.
-        root: the run folder.
-        place: where the files go in it: "" or "round_1/", say.
-        ours: name in the run folder and hash of each file that the stage wrote last time.
-        manifest: gets "outputs", the same of each file now.
-        at: file of the manifest.
+        partial: Folder with the stage's outputs.
+        root: The run folder.
+        place: Where the files go in it, such as "" or "round_1/".
+        ours: Name in the run folder and hash of each file that the stage wrote last time.
+        manifest: Gets "outputs": name and hash of each file now.
+        at: Path of the manifest.
     """
     (root / place).mkdir(exist_ok=True)
     sync_tree(partial)
@@ -151,12 +155,12 @@ def commit(partial: Path, root: Path, place: str, ours: dict, manifest: dict, at
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
+    """Delete a file or folder if it exists."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed writer left: temporary files, checkpoints of stages that are done."""
+    """Remove what a killed writer left: temporary files and checkpoints of finished stages."""
     for path in folder.rglob(".*.tmp"):
         pid = path.name.split(".")[-2]
         if not (pid.isdigit() and _alive(int(pid))):
@@ -168,22 +172,26 @@ def sweep(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """ValueError for a symbolic link that leads out of a run folder, as a stranger's may: what is
-    written into the run would land there."""
+    """Raise ValueError for a symbolic link out of a run folder, as a run from elsewhere can have:
+    writes to the run would land outside it."""
     root = folder.resolve()
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise ValueError(
-                f"{path} is a symbolic link out of the run folder, to {os.readlink(path)}: put "
-                "a copy of that in its place, or delete the link"
+                f"{path} is a symbolic link out of the run folder, to {os.readlink(path)}: replace "
+                "it with a copy, or delete the link"
             )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Be the only writer of a run folder, and ask whether one still is; ValueError names another.
+    """Become the only writer of a run folder; yields a function that says whether this still holds.
 
-    The lock of a process that has died on this host is taken over; readers need none."""
+    The lock of a dead process on this host is taken over. Readers need no lock.
+
+    Raises:
+        ValueError: Another process writes the folder.
+    """
     refuse_links(folder)
     path, host = folder / "run.lock", socket.gethostname()
     while True:
@@ -195,11 +203,11 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
             os.close(descriptor)
             raise ValueError(
                 f"{folder} is being written by process {pid or '?'} on {owner or host}: wait for "
-                f"it, or delete {path} if that is no longer so"
+                f"it to end, or delete {path} if it no longer runs"
             )
         if (ours := partial(_same, descriptor, path))():
             break
-        os.close(descriptor)  # its last owner has just removed it
+        os.close(descriptor)  # its last owner just removed it
     try:
         with placed(path):  # the disk may be full
             os.ftruncate(descriptor, 0)
@@ -208,7 +216,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
         yield ours
     finally:
         try:
-            if ours():  # else it is the lock of another
+            if ours():  # otherwise it is another process's lock
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
@@ -221,7 +229,7 @@ def _same(descriptor: int, path: Path) -> bool:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether the file is ours now; None where the file system knows no locks."""
+    """Whether the lock was acquired; None if the file system does not support locks."""
     if fcntl is None:
         return None
     try:
@@ -234,7 +242,7 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _alive(pid: int) -> bool:
-    if pid == os.getpid() or os.name == "nt":  # Windows: a signal of 0 would be Ctrl+C
+    if pid == os.getpid() or os.name == "nt":  # on Windows, signal 0 would be Ctrl+C
         return os.name == "nt"
     try:
         os.kill(pid, 0)

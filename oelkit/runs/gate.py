@@ -1,7 +1,7 @@
 """The gate: did a round lose against the one it started from?
 
-Judged on validation maps, which are neither training nor held-out maps, by the paired bootstrap
-over the same maps, and by the OOD probe. Departure from the paper, which goes on whatever a round
+It compares both with a paired bootstrap on the same validation maps, which are neither training nor
+held-out maps, and with the OOD probe. Departure from the paper, which continues whatever a round
 has lost."""
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 from ..stats import paired_bootstrap, wilson_interval
 from .table import weights
 
-VALIDATION = 950_000_000  # first map seed; those of training and of evaluation are lower
+VALIDATION = 950_000_000  # first map seed; training and evaluation use lower ones
 VALIDATION_MAPS = 64
 
 
 def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Whether round k lost against round s (0: the untrained model).
+    """Judge whether round k lost against round s (0: the untrained model).
 
     Args:
-        k: the round.
-        s: the round that it started from.
-        before: "validation" (a row with "passes", "0110..." by map) and "ood" (the shares of
+        k: The round.
+        s: The round that it started from.
+        before: "validation" (a row with "passes", "0110..." by map) and "ood" (the shares from
             `probe`, or None) of round s.
-        after: the same of round k, on the same maps.
+        after: The same for round k, on the same maps.
 
     Returns:
-        difference, low and high of the validation pass rate (95%), and lost: the sentences that
-        say what was lost, "" where nothing was.
+        The difference in validation pass rate with its 95% interval (low, high), the number of
+        maps, and "lost": sentences that say what was lost, or "" if nothing was.
     """
     passes = [[int(c) for c in row["validation"]["passes"]] for row in (before, after)]
     difference, low, high = paired_bootstrap(*passes)
@@ -44,7 +44,7 @@ def judge(k: int, s: int, before: dict[str, Any], after: dict[str, Any]) -> dict
         if now < least:
             said.append(
                 f"round {k} answers {now:.1%} of {n} OOD questions, {start} before it {was:.1%} "
-                f"(its 95% interval begins at {least:.1%})"
+                f"(whose 95% interval starts at {least:.1%})"
             )
     return {
         "difference": difference,

@@ -1,4 +1,4 @@
-"""The stages that measure: base, the arms of a round, the other arms, and the sum of it all."""
+"""The stages that measure: base, the arms of a round, the other arms, and the run's metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .context import RunContext
 from .files import read_json, sha256, write_json
 from .table import ARMS, STAGES
 
-SHOWN = 5  # games on held-out maps that are kept, from which the report chooses one
+SHOWN = 5  # held-out games to keep; the report shows one of them
 
 
 def base(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def base(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
 
 
 def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
-    """Measure round k on held-out maps, and let the gate judge it."""
+    """Measure round k on held-out maps and let the gate judge it."""
     start = run.stages.start(k)
     read = next(n for n in run.stages.reads(k, "evaluate") if n.endswith("experience.md"))
     texts = [text for text in work.read_texts(run, run.folder / read) if text]
@@ -46,7 +46,7 @@ def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     metrics = {"round": k, "start": start, "experience_sha256": sha256(run.folder / read)}
     metrics |= {"pass_rate": rows, "ood": {"base": untrained["ood"], "consolidated": now["ood"]}}
     seeds = [game["seed"] for game in untrained.get("shown", ())]
-    metrics["shown"] = _shown(report, seeds)  # on the maps of the base's, for the report
+    metrics["shown"] = _shown(report, seeds)  # on the same maps as the base's, for the report
     if "validation" in now:
         before = untrained
         if start:
@@ -55,7 +55,7 @@ def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
         metrics |= {"validation": now["validation"], "gate": gate.judge(k, start, before, now)}
         if lost := metrics["gate"]["lost"]:
             if run.progress:
-                print(f"gate: {lost}", flush=True)  # notebooks show a warning as if it had failed
+                print(f"gate: {lost}", flush=True)  # in notebooks a warning looks like a failure
             else:
                 warnings.warn(lost, stacklevel=2)
     write_json(folder / "metrics.json", metrics)
@@ -63,7 +63,7 @@ def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
 
 
 def _judged(run: RunContext, adapter: str | None) -> dict[str, Any]:
-    """What the gate compares: passes on validation maps, and the OOD probe."""
+    """What the gate compares: validation maps passed, and the OOD probe."""
     row: dict[str, Any] = {"ood": run.probe(adapter)}
     if run.settings.gate != "off":
         seeds = range(gate.VALIDATION, gate.VALIDATION + gate.VALIDATION_MAPS)
@@ -74,7 +74,7 @@ def _judged(run: RunContext, adapter: str | None) -> dict[str, Any]:
 def measure(
     run: RunContext, texts: Sequence[str] | str = "", *args: Any, **options: Any
 ) -> dict[str, Any]:
-    """A row of figures: the pass rate on held-out maps (or others) with its interval."""
+    """Return a row of metrics: the pass rate on held-out (or other) maps with its interval."""
     return _row(_play(run, texts, *args, **options))
 
 
@@ -84,7 +84,7 @@ def _row(report: evaluation.EvalReport) -> dict[str, Any]:
 
 
 def _levels(games: Sequence[Trajectory]) -> list[float]:
-    """Of boards one below another, the share of games that passed each."""
+    """Share of games that passed each board, in worlds with one board below another."""
     ends = [max((t.extra.get("level", 0) for t in game.turns), default=0) for game in games]
     won = [game.outcome is Outcome.SUCCESS for game in games]
     return [
@@ -94,7 +94,7 @@ def _levels(games: Sequence[Trajectory]) -> list[float]:
 
 
 def _shown(report: evaluation.EvalReport, seeds: Sequence[int | None]) -> list[dict[str, Any]]:
-    """The first game on each of these maps, without its prompts."""
+    """The first game on each of these maps, without prompts."""
     first = {game.seed: game for game in reversed(report.trajectories)}
     games = [first[seed] for seed in seeds if first[seed].turns]
     return [
@@ -129,7 +129,7 @@ def _play(
 
 
 def metrics(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
-    """Put together what the rounds and arms have written."""
+    """Combine the metrics of all rounds and arms."""
     stages, rounds = run.stages, range(1, run.settings.rounds + 1)
     whole = {
         "run": run.folder.name,
@@ -149,13 +149,13 @@ def metrics(run: RunContext, _: int, folder: Path) -> dict[str, Any]:
 
 
 def arm_metrics(run: RunContext) -> dict[str, Any]:
-    """The rows of the arms that are done."""
+    """Return the rows of the arms that are done."""
     rows = {arm: read_json(run.folder / f"ablations/{arm}.json") for arm in ARMS}
     return {arm: row for arm, row in rows.items() if row}
 
 
 def round_metrics(run: RunContext, k: int) -> dict[str, Any]:
-    """The metrics of a round with its counts and seconds."""
+    """Return the metrics of a round with its counts and seconds."""
     folder = run.folder / f"round_{k}"
     row = read_json(folder / "metrics.json")
     row.pop("shown", None)
@@ -175,8 +175,8 @@ def _seconds(run: RunContext, k: int, names: Sequence[str]) -> dict[str, float]:
 
 
 def run_arm(arm: str, run: RunContext, _: int, folder: Path) -> dict[str, Any]:
-    """Train and measure another arm from round 1's states: off-policy KL, SFT, or raw games in
-    place of items.
+    """Train and measure another arm on round 1's states: off-policy KL, SFT, or raw games instead
+    of items.
     """
     row: dict[str, Any] = {}
     texts, loss = [], arm

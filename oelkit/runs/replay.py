@@ -1,7 +1,7 @@
-"""An exported model plays the held-out maps of its run: `python -m oelkit.runs.replay RUN FOLDER`.
+"""Lets an exported model play its run's held-out maps: `python -m oelkit.runs.replay RUN FOLDER`.
 
-A process of its own, in which the model is loaded by Transformers and PEFT alone. It prints the
-row of figures as JSON."""
+Runs in a process of its own, where only Transformers and PEFT load the model. Prints a row of
+metrics as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stages import read_run
 
 
 def replay(run: Path, folder: Path) -> dict:
-    """The figures of the exported model on the maps on which the run was measured."""
+    """Measure the exported model on the maps that the run was measured on."""
     record = read_run(run)
     settings, prompts = record["settings"], record["prompts"]["name"]
     path = next(folder.glob("*.gguf"), folder)

@@ -1,14 +1,17 @@
 """The loop: rounds of rollout, extract, curate, collect, distill and evaluate in a run folder.
 
-A stage collects its inputs from files alone, loads the weights that it starts from, works, leaves
-the policy as it found it, and writes its outputs and its manifest (`stages` says what depends on
-what). A run goes on after the last stage that is done, and where something changed under a stage
-that is done, it refuses (StaleRunError) or does exactly that again (redo). Round k+1 starts from
-round k's adapter (its last step: nothing is chosen on held-out maps), unless the gate or a person
-rolled it back. Departure from the paper: by default a round's experience starts with what the
-rounds before had (`carry_experience`), because a teacher that reads fewer rules than its student
-has absorbed takes them back, and on a quarter of each batch the student reads the experience too
-(`retention`); data/micro_lakes/README.md has the measurements."""
+A stage reads its inputs only from files, loads the weights that it starts from, leaves the policy
+as it found it, and writes its outputs and a manifest (`stages` defines the dependencies). A run
+resumes after the last stage that is done. If an input of a finished stage changed, the run refuses
+to continue (StaleRunError) or redoes exactly what is affected (`redo`).
+
+Round k+1 starts from the last step of round k's adapter, unless the gate or a person rolled it
+back. Nothing is chosen on held-out maps.
+
+Departures from the paper: by default a round's experience starts with that of the earlier rounds
+(`carry_experience`), because a teacher that reads fewer rules than its student has absorbed makes
+the student unlearn them. On a quarter of each batch the student reads the experience too
+(`retention`). data/micro_lakes/README.md has the measurements."""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ from .saved import SavedRun
 from .settings import Settings, check_ranges, check_settings, run_folder
 from .table import ARMS
 
-_LATER = ("rounds", "run_ablations", "gate")  # settings that a run may be opened without
-_ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # each stage depends on them
+_LATER = ("rounds", "run_ablations", "gate")  # settings that can differ when a run is opened
+_ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # every stage depends on these
 
 
 class Run(Driver, Shown):
@@ -48,13 +51,13 @@ class Run(Driver, Shown):
         progress: bool = True,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ):
-        """Open a run, or start one; looking at a run that is there writes nothing.
+        """Open a run, or start one; opening an existing run writes nothing.
 
-        `on_step` gets the row of each training step, with its arm and round.
+        `on_step` receives the row of each training step, with its arm and round.
 
         Raises:
-            ValueError: wrong settings, a folder that cannot be written, or that holds a run with
-                other settings or of an older form.
+            ValueError: The settings are invalid, the folder cannot be written, or it holds a run
+                with other settings or in an older format.
         """
         folder = given.path("folder", folder)
         self.folder, self.progress = run_folder(folder.name, folder.parent), progress
@@ -66,12 +69,12 @@ class Run(Driver, Shown):
         self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))
         for world in {settings.env, envs.held_out(settings.env)}:
-            envs.check(world)  # an unknown one is an error now, not after the model is loaded
+            envs.check(world)  # an unknown world fails before the model is loaded
         if (self.folder / "run.json").exists():
             files.refuse_links(self.folder)
             theirs = self._compare_settings()
-            # a notebook that needs round 1 alone does not make the run forget the others, nor one
-            # that says nothing of the gate what it was
+            # a notebook that needs only round 1 must not drop the others, and one that does not
+            # set the gate must not reset it
             rounds, judge = max(settings.rounds, theirs["rounds"]), settings.gate or theirs["gate"]
             self.settings = replace(settings, rounds=rounds, gate=judge)
             self._load_policy(policy)
@@ -81,8 +84,8 @@ class Run(Driver, Shown):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / ".try", "")
-            (self.folder / ".try").unlink(missing_ok=True)  # another process may try, too
-        except OSError as error:  # before the model is loaded
+            (self.folder / ".try").unlink(missing_ok=True)  # another process may be trying, too
+        except OSError as error:  # fail before the model is loaded
             raise ValueError(
                 f"cannot write the run folder {self.folder}: {error.strerror}"
             ) from error
@@ -92,7 +95,7 @@ class Run(Driver, Shown):
             if not there and not any(self.folder.iterdir()):  # a misspelt model leaves no run
                 self.folder.rmdir()
             raise
-        if (self.folder / "run.json").exists():  # of another process that was faster
+        if (self.folder / "run.json").exists():  # another process was faster
             self._compare_settings()
             return
         files.write_json(self.folder / "run.json", self.record() | {"versions": versions()})
@@ -106,12 +109,12 @@ class Run(Driver, Shown):
         progress: bool = True,
         **changes: Any,
     ) -> Run:
-        """A run that is there, with its own settings but for these changes.
+        """Open an existing run with its own settings, except for these changes.
 
-        What is done with another setting is out of date then, and is done again by `redo` alone.
+        Stages that were done with another value become out of date; only `redo` does them again.
 
         Raises:
-            ValueError: there is no such run or setting, or the change would make it another run.
+            ValueError: There is no such run or setting, or the change would make it another run.
         """
         theirs = asdict(SavedRun(folder).settings)
         check_settings(theirs | changes)
@@ -120,7 +123,7 @@ class Run(Driver, Shown):
             if value != theirs[name] and (name in _ALWAYS or less):
                 raise ValueError(
                     f"{folder} is a run with other settings: {name} was {theirs[name]!r}, is "
-                    f"{value!r}; leave it out, or take another name for the run"
+                    f"{value!r}; leave it out, or choose another name for the run"
                 )
         run = cls(folder, Settings(**theirs), policy, progress=progress)
         run.settings = replace(run.settings, **changes)
@@ -130,7 +133,7 @@ class Run(Driver, Shown):
     plotted = SavedRun.plotted
 
     def brief(self) -> Brief:
-        """As of `SavedRun`."""
+        """See `SavedRun.brief`."""
         return SavedRun(self.folder).brief()
 
     def _load_policy(self, policy: Policy | None) -> None:
@@ -152,7 +155,7 @@ class Run(Driver, Shown):
             call = f"Run.open({str(self.folder)!r}"
             changed = "" if set(differ) & set(_ALWAYS) else f", or changed: {call}, {changes})"
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({told}): take another name, or "
+                f"{self.folder} holds a run with other settings ({told}): choose another name, or "
                 f"open it as it is: {call}){changed}"
             )
         return theirs
@@ -164,14 +167,14 @@ class Run(Driver, Shown):
         self._decide(k, k)
 
     def rollback(self, k: int) -> None:
-        """Let round k+1 start from where round k started; the files of round k stay."""
+        """Let round k+1 start where round k started; the files of round k stay."""
         self._decide(k, self.stages.start(k))
 
     def _decide(self, k: int, start: int) -> None:
         with self._locked():
             self.stages.decide(k, start)
 
-    # -- the stages of round k; earlier ones that are missing are done first
+    # -- the stages of round k; each first does the missing stages before it
 
     def rollout(self, k: int) -> list[Trajectory]:
         """Play the games that experience is extracted from, without experience."""
@@ -184,26 +187,26 @@ class Run(Driver, Shown):
         return read_jsonl(self.folder / f"round_{k}/items.jsonl", ExperienceItem)
 
     def curate(self, k: int) -> list[str]:
-        """Accept what no person has decided on (see `auto_curate`) and write what the teacher
-        reads; returns one text per draw.
+        """Decide on what no person has (see `auto_curate`), write what the teacher reads, and
+        return one text per draw.
 
-        What a person adds, and what was merged, is for every draw. Done again where the log
-        changed, until something is trained on the text; an experience.md that a person wrote is
-        what counts, and stays."""
+        Merged items and those that a person adds go into every draw. The stage is redone when the
+        log changes, until something is trained on the text. An experience.md that a person wrote
+        is used as it is and kept."""
         self.ensure(k, "curate")
         return work.read_texts(self, self.folder / f"round_{k}/experience.md")
 
     def experiences(self, k: int) -> list[str]:
-        """The texts of `curate` that say anything, which the teacher reads.
+        """Return the non-empty texts of `curate`, which the teacher reads.
 
         Raises:
-            ValueError: none does.
+            ValueError: All are empty.
         """
         self.ensure(k, "curate")
         return work.known_texts(self, k)
 
     def collect(self, k: int) -> list[State]:
-        """Play other games without experience: the prompts of their turns are the states."""
+        """Play other games; the prompts of their turns, without experience, are the states."""
         self.ensure(k, "collect")
         return read_jsonl(self.folder / f"round_{k}/states.jsonl", State)
 
@@ -212,20 +215,20 @@ class Run(Driver, Shown):
         self.ensure(k, "distill")
 
     def evaluate(self, k: int) -> dict[str, Any]:
-        """Measure base, in-context and consolidated arms on held-out maps; returns the metrics of
-        the round.
+        """Measure the base, in-context and consolidated arms on held-out maps and return the
+        round's metrics.
         """
         self.ensure(k, "evaluate")
         return measures.round_metrics(self, k)
 
     def ablations(self) -> dict[str, Any]:
-        """The other arms from round 1's states, one after the other; see `ablations`."""
+        """Train and measure the other arms on round 1's states; return their rows."""
         for arm in ARMS:
             self.ensure(0, arm)
         return measures.arm_metrics(self)
 
     def estimate(self, price_per_hour: float | None = None) -> Estimate:
-        """What a whole run with these settings needs on this machine; see `estimate`."""
+        """Estimate what a whole run with these settings needs on this machine; see `estimate`."""
         return estimate(type(self), self.settings, self.policy, price_per_hour)
 
 
@@ -238,5 +241,5 @@ def run_loop(
     redo: bool = False,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run, or go on with, the whole loop in a folder; returns what is in its metrics.json."""
+    """Start or resume the whole loop in a folder and return its metrics.json."""
     return Run(folder, settings, policy, progress=progress, on_step=on_step).run_all(redo)

@@ -1,4 +1,4 @@
-"""A run folder to look at: settings, metrics and what each round holds. No model is loaded."""
+"""A run folder, read without loading a model: settings, metrics and the records of each round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .stages import read_run
 
 
 class SavedRun(Shown):
-    """A run by its folder; ValueError where there is none."""
+    """A saved run in a folder; ValueError if there is none."""
 
     plotted = "model", "passed, %"
 
@@ -24,23 +24,23 @@ class SavedRun(Shown):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What is in its metrics.json; {} where nothing was measured yet."""
+        """The content of metrics.json; {} if nothing was measured yet."""
         return read_json(self.folder / "metrics.json") or {}
 
     def trajectories(self, k: int = 1) -> list[Trajectory]:
-        """The games that round k read."""
+        """Return the games that round k extracted from."""
         return read_jsonl(self.folder / f"round_{k}/trajectories.jsonl", Trajectory)
 
     def items(self, k: int = 1) -> list[ExperienceItem]:
-        """The items of round k, as they were extracted."""
+        """Return the items of round k as extracted."""
         return read_jsonl(self.folder / f"round_{k}/items.jsonl", ExperienceItem)
 
     def curation(self, k: int = 1) -> Curation:
-        """The items of round k with what was decided on them; further decisions go to its log."""
+        """Return the curation of round k; further decisions are appended to its log."""
         return Curation.open(*(self.folder / f"round_{k}/{n}.jsonl" for n in ("items", "curation")))
 
     def brief(self) -> Brief:
-        """What is passed after which round, with 95% intervals."""
+        """Summarize the pass rate after each round, with 95% intervals."""
         rounds = self.metrics.get("rounds", [])
         measured = [("base", rounds[0]["pass_rate"]["base"])] if rounds else []
         measured += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]

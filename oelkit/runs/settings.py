@@ -1,4 +1,4 @@
-"""Settings of a run, and their scales; the name and the place of a run folder."""
+"""Settings of a run and their scales; name and location of a run folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..given import did_you_mean, setting
 class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     """The loop.
 
-    Its fields and those of its steps are flags of `oelkit loop` and lines of run.json;
-    the defaults are safe for real models."""
+    Its fields and those of its steps are flags of `oelkit loop` and entries of run.json. The
+    defaults are safe for real models."""
 
-    env: str = option("oelkit/FrozenLake4x4-v0", "world; evaluated on its Unseen layouts, if any")
+    env: str = option("oelkit/FrozenLake4x4-v0", "world; evaluation plays its Unseen maps, if any")
     rounds: int = option(2, "rounds of the loop")
-    seed: int = option(0, "of maps, sampling and batches")
+    seed: int = option(0, "seed of maps, sampling and batches")
     extract_games: int = option(64, "games per round to extract from")
     state_games: int = option(48, "games per round whose turns become training states")
     states_with_experience: bool = option(
@@ -33,51 +33,54 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         True, "start a round's experience with that of the round it starts from"
     )
     run_ablations: bool = option(
-        True, "after the last round also run the arms off-policy, SFT and raw games"
+        True, "after the last round, also run the off-policy, SFT and raw-games arms"
     )
     gate: Literal["off", "warn", "stop", "rollback"] | None = option(
         None,
-        "what follows if a round loses on validation maps or the OOD probe; none: what the run "
-        "has, warn for a new one",
+        "what to do if a round loses on validation maps or the OOD probe; none: keep the run's "
+        "own (warn for a new run)",
     )
 
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
-        """The settings of a scale ("tiny", "small" or "paper"), some of them changed; ValueError
-        for another scale. With another model than the embedded one, "tiny" trains by the defaults.
+        """Return the settings of a scale ("tiny", "small" or "paper") with some changed.
+
+        With a model other than the embedded one, "tiny" trains with the defaults. ValueError for
+        an unknown scale.
         """
         if scale not in SCALES:
             raise ValueError(
-                f"no scale {scale!r}{did_you_mean(scale, SCALES)}: say one of {', '.join(SCALES)}"
+                f"no scale {scale!r}{did_you_mean(scale, SCALES)}: "
+                f"choose one of {', '.join(SCALES)}"
             )
         embedded = scale == "tiny" and changes.get("model", cls.model) == cls.model
         return cls(**SCALES[scale] | (EMBEDDED if embedded else {}) | changes)
 
     @property
     def play_sampling(self) -> Sampling:
-        """How replies are drawn in games to learn from."""
+        """How replies are sampled in training games."""
         return Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
 
     @property
     def extract_sampling(self) -> Sampling:
-        """How experience items are drawn."""
+        """How experience items are sampled."""
         return Sampling(self.extract_temperature, max_new_tokens=self.max_new_tokens)
 
     @property
     def eval_sampling(self) -> Sampling:
-        """How replies are drawn in evaluation."""
+        """How replies are sampled in evaluation."""
         rest = (self.eval_top_p, self.eval_top_k, self.max_new_tokens)
         return Sampling(self.eval_temperature, *rest)
 
 
-# how scale `tiny` trains the embedded model; a real model would be harmed
+# training of the embedded model at scale `tiny`; it would damage a real model
 EMBEDDED: dict[str, Any] = {"lr": 5e-4, "warmup": 0}
 
-# What differs from the defaults, the model apart, which is named beside it. `paper` has the
-# paper's settings but for the departures that the README lists: lr is for a LoRA adapter, and
-# `state_games` is ours, for the 1,280 states of a round. `small` learns at T 1, at a rate and for
-# as many steps as a real model needed (examples/waiter/README.md), from so many games that hardly
-# a state comes twice.
+# Differences from the defaults; the model is chosen separately. `paper` has the paper's settings
+# except for the departures that docs/departures.md lists: lr suits a LoRA adapter, and
+# `state_games` is our choice to get the 1,280 states of a round. `small` keeps temperature 1,
+# with the learning rate and steps that a real model needed (examples/waiter/README.md), and has
+# enough games that hardly any state repeats.
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
         "env": "oelkit/Descent3-v0",
@@ -115,7 +118,7 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-RANGES = {  # wider ones would let map seeds of rounds and runs meet
+RANGES = {  # wider ranges would let map seeds of rounds and runs overlap
     "seed": (0, 899),
     "rounds": (1, 999),
     "extract_games": (1, 5_000),
@@ -124,7 +127,7 @@ RANGES = {  # wider ones would let map seeds of rounds and runs meet
     "eval_maps": (1, 1_000_000),
     "samples_per_map": (1, 1_000),
     "lora_rank": (1, 1_024),
-    # what is wrong here would be known only after hours of games
+    # otherwise an error here would show only after hours of games
     "steps": (1, 1_000_000),
     "batch_size": (1, 100_000),
     "warmup": (0, 1_000_000),
@@ -145,29 +148,29 @@ RANGES = {  # wider ones would let map seeds of rounds and runs meet
 
 
 def check_ranges(settings: dict[str, Any]) -> None:
-    """ValueError for a number that is out of range, or a date that is none."""
+    """Raise ValueError for a number out of range or an invalid date."""
     for name, value in settings.items():
         if value is not None and (said := wrong(name, value)):
             raise ValueError(f"{name} is {value}: {said}")
 
 
 def wrong(name: str, value: Any) -> str:
-    """What a setting must be that it is not; "" where nothing is wrong."""
+    """Return what is wrong with a setting's value, such as "must be 1 to 999"; "" if nothing."""
     if name == "date":
         try:
             date.fromisoformat(value)
         except ValueError:
-            return f"must be a day such as {ModelConfig.date}"
+            return f"must be a date such as {ModelConfig.date}"
     return outside(value, *RANGES[name]) if name in RANGES else ""
 
 
 def outside(value: float, low: float, high: float) -> str:
-    """`wrong` of a number between these two."""
-    return "" if low <= value <= high else f"must be {low} to {high}"  # NaN is nowhere between
+    """Like `wrong`, for a number that must lie between low and high."""
+    return "" if low <= value <= high else f"must be {low} to {high}"  # NaN fails, too
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """ValueError for settings from a file that are unknown, or of another kind or range."""
+    """Raise ValueError for settings from a file that are unknown, mistyped or out of range."""
     hints = get_type_hints(Settings)
     for name, value in settings.items():
         if name not in hints:
@@ -180,22 +183,23 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 
 def run_folder(name: str, root: str | Path = "runs") -> Path:
-    """The folder of a run by its name; ValueError for a name that is none (a slash in it, say)."""
+    """Return the folder of a run; ValueError for an invalid name, such as one with a slash."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"run name {name!r}: use the letters A to Z, digits, '_', and behind the first of them "
-            "also '.' and '-'"
+            f"run name {name!r}: use letters from A to Z, digits and '_'; '.' and '-' can follow "
+            "the first character"
         )
     return Path(root) / name
 
 
 def no_run(folder: Path) -> str:
-    """The sentence that a folder holds no run: the run beside it that was meant, or some of them,
-    or what to do with the logs that were imported into it.
+    """Return the message that a folder holds no run.
+
+    It suggests a similar name, lists runs next to it, or says how to continue with imported logs.
     """
     logs = folder / "round_1"
     if (logs / "trajectories.jsonl").exists() and not (logs / "manifests").exists():
-        return f"{folder} holds imported logs, no loop yet; go on with: {extract_logs(logs)}"
+        return f"{folder} holds imported logs but no loop yet; continue with: {extract_logs(logs)}"
     beside = [path.parent.name for path in sorted(folder.parent.glob("*/run.json"))]
     meant = did_you_mean(folder.name, beside)
     if beside and not meant:
@@ -204,7 +208,7 @@ def no_run(folder: Path) -> str:
 
 
 def extract_logs(folder: Path) -> str:
-    """The command that writes items about the logs in a round's folder."""
+    """Return the command that extracts items from the logs in a round's folder."""
     line = f"oelkit extract --trajectories {quote(str(folder / 'trajectories.jsonl'))} "
     line += "--prompt-set rules --scale small --model YOUR_MODEL "
     return line + f"--out {quote(str(folder / 'items.jsonl'))}"

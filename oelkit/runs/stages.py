@@ -1,8 +1,8 @@
-"""Whether what is there of each stage still fits: done, missing, or stale and why.
+"""Status of each stage: done, missing, or stale and why.
 
-A stage is done when its file is there and its manifest, `manifests/STAGE.json` beside it, names the
-same inputs (by hash), the same settings and the same output. A file that the stage did not write
-(no manifest, or another hash) is a person's: it counts and is never written over. No torch here."""
+A stage is done when its file exists and its manifest, `manifests/STAGE.json` beside it, records the
+current inputs and output (by hash) and the current settings. A file that the stage did not write
+(no manifest, or another hash) is a person's: it is used and never overwritten. No torch here."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from .files import read_object, sha256, stamp, write_json
 from .settings import Settings, check_settings
 from .table import ARMS, BY_HAND, FILES, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
-FORM = 2  # of the run folder; 1 had no manifests
+FORM = 2  # format of the run folder; 1 had no manifests
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of one round (0: of the whole run)."""
+    """Status of one stage of one round (round 0: the whole run)."""
 
     round: int
     stage: str
     state: str
     """done, missing or stale."""
     why: str = ""
-    """One sentence: what is not there, or the file or setting that changed."""
+    """One sentence: what is missing, or which file or setting changed."""
     follows: bool = False
-    """Stale only because a stage before it is."""
+    """Stale only because an earlier stage is."""
 
     @property
     def name(self) -> str:
-        """As sentences call it: "distill of round 1"."""
+        """Name for use in sentences, such as "distill of round 1"."""
         return f"{self.stage} of round {self.round}" if self.round else self.stage
 
 
 class StaleRunError(ValueError):
-    """Something changed under stages that are done; nothing is silently done again."""
+    """Inputs or settings of finished stages changed; nothing is redone silently."""
 
     def __init__(self, folder: Path, stale: list[StageStatus]):
         causes = "; ".join(f"{s.name}: {s.why}" for s in stale if not s.follows)
         rest = table.first_few([s.name for s in stale if s.follows])
         super().__init__(
-            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): add --redo to "
-            "do this again (run.redo(), or redo=True), or take the change back"
+            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): redo this with "
+            "--redo (run.redo(), or redo=True), or undo the change"
         )
         self.stale = stale
 
 
 class Stages:
-    """The stages of a run folder as they stand now; knows files, settings and manifests only."""
+    """The current state of a run folder's stages, from files, settings and manifests alone."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], prompts: dict[str, Any]):
         self.folder, self.settings, self.prompts = folder, settings, prompts
@@ -63,9 +63,9 @@ class Stages:
         return range(1, self.settings["rounds"] + 1)
 
     def start(self, k: int) -> int:
-        """The round whose adapter round k starts from; 0 is the untrained model.
+        """Return the round whose adapter round k starts from; 0 is the untrained model.
 
-        What a person promoted or rolled back (chain.json) goes before the gate's rollback."""
+        A person's promotion or rollback (chain.json) overrides the gate's rollback."""
         said, goes_back = self._chain(), self.settings.get("gate") == "rollback"
         while k > 1:
             if str(k) in said:
@@ -76,32 +76,32 @@ class Stages:
         return 0
 
     def decided(self, k: int) -> bool:
-        """Whether a person said what round k starts from."""
+        """Whether a person decided what round k starts from."""
         return str(k) in self._chain()
 
     def _chain(self) -> dict[str, int]:
-        """What a person decided, by round; it names folders, and may name no other ones."""
+        """A person's decisions by round; checked, because they become folder names."""
         path = self.folder / "chain.json"
         said = (read_object(path, start=dict) or {"start": {}})["start"]
         for k, start in said.items():
             if type(start) is not int or not (k.isdecimal() and 0 <= start < int(k)):
-                raise ValueError(f"{path}: round {k!r} cannot start from {start!r}; mend it")
+                raise ValueError(f"{path}: round {k!r} cannot start from {start!r}; correct it")
         return said
 
     def decide(self, k: int, start: int) -> None:
-        """Note that round k+1 starts from the round `start`; only the writer of the run may."""
+        """Record that round k+1 starts from round `start`; the caller must hold the run's lock."""
         if not (self.folder / f"round_{k}/adapter").is_dir():
-            raise ValueError(f"round {k} is not trained yet: there is nothing to decide on")
+            raise ValueError(f"round {k} is not trained yet: nothing to decide on")
         write_json(self.folder / "chain.json", {"start": self._chain() | {str(k + 1): start}})
 
     def lost(self, k: int) -> str:
-        """What the gate found against round k, in a sentence; "" where it found nothing."""
+        """Return what the gate found against round k, as a sentence; "" if nothing."""
         metrics = read_object(self.folder / f"round_{k}/metrics.json") or {}
         judged = metrics.get("gate")
         return str(judged.get("lost", "")) if isinstance(judged, dict) else ""
 
     def nodes(self) -> Iterator[Node]:
-        """Every stage of the run in the order in which they are done."""
+        """Yield every stage of the run in execution order."""
         for k in self._rounds:
             for stage in STAGES:
                 if (k, stage) == (1, "evaluate"):
@@ -113,10 +113,10 @@ class Stages:
         yield 0, "metrics"
 
     def reads(self, k: int, stage: str) -> list[str]:
-        """The input files of a stage, by name within the run folder."""
+        """Return the input files of a stage, by name within the run folder."""
         if stage == "metrics":
             done = [node for node in self.nodes() if node[1] in ("base", "evaluate", *ARMS)]
-            logs = [f"round_{j}/curation.jsonl" for j in self._rounds]  # the kept are counted
+            logs = [f"round_{j}/curation.jsonl" for j in self._rounds]  # for the items kept
             return [self.writes(*node) for node in done] + logs
         s, judged = self.start(k), "round_{s}/metrics.json"
         skip = {STARTED, KNOWN, judged} if s == 0 else set()
@@ -125,27 +125,27 @@ class Stages:
         if stage == "collect" and not self.settings.get("states_with_experience"):
             skip.add(READY)
         names = [name.format(k=k, s=s) for name in TABLE[stage].reads if name not in skip]
-        if k and stage == "evaluate" and self.by_hand(k, "distill"):  # with no text beside it
+        if k and stage == "evaluate" and self.by_hand(k, "distill"):  # no text beside it
             names = [name.replace("/adapter/experience.md", "/experience.md") for name in names]
         return names
 
     def writes(self, k: int, stage: str) -> str:
-        """The file that shows that a stage is done, by name within the run folder."""
+        """Return the file that marks a stage as done, by name within the run folder."""
         return TABLE[stage].writes.format(k=k)
 
     def before(self, k: int, stage: str) -> list[Node]:
-        """The stages whose files a stage reads."""
+        """Return the stages whose files a stage reads."""
         rounds = {k, self.start(k)} if k else self._rounds
         made = {self.writes(j, name): (j, name) for j in rounds for name in STAGES}
         made |= {READ.format(k=j): (j, "distill") for j in rounds}
         made |= {self.writes(0, name): (0, name) for name in ("base", *ARMS)}
         nodes = [made[name] for name in self.reads(k, stage) if name in made]
-        if k > 1 and self.settings.get("gate") in ("stop", "rollback"):  # the start is judged
+        if k > 1 and self.settings.get("gate") in ("stop", "rollback"):  # it sets the start
             nodes = [(k - 1, "evaluate"), *nodes]
         return list(dict.fromkeys(nodes))
 
     def slice(self, k: int, stage: str) -> dict[str, Any]:
-        """The settings that a stage depends on, the prompt set's texts and the start among them."""
+        """Return what a stage depends on: settings, prompt texts and the starting round."""
         mine = {name: self.settings.get(name) for name in TABLE[stage].settings}
         mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
         mine |= {"start": self.start(k)} if k else {}
@@ -158,38 +158,38 @@ class Stages:
     # -- what is there
 
     def manifest_path(self, k: int, stage: str) -> Path:
-        """Where the manifest of a stage lies."""
+        """Return the path of a stage's manifest."""
         return self.folder / (f"round_{k}" if k else "") / "manifests" / f"{stage}.json"
 
     def manifest(self, k: int, stage: str) -> dict[str, Any] | None:
-        """What was written when the stage was done; None where it never was."""
+        """Return the manifest written when the stage was done; None if it never was."""
         return read_object(self.manifest_path(k, stage), inputs=dict, outputs=dict, settings=dict)
 
     def hashes(self, k: int, stage: str) -> dict[str, str | None]:
-        """Name and hash of each input file as it is now."""
+        """Return name and current hash of each input file."""
         return {name: sha256(self.folder / name) for name in self.reads(k, stage)}
 
     def stamps(self, k: int) -> list[tuple[int, ...] | None]:
-        """What is another once a file of round k has changed; opens none of them."""
+        """Return stamps that differ once a file of round k changes; opens none of them."""
         return [stamp(f"{self.folder}/{name.format(k=k)}") for name in FILES]
 
     def by_hand(self, k: int, stage: str) -> bool:
-        """Whether the stage's file is there and not what the stage wrote."""
+        """Whether the stage's file exists but is not what the stage wrote."""
         name, manifest = self.writes(k, stage), self.manifest(k, stage)
         there = sha256(self.folder / name)
         return there is not None and (manifest is None or manifest["outputs"].get(name) != there)
 
     def statuses(self) -> list[StageStatus]:
-        """Every stage of the run, in order."""
+        """Return the status of every stage, in order."""
         known: dict[Node, StageStatus] = {}
         return [self.status(*node, known) for node in self.nodes()]
 
     def status(
         self, k: int, stage: str, known: dict[Node, StageStatus] | None = None
     ) -> StageStatus:
-        """How one stage stands; `known` keeps what was looked up on the way."""
+        """Return the status of one stage; `known` caches the stages looked up on the way."""
         known, open_nodes = {} if known is None else known, [(k, stage)]
-        while (k, stage) not in known:  # no recursion: hundreds of rounds stand one upon the other
+        while (k, stage) not in known:  # no recursion: there can be hundreds of rounds
             if isinstance(found := self._status(*open_nodes[-1], known), StageStatus):
                 known[open_nodes.pop()] = found
             else:
@@ -197,7 +197,7 @@ class Stages:
         return known[k, stage]
 
     def _status(self, k: int, stage: str, known: dict[Node, StageStatus]) -> StageStatus | Node:
-        """How one stage stands, or the stage before it that is to be known first."""
+        """The status of one stage, or an earlier stage that must be known first."""
         name, manifest = self.writes(k, stage), self.manifest(k, stage)
         if not (self.folder / name).exists():
             return StageStatus(k, stage, "missing", f"{name} is not there")
@@ -209,7 +209,7 @@ class Stages:
             log = f"round_{k}/curation.jsonl"
             then = manifest["inputs"].get(log) if manifest else sha256(self.folder / log)
             if stage == "curate" and then != sha256(self.folder / log):
-                why += f"; {log} has changed since, which counts only once {name} is deleted"
+                why += f"; {log} has changed since, but has no effect until {name} is deleted"
             return StageStatus(k, stage, "done", why)
         if manifest and (changed := self._changed(k, stage, manifest)):
             return replace(stale, why=changed)
@@ -221,11 +221,11 @@ class Stages:
         return StageStatus(k, stage, "done")
 
     def _changed(self, k: int, stage: str, manifest: dict[str, Any]) -> str:
-        """The first setting or file that is not what the stage was done with, in a sentence."""
+        """The first setting or file that changed since the stage was done, as a sentence."""
         then, now = manifest["settings"], self.slice(k, stage)
         if then.get("start") != now.get("start"):
             was, is_ = (table.weights(x["start"]) for x in (then, now))
-            return f"it started from {was}, and is to start from {is_} (chain.json or the gate)"
+            return f"it started from {was}, but should start from {is_} (chain.json or the gate)"
         for name in (n for n in now if n in then and then[n] != now[n]):
             if name == "prompt_set":
                 texts = [key for key in now[name] if now[name][key] != then[name].get(key)]
@@ -241,59 +241,59 @@ class Stages:
         return ""
 
     def free(self, status: StageStatus) -> bool:
-        """Whether a stale stage may be done again unasked: curation, as long as nothing was trained
-        on its text, and the sum of it all, which costs nothing."""
+        """Whether a stale stage can be redone without asking: `metrics`, which costs nothing, and
+        `curate`, as long as nothing was trained on its text."""
         trained = (self.folder / self.writes(status.round, "distill")).exists
         return status.stage == "metrics" or (
             status.stage == "curate" and not status.follows and not trained()
         )
 
     def blocking(self, statuses: list[StageStatus]) -> list[StageStatus]:
-        """The stale stages that are not done again unasked."""
+        """Return the stale stages that are redone only on request."""
         return [s for s in statuses if s.state == "stale" and not self.free(s)]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a run, run.json; ValueError where there is none, or one of an older form."""
+    """Return run.json; ValueError if it is missing, damaged or in an older format."""
     path = folder / "run.json"
     try:
         record = read_object(path, settings=dict)
     except ValueError:
         record = None
     if not record:
-        raise ValueError(f"{path}: not a run's record; choose another name or delete it")
+        raise ValueError(f"{path}: not a valid run record; choose another run name or delete it")
     if record.get("form") != FORM:
         raise ValueError(
-            f"{folder} is a run of an older form, without manifests: `oelkit report "
-            f"--run {folder.name}` and the viewer still read it; start a new run to go on"
+            f"{folder} is a run in an older format, without manifests: `oelkit report "
+            f"--run {folder.name}` and the viewer still read it; to continue, start a new run"
         )
     read_object(path, prompts=dict)
     try:
         check_settings(record["settings"])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; it is damaged, or of another oelkit") from None
+        raise ValueError(f"{path}: {error}; damaged, or from another version of oelkit") from None
     return record
 
 
 def status(folder: str | Path) -> list[StageStatus]:
-    """How each stage of each round stands: done, missing, or stale and why; see `stages_of`."""
+    """Return the status of each stage: done, missing, or stale and why; see `stages_of`."""
     return stages_of(folder).statuses()
 
 
 def stages_of(folder: str | Path) -> Stages:
-    """The stages of a run folder as they stand now; needs no model.
+    """Return the current stages of a run folder; needs no model.
 
     Raises:
-        ValueError: there is no run, or one of an older form.
+        ValueError: There is no run, or it is in an older format.
     """
     folder = Path(folder)
     record = read_run(folder)
     prompts = record["prompts"]
-    try:  # as the file says today
+    try:  # the prompt set as it is now
         now = asdict(load_prompt_set(str(prompts.get("name"))))
         prompts = now | {
             "max_new_tokens": record["settings"].get("max_new_tokens") or now["max_new_tokens"]
         }
     except ValueError:
-        pass  # another machine, or a prompt set that is gone: what the run has recorded
+        pass  # the prompt set is gone or on another machine: use the recorded one
     return Stages(folder, asdict(Settings()) | record["settings"], prompts)

@@ -1,4 +1,4 @@
-"""The stages of a run: what each reads, which settings it depends on, and what it writes."""
+"""The stages of a run: what each reads and writes, and which settings it depends on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TRAINED, READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage reads ({k}: its round, {s}: the round it starts from), which settings it depends
-    on, and the file that shows that it is done."""
+    """What a stage reads ({k}: its round, {s}: the round it starts from), the settings it depends
+    on, and the file that marks it as done."""
 
     writes: str
     reads: tuple[str, ...]
@@ -56,11 +56,11 @@ TABLE = {
         _MEASURE,
     ),
 }
-STAGES = tuple(TABLE)  # of a round, in their order
+STAGES = tuple(TABLE)  # of a round, in order
 _made = {name for s in TABLE.values() for name in (s.writes, *s.reads) if "{s}" not in name}
 _made |= {f"round_{{k}}/manifests/{stage}.json" for stage in STAGES}
-FILES = sorted(_made | {"chain.json", "manifests/base.json"})  # by which a round's stages stand
-TABLE |= {  # of the whole run; their round is 0
+FILES = sorted(_made | {"chain.json", "manifests/base.json"})  # decide the status of a round
+TABLE |= {  # stages of the whole run, as round 0
     "base": Stage("base.json", (), _MEASURE),
     "raw": Stage(
         "ablations/raw.json",
@@ -74,22 +74,22 @@ for _arm in ("forward_kl", "sft"):
     TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, (*_MEASURE, *_TRAIN))
 Node = tuple[int, str]  # round and stage
 ARMS = ("forward_kl", "sft", "raw")
-BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # may be put there by a person
+BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # a person can provide their files
 
 
 def first_few(names: list[str]) -> str:
-    """Names of stages in a sentence; of more than four the first three, and how many more."""
+    """Join names for a sentence; of more than four, show three and count the rest."""
     return ", ".join(names if len(names) < 5 else [*names[:3], f"{len(names) - 3} more"])
 
 
 def weights(k: int) -> str:
-    """What trained weights are called in sentences, by their round; 0 is before all training."""
+    """Return the name of a round's weights for a sentence; round 0 is the untrained model."""
     return f"round {k}" if k else "the untrained model"
 
 
 def moved(then: list[int], now: list[int]) -> str:
-    """The first round that is to start from another one than it did, in a sentence."""
+    """Return a sentence about the first round whose starting round changed."""
     for k, (was, start) in enumerate(zip(then, now, strict=False), 1):
         if was != start:
-            return f"round {k} is to start from {weights(start)}"
-    return "the rounds are to start from others"
+            return f"round {k} should start from {weights(start)}"
+    return "the starting rounds have changed"

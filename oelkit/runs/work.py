@@ -1,5 +1,7 @@
-"""The work of the stages: each reads its inputs from files, works with the weights that `Run` has
-loaded, writes into a folder of its own, and returns what goes into its manifest beside the rest.
+"""The work of the stages.
+
+Each reads its inputs from files, uses the weights that `Run` has loaded, writes into a folder of
+its own, and returns additional entries for its manifest.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def rollout(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
 
 
 def collect(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
-    """Play other games; their prompts, without experience, are the states."""
+    """Play other games; their prompts without experience are the states."""
     s, texts = run.settings, [""]
     if s.states_with_experience:
         texts = known_texts(run, k)
@@ -55,7 +57,7 @@ def _play(
     run: RunContext, k: int, first: int, texts: Sequence[str], seed: int
 ) -> tuple[list[Trajectory], dict]:
     s, n = run.settings, len(texts)
-    # no two rounds of any two runs meet; those from the hundredth on lie above all others
+    # unique per seed and round; rounds from 100 on use a range above all others
     start = k // 100 * 1_000_000_000 + s.seed * 1_000_000 + k % 100 * 10_000 + first
     games = rollouts.rollout(
         run.policy,
@@ -72,7 +74,7 @@ def _play(
 
 
 def extract(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
-    """Let the policy write items about its games."""
+    """Let the policy extract items from its games."""
     s, counts, items = run.settings, Counter(), folder / "items.jsonl"
     games = read_jsonl(run.folder / f"round_{k}/trajectories.jsonl", Trajectory)
     found = extraction.extract(
@@ -93,13 +95,13 @@ def extract(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     write_jsonl(items, found)
     log, curated = run.folder / f"round_{k}/curation.jsonl", run.stages.manifest(k, "curate")
     of = curated and curated["inputs"].get(f"round_{k}/items.jsonl")
-    if log.exists() and of != sha256(items):  # of other items: it does not fit these
+    if log.exists() and of != sha256(items):  # it belongs to other items
         keep_aside(log)
     return {"seeds": {"sampling": s.seed * 100 + k}, "counts": dict(counts)}
 
 
 def curate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
-    """Decide what no person has decided on, and write what the teacher reads."""
+    """Decide on what no person has, and write what the teacher reads."""
     s, log = run.settings, f"round_{k}/curation.jsonl"
     paths, before = (run.folder / f"round_{k}/items.jsonl", run.folder / log), known_before(run, k)
     known = list(dict.fromkeys(item for text in before for item in parse_items(text)))
@@ -107,7 +109,7 @@ def curate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
         *paths, s.num_draws if any(before) else None, known, folder.with_name(".curate.decided")
     )
     inputs = {log: sha256(run.folder / log)}
-    # a person's line in between is not in the hash: stale, and done again
+    # a line that a person adds meanwhile is not hashed, so the stage becomes stale
     kept = Curation.open(*paths).kept()
     texts = [join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)]
     cut = [truncate_to_budget(text, s.budget_tokens, run.policy.tokenizer) for text in texts]
@@ -116,10 +118,10 @@ def curate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
 
 
 def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], decided: Path) -> None:
-    """Let `auto_curate` decide what no person has; also killed on the way, the log gets all of it.
+    """Let `auto_curate` decide on what no person has, all or nothing even if killed midway.
 
-    What it decides follows from what is undecided, so that half of it must not be left behind:
-    all of it is written down in `decided` first."""
+    Its decisions depend on what is undecided, so half of them would change the rest. All are
+    written to `decided` first."""
     left, size = read_json(decided), log.stat().st_size if log.exists() else 0
     curation, of = Curation.open(items, log), sha256(items)
     if left is None or left["items"] != of:
@@ -128,14 +130,14 @@ def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], dec
         left = {"items": of, "n": n, "operations": [to_dict(op) for op in plan.log[n:]]}
         write_json(decided, left)
     done = [to_dict(operation) for operation in curation.log[left["n"] :]]
-    if done == left["operations"][: len(done)]:  # else a person has gone on from there
+    if done == left["operations"][: len(done)]:  # otherwise a person has continued from there
         for operation in left["operations"][len(done) :]:
             size = append_jsonl(log, operation, expected_size=size)
     decided.unlink()
 
 
 def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
-    """Train the adapter; beside it stands the experience that it has read."""
+    """Train the adapter and save the experience used in training beside it."""
     source = run.folder / f"round_{k}"
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
     seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
@@ -146,11 +148,11 @@ def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
 
 
 def checkpoint(folder: Path) -> Path:
-    """Where the training of a stage that works in `folder` keeps its checkpoint."""
+    """Return the training checkpoint path of a stage that works in `folder`."""
     return folder.with_suffix(".checkpoint")
 
 
-# why: seven, for an arm differs from a round in its name, its texts, its loss and its place
+# why: an arm differs from a round in its name, texts, loss and checkpoint
 def train(
     run: RunContext,
     k: int,
@@ -160,12 +162,12 @@ def train(
     loss: str,
     checkpoint: Path,
 ) -> int:
-    """Distill, its steps as the lines of `arm` in metrics.jsonl; returns the seed."""
+    """Distill, logging the steps under `arm` in metrics.jsonl; return the seed."""
     s, lines, seed = run.settings, run.folder / "metrics.jsonl", run.settings.seed * 100 + k
     about, (left, arms), told = {"arm": arm, "round": k}, run.steps_left, []
-    if arm in arms or left != stamp(lines):  # else it is as this process left it: none of this arm
+    if arm in arms or left != stamp(lines):  # otherwise it has no steps of this arm
         others = [row for row in _read_lines(lines) if row["arm"] != arm]
-        write_jsonl(lines, others)  # without the steps of a try that was cut off
+        write_jsonl(lines, others)  # drop the steps of an interrupted try
         arms = {row["arm"] for row in others}
 
     def log(row: dict[str, Any]) -> None:
@@ -186,7 +188,7 @@ def train(
         progress=run.progress,
         on_step=log,
     )
-    if len(told) < len(history):  # resumed: those before its checkpoint are not there any more
+    if len(told) < len(history):  # resumed: the steps before the checkpoint were dropped above
         others = [row for row in read_jsonl(lines) if row["arm"] != arm]
         write_jsonl(lines, [*others, *(about | row for row in history)])
     run.steps_left = stamp(lines), {*arms, arm}
@@ -194,7 +196,7 @@ def train(
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The steps of trainings; damaged lines are kept in metrics.damaged.jsonl."""
+    """Read training steps; damaged lines are moved to metrics.damaged.jsonl."""
     try:
         return read_jsonl(path) if path.exists() else []
     except RecordError as error:
@@ -205,14 +207,14 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def known_texts(run: RunContext, k: int) -> list[str]:
-    """The texts in experience.md that say anything; ValueError where none does."""
+    """Return the non-empty texts in experience.md; ValueError if there are none."""
     folder = run.folder / f"round_{k}"
     if texts := [text for text in read_texts(run, folder / "experience.md") if text]:
         return texts
     if items := read_jsonl(folder / "items.jsonl", ExperienceItem):
         raise ValueError(
             f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or "
-            f"add some in {folder / 'curation.jsonl'}"
+            f"add items in {folder / 'curation.jsonl'}"
         )
     s = run.settings
     raise ValueError(
@@ -223,29 +225,31 @@ def known_texts(run: RunContext, k: int) -> list[str]:
 
 
 def read_texts(run: RunContext, path: Path) -> list[str]:
-    """The text of each draw in an experience.md; a person's may lack the headings."""
+    """Return the text of each draw in an experience.md; a person's file can lack headings."""
     head, draws = read_experience(path)
     return draws or [head] * run.settings.num_draws
 
 
 def as_draws(texts: Sequence[str]) -> str:
-    """An experience.md of one text per draw; ValueError for one that would be read as several."""
+    """Join texts, one per draw, into an experience.md.
+
+    ValueError for a text that contains a draw heading."""
     for text in texts:
         if draws := by_draw(text)[1]:
-            raise ValueError(f"a text has a line like a heading of a draw, '## Draw {draws[0][0]}'")
+            raise ValueError(f"a text contains a line like a draw heading, '## Draw {draws[0][0]}'")
     texts = [well_formed(text) for text in texts]
     return "".join(f"## Draw {d}\n{text}\n\n" for d, text in enumerate(texts))
 
 
 def known_before(run: RunContext, k: int) -> list[str]:
-    """What the draws of round k already know; ValueError where a draw was taken out."""
+    """Return what each draw of round k already knows; ValueError if a draw was removed."""
     draws, carry = run.settings.num_draws, run.settings.carry_experience
     if not (start := run.stages.start(k) if carry else 0):
         return [""] * draws
     texts = read_texts(run, path := run.folder / f"round_{start}/experience.md")
     if len(texts) != draws:
         raise ValueError(
-            f"{path} has {len(texts)} headings `## Draw N`, and round {k} goes on with {draws} "
-            "draws: give each its heading, with no text below it where it is to know nothing"
+            f"{path} has {len(texts)} headings `## Draw N`, but round {k} continues with {draws} "
+            "draws: give each draw its heading, and leave its text empty if it should know nothing"
         )
     return texts

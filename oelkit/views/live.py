@@ -127,7 +127,7 @@ def tracker(name: str, folder: str | Path, run: str = "run", **options: Any) -> 
         ImportError: it is not installed.
     """
     if name not in TRACKERS:
-        raise ValueError(f"no tracker {name!r}: say one of {', '.join(TRACKERS)}")
+        raise ValueError(f"no tracker {name!r}: choose one of {', '.join(TRACKERS)}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     log = _log_of(name, Path(folder), run, options)

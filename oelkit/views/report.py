@@ -45,7 +45,7 @@ def write_report(run_folder: str | Path) -> Path:
         raise FileNotFoundError(no_run(folder))
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
-            f"{folder} holds no finished run (no metrics.json): go on with "
+            f"{folder} holds no finished run (no metrics.json): resume with "
             f"`oelkit loop --run {folder.name} --resume`"
         )
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
