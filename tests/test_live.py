@@ -42,7 +42,7 @@ def test_without_an_evaluation_there_are_four_curves():
 def test_wrong_evaluations_and_trackers_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="every=0"):
         LivePanel(every=0)
-    with pytest.raises(ValueError, match=r"gives all and n, .*it gave \['right'\]"):
+    with pytest.raises(ValueError, match=r"must give all and n, .*it gave \['right'\]"):
         LivePanel(lambda: {"right": 1})(ROWS[0])
     with pytest.raises(ValueError, match="choose one of tensorboard, wandb, trackio"):
         tracker("mlflow", tmp_path)

@@ -133,7 +133,7 @@ def test_titles_say_what_was_found():
     assert "→" not in words(plots.training(make_rows()))  # of several arms
     figure = plots.pass_rates(metrics)
     assert [axis.get_xlabel() for axis in figure.axes] == ["round"]
-    assert words(figure).count("its single texts") == 1
+    assert words(figure).count("each draw in context") == 1
 
 
 def test_numbers_at_the_axis_of_losses_are_plain():

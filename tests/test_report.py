@@ -102,7 +102,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     (head,) = re.findall(r'<p class="head">(.*)</p>', text)
     assert re.match(r"\d rounds?: 5% → .*% of 128 held-out maps passed", head)
     assert "maps passed" not in words(next(report._figures(run, metrics))[1]), "said twice"
-    assert text.index("<img") < text.index("What came out")
+    assert text.index("<img") < text.index("Findings")
     assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
         page.texts["small"]
     )
@@ -153,14 +153,14 @@ def test_findings_of_a_run_in_which_all_came_out():
     for part in (
         "base model passes 2.3% [1%, 7%] of 128",
         "best fixed plan 6.2%",
-        "The model of round 1 with the experience of round 2 in context, 81.2%",
-        "The model of round 2, with nothing in context, 90.6%",
-        "After round 2 it passes 1.12 times as many as its teacher",
-        "Round 2 is not told apart from round 1",
-        "Replies get shorter: 27.1 tokens per reply after round 2, 39.7 before; cut off 2.0%",
+        "The model of round 1 with the experience of round 2 in context reaches 81.2%",
+        "The model of round 2 with nothing in context reaches 90.6%",
+        "The student of round 2 reaches 1.12 times its teacher's pass rate",
+        "Round 2 is not distinguishable from round 1",
+        "Replies get shorter: 27.1 tokens per reply after round 2, 39.7 before; 2.0% cut off",
         "Other abilities are kept",
-        "is above SFT on the teacher's replies, 62.5%",
-        "is above raw games in context, 31.2%",
+        "above SFT on the teacher's replies at 62.5%",
+        "above raw games in context at 31.2%",
     ):
         assert part in text, part
 
@@ -171,20 +171,20 @@ def test_findings_of_a_run_in_which_all_came_out():
         (make_metrics(base=60), "The base alone is better than a player who guesses"),
         (
             make_metrics(in_context=9),
-            "experience of round 2 in context, 7.0% [4%, 13%], is not told apart from the base",
+            "of round 2 in context reaches 7.0% [4%, 13%], not distinguishable from the base",
         ),
         (
             make_metrics((100, 2), base=40),
-            "The model of round 2, with nothing in context, 1.6% [0%, 6%], is below the base",
+            "The model of round 2 with nothing in context reaches 1.6% [0%, 6%], below the base",
         ),
-        (make_metrics((100, 70)), "it passes 0.67 times as many as its teacher"),
+        (make_metrics((100, 70)), "round 2 reaches 0.67 times its teacher's pass rate"),
         (make_metrics((115, 90)), "Round 2 falls below round 1: 70.3%"),
         (
             make_metrics((115, 115), probe=(0.91, 0.9, 0.7)),
             "Other abilities are partly lost: 70.0% of 200",
         ),
         (make_metrics((2, 2)), "Replies do not get shorter: 39.8 tokens per reply after round 2, "),
-        (make_metrics((95, 95)), "is not told apart from off-policy (forward KL), 73.4%"),
+        (make_metrics((95, 95)), "not distinguishable from off-policy (forward KL) at 73.4%"),
     ],
 )
 def test_findings_say_what_did_not_come_out(metrics, part):
@@ -225,12 +225,12 @@ def test_arms_of_the_same_maps_are_compared_paired():
     assert base["high"] > learned["low"]  # they overlap
     metrics = make_metrics((74,), base=60, arms=False)
     metrics["rounds"][0]["pass_rate"] |= {"base": base, "consolidated": learned}
-    (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1, with")]
-    assert line.came_out and "is above the base" in line.text
+    (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1 with")]
+    assert line.came_out and "above the base" in line.text
     assert "+10.9 points [+6.2, +16.4], paired by map" in line.text
     base |= {"passes": base["passes"][:64], "n": 64}  # different maps: nothing to pair
-    (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1, with")]
-    assert not line.came_out and line.text.endswith("the intervals meet.")
+    (line,) = [f for f in findings(metrics) if f.text.startswith("The model of round 1 with")]
+    assert not line.came_out and line.text.endswith("the intervals overlap.")
 
 
 def test_episodes_on_the_same_maps_are_no_more_maps():
@@ -242,7 +242,7 @@ def test_episodes_on_the_same_maps_are_no_more_maps():
     metrics["rounds"][0]["pass_rate"] = rows
     first, *_, replies = findings(metrics)[:6]
     assert "of 80 episodes on 8 held-out maps" in first.text
-    line = next(f for f in findings(metrics) if f.text.startswith("The model of round 1, with"))
+    line = next(f for f in findings(metrics) if f.text.startswith("The model of round 1 with"))
     assert "paired by map" in line.text and replies
     difference = float(re.search(r"\[\+([\d.]+), ", line.text)[1])
     assert difference < 20, "eight maps cannot say it that closely"
@@ -256,11 +256,11 @@ def test_nothing_passes_in_context():
     assert any(line.endswith("before; none cut off.") for line in said)
     assert not any(re.search(r"\d{5}", line) for line in said)
     assert any(
-        line.startswith("Not as hoped: the interval of the teacher does not lie above")
+        line.startswith("Not as hoped: The teacher's interval is not above the base")
         for line in said
     )
     one = [f.text for f in findings(make_metrics((1,), base=1, in_context=1))]  # of 128, all three
-    assert not any("times as many" in line for line in one)
+    assert not any("times its teacher" in line for line in one)
 
 
 @pytest.mark.slow
@@ -268,12 +268,12 @@ def test_the_report_shows_what_training_read(tmp_path):
     """It also says if experience.md was changed afterwards."""
     run = make_run(tmp_path / "demo", make_metrics((90,)))
     text = write_report(run).read_text(encoding="utf-8")
-    assert "does not keep what training read" in text
+    assert "did not keep the text read in training" in text
     (run / "round_1/adapter").mkdir()
     (run / "round_1/adapter/experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: H kills.\n")
     page = Page(write_report(run).read_text(encoding="utf-8"))
     assert page.texts["pre"][0] == "## Draw 0\n- EXPERIENCE ITEM: H kills."
-    assert any("has not read what it says now" in text for text in page.texts["p"])
+    assert any("has not read the new version" in text for text in page.texts["p"])
     (run / "round_1/experience.md").write_text("## Draw 0\n- EXPERIENCE ITEM: H kills.\n\n")
     assert "has not read" not in write_report(run).read_text(encoding="utf-8")
 
@@ -292,7 +292,7 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     lines = [text for text in page.texts["li"] if text.strip()]
     assert "Round 1 starts from the untrained model: the gate found no loss." in lines
     assert f"Round 2 starts from round 1: the gate found that {lost}." in lines
-    assert "A next round starts from round 1." in lines
+    assert "The next round starts from round 1." in lines
     assert f"gate: {lost}" in summary(metrics)
 
 
@@ -305,7 +305,7 @@ def test_the_report_says_first_what_is_out_of_date(tmp_path):
     record = {"form": FORM, "settings": settings, "prompts": prompts, "versions": {}}
     (run / "run.json").write_text(json.dumps(record))
     text = write_report(run).read_text(encoding="utf-8")  # no stage has written these metrics
-    assert text.index("This run is out of date") < text.index("What came out")
+    assert text.index("This run is out of date") < text.index("Findings")
     assert "<li>evaluate of round 1: round_1/metrics.json" in text or "<li>metrics: " in text
     assert "loop --run demo --redo" in text
 
@@ -332,7 +332,7 @@ def test_runs_beside_each_other():
     assert first.startswith("one  rounds 46.9% [38%, 55%], OOD")
     assert (
         "rounds 78.1% → 89.8% [83%, 94%]" in second
-        and "; above one: the intervals do not touch" in second
+        and "; above one: the intervals do not overlap" in second
     )
     assert differs == "lr: one 1, two 2"
     other = two | {"eval_env": "oelkit/SokobanUnseen-v0"}

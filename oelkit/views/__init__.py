@@ -1,1 +1,1 @@
-"""What a person looks at: figures, the report, the widgets. They read and show."""
+"""Figures, the report and the widgets. They only read and show."""

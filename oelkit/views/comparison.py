@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs in their settings, a table and a figure."""
+"""Comparison of runs: a table, the settings that differ, and a figure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from . import plots
 from .findings import compare
 from .summary import rate_text
 
-# of runs, in order; Okabe and Ito's
+# one per run, in order; Okabe and Ito's palette
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
-    """A line per run: the pass rates of its rounds, OOD, and the difference to the first run.
+    """Return a line per run: pass rates by round, OOD, and the difference from the first run.
+
+    Lines with the settings that differ follow.
 
     Args:
-        runs: metrics.json of each run by its name; the first is what the others are compared with.
-        settings: those of run.json, by the same names.
+        runs: metrics.json of each run by name; the others are compared with the first.
+        settings: The settings in run.json, by the same names.
     """
     first = next(iter(runs.values()))
     width = max(map(len, runs))
@@ -35,7 +37,7 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
                 line += f"; played {metrics['eval_env']}, so not compared"
             else:
                 sign, why = compare(last, first["rounds"][-1]["pass_rate"]["consolidated"])
-                verdict = {1: "above", 0: "not told apart from", -1: "below"}[sign]
+                verdict = {1: "above", 0: "not distinguishable from", -1: "below"}[sign]
                 line += f"; {verdict} {next(iter(runs))}: {why}"
         lines.append(line)
     for key in next(iter(settings.values())):
@@ -47,7 +49,7 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
 
 @plots.styled
 def figure(runs: dict[str, dict]) -> Figure:
-    """Consolidated pass rate by round of each run, 95% intervals; round 0 is the base."""
+    """Plot each run's consolidated pass rate by round with 95% intervals; round 0 is the base."""
     drawn, axis = plots.new_figure()
     for i, (name, metrics) in enumerate(runs.items()):
         rounds = metrics["rounds"]

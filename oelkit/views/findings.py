@@ -1,4 +1,4 @@
-"""What a run shows, in sentences from its metrics alone; they also say what is not as hoped."""
+"""What a run shows, in sentences built only from its metrics, including what failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .summary import episodes_text, map_count, rate_text
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, and whether it says what was hoped for."""
+    """A sentence, and whether it reports the hoped-for result."""
 
     text: str
     came_out: bool = True
@@ -26,22 +26,22 @@ class Finding:
 
 
 def points_text(difference: tuple[float, float, float]) -> str:
-    """A difference in pass rate with its interval, in points: "+12.5 points [+3.1, +21.9]"."""
+    """Format a difference in pass rate with its interval: "+12.5 points [+3.1, +21.9]"."""
     mean, low, high = (100 * x for x in difference)
     return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def _passes(row: dict) -> np.ndarray | None:
-    """Success of each episode, [sampling seeds, maps], where the row tells them."""
+    """Success of each episode, [sampling seeds, maps]; None if the row does not have it."""
     passes = row.get("passes")
     return outcomes(passes, map_count(row)) if passes else None
 
 
 def compare(row: dict, other: dict) -> tuple[int, str]:
-    """Whether a pass rate is above another (1), below (-1) or not told apart (0), and why.
+    """Return whether a pass rate is above another (1), below (-1) or not distinguishable (0).
 
-    Paired by map where both rows tell their episodes (on the same maps, as all arms of a run are),
-    else by whether the intervals touch.
+    The reason comes second. The comparison is paired by map if both rows list their episodes (all
+    arms of a run play the same maps); otherwise it checks whether the intervals overlap.
     """
     ours, theirs = _passes(row), _passes(other)
     if ours is not None and theirs is not None and ours.shape == theirs.shape:
@@ -49,22 +49,22 @@ def compare(row: dict, other: dict) -> tuple[int, str]:
         sign = (difference[1] > 0) - (difference[2] < 0)
         return sign, f"{points_text(difference)}, paired by map"
     sign = (row["low"] > other["high"]) - (row["high"] < other["low"])
-    return sign, "the intervals do not touch" if sign else "the intervals meet"
+    return sign, "the intervals do not overlap" if sign else "the intervals overlap"
 
 
 def findings(metrics: dict) -> list[Finding]:
-    """What a run shows, a finding each.
+    """Return the findings of a run.
 
     Args:
-        metrics: What `Run.run_all` returns, or metrics.json of the run.
+        metrics: The result of `Run.run_all`, or metrics.json of the run.
     """
     return [*_learning(metrics), *_rounds(metrics), *_abilities(metrics), *_arms(metrics)]
 
 
 def _above(what: str, row: dict, than: str, other: dict) -> Finding:
     sign, why = compare(row, other)
-    verb = {1: "is above", 0: "is not told apart from", -1: "is below"}[sign]
-    text = f"{what}, {rate_text(row)}, {verb} {than}, {rate_text(other)}: {why}."
+    verdict = {1: "above", 0: "not distinguishable from", -1: "below"}[sign]
+    text = f"{what} reaches {rate_text(row)}, {verdict} {than} at {rate_text(other)}: {why}."
     return Finding(text, sign > 0)
 
 
@@ -84,13 +84,14 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     if base["low"] > max(floor, default=1.0):
         yield Finding("The base alone is better than a player who guesses.", False)
     yield _above(teacher, in_context, "the base alone", base)
-    yield _above(f"The model of round {k}, with nothing in context", learned, "the base", base)
+    yield _above(f"The model of round {k} with nothing in context", learned, "the base", base)
     if in_context["low"] <= base["high"]:
-        text = "the interval of the teacher does not lie above the base's: there is little to keep."
+        text = "The teacher's interval is not above the base's, so there is little to distill."
         yield Finding(text, False)
     else:
         share = learned["pass_rate"] / in_context["pass_rate"]
-        text = f"After round {k} it passes {share:.2f} times as many as its teacher (goal: 0.8)."
+        text = f"The student of round {k} reaches {share:.2f} times its teacher's pass rate"
+        text += " (goal: at least 0.8)."
         yield Finding(text, share >= 0.8)
 
 
@@ -100,18 +101,18 @@ def _rounds(metrics: dict) -> Iterator[Finding]:
     if last is not first:
         learned = first["pass_rate"]["consolidated"]
         sign, why = compare(end, learned)
-        verb = {1: "gains on", 0: "is not told apart from", -1: "falls below"}[sign]
-        text = f"Round {k} {verb} round 1: {rate_text(end)} after {rate_text(learned)}, {why}."
+        verb = {1: "improves on", 0: "is not distinguishable from", -1: "falls below"}[sign]
+        text = f"Round {k} {verb} round 1: {rate_text(end)} against {rate_text(learned)}, {why}."
         yield Finding(text, sign >= 0)
     told = last["pass_rate"]["in_context"]
     draws = told.get("by_draw", [])
     if 1 < len(draws) <= told["n"] / 2:
         sd = 100 * draw_spread(draws, told["n"] / len(draws))
-        by = f"by {sd:.1f} points (a standard deviation, without chance)"
+        by = f"by {sd:.1f} points (standard deviation beyond chance)"
         by = by if sd >= 0.05 else "no more than by chance"
-        yield Finding(f"In context the {len(draws)} experience texts of round {k} differ {by}.")
+        yield Finding(f"In context, the {len(draws)} experience texts of round {k} differ {by}.")
     base = first["pass_rate"]["base"]
-    cut = f"cut off {end['truncated']:.1%} after, {base['truncated']:.1%} before"
+    cut = f"{end['truncated']:.1%} cut off after, {base['truncated']:.1%} before"
     cut = cut if end["truncated"] or base["truncated"] else "none cut off"
     shorter = end["reply_tokens"] < 0.95 * base["reply_tokens"]
     yield Finding(
@@ -131,7 +132,7 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
     lost = after["all"] < low
     yield Finding(
         f"Other abilities are {'partly lost' if lost else 'kept'}: {after['all']:.1%} of "
-        f"{before['n']} OOD answers right after round {last['round']}, {before['all']:.1%} "
+        f"{before['n']} OOD answers correct after round {last['round']}, {before['all']:.1%} "
         f"[{low:.0%}, {high:.0%}] before.",
         not lost,
     )
@@ -154,7 +155,7 @@ def _arms(metrics: dict) -> Iterator[Finding]:
 
 
 def chain(metrics: dict) -> list[Finding]:
-    """From which weights each round was trained, and what the gate found against it."""
+    """Return which weights each round started from, and what the gate found."""
     rounds = {r["round"]: r for r in metrics["rounds"]}
     found = []
     for link in metrics.get("chain", ()):
@@ -164,5 +165,5 @@ def chain(metrics: dict) -> list[Finding]:
         text = f"Round {k} starts from {weights(link['start'])}{judged}."
         found.append(Finding(text, not lost))
     if "next_start" in metrics:
-        found.append(Finding(f"A next round starts from {weights(metrics['next_start'])}."))
+        found.append(Finding(f"The next round starts from {weights(metrics['next_start'])}."))
     return found

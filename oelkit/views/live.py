@@ -1,8 +1,8 @@
-"""A training as it goes: a panel that a notebook refreshes, a picture where there is none, and the
-same rows for TensorBoard, Weights & Biases and trackio.
+"""Live views of a training: a panel in a notebook, a picture elsewhere, and TensorBoard, Weights &
+Biases and trackio.
 
-All of them are functions that take a row: `distill(..., on_step=LivePanel(...))`, also of several
-at once (`several`). What they cannot do is change the training: they only look."""
+Each is a function that takes a row: `distill(..., on_step=LivePanel(...))`. `several` combines
+them. They only watch and cannot change the training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OnStep = Callable[[dict[str, Any]], None]
 
 
 class LivePanel:
-    """Loss, entropy, reply length, truncation and what is forgotten, step by step.
+    """Live plot of loss, entropy, reply length, truncation and an optional evaluation.
 
     Args:
-        evaluate: called at the first step and then every `every` steps, say
-            `lambda: probe(policy, path)`; gives "all" and "n" as the OOD probe does, or
-            "pass_rate" with "low" and "high" as a report's summary. A small sample keeps it quick.
-        every: steps between two evaluations, and between two pictures.
-        path: a .png that is written every `every` steps; in a notebook the panel is shown as well.
+        evaluate: Called at the first step and then every `every` steps, such as
+            `lambda: probe(policy, path)`. Returns "all" and "n" like the OOD probe, or "pass_rate",
+            "low" and "high" like a report's summary. A small sample keeps it quick.
+        every: Steps between evaluations, and between pictures.
+        path: A .png to write every `every` steps; notebooks also show the panel.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class LivePanel:
         path: str | Path | None = None,
     ):
         if every < 1:
-            raise ValueError(f"every={every}: give a number of steps, 1 or more")
+            raise ValueError(f"every={every}: must be a number of steps, at least 1")
         self.rows: list[dict[str, Any]] = []
         self.evaluations: list[tuple[int, float, float, float]] = []
-        """(step of all so far, share, low, high) of each evaluation."""
+        """(step counted over all rows, share, low, high) of each evaluation."""
         self._evaluate, self._every = evaluate, every
         self._path, self._shown = (Path(path) if path else None), None
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """Take the row of a step."""
+        """Add the row of a step."""
         self.rows.append(row)
         if (len(self.rows) - 1) % self._every:
             return
@@ -62,7 +62,7 @@ class LivePanel:
         self.show()
 
     def show(self) -> Figure:
-        """Draw all that there is: into the notebook's panel, and into the picture."""
+        """Redraw the notebook's panel and the picture; return the figure."""
         figure = self._draw()
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +98,12 @@ def _share(found: dict[str, Any]) -> tuple[float, float, float]:
         return pass_interval(found) if "pass_rate" in found else probe_interval(found)
     except KeyError as error:
         raise ValueError(
-            f"an evaluation gives all and n, or pass_rate, low and high; it gave {sorted(found)}"
+            f"evaluate must give all and n, or pass_rate, low and high; it gave {sorted(found)}"
         ) from error
 
 
 def several(*on_steps: OnStep) -> OnStep:
-    """One function that hands a row to each of these."""
+    """Combine several `on_step` functions into one."""
 
     def on_step(row: dict[str, Any]) -> None:
         for one in on_steps:
@@ -113,18 +113,18 @@ def several(*on_steps: OnStep) -> OnStep:
 
 
 def tracker(name: str, folder: str | Path, run: str = "run", **options: Any) -> OnStep:
-    """A function that hands each step's figures to a tracker: a curve per arm and figure.
+    """Return an `on_step` that logs each step to a tracker, with a curve per arm and metric.
 
     Args:
-        name: "tensorboard" (event files), "wandb" (online or, with WANDB_MODE=offline, in the
-            folder) or "trackio" (in its own folder).
-        folder: where it writes.
-        run: how the run is called there.
-        **options: of `wandb.init` or `trackio.init` (project=).
+        name: "tensorboard" (event files), "wandb" (online, or in the folder with
+            WANDB_MODE=offline) or "trackio" (in its own folder).
+        folder: Output folder.
+        run: Name of the run in the tracker.
+        **options: Options of `wandb.init` or `trackio.init`, such as project=.
 
     Raises:
-        ValueError: no such tracker.
-        ImportError: it is not installed.
+        ValueError: The tracker is unknown.
+        ImportError: The tracker is not installed.
     """
     if name not in TRACKERS:
         raise ValueError(f"no tracker {name!r}: choose one of {', '.join(TRACKERS)}")
@@ -154,7 +154,7 @@ def _log_of(
         raise ImportError(f"{need} ({error})") from error
     if name == "wandb":
         begun = library.init(**{"project": "oelkit", "name": run, "dir": str(folder)} | options)
-        # arms follow each other, and its own step only grows
+        # wandb's own step can only grow, but each arm starts at 0
         return lambda figures, step: begun.log({**figures, "step": step})
     library.init(**{"project": "oelkit", "name": run} | options)
     return lambda figures, step: library.log({**figures, "at": step})

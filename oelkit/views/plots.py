@@ -1,9 +1,8 @@
-"""The figures of a run, as matplotlib Figures: drawn, closed and handed back, so that nothing is
-left open in pyplot.
+"""The figures of a run as matplotlib Figures, closed in pyplot so that none stays open.
 
-`metrics` is what `Run.run_all` returns (metrics.json of the run), `rows` are the lines of its
-metrics.jsonl. Pass rates come with what they were measured on and with 95% intervals; floors and
-ceiling of the world are lines."""
+`metrics` is the result of `Run.run_all` (metrics.json of the run); `rows` are the lines of its
+metrics.jsonl. Pass rates have 95% intervals and say what they were measured on. Lines mark the
+floors and ceiling of the world."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from ..stats import wilson_interval
 from ..tables import plain
 from .summary import headline
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each everywhere
+# Okabe and Ito's palette, safe for colour-blind readers; each colour has one meaning everywhere
 _ARMS = {
     "base": ("#a6a6a6", "base, no experience"),
     "in_context": ("#e69f00", "experience in context"),
@@ -37,51 +36,51 @@ _ARMS = {
 COLOURS, NAMES = ({arm: look[i] for arm, look in _ARMS.items()} for i in (0, 1))
 ROUND_COLOURS = ("#1a80c0", "#2fa39a", "#79b04c", "#c9a227")
 INK = "#767676"
-"""Of lines and texts: read on white and on black pages, as figures have no ground."""
+"""Colour of lines and text: readable on white and black, as figures are transparent."""
 TICKS = (0, 0.25, 0.5, 0.75, 1)
-STYLE = Path(__file__).with_name("figures.mplstyle")  # as `plt.style.use` takes it
-styled: Any = plt.rc_context(fname=STYLE)  # decorates what draws: the look of all figures
+STYLE = Path(__file__).with_name("figures.mplstyle")  # a file for `plt.style.use`
+styled: Any = plt.rc_context(fname=STYLE)  # decorator: the style of all figures
 
 
 def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.5), **options: Any) -> tuple:
-    """A figure and its axes (of plt.subplots), which pyplot forgets."""
+    """Return a figure and its axes from plt.subplots, closed in pyplot."""
     figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", **options)
     plt.close(figure)
     return figure, axes
 
 
 def whiskers(rows: Sequence[tuple[float, float, float]]) -> list[list[float]]:
-    """Lengths of error bars, below and above, of (value, low, high)."""
+    """Return error bar lengths below and above each (value, low, high)."""
     return [[max(0.0, y - low) for y, low, _ in rows], [max(0.0, high - y) for y, _, high in rows]]
 
 
 def legend_below(figure: Figure, axis: Any) -> Figure:
-    """The figure, with the legend of an axis under it."""
+    """Put the legend of an axis below the figure; return the figure."""
     drawn = axis.get_legend_handles_labels()
-    n = len(drawn[1])  # short names stand in one row, and no name stands in one alone
+    n = len(drawn[1])  # short names share one row, and no row has a single name
     ncols = n if 0 < len("".join(drawn[1])) < 50 else 2 if n == 4 else 3
     figure.legend(*drawn, loc="outside lower center", ncols=ncols)
     return figure
 
 
 def rate_bar(axis: Any, y: float, rate: tuple[float, float, float], **look: Any) -> None:
-    """A horizontal bar of a (rate, low, high), its number behind 100%, clear of all lines."""
+    """Draw a horizontal bar of (rate, low, high), labelled right of 100%, clear of all lines."""
     error = {"capsize": 3, "lw": 1.2, "ecolor": INK}
-    look = {"edgecolor": "white", "lw": 0, **look}  # of a hatch
+    look = {"edgecolor": "white", "lw": 0, **look}  # for a hatch
     axis.barh(y, rate[0], xerr=whiskers([rate]), error_kw=error, **look)
     axis.text(1.025, y, f"{rate[0]:.0%}", fontsize=9, va="center")
 
 
 def percent_axis(axis: Any) -> None:
-    """The horizontal axis of bars from 0 to 100%."""
+    """Make the horizontal axis of bars run from 0 to 100%."""
     axis.set(xlim=(0, 1.16), xticks=TICKS)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", visible=False)
 
 
 def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
-    """Floors and ceiling of a world as lines, or what a perfect player passes who knows so many of
-    its levels. Names stand beside horizontal lines; those of vertical ones are for a legend."""
+    """Draw the floors and ceiling of a world, or a perfect player's pass rate by levels known, as
+    lines. Labels are beside the axis for horizontal lines and in the legend for vertical ones."""
     at = -1.0
     for style, (y, name) in zip((":", "--", "-."), _lines(bounds), strict=False):
         name = f"{name} {y:.1%}"
@@ -89,25 +88,25 @@ def floors(axis: Any, bounds: dict, vertical: bool = False) -> None:
             axis.axvline(y, ls=style, lw=1, color=INK, label=name, zorder=3)
             continue
         axis.axhline(y, ls=style, lw=1, color=INK, zorder=1)
-        at = max(y, at + 0.08)  # labels of lines that nearly meet stand above each other
+        at = max(y, at + 0.08)  # stack the labels of lines that nearly meet
         axis.annotate(name, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
 def _lines(bounds: dict) -> list[tuple[float, str]]:
-    """Where those lines are, and their names."""
-    if levels := bounds.get("known_levels"):  # the steps of rounds; the low ones lie on the axis
+    """Positions and names of those lines."""
+    if levels := bounds.get("known_levels"):  # low ones would lie on the axis
         of = f"of {len(levels) - 1} levels known"
         return [(rate, f"{k} {of}") for k, rate in enumerate(levels) if rate > 0.02]
     return sorted((bounds[k], name) for k, name in BOUNDS.items() if bounds.get(k) is not None)
 
 
 def pass_interval(row: dict) -> tuple[float, float, float]:
-    """(rate, low, high) of a report's summary."""
+    """Return (rate, low, high) from a report's summary."""
     return row["pass_rate"], row["low"], row["high"]
 
 
 def probe_interval(ood: dict) -> tuple[float, float, float]:
-    """(share, low, high) of a probe's result."""
+    """Return (share, low, high) from a probe's result."""
     return ood["all"], *wilson_interval(round(ood["all"] * ood["n"]), ood["n"])
 
 
@@ -121,7 +120,7 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
         look = {"color": colour, "capsize": 3, "markersize": 5, "label": NAMES[arm]}
         axis.errorbar(xs, ys, bars, fmt="o", **look)
         axis.plot(xs, ys, color=colour, lw=1, alpha=0.5)
-        if len(numbers) < 4:  # of more rounds the labels would overlap
+        if len(numbers) < 4:  # with more rounds the labels would overlap
             for x, y, row in zip(xs, ys, rows, strict=True):
                 text = f"{y:.1f}" if key == "reply_tokens" else f"{y:.0%}"
                 below, end = arm == "consolidated", y  # clear of each other,
@@ -139,12 +138,12 @@ def _by_round(axis: Any, metrics: dict, key: str) -> None:
 
 @styled
 def pass_rates(metrics: dict) -> Figure:
-    """Pass rate by round: base, experience in context (pale dots: each draw), consolidated."""
+    """Plot the pass rate by round: base, in context (pale dots: each draw) and consolidated."""
     figure, axis = new_figure()
     _by_round(axis, metrics, "pass_rate")
     for r in metrics["rounds"]:
         draws, colour = r["pass_rate"]["in_context"].get("by_draw", []), COLOURS["in_context"]
-        name = "its single texts" if draws and r is metrics["rounds"][0] else None
+        name = "each draw in context" if draws and r is metrics["rounds"][0] else None
         axis.plot([r["round"] - 0.05] * len(draws), draws, ".", color=colour, alpha=0.5, label=name)
     floors(axis, metrics["bounds"])
     axis.set(ylim=(-0.12, 1.04), yticks=TICKS, ylabel="pass rate, 95% intervals")
@@ -154,7 +153,7 @@ def pass_rates(metrics: dict) -> Figure:
 
 @styled
 def arms(metrics: dict) -> Figure:
-    """Round 1 beside other ways to learn from the same games, with OOD."""
+    """Plot round 1 beside other ways to learn from the same games, with OOD."""
     first = metrics["rounds"][0]
     passed, probes = first["pass_rate"], first["ood"]
     rows = [
@@ -187,7 +186,7 @@ def arms(metrics: dict) -> Figure:
 
 @styled
 def training(rows: Sequence[dict]) -> Figure:
-    """Loss (KL) and the student's entropy by training step, one line per arm or round."""
+    """Plot loss and the student's entropy by training step, one line per arm or round."""
     figure, axes = new_figure(2)
     blues = iter(ROUND_COLOURS)
     for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
@@ -212,7 +211,7 @@ def training(rows: Sequence[dict]) -> Figure:
 
 @styled
 def reply_tokens(metrics: dict) -> Figure:
-    """Tokens per reply, and the share of replies cut off at the limit, if any, by round."""
+    """Plot tokens per reply by round, and the share of replies cut off at the limit, if any."""
     cut = any(row["truncated"] for r in metrics["rounds"] for row in r["pass_rate"].values())
     figure, axes = new_figure(1 + cut, squeeze=False)
     left, n = axes[0][0], metrics["rounds"][0]["pass_rate"]["base"]["n"]
@@ -232,13 +231,13 @@ def reply_tokens(metrics: dict) -> Figure:
 
 @styled
 def ood(metrics: dict) -> Figure:
-    """Exact answers to questions that are not about the world, by kind: base, then by round."""
+    """Plot exact answers to OOD questions by kind: base, then each round."""
     figure, axis = new_figure()
     rounds = metrics["rounds"]
     base = rounds[0]["ood"]["base"]
     if not base:
         axis.set_axis_off()
-        axis.set_title("This model has no OOD probe (a file probe.jsonl in its folder)")
+        axis.set_title("This model has no OOD probe (no probe.jsonl in its folder)")
         return figure
     rows = [("base", base)]
     rows += [(f"consolidated, round {r['round']}", r["ood"]["consolidated"]) for r in rounds]
@@ -261,17 +260,18 @@ def ood(metrics: dict) -> Figure:
 
 @styled
 def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure:
-    """A game as a strip of boards, each with its move and feedback under it, and how it ended.
+    """Draw a game as a strip of boards, each above its move and feedback, and how it ended.
+
+    An observation without a board is shown as text.
 
     Args:
-        trajectory: The game, of any world.
-        kinds: What the symbols mean, as in `envs.picture.draw_board`. An observation that holds no
-            board is shown as text.
+        trajectory: A game of any world.
+        kinds: Meaning of the symbols, as in `envs.picture.draw_board`.
     """
     turns, columns = trajectory.turns, max(1, min(5, len(trajectory.turns)))
     feedback = [turn.feedback for turn in turns[:-1]] + [trajectory.feedback]
     words = [textwrap.wrap(text, 24, max_lines=6, placeholder=" …") for text in feedback]
-    tall = 1.68 + 0.13 * max(map(len, words))  # inches of a row of boards with the text below
+    tall = 1.68 + 0.13 * max(map(len, words))  # height in inches of a row of boards with its text
     width, height = max(3.5, 1.45 * columns), 0.32 + tall * max(1, -(-len(turns) // columns))
     figure = plt.figure(figsize=(width, height))
     plt.close(figure)

@@ -1,8 +1,7 @@
-"""The report of a finished run: one HTML file that needs nothing else, with what came out in plain
-sentences.
+"""The report of a finished run: one self-contained HTML file with the findings in plain sentences.
 
-What a model wrote is untrusted: the template escapes every value, and the page may load nothing
-from anywhere and runs no script."""
+What a model wrote is untrusted: the template escapes every value, and the page can neither load
+anything nor run scripts."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def write_report(run_folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: There is no run, or it is not finished.
-        ValueError: A file of it is damaged, or a link leads out of the folder.
+        ValueError: A file of the run is damaged, or a link leads out of the folder.
     """
     folder = Path(run_folder)
     if not (folder / "run.json").is_file():
@@ -53,18 +52,18 @@ def write_report(run_folder: str | Path) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     with damage_told(folder):
         page = _page(folder, metrics, run)
-    # a lone surrogate of a broken reply has no UTF-8
+    # a broken reply can hold a lone surrogate, which UTF-8 cannot encode
     write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
     return folder / "report.html"
 
 
 @contextmanager
 def damage_told(folder: Path) -> Iterator[None]:
-    """ValueError where what is told of a run is not in its files."""
+    """Raise ValueError if a run's files lack what the report needs."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, TemplateError, RecordError) as error:
-        what = "metrics.json, base.json or run.json is damaged, or of another oelkit"
+        what = "metrics.json, base.json or run.json is damaged, or from another version"
         raise ValueError(f"{folder}: its {what} ({error!r})") from error
 
 
@@ -86,14 +85,14 @@ def _page(folder: Path, metrics: dict, run: dict) -> str:
 
 
 def _template() -> Any:
-    """The page; every value is escaped, and one that is missing is an error."""
+    """The page template: it escapes every value, and a missing one is an error."""
     loader = FileSystemLoader(Path(__file__).parent)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     return Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
 
 
 def _stale(folder: Path) -> list[StageStatus]:
-    """The stages that do not fit their inputs any more; a run of an older form cannot tell."""
+    """The stages that are out of date; a run in an older format cannot tell."""
     try:
         return [one for one in status(folder) if one.state == "stale"]
     except ValueError:
@@ -101,7 +100,7 @@ def _stale(folder: Path) -> list[StageStatus]:
 
 
 def _tables(metrics: dict) -> list[list[list[Any]]]:
-    """A table of the rounds, and one of the arms beside round 1 if there are any; heads first."""
+    """A table of the rounds, and one of the other arms of round 1 if any; headers first."""
     head = ["round", "base", "in context", "consolidated", "tokens per reply", "OOD"]
     rounds = [[*head, "items kept", "seconds"]]
     for r in metrics["rounds"]:
@@ -113,7 +112,7 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
         ]
         kept = f"{r['kept']} of {r['items']}" if "items" in r else "-"
         rounds.append([*row, kept, f"{sum(r['seconds'].values()):.0f}"])
-    arms = [["arm beside round 1", "in context", "consolidated", "OOD"]]
+    arms = [["other arm of round 1", "in context", "consolidated", "OOD"]]
     measured: dict[str, dict] = metrics.get("arms") or {}
     for arm, row in measured.items():
         rates = [rate_text(row[how]) if how in row else "-" for how in ARMS[1:]]
@@ -123,24 +122,25 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
 
 
 def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
-    """Name, figure and caption of what a run is drawn as."""
+    """Yield name, figure and caption of each figure of a run."""
     steps = read_jsonl(folder / "metrics.jsonl")
-    caption = "Pass rate by round with 95% intervals, and what bounds it."
+    caption = "Pass rate by round with 95% intervals, and the bounds of the world."
     rates = plots.pass_rates(metrics)
-    rates.axes[0].set_title("", loc="left")  # the headline stands over it
+    rates.axes[0].set_title("", loc="left")  # the headline is above it
     yield "pass_rates", rates, caption
     if metrics.get("arms"):
-        yield "arms", plots.arms(metrics), "Round 1 beside other ways to learn from the same games."
+        caption = "Round 1 compared with other ways to learn from the same games."
+        yield "arms", plots.arms(metrics), caption
     yield "training", plots.training(steps), "Loss and entropy of the student by training step."
-    yield "reply_tokens", plots.reply_tokens(metrics), "Tokens per reply, and replies cut off."
+    yield "reply_tokens", plots.reply_tokens(metrics), "Tokens per reply, and the replies cut off."
     if metrics["rounds"][0]["ood"]["base"]:
-        caption = "Answers to questions that have nothing to do with the world."
+        caption = "Correct answers to questions unrelated to the world."
         yield "ood", plots.ood(metrics), caption
 
 
 def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
-    """One held-out map before all training and after it, one that was lost then and is won now if
-    there is such; nothing where the run has not kept any.
+    """Yield figures of one held-out map before and after training: if possible one lost before
+    and won after. Yields nothing if the run kept no games.
     """
     k = metrics["rounds"][-1]["round"]
     files = (folder / "base.json", folder / f"round_{k}/metrics.json")
@@ -152,12 +152,12 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
         trained = "Before training" if name == "before" else f"After round {k}"
         outcome = game[both[0]].outcome.replace("_", " ")
         caption = f"{trained}, nothing in the prompt, held-out map {both[0]}: {outcome}."
-        titled = replace(game[both[0]], id=name)  # an id would be cut off above a short game
+        titled = replace(game[both[0]], id=name)  # an id would be clipped above a short game
         yield f"game_{name}", plots.strip(titled), caption
 
 
 def _experience(folder: Path, k: int) -> dict[str, Any]:
-    """What the teacher of round k has read, and whether the file of today says something else."""
+    """The text that the teacher of round k read, and whether the file has changed since."""
     trained, now = (
         given.text_file(path).strip() if path.is_file() else None
         for path in (
@@ -166,15 +166,15 @@ def _experience(folder: Path, k: int) -> dict[str, Any]:
     )
     note = ""
     if trained is None:
-        note = "This run does not keep what training read: this is experience.md as it is now."
+        note = "This run did not keep the text read in training. This is the current experience.md."
     elif now != trained:
-        note = "experience.md has been changed since: this model has not read what it says now."
+        note = "experience.md has changed since training. This model has not read the new version."
     text = now if trained is None else trained
     return {"round": k, "text": _equal_once(text or ""), "note": note}
 
 
 def _equal_once(text: str) -> str:
-    """An experience.md in which draws that say the same stand once, under the numbers of all."""
+    """Merge draws with the same text in an experience.md under all their numbers."""
     head, parts = by_draw(text)
     draws: dict[str, list[str]] = {}
     for number, said in parts:
@@ -184,7 +184,7 @@ def _equal_once(text: str) -> str:
 
 
 def _picture(folder: Path, name: str, figure: Figure, caption: str) -> dict[str, Any]:
-    """Save a figure as figures/NAME.png, and give what the page embeds."""
+    """Save a figure as figures/NAME.png and return the data that the page embeds."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=160)
     (folder / "figures" / f"{name}.png").write_bytes(png.getvalue())

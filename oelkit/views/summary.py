@@ -1,4 +1,4 @@
-"""The numbers of a run in words: rates with intervals, how many episodes, the printed table."""
+"""The numbers of a run as text: rates with intervals, episode counts, the printed table."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from ..envs import describe
 
 
 def rate_text(row: dict) -> str:
-    """A pass rate with its 95% interval: "81.2% [74%, 87%]"."""
+    """Format a pass rate with its 95% interval: "81.2% [74%, 87%]"."""
     return f"{row['pass_rate']:.1%} [{row['low']:.0%}, {row['high']:.0%}]"
 
 
 def map_count(row: dict) -> int:
-    """On how many maps a pass rate was measured (rows of older runs: one episode per map)."""
+    """Return how many maps a pass rate was measured on (older runs: one episode per map)."""
     return row.get("maps", row["n"])
 
 
 def episodes_text(row: dict) -> str:
-    """What a pass rate was measured on, as in "1,280 episodes on 128 held-out maps"."""
+    """Say what a pass rate was measured on, as in "1,280 episodes on 128 held-out maps"."""
     maps = f"{map_count(row):,} held-out maps"
     return maps if map_count(row) == row["n"] else f"{row['n']:,} episodes on {maps}"
 
 
 def headline(metrics: dict) -> str:
-    """What a run found in one line, as in "4 rounds: 0% → 1% → 16% → 84% → 90% of 128 held-out maps
+    """Sum up a run in one line, as in "4 rounds: 0% → 1% → 16% → 84% → 90% of 128 held-out maps
     passed, nothing in the prompt".
     """
     rounds = metrics["rounds"]
@@ -33,7 +33,7 @@ def headline(metrics: dict) -> str:
 
 
 def _levels(metrics: dict) -> list[str]:
-    """Of boards one below another, which share of the games passed each, before and after."""
+    """Share of games that passed each board, before and after, if boards follow one another."""
     rounds = metrics["rounds"]
     rows = [("base", rounds[0]["pass_rate"]["base"])]
     rows += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
@@ -46,13 +46,13 @@ def _levels(metrics: dict) -> list[str]:
 
 
 def summary(metrics: dict) -> str:
-    """The table of a run: pass rates with intervals, tokens per reply, OOD, items, seconds.
+    """Return the table of a run: pass rates with intervals, tokens per reply, OOD, items, seconds.
 
     Args:
-        metrics: what `Run.run_all` returns, or metrics.json of the run.
+        metrics: The result of `Run.run_all`, or metrics.json of the run.
     """
     if not isinstance(metrics, dict) or not metrics.get("rounds"):
-        raise TypeError("metrics: expected what Run.run_all returns, or a finished metrics.json")
+        raise TypeError("metrics: expected the result of Run.run_all, or a finished metrics.json")
     arms = ("base", "in_context", "consolidated")
     head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in arms)
     head += f"  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
@@ -71,7 +71,7 @@ def summary(metrics: dict) -> str:
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
-    said = "extraction replies without an item (nothing new is normal)"
+    said = "extraction replies without an item (normal once nothing is new)"
     lines += [f"{said}: {empty}"] if counts else []
     for name, arm in (metrics.get("arms") or {}).items():
         parts = [f"{key} {row['pass_rate']:.1%}" for key, row in arm.items() if key != "ood"]
