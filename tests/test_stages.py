@@ -810,7 +810,7 @@ def test_the_editor_of_a_run_says_what_an_edit_makes_out_of_date(run):
     editor._handle_custom_msg({"op": "hello"}, [])
     assert said[-1]["hint"] == ""
     editor._handle_custom_msg({"op": "edit", "ids": said[-1]["order"][:1], "texts": ["New."]}, [])
-    assert said[-1]["hint"].endswith("out of date; to do it again: oelkit loop --run run --redo")
+    assert said[-1]["hint"].endswith("out of date; redo it with: oelkit loop --run run --redo")
 
 
 class FilesRun(driver.Driver):

@@ -178,7 +178,7 @@ def test_an_id_of_several_games_opens_none_silently():
     assert view.at["game"] == 0
     view.show(base.id, len(after.turns) - 1)  # only one of them has that turn
     assert view.at["game"] == 1
-    with pytest.raises(ValueError, match="is 2 games: say which arm of 'base', 'consolidated'"):
+    with pytest.raises(ValueError, match="names 2 games: pass arm=, one of 'base', 'consolidated'"):
         view.show(base.id)
     twice = trajectory_viewer([base, base])  # the same game, listed twice
     twice.show(base.id)
@@ -253,7 +253,7 @@ def test_wrong_types_are_told_in_a_sentence():
     for wrong in ([{}], "games.jsonl", {"base": [None]}):
         with pytest.raises(TypeError, match="trajectories: expected a list of Trajectory"):
             trajectory_viewer(wrong)
-    with pytest.raises(TypeError, match="expected a Curation, as Curation.items. is, got a list"):
+    with pytest.raises(TypeError, match="expected a Curation, such as Curation.items., got a list"):
         experience_editor([])
 
 

@@ -1,4 +1,4 @@
-"""Editor and viewer as apps of their own: one notebook, whose only cell calls `page`, in Voila."""
+"""Editor and viewer as standalone apps: Voila serves a notebook whose only cell calls `page`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
-# nothing else on the page, the view as high as it is, and dark where the system is (Voila is light)
+# the view fills the page, and is dark if the system is (Voila is always light)
 STYLE = """<style>
 body { overflow: hidden; }
 .oel {
@@ -35,57 +35,57 @@ body { overflow: hidden; }
   border: 0 !important; border-radius: 0 !important; resize: none !important;
 }
 </style>"""
-# Voila turns on warnings that are for its authors; Ctrl+C is for the command, which ends it
+# Voila enables developer warnings; Ctrl+C goes to the command, which ends the server
 VOILA = (
     "import signal, warnings; signal.signal(signal.SIGINT, signal.SIG_IGN); import voila.app; "
     "warnings.simplefilter('ignore'); voila.app.main()"
 )
-# as in voila.json: no page asks for anything outside this machine
+# as in voila.json: pages load nothing from outside this machine
 CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 def serve(kind: str, what: str, round: int | None, port: int | None, browser: bool) -> int:
-    """Serve a view at 127.0.0.1 until Ctrl+C; returns Voila's exit status.
+    """Serve a view at 127.0.0.1 until Ctrl+C; return Voila's exit status.
 
     Args:
         kind: "curate" or "view".
-        what: a file, or a run by name or folder.
-        round: of a run (None: the last that has what is shown).
-        port: None: one that is free.
-        browser: whether the page is opened in the browser.
+        what: A file, or a run by name or folder.
+        round: Round of a run (None: the last one with the file to show).
+        port: None: any free port.
+        browser: Whether to open the page in the browser.
 
     Raises:
-        ValueError: there is nothing to show, or the port is taken; said before the server starts.
+        ValueError: There is nothing to show, or the port is taken. Raised before the server starts.
         ImportError: Voila is not installed.
     """
     if find_spec("voila") is None:
         raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     path = place(kind, what, round)
-    # only to hear what is wrong; the address waits for no tokenizer
+    # only to find errors early; without the tokenizer, which takes long to load
     editor(path, teacher=False) if kind == "curate" else viewer(path)
     with socket.socket() as free:
-        if os.name == "posix":  # of one that has just ended; Windows would share one in use
+        if os.name == "posix":  # reuse a port just closed; Windows would share one in use
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind(("127.0.0.1", port or 0))
-        except (OSError, OverflowError) as error:  # else Voila takes another, and says so nowhere
+        except (OSError, OverflowError) as error:  # otherwise Voila silently takes another
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
         at: int = free.getsockname()[1]
-    # Jupyter's own time-out is longer than Tornado allows, which says so
+    # Jupyter's own time-out exceeds Tornado's limit, which logs a warning
     server = {"headers": {"Content-Security-Policy": CSP}, "ws_ping_timeout": 30_000}
     command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
     command += [f"--port={at}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
-    # a kernel that has imported everything waits for the next page
+    # keep a kernel with all imports ready for the next page
     command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
     command += [] if browser else ["--no-browser"]
-    # other users of this machine reach the ports, too; the kernel warns of it
+    # other users of this machine can reach the ports; the kernel warns about it
     command += ["--KernelManager.transport_encryption=auto"]
-    # Jupyter's variable, for `ps` shows arguments
+    # passed as an environment variable, because `ps` shows arguments
     command += ["--Voila.auto_token=True"]
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
     given |= {"JUPYTER_TOKEN": token}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server goes with its command
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the server with the command
     server, listens = subprocess.Popen(command, env=os.environ | given), False
     try:
         while server.poll() is None and not (listens := _listens(at)):
@@ -97,7 +97,7 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         return 0
     finally:
         try:
-            if listens:  # then it ends its kernels, which else complain
+            if listens:  # let it end its kernels, which otherwise complain
                 server.terminate()
                 server.wait(10)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
@@ -113,7 +113,7 @@ def _listens(port: int) -> bool:
 
 
 def place(kind: str, what: str, round: int | None) -> Path:
-    """The file that is shown: of a run that of its last round, or of the round that is named."""
+    """Return the file to show: a file as given, or that of a run's given or last round."""
     name = "items.jsonl" if kind == "curate" else "trajectories.jsonl"
     path = Path(what)
     if path.is_file():
@@ -123,7 +123,7 @@ def place(kind: str, what: str, round: int | None) -> Path:
     if (path / name).is_file():  # a round's folder
         return path / name
     rounds = {p.parent.name[6:]: p for p in path.glob(f"round_*/{name}")}
-    rounds = {int(k): p for k, p in rounds.items() if k.isdecimal()}  # others are a person's own
+    rounds = {int(k): p for k, p in rounds.items() if k.isdecimal()}  # a person can add others
     found = rounds.get(max(rounds, default=0) if round is None else round)
     if not found:
         why = f"no round of {path} has {name}" if path.is_dir() else no_run(path)
@@ -132,7 +132,7 @@ def place(kind: str, what: str, round: int | None) -> Path:
 
 
 def page() -> None:
-    """Show what `serve` was asked for; the notebook's only cell."""
+    """Show the view that `serve` was asked for; the notebook's only cell."""
     from IPython.display import HTML, display
 
     kind, path = json.loads(os.environ["OELKIT_APP"])
@@ -140,9 +140,9 @@ def page() -> None:
 
 
 def editor(path: Path, teacher: bool = True) -> Any:
-    """The editor of an items.jsonl; games, prompt and budget of its run, where it is in one.
+    """Return the editor of an items.jsonl, with games, prompt and budget if it is part of a run.
 
-    Without its `teacher` it shows neither prompt nor tokens, and loads no tokenizer.
+    Without `teacher` it shows neither prompt nor tokens, and loads no tokenizer.
     """
     from ..statements import read_worth
     from .widgets import experience_editor
@@ -158,14 +158,14 @@ def editor(path: Path, teacher: bool = True) -> Any:
 
 
 def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
-    """Tokens, budget and the whole prompt, if the run's model is there."""
+    """Options for tokens, budget and the whole prompt, if the run's model is available."""
     from ..model.source import load_tokenizer
 
     try:
         check_settings(about["settings"])
         tokenizer = load_tokenizer(about["settings"]["model"])
         prompts, budget = PromptSet(**about["prompts"]), about["settings"]["budget_tokens"]
-    except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or a run of another form
+    except (OSError, ValueError, KeyError, TypeError):  # model gone, or a run in another format
         return {}
     first = [{"role": "user", "content": ""}]
     state = next((turn.prompt for game in games for turn in game.turns), first)
@@ -178,18 +178,18 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
 
 
 def _out_of_date(run: Path) -> str:
-    """What of a run does not fit what is decided now, and the command that does it again."""
+    """Name the first stage that the decisions made out of date, and the command to redo it."""
     try:
         stale = [stage for stage in status(run) if stage.state == "stale" and not stage.follows]
     except ValueError as error:
         return str(error)
     if not stale:
         return ""
-    return f"{stale[0].name} is out of date; to do it again: oelkit loop --run {run.name} --redo"
+    return f"{stale[0].name} is out of date; redo it with: oelkit loop --run {run.name} --redo"
 
 
 def viewer(path: Path) -> Any:
-    """The viewer of trajectories, or of a chat log; with the items of its round, if any.
+    """Return the viewer of trajectories or of a chat log, with the items of its round, if any.
 
     Tags and comments go to the run's comments.jsonl, or to a .comments.jsonl beside the file.
     """
@@ -204,7 +204,7 @@ def viewer(path: Path) -> Any:
 
 
 def games(path: Path) -> list[Trajectory]:
-    """Trajectories of a file, which may be a chat log; none where there is no file."""
+    """Read the trajectories of a file, which can be a chat log; [] if there is no file."""
     if not path.is_file():
         return []
     try:

@@ -110,7 +110,11 @@ def test_what_was_said_in_the_same_words_is_one_row_by_support(show, tmp_path):
     page = show(experience_editor(curation))
     until(page, lambda: len(rows(page)) == 4)
     first = page.locator(".oel-row").first.inner_text()
-    assert "written by 7 of 10 draws" in first and "7 evidence" in first and "7 items" in first
+    assert (
+        "written by 7 of 10 draws" in first
+        and "7 turns of evidence" in first
+        and "7 items" in first
+    )
     assert "contradicts “H is the goal.”" in first
     page.locator(".oel-row").first.click()
     until(page, lambda: page.locator(".oel-side details").count() == 7)  # all of its evidence
@@ -164,7 +168,7 @@ def test_selection_merge_and_bulk(show, curation):
     until(page, lambda: len(curation.items) == 4)
     assert curation.item("merge-1").parents == ("i1", "i2")
     until(page, lambda: page.get_by_text("Merged from").count() == 1)
-    page.get_by_label("Select all that are shown").click()
+    page.get_by_label("Select all shown").click()
     press(page, "a")
     until(page, lambda: [i.status for i in curation.items] == ["accepted"] * 4)
     assert curation.log[-1].op == "accept" and len(curation.log[-1].ids) == 4  # one step of undo
@@ -280,7 +284,7 @@ def test_export_and_import(show, curation, format):
     )
     page.get_by_label("File to import").set_input_files(path)
     until(page, lambda: curation.item("i1").status == "rejected")
-    page.get_by_text("imported: 1 operations").wait_for()
+    page.get_by_text("Imported 1 operation").wait_for()
 
 
 def test_words_are_not_broken_where_jupyter_breaks_them(show):
@@ -427,7 +431,7 @@ def test_text_of_models_neither_runs_nor_breaks_the_layout(show, theme):
         Curation(items), games=[game], prompt=lambda notes: f"{EVIL[0]}\n{notes}\n{EVIL[1]}"
     )
     page = show(view, theme)
-    page.get_by_label("Select all that are shown").click()
+    page.get_by_label("Select all shown").click()
     press(page, "a")
     until(page, lambda: len(page.locator(".oel-accepted").all()) > 0 or not rows(page))
     show_all(page)

@@ -66,7 +66,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
 
     page = opened("04_curate")
     run_until(page, "04-13a")
-    notice = page.get_by_text("does not fit the files any more")
+    notice = page.get_by_text("These stages are out of date")
     page.locator(".oel-accepted").first.click(timeout=SLOW)
     assert notice.count() == 0 or not notice.is_visible()
     press(page, "e")
@@ -85,7 +85,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
         other.close()
     assert weights() == trained
 
-    page.get_by_role("button", name="Do this again").click()
+    page.get_by_role("button", name="Redo these stages").click()
     page.get_by_text("Working").wait_for()
     page.get_by_text("round 1: distill").wait_for()  # progress, below the button
     picture(page, "stale_working")

@@ -1,5 +1,6 @@
-"""The views of a notebook: games turn by turn, the experience items to curate, menus for whose,
-what of a run is out of date, three answers to one state. They hold no state.
+"""Notebook views: game viewer, experience editor, round menu, redo notice and playground.
+
+They hold no state.
 """
 
 from .editor import ExperienceEditor as experience_editor

@@ -1,4 +1,4 @@
-// What the views share. Text of models is untrusted: it only ever becomes a text node or an attribute.
+// Shared by the views. Model text is untrusted: it only ever becomes a text node or an attribute.
 
 /** An element: el("button", { class: "x", onclick: f, hidden: true }, "text or", node, …). */
 function el(tag, attributes = {}, ...children) {
@@ -12,23 +12,23 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A text in which control and bidi characters, unseen or turning their neighbours around, are visible. */
+/** A text with its control and bidi characters, which are invisible or reorder their neighbours, made visible. */
 function visible(text) {
   const hidden = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
   const name = (code) => (code < 0x20 ? String.fromCharCode(0x2400 + code) : `\u2039${code.toString(16)}\u203a`);
   return text.replace(hidden, (c) => name(c.charCodeAt(0)));
 }
 
-/** Keep Jupyter's shortcuts out of `root`, but for those with Ctrl or Cmd outside of a field. To stop the event is too
- *  late in Notebook 7, which hears of a key before `root` does; it looks for an attribute of what has the focus. */
+/** Keep Jupyter's shortcuts out of `root`, except those with Ctrl or Cmd outside a field. Notebook 7 sees a key before
+ *  `root` does, so stopping the event is too late; it checks an attribute of the focused element instead. */
 function ownKeys(root) {
   const own = ({ ctrlKey, metaKey, target }) => target.toggleAttribute("data-lm-suppress-shortcuts",
     !(ctrlKey || metaKey) || target.matches("input, textarea, select"));
   for (const kind of ["keydown", "keyup", "focusin"]) root.addEventListener(kind, own);
 }
 
-/** A list of which only the rows in sight are in the page. count(): rows; height(i): px; row(i): its element;
- *  keep(): a row that stays in the page wherever one scrolls (the one with the focus), or -1. */
+/** A list that keeps only the visible rows in the page. count(): rows; height(i): px; row(i): its element;
+ *  keep(): a row that always stays in the page (the one with the focus), or -1. */
 function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
   const rows = el("div", { class: "oel-rows", role: "list" });
   const box = el("div", { class: "oel-list", ...attributes }, rows);
@@ -51,12 +51,12 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
     const nodes = new Set(drawn.values());
     for (const child of [...rows.children]) if (!nodes.has(child)) child.remove();
     let next = rows.firstChild;
-    for (const [i, node] of drawn) {  // a node that is in its place is not touched, so that it keeps the focus
+    for (const [i, node] of drawn) {  // a node already in place is not touched, to keep the focus
       node.style.top = `${tops[i]}px`;
       if (node === next) next = next.nextSibling; else rows.insertBefore(node, next);
     }
   }
-  /** After rows came, went or changed. */
+  /** Call after rows were added, removed or changed. */
   function refresh() {
     tops = [0];
     for (let i = 0; i < count(); i++) tops.push(tops[i] + height(i));
@@ -74,9 +74,9 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
   return { box, refresh, reveal };
 }
 
-const QUIET = 6000;  // ms without an answer after which the kernel is taken for busy or gone
+const QUIET = 6000;  // ms without an answer until the kernel counts as busy or gone
 
-/** Messages to Python and back. lost(): no answer came in time, or none can be asked for; found(): one came after all. */
+/** Messages to Python and back. lost(): no answer in time, or sending failed; found(): an answer arrived after all. */
 function line(model, { hear, lost, found = () => {} }) {
   let timer = null, down = false;
   const miss = () => { timer = null; down = true; lost(); };
@@ -95,19 +95,19 @@ function line(model, { hear, lost, found = () => {} }) {
   return { send, close: () => { clearTimeout(timer); model.off("msg:custom", receive); }, down: () => down };
 }
 
-/** Hand a text to the person as a file. */
+/** Download a text as a file. */
 function download(name, text) {
   const link = el("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" })), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** Full screen and back. */
+/** Toggle full screen. */
 function fullScreen(root) {
   if (document.fullscreenElement) document.exitFullscreen(); else root.requestFullscreen?.();
 }
 
-/** Put a view in its place; where it is alone on its page, as in `oelkit curate`, it takes the keys at once. */
+/** Insert a view; if it is alone on its page, as in `oelkit curate`, it takes the focus at once. */
 function settle(host, root, takeKeys) {
   host.append(root);
   requestAnimationFrame(() => {  // once it is in the page
@@ -116,7 +116,7 @@ function settle(host, root, takeKeys) {
   });
 }
 
-/** A divider between two columns of `root`, by mouse or arrow keys; the left one's share is in --left. */
+/** A divider between two columns of `root`, for mouse and arrow keys; --left holds the left column's share. */
 function divider(root, share) {
   const set = (percent) => {
     share = Math.min(80, Math.max(20, percent));
@@ -139,7 +139,7 @@ function divider(root, share) {
   return bar;
 }
 
-/** The table of a notebook without a kernel stands beside a live view no longer (Jupyter's own style does the same). */
+/** Hide the static table of a saved notebook beside a live view (in Jupyter, STATIC's style does the same). */
 function hideStatic(host) {
   const cell = host.closest(".jp-OutputArea, .output, .cell") ?? document;
   for (const node of cell.querySelectorAll(".oel-static")) node.hidden = true;

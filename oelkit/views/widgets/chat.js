@@ -1,8 +1,8 @@
-// A conversation as a transcript: every message with its role, thoughts and tool definitions folded.
+// A conversation as a transcript: every message with its role; reasoning and tool definitions are folded.
 
-const LONG_SYSTEM = 400;  // characters of a system prompt from which on it is folded
+const LONG_SYSTEM = 400;  // longer system prompts are folded (characters)
 
-/** Options as of gameView; `turn` is the one that is marked. */
+/** Options as in gameView; `turn` is the marked one. */
 function chatView({ key, row, game, turn: now, caption, query, open, go, openItem, comments }) {
   const text = (value) => el("div", { class: "ov-text", dir: "auto" }, ...long(value, query));
   const said = (role, label, ...content) => el("section", { class: `ov-said ov-by-${role}` },
@@ -17,7 +17,7 @@ function chatView({ key, row, game, turn: now, caption, query, open, go, openIte
   }
   function exchange(turn, k) {
     const place = `${key}/${k}`;
-    const label = [el("button", { "data-focus": place, "aria-label": `turn ${k + 1}`, title: "mark this turn",
+    const label = [el("button", { "data-focus": place, "aria-label": `turn ${k + 1}`, title: "go to this turn",
       onclick: () => go({ turn: k }, true) }, `${k + 1}`),
     ` assistant${turn.reply_tokens ? ` · ${count(turn.reply_tokens, "token")}` : ""}`,
     turn.truncated && pill("cut", "cut off at the limit")];

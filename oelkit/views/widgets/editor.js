@@ -1,23 +1,23 @@
-// The experience editor in the browser. It keeps only where the person is (cursor, selection, filter); all that is
-// said of the items comes from the kernel, and every decision goes there and shows when it has come back.
+// The experience editor in the browser. It keeps only cursor, selection and filter. All item data comes from the
+// kernel; every decision is sent there and shown once it comes back.
 
-const CLOSED = 58;  // px of a row that is not the current one
+const CLOSED = 58;  // height in px of a row that is not the current one
 function render({ model, el: host }) {
   const items = new Map();
   let state = { order: [], draws: [], reads: [], cut: [], can: [false, false], before: "", after: "", log: [null, 0] };
   let shown = [], cursor = null, selected = new Set(), filter = null, sort = "support", source = "", query = "";
-  let hitsOnly = false, writing = null;  // { id, form }: the row that is being edited; id "" where an item is added
+  let hitsOnly = false, writing = null;  // { id, form }: the row being edited; id "" when adding an item
   let openHeight = CLOSED, looked = null, loaded = false, coming = true;
 
   const current = () => items.get(cursor);
   const chosen = () => (selected.size ? state.order.filter((id) => selected.has(id)) : cursor ? [cursor] : []);
 
-  // -- operations: asked of the kernel, never done here
+  // -- operations: requested from the kernel, never done here
 
   function ask(op, more = {}) {
     if (kernel.down() && op !== "refresh") return lost();
     keepFocus(() => { failure.hidden = true; });
-    if (op in DECIDED) [after.textContent, why.hidden] = [DECIDED[op], true];  // a reason is for the last one
+    if (op in DECIDED) [after.textContent, why.hidden] = [DECIDED[op], true];  // a reason applies to the last one
     kernel.send({ op, ...more });
   }
   function decide(op) {
@@ -30,7 +30,7 @@ function render({ model, el: host }) {
     selected.clear();
     if (["accept", "reject", "skip"].includes(op)) step(1, ids);
   }
-  function move(by) {  // past its neighbour in sight, which need not be its neighbour in the list
+  function move(by) {  // past the visible neighbour, which can differ from the one in the list
     const beside = shown[shown.indexOf(cursor) + by];
     if (cursor && beside && inOrder()) ask("move", { ids: [cursor], texts: [beside], to: by > 0 ? 1 : 0 });
   }
@@ -42,15 +42,15 @@ function render({ model, el: host }) {
   }
   function lost() {
     const [log, n] = state.log;
-    failure.replaceChildren(`The kernel does not answer: it is busy, or it has stopped. What you do now is not recorded. ${
-      log ? `What was decided before is safe in ${log} (${several(n, "operation")}).` : "This curation has no log on disk."
-    } If it has stopped, run the cell of this editor again, or reload this page. `,
+    failure.replaceChildren(`The kernel does not answer: it is busy or has stopped. Nothing you do now is recorded. ${
+      log ? `Your earlier decisions are saved in ${log} (${several(n, "operation")}).` : "This curation has no log on disk."
+    } If the kernel has stopped, run the editor's cell again or reload this page. `,
     el("button", { onclick: () => kernel.send({ op: "refresh" }) }, "Ask again"));
     failure.hidden = false;
     root.classList.add("oel-lost");
   }
 
-  // -- where the person is
+  // -- cursor, selection and focus
 
   function go(id) {
     if (id == null || writing) return;
@@ -61,7 +61,7 @@ function render({ model, el: host }) {
     focusRow();
     look();
   }
-  /** To the next row, or from several that were decided to the one behind the last. */
+  /** Go to the next row, or after deciding on several rows to the one after the last. */
   function step(by, from = [cursor]) {
     const at = Math.max(...from.map((id) => shown.indexOf(id)));
     go(shown[Math.max(0, Math.min(shown.length - 1, at + by))]);
@@ -94,12 +94,12 @@ function render({ model, el: host }) {
     (list.box.querySelector("[aria-current]") ?? root).focus({ preventScroll: true });
     coming = true;
   }
-  function keepFocus(work) {  // what has the focus may be drawn anew or go; without focus there are no keys
+  function keepFocus(work) {  // the focused element can be redrawn or removed; keys need the focus
     const inside = root.contains(active());
     work();
     if (inside && !(root.contains(active()) && active().checkVisibility())) focusRow();
   }
-  function look(again = false) {  // evidence is asked for when one rests on an item
+  function look(again = false) {  // request evidence once the cursor rests on an item
     if (!cursor || (looked === cursor && !again) || kernel.down()) return;
     looked = cursor;
     clearTimeout(look.timer);
@@ -113,7 +113,7 @@ function render({ model, el: host }) {
     focusRow();
   }
 
-  // -- writing: edit in place, or an item of one's own
+  // -- writing: edit an item in place, or add one
 
   function write(id) {
     if (id !== "" && !items.has(id)) return;
@@ -132,7 +132,7 @@ function render({ model, el: host }) {
     area.focus({ preventScroll: Boolean(id) });
   }
 
-  // -- commands: buttons, keys and help from one table
+  // -- commands: one table for buttons, keys and help
 
   const commands = editorCommands({ step, decide, write: (id = cursor) => id != null && write(id), select, move, ask, hit,
     leave, selectAlike, search: () => search.select(), evidence: () => evidence.focus(), full: () => fullScreen(root),
@@ -142,7 +142,7 @@ function render({ model, el: host }) {
     el("button", { title: what, onclick: (e) => e.currentTarget.ariaDisabled !== "true" && run() }, text, " ",
       el("kbd", {}, keys))]));
 
-  // Jupyter must not see our keys, bound or not: a would insert a cell, d d delete one. Ctrl and Cmd stay Jupyter's.
+  // Jupyter must see none of our keys: `a` would insert a cell, `d d` delete one. Ctrl and Cmd stay Jupyter's.
   function onkeydown(event) {
     const field = event.target.closest("input[type=search], input[type=text], input[type=number], textarea, select");
     if (!(event.ctrlKey || event.metaKey) || (field && event.key !== "s")) event.stopPropagation();
@@ -169,10 +169,10 @@ function render({ model, el: host }) {
   ownKeys(root);
   root.addEventListener("keydown", onkeydown);
   for (const kind of ["keypress", "keyup"]) root.addEventListener(kind, (event) => event.stopPropagation());
-  root.addEventListener("focusin", (event) => {  // what Python code did meanwhile
+  root.addEventListener("focusin", (event) => {  // show what Python code did meanwhile
     if (coming && !root.contains(event.relatedTarget)) kernel.send({ op: "refresh" });
   });
-  root.addEventListener("mouseup", (event) => {  // a click beside all controls: the keys go to the list
+  root.addEventListener("mouseup", (event) => {  // a click outside all controls focuses the list
     if (event.target.closest("input, textarea, select, button, summary, .oel-side, .oel-divider") || String(getSelection())) return;
     focusRow();
   });
@@ -196,7 +196,7 @@ function render({ model, el: host }) {
       list.refresh();
       const open = writing?.id ? writing.form : list.box.querySelector("[aria-current]");
       if (!open || Math.abs(open.offsetHeight - openHeight) <= 1) return;
-      openHeight = Math.max(CLOSED, open.offsetHeight);  // it has another height than the one before
+      openHeight = Math.max(CLOSED, open.offsetHeight);  // its height differs from the previous row's
       list.refresh();
     });
   }
@@ -204,7 +204,7 @@ function render({ model, el: host }) {
   function showAll() {
     const all = state.order.map((id) => items.get(id));
     const count = (kind) => all.filter(FILTERS[kind]).length;
-    if (loaded) filter ??= count("pending") ? "pending" : "all";  // opens on what is to be done
+    if (loaded) filter ??= count("pending") ? "pending" : "all";  // start with the undecided items
     const before = shown, at = shown.indexOf(cursor), kind = filter ?? "all";
     shown = sorted(state.order.filter((id) => {
       const item = items.get(id);
@@ -212,7 +212,7 @@ function render({ model, el: host }) {
         && (!hitsOnly || !query || matches(item)));
     }), items, sort, kind);
     selected = new Set([...selected].filter((id) => items.has(id)));
-    if (!shown.includes(cursor)) {  // it went: its place is taken by what came after it
+    if (!shown.includes(cursor)) {  // it is gone: move to the next one still shown
       cursor = before.slice(at + 1).find((id) => shown.includes(id)) ?? shown.at(at < 0 ? 0 : -1) ?? null;
     }
     progress.textContent = progressOf(all, state);
@@ -231,19 +231,19 @@ function render({ model, el: host }) {
     const able = { Undo: state.can[0], Redo: state.can[1], Merge: selected.size > 1, Up: inOrder() && cursor != null,
       Down: inOrder() && cursor != null, Restore: changed, "Select alike": current()?.alike != null, Add: true };
     for (const [text, button] of bar) {
-      button.ariaDisabled = String(!(able[text] ?? cursor != null));  // not `disabled`: that would lose the focus
+      button.ariaDisabled = String(!(able[text] ?? cursor != null));  // `disabled` would lose the focus
       const many = selected.size > 1 && ["Accept", "Reject", "Skip", "Merge"].includes(text);
       button.firstChild.data = many ? `${text} ${selected.size}` : text;
     }
     none.hidden = shown.length > 0;
     none.textContent = !loaded ? "Waiting for the kernel …" : kind === "pending" && all.length
-      ? "Nothing is pending: all items are decided." : all.length ? "Nothing here is like that."
-        : "No items: extract some, or add one.";
+      ? "Nothing is pending: all items are decided." : all.length ? "No item matches."
+        : "No items yet: extract some or add one.";
     layout();
   }
   function showOnly(kind) {
     filter = kind;
-    if (!current() || !FILTERS[kind](current())) cursor = null;  // then the first of them
+    if (!current() || !FILTERS[kind](current())) cursor = null;  // start at the first match
     show();
     focusRow();
     look();
@@ -271,7 +271,7 @@ function render({ model, el: host }) {
     loaded = true;
     if (at && items.has(at) && !writing) {
       cursor = at;
-      if (filter && !FILTERS[filter](items.get(at))) filter = "all";  // what was undone is to be seen
+      if (filter && !FILTERS[filter](items.get(at))) filter = "all";  // show what was undone
     }
     if (order || Object.keys(rows).length || Object.keys(news).length || at) { show(); look(true); }
     if (at) list.reveal(shown.indexOf(cursor));

@@ -1,9 +1,8 @@
-"""Curate experience items with keyboard or mouse: one anywidget, a view on a `Curation`.
+"""An anywidget for curating experience items with keyboard or mouse, as a view of a `Curation`.
 
-A row is a statement: the items in the same words. It owns no state: what a person does goes as an
-operation to the `Curation`, and what is shown is what has come back from there (the rows that
-differ from what the browser has). The browser side keeps only where the person is: cursor,
-selection, filter. What a row and its evidence hold is in `editor_rows`."""
+A row is a statement: the items in the same words. The editor owns no state. Each action becomes an
+operation of the `Curation`, and the rows that change are sent to the browser, which keeps only
+cursor, selection and filter. `editor_rows` builds the rows and their evidence."""
 
 from __future__ import annotations
 
@@ -22,30 +21,32 @@ from .editor_rows import Likeness, detail, rows_of
 
 
 class ExperienceEditor(LiveView):
-    """Go through the items: accept, reject, edit, merge, reorder …; each operation is in the log at
-    once. The view asks for news when it gets the focus; `refresh` shows what Python code did.
+    """Editor to accept, reject, edit, merge and reorder items; each operation is logged at once.
+
+    The view updates itself when it gets the focus; `refresh` shows changes by Python code earlier.
 
     Args:
-        tokenizer: A Transformers one, or a function from a text to its number of tokens (None:
-            words are counted).
-        budget_tokens: What the experience may have; the oldest items over it are marked as cut.
-        prompt: Makes of an experience the whole prompt that the teacher reads, for the preview.
-        games: Where the evidence is looked up.
-        on_turn: Gets trajectory id and turn (from 0) where a person wants to see it, as
-            `TrajectoryViewer.show` does.
-        worth: Of an item's text the difference that it makes with its interval, as
-            `leave_one_out` gives it; shown where the text still stands so.
-        on_change: Called at the start and after each operation; a text that it returns stands in
-            the foot, what an edit makes out of date say.
+        curation: The items and their decisions.
+        tokenizer: A Transformers tokenizer, or a function from a text to its number of tokens
+            (None: words are counted).
+        budget_tokens: Most tokens of the experience; the oldest items over it are marked as cut.
+        prompt: Builds the teacher's whole prompt from an experience, for the preview.
+        games: Trajectories in which evidence is looked up.
+        on_turn: Called with trajectory id and turn (from 0) to show a turn, such as
+            `TrajectoryViewer.show`.
+        worth: The effect of each item's text with its interval, as `leave_one_out` returns it;
+            shown only for unchanged texts.
+        on_change: Called at the start and after each operation. A returned text is shown in the
+            footer, such as what an edit makes out of date.
 
     Raises:
-        ValueError: There is a budget and no tokenizer, or it is below 0.
+        ValueError: A budget is given without a tokenizer, or is below 0.
     """
 
     _esm = source("board.js", "editor_rows.js", "editor_panels.js", "editor_page.js", "editor.js")
     _css = source("editor.css", "editor_rows.css")
 
-    # why: each is an option of the view that most do without
+    # why: each is an option of the view that most callers leave out
     def __init__(
         self,
         curation: Curation,
@@ -60,7 +61,7 @@ class ExperienceEditor(LiveView):
     ):
         if not isinstance(curation, Curation):
             name = type(curation).__name__
-            raise TypeError(f"curation: expected a Curation, as Curation(items) is, got a {name}")
+            raise TypeError(f"curation: expected a Curation, such as Curation(items), got a {name}")
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
@@ -71,8 +72,8 @@ class ExperienceEditor(LiveView):
         self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
         tokenizer = tokenizer or (lambda text: len(text.split()))
         self.count = lru_cache(1 << 15)(lambda text: count_tokens(text, tokenizer))
-        self.draw: int | None = None  # whose text is previewed
-        self._shown: str | None = None  # the item that `show` was asked for last
+        self.draw: int | None = None  # the draw whose text is previewed
+        self._shown: str | None = None  # the last item passed to `show`
         self._rows, self._state = {}, {}
         self._groups: dict[str, tuple[str, ...]] = {}  # ids of the items in each row
         self._likeness = Likeness()
@@ -81,7 +82,7 @@ class ExperienceEditor(LiveView):
 
     @property
     def static_html(self) -> str:
-        """The items and what the teacher reads."""
+        """The items and what the teacher reads, as HTML."""
         left = 'style="text-align:left;overflow-wrap:break-word"'
         rows = "".join(
             f"<tr><td>{escape(s.status)}</td><td {left}>{escape(s.text)}</td>"
@@ -93,15 +94,16 @@ class ExperienceEditor(LiveView):
         return f"{table}<p>What the teacher reads:</p>{pre(reads)}"
 
     def show(self, id: str) -> None:
-        """Put the cursor on an item, and the editor into sight, also where it is not on the page
-        yet; ValueError where there is no item of that id.
+        """Move the cursor to an item and scroll the editor into view; ValueError for an unknown id.
+
+        An editor not yet displayed does this once it is.
         """
         self.curation.item(id)
         self._shown = id
         self.refresh(at=id, reveal=True)
 
     def refresh(self, **more: Any) -> None:
-        """Send what has changed since the last time."""
+        """Send what has changed since the last call to the browser."""
         rows, state = self._now()
         if more.get("at"):
             more["at"] = self._row_of(more["at"])
@@ -111,7 +113,7 @@ class ExperienceEditor(LiveView):
         self.send_json(**news, rows=changed, **more)
 
     def _row_of(self, id: str) -> str | None:
-        """The row of an item, or of what was made of it."""
+        """The row of an item, or of the item that it became."""
         rows = {item: row for row, ids in self._groups.items() for item in ids}
         while id not in rows:
             made = [op.new[0] for op in self.curation.history(id) if id in op.ids and op.new]
@@ -126,7 +128,7 @@ class ExperienceEditor(LiveView):
             answer = self._do(**message)
             if self.on_change and len(self.curation.log) != before:
                 self._hint = self.on_change()
-        # an empty text, somebody else's write, a full disk
+        # an empty text, a concurrent write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         self.refresh(**answer)
@@ -139,15 +141,13 @@ class ExperienceEditor(LiveView):
         to: int | None = None,
         reason: str = "",
     ) -> dict:
-        """One message of the browser, in ids of rows; "at" in the answer is where the cursor should
-        go.
-        """
+        """Handle a browser message with row ids; "at" in the answer moves the cursor."""
         c, items = self.curation, [id for row in ids for id in self._groups.get(row, (row,))]
         match op:
-            case "hello":  # from a new view, which has heard nothing of before
+            case "hello":  # from a new view, which has no rows yet
                 self._rows, self._state = {}, {}
                 return {"at": self._shown} if self._shown else {}
-            case "refresh":  # all that follows an operation does it
+            case "refresh":  # the caller refreshes anyway
                 pass
             case "look":
                 return {"detail": detail(ids[0], items, c, self.games, whole=to is not None)}
@@ -176,11 +176,11 @@ class ExperienceEditor(LiveView):
         return {}
 
     def _set(self, op: str, texts: Sequence[str], to: int | None) -> dict:
-        """What is no operation on items."""
+        """Handle messages that are not operations on items."""
         match op:
             case "draw":
                 self.draw = to
-            case "budget":  # in this view; a run cuts by its own setting
+            case "budget":  # for this view only; a run uses its own setting
                 self.budget = _budget(to)
             case "author":
                 self.curation.author = texts[0].strip() or self.curation.author
@@ -190,20 +190,21 @@ class ExperienceEditor(LiveView):
                 return {"file": [f"curation.{texts[0]}", export(self.curation, texts[0])]}
             case "import":
                 n = bring_in(self.curation, texts[0])
-                return {"notice": f"imported: {n} operations" if n else "imported: nothing differs"}
+                done = f"Imported {n} operation{'s' * (n > 1)}"
+                return {"notice": done if n else "Imported: no changes"}
             case _:
                 raise ValueError(f"the editor knows no operation {op!r}")
         return {}
 
     def _move(self, items: Sequence[str], beside: str, below: bool) -> dict:
-        """To right above, or below, the first item of another row."""
+        """Move right above or below the first item of another row."""
         others = [i.id for i in self.curation.items if i.id not in items]
         first = min(others.index(id) for id in self._groups[beside])
         self.curation.move(items, first + below)
         return {"at": items[0]}
 
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:
-        """What is shown: a row for each statement, and all the rest."""
+        """The rows by id, and the rest of the state to show."""
         c, items = self.curation, self.curation.items
         draws = sorted({i.draw for i in items if i.model})
         self.draw = self.draw if self.draw in draws else next(iter(draws), None)

@@ -1,4 +1,4 @@
-// The editor's page: commands with their keys, and the elements that editor.js fills.
+// The editor's page: its commands and keys, and the elements that editor.js fills.
 
 const [MOVE, DECIDE, FIND, MORE] = ["Move", "Decide", "Find", "More"];
 
@@ -7,35 +7,35 @@ const DECIDED = { accept: "Accepted", reject: "Rejected", skip: "Skipped", resto
 const remembered = { get() { try { return localStorage.getItem("oelkit.author"); } catch { return null; } },
   set(name) { try { localStorage.setItem("oelkit.author", name); } catch { /* a frame without storage */ } } };
 
-/** What can be done: keys, as shown, what it does, group, label of its button (after `more`: in the menu). */
+/** The commands: action, keys, keys as shown, description, group, button label, and whether the button is in the menu. */
 function editorCommands(on) {
   const command = (run, keys, shown, what, group, label = "", more = false) =>
     ({ run, keys, shown, what, group, label, more });
   return [
     command(() => on.step(1), ["j", "ArrowDown"], "j ↓", "next item", MOVE),
     command(() => on.step(-1), ["k", "ArrowUp"], "k ↑", "previous item", MOVE),
-    command(() => on.decide("accept"), ["a"], "a", "accept: the model shall learn this, in every draw", DECIDE, "Accept"),
+    command(() => on.decide("accept"), ["a"], "a", "accept: the model should learn this, in every draw", DECIDE, "Accept"),
     command(() => on.decide("reject"), ["x"], "x", "reject: the teacher does not read it", DECIDE, "Reject"),
     command(() => on.decide("skip"), ["s"], "s", "skip: seen, not decided", DECIDE, "Skip"),
     command(() => on.write(), ["e"], "e", "edit in place; Ctrl+Enter saves, Esc cancels", DECIDE, "Edit"),
-    command(() => on.select(), [" "], "Space", "select, for all decisions at once", DECIDE, "Select"),
+    command(() => on.select(), [" "], "Space", "select several, to decide on them at once", DECIDE, "Select"),
     command(() => on.decide("merge"), ["m"], "m", "merge the selection into one item", DECIDE, "Merge"),
-    command(() => on.ask("undo"), ["u"], "u", "undo, without limit", DECIDE, "Undo"),
+    command(() => on.ask("undo"), ["u"], "u", "undo (no limit)", DECIDE, "Undo"),
     command(() => on.ask("redo"), ["U"], "U", "redo", DECIDE, "Redo"),
     command(on.why, ["w"], "w", "why: a reason for the last decision", DECIDE),
     command(() => on.write(""), ["i"], "i", "add an item of your own", DECIDE, "Add", true),
-    command(() => on.write(), ["d"], "d", "divide: edit, a line for each new item, Ctrl+Shift+Enter", DECIDE, "Split", true),
-    command(() => on.decide("restore"), ["r"], "r", "restore the original text, undecided", DECIDE, "Restore", true),
-    command(on.selectAlike, ["l"], "l", "select all that say nearly the same", FIND, "Select alike", true),
+    command(() => on.write(), ["d"], "d", "divide: put each new item on a line, then Ctrl+Shift+Enter", DECIDE, "Split", true),
+    command(() => on.decide("restore"), ["r"], "r", "restore the original text and make it pending", DECIDE, "Restore", true),
+    command(on.selectAlike, ["l"], "l", "select the near-duplicates of this item", FIND, "Select alike", true),
     command(() => on.move(-1), ["Alt+ArrowUp"], "Alt+↑", "move up (in the teacher's order; the budget cuts from the top)", MOVE, "Up", true),
     command(() => on.move(1), ["Alt+ArrowDown"], "Alt+↓", "move down", MOVE, "Down", true),
     command(on.search, ["/"], "/", "search", FIND),
     command(() => on.hit(1), ["n"], "n", "next hit", FIND),
     command(() => on.hit(-1), ["N"], "N", "previous hit", FIND),
-    command(on.evidence, ["g"], "g", "to the evidence, and back", FIND, "Evidence", true),
-    command(on.full, ["f"], "f", "full screen, and back", MORE, "Full screen", true),
+    command(on.evidence, ["g"], "g", "go to the evidence and back", FIND, "Evidence", true),
+    command(on.full, ["f"], "f", "toggle full screen", MORE, "Full screen", true),
     command(on.help, ["?"], "?", "this help", MORE),
-    command(on.leave, ["Escape"], "Esc", "close the help, drop the selection, end the search", MORE),
+    command(on.leave, ["Escape"], "Esc", "close the help, or clear the selection or search", MORE),
   ];
 }
 
@@ -46,7 +46,7 @@ function editorPage(on) {
     class: "oel-meter", role: "meter", "aria-label": "Budget of the experience", "aria-valuemin": 0,
   });
   const budget = el("input", { type: "number", min: 0, step: 50, "aria-label": "Budget", placeholder: "no limit",
-    title: "What if the budget were this? A run cuts by its own setting, budget_tokens.",
+    title: "Try another budget here. A run uses its own setting, budget_tokens.",
     onchange: () => on.budget(budget.value === "" ? null : Math.max(0, Math.round(budget.value))) });
   const spent = el("span", { class: "oel-dim" });
   const failure = el("div", { class: "oel-failure", role: "alert", hidden: true });
@@ -57,10 +57,10 @@ function editorPage(on) {
   };
   const sources = choice("Filter by source", on.get.source);
   const sorts = choice("Sort", on.get.sort, ...[["support", "most draws first"], ["evidence", "most evidence first"],
-    ["", "as the teacher reads"], ["worth", "most worth first"]].map(([value, text]) => el("option", { value }, text)));
+    ["", "as the teacher reads"], ["worth", "highest worth first"]].map(([value, text]) => el("option", { value }, text)));
   const search = el("input", { type: "search", placeholder: "Search  /", "aria-label": "Search the items" });
   const hits = el("button", { title: "Show the hits only", onclick() { on.get.hits(); on.show(); } });
-  const after = el("span", { class: "oel-after", role: "status" }, "Decide with a, x or s; a reason may follow.");
+  const after = el("span", { class: "oel-after", role: "status" }, "Decide with a, x or s; you can add a reason afterwards.");
   const why = el("input", { type: "text", hidden: true, placeholder: "why?  w", "aria-label": "Reason of the last decision",
     onkeydown(event) {
       if (event.key === "Enter") on.explain();
@@ -72,13 +72,13 @@ function editorPage(on) {
     onclick() { name.hidden = false; name.focus(); } });
   const saved = el("span", { class: "oel-saved" });
   const hint = el("span", { class: "oel-hint", role: "status" });
-  const every = el("input", { type: "checkbox", "aria-label": "Select all that are shown", onclick: on.selectAll });
+  const every = el("input", { type: "checkbox", "aria-label": "Select all shown", onclick: on.selectAll });
   const adding = el("div", { class: "oel-adding" });
   const none = el("p", { class: "oel-none" });
   const list = virtualList({ count: on.count, row: on.row, keep: on.keep, height: on.height,
     attributes: { "aria-label": "Experience items", role: "region" } });
   const about = el("div", {}), prompt = el("pre", {}), promptSize = el("span", { class: "oel-dim" });
-  const draws = el("select", { "aria-label": "Draw", title: "Each draw read all of it on its own. What you accept is in all.",
+  const draws = el("select", { "aria-label": "Draw", title: "Each draw is an independent reading. What you accept goes into every draw.",
     onchange: () => on.draw(Number(draws.value)) });
   const panel = (title, head, body) => el("section", { class: "oel-side", tabindex: 0, "aria-label": title },
     el("header", {}, el("h3", {}, title), ...head), body);
@@ -89,8 +89,8 @@ function editorPage(on) {
     ...[MOVE, DECIDE, FIND, MORE].map((group) => el("section", {}, el("h3", {}, group), el("dl", {},
       ...commands.filter((c) => c.group === group)
         .flatMap(({ shown, what }) => [el("dt", {}, el("kbd", {}, shown)), el("dd", {}, what)])))),
-    el("p", {}, "Keys work while the editor has the focus. Each decision goes on to the next item. A row is what was said "
-      + "in the same words; a decision on it is for all its items. A draw is one reading of all that was played or said: ten draws give ten texts."));
+    el("p", {}, "Keys work while the editor has the focus. A decision moves on to the next item. A row groups the items in the "
+      + "same words; a decision applies to all of them. A draw is one reading of all games or conversations: ten draws give ten texts."));
   const file = el("input", { type: "file", accept: ".jsonl,.csv", hidden: true, "aria-label": "File to import",
     async onchange() {
       if (file.files[0]) on.ask("import", { texts: [await file.files[0].text()] });
@@ -130,7 +130,7 @@ function editorPage(on) {
     meter.classList.toggle("oel-over", cut.length > 0);
     meter.ariaValueMax = most;
     meter.ariaValueNow = Math.min(tokens, most);
-    meter.title = cut.length ? `${cut.length} items are over the budget: the oldest, on top, are cut` : "";
+    meter.title = cut.length ? `${several(cut.length, "item")} over the budget: the oldest are cut, from the top` : "";
     spent.textContent = `${number(tokens)} ${unit} of `;
     if (budget.getRootNode().activeElement !== budget) budget.value = most ?? "";
   }

@@ -1,15 +1,15 @@
-// The editor's panels: where an item comes from, and what the teacher reads.
+// The editor's panels: the origin of an item, and what the teacher reads.
 
 /** The evidence of a row. on: restore(id), turn(game, turn), go(id), all(). */
 function evidenceNodes({ originals, evidence, more, parents, history }, against, viewer, on) {
   const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
   const text = (value) => el("pre", {}, visible(value));
   const told = (title, value) => (value ? part(title, text(value)) : []);
-  const ended = (outcome) => (outcome && outcome !== "unknown" ? `: ${outcome.replace("_", " ")}` : "");  // of a log
+  const ended = (outcome) => (outcome && outcome !== "unknown" ? `: ${outcome.replace("_", " ")}` : "");  // unknown: a log
   const shownTurn = (t, n) => el("details", { open: n < 2 },
     el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}` : ""}${ended(t.outcome)}`,
       el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
-    ...(!t.of ? [el("p", { class: "oel-dim" }, "It is not among the games or conversations that the editor was given.")] : [
+    ...(!t.of ? [el("p", { class: "oel-dim" }, "The editor was not given this game or conversation.")] : [
       ...(t.board.cells.length ? [board(t.board)] : told(t.chat ? "Before the reply" : "Observation", t.text)),
       ...part("Reply", text(t.reply)), ...told("Move", t.move ?? (t.chat ? "" : "none found")),
       ...told(t.chat ? "What came back" : "Feedback", t.feedback),
@@ -23,16 +23,16 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
   const done = ([op, author, time, why]) =>
     el("li", {}, el("b", {}, op), visible(` by ${author}, ${new Date(time).toLocaleString()}${why && `: ${why}`}`));
   return [
-    ...(against.length ? part("Contradicts, or so it looks", ...against.map(other)) : []),
+    ...(against.length ? part("Seems to contradict", ...against.map(other)) : []),
     ...evidence.map(shownTurn),
     more > 0 && el("button", { onclick: on.all }, `Show the other ${several(more, "turn")} of evidence`),
     ...(evidence.length ? [] : [el("p", { class: "oel-none" }, "No evidence is recorded.")]),
     ...(parents.length ? part(parents.length > 1 ? "Merged from" : "Split from", ...parents.map(made)) : []),
     ...part(originals.length > 1 ? "As first written" : "Original", ...originals.map(text)),
-    ...(history.length ? part("What was done", el("ul", {}, ...history.map(done))) : [])].filter(Boolean);
+    ...(history.length ? part("History", el("ul", {}, ...history.map(done))) : [])].filter(Boolean);
 }
 
-/** The teacher's prompt as nodes, with what the budget cuts, the line, and the items that it reads. */
+/** The teacher's prompt as nodes: the items that the budget cuts, a dividing line, and the items that it reads. */
 function promptNodes({ before, after, cut, reads, budget, unit }) {
   const shown = (name, text) => el("span", { class: name }, visible(text), "\n");
   const nodes = [
@@ -47,7 +47,7 @@ function promptNodes({ before, after, cut, reads, budget, unit }) {
   return reads.length ? nodes : [none, ...nodes];
 }
 
-/** How far one is: "12 of 63 reviewed, 40 kept, 12 fit, 28 cut"; what no person decided counts as not reviewed. */
+/** The progress: "12 of 63 reviewed, 40 kept, 12 fit, 28 cut". Automatic decisions do not count as reviewed. */
 function progressOf(all, { reads, cut, draws, draw }) {
   const reviewed = all.filter((i) => i.status !== "pending" && !i.auto).length;
   const kept = cut.length ? reads.length + cut.length : all.filter((i) => i.status === "accepted").length;
@@ -66,7 +66,7 @@ function itemForm(text, isNew, oninput, done) {
   const button = (words, keys, run, title) => el("button", { onclick: run, title }, `${words} `, el("kbd", {}, keys));
   const form = el("div", { class: "oel-form", role: isNew ? null : "listitem" }, area, el("div", { class: "oel-acts" },
     button("Save", "Ctrl+Enter", save), button("Cancel", "Esc", () => done()),
-    !isNew && button("Split at line breaks", "Ctrl+Shift+Enter", split, "An item of each line, each with all the evidence")));
+    !isNew && button("Split at line breaks", "Ctrl+Shift+Enter", split, "Make each line an item, with all the evidence")));
   area.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (!isNew && event.shiftKey ? split : save)();
     else if (event.key === "Escape") done();

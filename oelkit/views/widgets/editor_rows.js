@@ -1,4 +1,4 @@
-// Rows of the editor: what each says of a statement, and which are shown, in which order.
+// Rows of the editor: what they show, the filters, and the order.
 
 const SIGNS = { pending: "○", skipped: "–", accepted: "✓", rejected: "✕" };
 const FILTERS = {
@@ -11,22 +11,22 @@ const number = (n) => n.toLocaleString("en");
 const several = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 const label = (kind) => LABELS[kind] ?? kind[0].toUpperCase() + kind.slice(1);
 
-/** "written by 7 of 10 draws", or who else brought it. */
+/** "written by 7 of 10 draws", or the other sources. */
 function support({ support: n, of, sources }) {
   if (n) return of > 1 ? `written by ${n} of ${of} draws` : "";
   return sources.join(", ");
 }
 
-/** "worth +12 points [3, 21]": what the pass rate loses without it; null where that was not measured. */
+/** "worth +12 points [3, 21]": what the pass rate loses without the item; null if not measured. */
 function worthOf(worth) {
   if (!worth) return null;
   const [middle, low, high] = worth.map((rate) => Math.round(100 * rate));
   const said = `worth ${middle > 0 ? "+" : ""}${middle} points [${low}, ${high}]`.replaceAll("-", "−");
-  const title = "Pass rate with all items, less that without this one, and its 95% interval";
+  const title = "Pass rate with all items minus that without this one, with its 95% interval";
   return el(low > 0 || high < 0 ? "b" : "span", { title, class: low > 0 ? "oel-helps" : high < 0 ? "oel-against" : "" }, said);
 }
 
-/** Nodes of a text with the hits of a search in <mark>. */
+/** Nodes of a text with search hits in <mark>. */
 function withHits(text, query) {
   const nodes = [], low = text.toLowerCase();
   let from = 0;
@@ -37,17 +37,17 @@ function withHits(text, query) {
   return [...nodes, visible(text.slice(from))];
 }
 
-/** One row. here: it has the cursor; unit: of its tokens; edge: the budget cuts above it; on: go, write, select. */
+/** One row. here: it has the cursor; unit: tokens or words; edge: the budget cuts above it; on: go, write, select. */
 function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
   const text = here && item.diff
     ? item.diff.map(([sign, words]) => el({ "=": "span", "-": "del", "+": "ins" }[sign], {}, visible(words), " "))
     : withHits(here ? item.text : item.text.slice(0, 400), query);
   const parts = [
-    item.against.length > 0 && el("b", { class: "oel-against", title: "Both cannot hold, or so it looks" },
+    item.against.length > 0 && el("b", { class: "oel-against", title: "These seem to contradict each other" },
       `contradicts “${visible(item.against[0][1].slice(0, 60))}”${item.against.length > 1
         ? ` and ${item.against.length - 1} more` : ""}`),
-    worthOf(item.worth), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${number(item.seen)} evidence`,
-    item.alike != null && el("span", { class: "oel-alike", title: "Says nearly the same as others: filter Near-duplicates" },
+    worthOf(item.worth), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${several(item.seen, "turn")} of evidence`,
+    item.alike != null && el("span", { class: "oel-alike", title: "Similar to other items: see the Near-duplicates filter" },
       `near-duplicate ${item.alike + 1}`),
     item.diff && "edited", item.auto && "decided automatically", item.cut && el("b", {}, "over budget"), edge && el("b", {}, "the budget cuts above"),
     `${number(item.tokens)} ${item.tokens === 1 ? unit.slice(0, -1) : unit}`].filter(Boolean);
@@ -68,11 +68,11 @@ function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
   return node;
 }
 
-/** Ids in the order that is asked for. */
+/** Ids in the requested order. */
 function sorted(ids, items, sort, filter) {
   const by = (key) => (a, b) => key(items.get(b)) - key(items.get(a));
   if (filter === "alike") return ids.sort((a, b) => items.get(a).alike - items.get(b).alike);  // stable
-  if (filter === "against") {  // what contradicts each other stands together
+  if (filter === "against") {  // keep contradicting items together
     const first = (id) => Math.min(...[id, ...items.get(id).against.map(([other]) => other)].map((i) => ids.indexOf(i))
       .filter((i) => i >= 0));
     const places = new Map(ids.map((id) => [id, first(id)]));

@@ -1,4 +1,4 @@
-"""What the editor says of a row, and of where it comes from."""
+"""The editor's rows and the details of their origin."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...statements import Statement, statements
 from .base import board_of
 from .transcript import is_chat
 
-SHOWN = 40  # turns of evidence that are shown unless all are asked for
+SHOWN = 40  # turns of evidence shown unless all are requested
 
 
 class Likeness:
-    """Near-duplicates and contradictions of the texts, found anew where these changed."""
+    """Near-duplicates and contradictions of texts, recomputed when the texts change."""
 
     def __init__(self):
         self.texts: list[str] = []
@@ -24,7 +24,7 @@ class Likeness:
         self.against: dict[int, list[int]] = {}
 
     def look(self, texts: list[str]) -> None:
-        """Find them, by place in `texts`."""
+        """Find them, by index in `texts`."""
         if texts == self.texts:
             return
         self.texts, self.against = texts, {}
@@ -41,14 +41,14 @@ def rows_of(
     count: Callable[[str], int],
     likeness: Likeness,
 ) -> tuple[dict[str, dict], dict[str, tuple[str, ...]]]:
-    """Of each statement its row, and its items' ids, both by the id of its first item.
+    """Return the row and the item ids of each statement, both keyed by its first item's id.
 
     Args:
-        curation: whose items they are.
-        items: the view.
-        cut: ids of items over the budget.
-        count: tokens of a text.
-        likeness: keeps what was found of the same texts.
+        curation: The curation of the items.
+        items: The items to show.
+        cut: Ids of items over the budget.
+        count: Returns the number of tokens of a text.
+        likeness: Caches near-duplicates and contradictions.
     """
     said, by_id, diff = statements(items), {i.id: i for i in items}, curation.diff()
     likeness.look([s.text for s in said])
@@ -80,7 +80,7 @@ def rows_of(
 
 
 def _sources(group: Sequence[CuratedItem], several: bool) -> list[str]:
-    """Where the items of a row come from, for the filter."""
+    """Sources of a row's items, for the filter."""
     found: list[str] = []
     for item in group:
         found += ["merged"] if len(item.parents) > 1 else []
@@ -92,7 +92,7 @@ def _sources(group: Sequence[CuratedItem], several: bool) -> list[str]:
 def detail(
     row: str, ids: Sequence[str], c: Curation, games: Mapping[str, Trajectory], *, whole: bool
 ) -> dict:
-    """Where a row comes from: the turns, the items it was made of, what was done to it."""
+    """Return the origin of a row: its evidence, its parent items and its history."""
     items = [c.item(id) for id in ids]
     seen = list(dict.fromkeys(e for item in items for e in item.evidence))
     history = {op.n: op for id in ids for op in c.history(id)}

@@ -1,6 +1,6 @@
-// The menus and fields by which the list of games is filtered and sorted.
+// Menus and fields to filter and sort the list of games.
 
-/** filter, sort: what is chosen, changed here; rows(), tags(): of the index, of the notes; refilter, relist: after it. */
+/** filter, sort: the choices, changed here; rows(), tags(): from index and notes; refilter, relist: called after a change. */
 function filterBar({ filter, sort, rows, tags, refilter, relist }) {
   const node = el("div", { class: "ov-group" });
   function select(key, any, label = String) {

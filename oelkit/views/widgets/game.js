@@ -1,19 +1,19 @@
-// One game at one turn: board, thinking, reply, move, feedback, the items it is evidence for, the prompt.
+// One game at one turn: board, thinking, reply, move, feedback, items with this evidence, prompt.
 
-const CLIP = 20000;  // characters that a text shows before one asks for the rest
+const CLIP = 20000;  // characters of a text that are shown at first
 const name = (outcome) => outcome.replace("_", " ");
 const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const dots = (...parts) => parts.filter(Boolean).join(" · ");
 const pill = (kind, text) => el("span", { class: `ov-pill ov-${kind}` }, text);
 
-/** Text as nodes, with what is searched for marked. */
+/** Text as nodes, with search hits marked. */
 function marked(text, query) {
   if (!query) return [visible(text)];
   const parts = text.split(new RegExp(`(${query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "gi"));
   return parts.map((part, i) => (i % 2 ? el("mark", {}, visible(part)) : visible(part)));
 }
 
-/** The same, of a long text only the beginning, unless what is searched for lies behind it. */
+/** The same, but only the beginning of a long text unless a hit lies beyond it. */
 function long(text, query) {
   const hidden = query && text.toLowerCase().includes(query.toLowerCase(), CLIP - query.length);
   if (text.length <= CLIP || hidden) return marked(text, query);
@@ -27,7 +27,7 @@ function long(text, query) {
 const block = (label, kind, ...content) => el("section", { class: `ov-block ov-${kind}` },
   el("h4", {}, ...[label].flat()), el("div", { class: "ov-text", dir: "auto" }, ...content));
 
-/** A part that is folded unless its name is in `open`, or a hit is in it. data-focus: see `draw` in viewer.js. */
+/** A part that is folded unless its name is in `open` or it holds a hit. data-focus: see `draw` in viewer.js. */
 function fold(key, label, open, ...content) {
   const node = el("details", { class: "ov-fold", open: open.has(key) },
     el("summary", { "data-focus": key }, label), ...content);
@@ -36,7 +36,7 @@ function fold(key, label, open, ...content) {
   return node;
 }
 
-/** The first turn in which two games of a map do not do the same; -1: none. */
+/** The first turn in which two games on a map differ; -1: none. */
 function divergence(a, b) {
   const done = (t) => t && (t.action ?? t.thinking + t.reply.join(""));
   const last = Math.max(a.turns.length, b.turns.length);
@@ -74,8 +74,8 @@ function learned(turn, openItem) {
   return [el("section", { class: "ov-items" }, el("h4", {}, "items from this turn"), ...turn.items.map(item))];
 }
 
-/** key: of the game on the page; row: of the index; differs: turn of the first difference, -1: none; caption: whose
- *  game; go, openItem: what a click on a turn of the strip, on an item, does (openItem may be null); comments(turn): on it. */
+/** key: identifies the game on the page; row: from the index; differs: first turn that differs, -1: none; caption: arm and
+ *  round; go: on a click on a turn; openItem: on a click on an item, or null; comments(turn): its comments. */
 function gameView({ key, row, game, turn: now, differs, caption, query, open, go, openItem, comments }) {
   const turn = game.turns[now], drawn = turn?.cells.length > 0;
   const text = (value) => el("div", { class: "ov-text", dir: "auto" }, ...long(value, query));

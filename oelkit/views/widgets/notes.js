@@ -1,11 +1,11 @@
-// Tags (#word) and comments that a person puts on turns. Python keeps them in a log; here is what it sent last.
+// Tags (#word) and comments on turns. Python keeps them in a log; this holds what it sent last.
 
 const isTag = (note) => note.text.startsWith("#");
 const COMMENT = "with a comment";
 
-/** write(texts), drop(id): hand on to Python. */
+/** write(texts), drop(id): send to Python. */
 function notesPanel({ write, drop }) {
-  let notes = new Map();  // of each game
+  let notes = new Map();  // by game
   const of = (game) => notes.get(game) ?? [];
   const tags = (game) => [...new Set(of(game).map((note) => (isTag(note) ? note.text : COMMENT)))];
   const chips = el("span", { class: "ov-chips" });
@@ -17,7 +17,7 @@ function notesPanel({ write, drop }) {
       field.value = "";
     } });
   const failure = el("span", { class: "ov-failure", role: "alert" });
-  const away = (note) => el("button", { "aria-label": `remove ${visible(note.text)}`, title: "remove (u brings it back)",
+  const away = (note) => el("button", { "aria-label": `remove ${visible(note.text)}`, title: "remove (u undoes this)",
     onclick({ target }) { target.closest("[tabindex]").focus({ preventScroll: true }); drop(note.id); } }, "×");
 
   return {
@@ -27,9 +27,9 @@ function notesPanel({ write, drop }) {
       for (const [game, id, turn, text, author, time] of all)
         notes.set(game, [...of(game), { id, turn, text, author, time }]);
       failure.textContent = wrong;
-      field.title = path ? `saved to ${path}` : "not saved: this viewer was given no log for notes";
+      field.title = path ? `saved to ${path}` : "not saved: this viewer has no log for notes";
     },
-    /** The tags of a game, in its header. */
+    /** Show the tags of a game in its header. */
     draw: (game) => chips.replaceChildren(...of(game).filter(isTag).map((note) =>
       el("span", { class: "ov-pill ov-tag", title: `turn ${note.turn + 1}, ${note.author}, ${note.time}` },
         el("bdi", {}, visible(note.text)), away(note)))),

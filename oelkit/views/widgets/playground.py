@@ -1,4 +1,4 @@
-"""A playground: pick or type a state, and see three answers to it side by side."""
+"""A playground: pick or type a state and compare three answers side by side."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from ...steps.compare import Answer
 
 TITLES = {"base": "base", "in_context": "experience in context", "distilled": "distilled"}
-MOST = 3  # tokens of an answer that are named
-_STEEP = 5.0  # nats at which a token has its full colour
+MOST = 3  # tokens listed per answer
+_STEEP = 5.0  # difference in nats at which a token gets its full colour
 
 
 class Playground(StaticFallback, w.VBox):
     """Base, in-context and distilled answers to a state, with the tokens on which they differ most.
 
-    Asks once when it is made, so that a saved notebook shows the first state's answers.
+    It asks once on creation, so that a saved notebook shows the answers to the first state.
 
     Args:
-        ask: gives the answers to messages, say `lambda m: compare_answers(policy, m, text)`.
-        states: states to pick from; what is typed stands in place of the last message.
+        ask: Returns the answers to messages, such as `lambda m: compare_answers(policy, m, text)`.
+        states: States to pick from; the typed text replaces the last message.
 
     Raises:
-        ValueError: there are no states, or one has no message.
+        ValueError: There are no states, or one has no message.
     """
 
     def __init__(self, ask: Callable[[list[Message]], Sequence[Answer]], states: Sequence[State]):
@@ -42,7 +42,7 @@ class Playground(StaticFallback, w.VBox):
         self._ask, self._states = ask, states
         names = [(f"{s.id}: {one_line(_last(s))[:60]}", i) for i, s in enumerate(states)]
         self._state = w.Dropdown(options=names, description="state", layout=w.Layout(width="95%"))
-        self._text = w.Textarea(rows=6, description="asked", layout=w.Layout(width="95%"))
+        self._text = w.Textarea(rows=6, description="message", layout=w.Layout(width="95%"))
         self._button = w.Button(description="Ask", button_style="primary")
         self._answers = w.HTML()
         super().__init__([self._state, self._text, self._button, self._answers])
@@ -55,7 +55,7 @@ class Playground(StaticFallback, w.VBox):
         self.ask()
 
     def ask(self) -> None:
-        """Answer what is in the field; what goes wrong is said in place of the answers."""
+        """Answer the text in the field; an error is shown instead of the answers."""
         state = self._states[int(self._state.value or 0)]
         messages = [*state.prompt[:-1], {**state.prompt[-1], "content": self._text.value}]
         try:
@@ -71,7 +71,7 @@ def _last(state: State) -> str:
 
 
 def answers_html(answers: Sequence[Answer]) -> str:
-    """The answers as columns; a token is the darker, the further the other two are from it."""
+    """Return the answers as HTML columns; darker tokens differ more from the other two arms."""
     return (
         f'<div style="display:flex;flex-wrap:wrap;gap:1em">{"".join(map(_column, answers))}</div>'
     )
@@ -92,7 +92,7 @@ def _column(answer: Answer) -> str:
     return (
         f'<div style="flex:1 1 16em;min-width:0"><h4>{escape(TITLES[answer.arm])}</h4>'
         f'<p style="white-space:pre-wrap;overflow-wrap:anywhere">{spans}</p>'
-        '<table><caption style="text-align:left">where they differ most: probability of the token'
+        '<table><caption style="text-align:left">largest differences: probability of the token'
         f"</caption>"
         f"<tr>{head}</tr>{rows}</table></div>"
     )

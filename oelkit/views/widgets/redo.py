@@ -1,4 +1,4 @@
-"""What of a run is out of date, and a button that does it again."""
+"""A notice of what is out of date in a run, with a button to redo it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .base import StaticFallback
 
 
 class RedoNotice(StaticFallback, w.VBox):
-    """Says which stages of a run are out of date, and why; hidden where none is.
+    """Shows which stages of a run are out of date, and why; hidden if none are.
 
     Args:
-        status: Gives the stages as they are now, as `run.status` does.
-        redo: Does again what is stale, as `run.redo` does.
+        status: Returns the current stages, such as `run.status`.
+        redo: Redoes what is stale, such as `run.redo`.
     """
 
     def __init__(self, status: Callable[[], Sequence[Any]], redo: Callable[[], Any]):
         self._status, self._redo = status, redo
         self._text = w.HTML()
-        self._button = w.Button(description="Do this again", button_style="warning")
+        self._button = w.Button(description="Redo these stages", button_style="warning")
         self._button.on_click(lambda _: self.run())
-        self._progress = w.Output()  # what is printed in an event of a widget has no cell
+        self._progress = w.Output()  # output printed in a widget's event has no cell
         super().__init__([self._text, self._button, self._progress])
         self.refresh()
 
     def refresh(self, *_: Any) -> None:
-        """Look at the run again, as after an edit; what cannot be read is said in its place."""
+        """Check the run again, such as after an edit; an error is shown instead of the stages."""
         try:
             stale = [status for status in self._status() if status.state == "stale"]
         except (ValueError, OSError) as error:
@@ -38,11 +38,11 @@ class RedoNotice(StaticFallback, w.VBox):
         lines = "".join(f"<li>{escape(f'{s.name}: {s.why}')}</li>" for s in stale if not s.follows)
         if rest := first_few([s.name for s in stale if s.follows]):
             lines += f"<li>and so {escape(rest)}</li>"
-        head = "<b>What was trained or measured does not fit the files any more:</b>"
+        head = "<b>These stages are out of date:</b>"
         self._show(f"{head}<ul>{lines}</ul>" if stale else "", button=bool(stale))
 
     def run(self) -> None:
-        """Do again what is stale; what goes wrong is said in place of the lines."""
+        """Redo what is stale; an error is shown instead of the stages."""
         self._show(f"{self.static_html}<p>Working …</p>", button=False)
         self._progress.outputs = ()
         with self._progress:

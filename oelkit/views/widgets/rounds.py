@@ -1,4 +1,4 @@
-"""Menus for a run and one of its rounds, above any view of a round's folder."""
+"""Menus to choose a run and a round, above any view of a round's folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .base import StaticFallback
 
 
 class RoundMenu(StaticFallback, w.VBox):
-    """`views(folder)` of the folder that is chosen: of `start` first, then of any round in `root`
-    that has items.
+    """Shows `views(folder)` for a chosen round: `start` at first, then any round in `root` with
+    items.
 
-    What `views` cannot open (ValueError, OSError) is said in its place. A saved notebook keeps the
+    If `views` fails (ValueError, OSError), the error is shown instead. A saved notebook keeps the
     views' plain HTML."""
 
     def __init__(
@@ -39,7 +39,7 @@ class RoundMenu(StaticFallback, w.VBox):
         return [(folder.name.removeprefix("round_"), folder) for folder in self._folders[run]]
 
     def _choose(self, _: dict) -> None:
-        self._round.options = self._rounds()  # the first of them is the new value
+        self._round.options = self._rounds()  # the first one becomes the new value
 
     def _show(self, _: dict | None = None) -> None:
         folder: Any = self._round.value
@@ -53,5 +53,5 @@ class RoundMenu(StaticFallback, w.VBox):
 
     @property
     def static_html(self) -> str:
-        """That of the views that are shown."""
+        """The static HTML of the views shown."""
         return "".join(getattr(view, "static_html", "") for view in self._shown.children)

@@ -1,5 +1,5 @@
-"""A conversation as a transcript: for each turn the messages that came before its reply, and the
-reply in parts. Games on a board are no conversations: they are shown turn by turn.
+"""Conversations as transcripts: for each turn the messages before its reply, and the reply in
+parts. Games on a board are not conversations and are shown turn by turn.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .base import board_of
 
 
 def is_chat(game: Trajectory) -> bool:
-    """Whether it is a log, or a game without a board at its start."""
+    """Whether a trajectory is a log, or a game that starts without a board."""
     return game.env_id == "log" or not board_of(game.turns[0].observation)["cells"]
 
 
 def before_turns(game: Trajectory) -> list[list[dict[str, Any]]]:
-    """For each turn the messages that are new since the reply before it.
+    """Return for each turn the messages that are new since the previous reply.
 
-    Where each prompt goes on from the one before, as in a log, those of the prompt; else (a game
-    that tells all so far in one message) what was observed.
+    If each prompt extends the one before, as in a log, these are the prompt's new messages.
+    Otherwise (a game that repeats everything in one message) it is the observation.
     """
     if _grows(game):
         prompts = [turn.prompt for turn in game.turns]
@@ -42,7 +42,7 @@ def _grows(game: Trajectory) -> bool:
 
 
 def after_turn(game: Trajectory, k: int) -> str:
-    """What came back after turn k, unless the next turn begins with it."""
+    """Return the feedback of turn k, unless the next turn begins with it."""
     turn, rest = game.turns[k], game.turns[k + 1 : k + 2]
     shown = rest[0].observation if rest else ""
     if rest and _grows(game):
@@ -51,18 +51,18 @@ def after_turn(game: Trajectory, k: int) -> str:
 
 
 def parts(answer: str) -> tuple[str, list[list[str]]]:
-    """(an answer without its tool calls, [name, arguments] of each call)."""
+    """Return an answer without its tool calls, and [name, arguments] of each call."""
     text, calls = written_calls(answer)
     return text, [_call(call) for call in calls]
 
 
 def _shown(message: Message) -> dict[str, Any]:
-    """A message for the page."""
+    """A message as the page shows it."""
     try:
         text = content_text(message.get("content"))
         said = message if message.get("role") != "assistant" else {**message, "content": text}
         text = reply_text(said) if message.get("role") == "assistant" else text
-    except (ValueError, KeyError, TypeError):  # a stranger's record: as it is
+    except (ValueError, KeyError, TypeError):  # a record of unknown form: shown as it is
         text = json.dumps(message.get("content"), ensure_ascii=False, default=str)
     given = message.get("tools")
     tools = [json.dumps(tool, ensure_ascii=False, indent=1) for tool in given or ()]
@@ -75,5 +75,5 @@ def _call(text: str) -> list[str]:
         call = json.loads(text)
         arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False, indent=1)
         return [str(call["name"]), arguments]
-    except (ValueError, RecursionError, KeyError, AttributeError):  # what a model wrote
+    except (ValueError, RecursionError, KeyError, AttributeError):  # malformed model output
         return ["", text]

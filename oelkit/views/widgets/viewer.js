@@ -1,16 +1,16 @@
-// Games turn by turn. The index of all games is here; the text of a game is asked for when it is opened.
+// Games turn by turn. The page has the index of all games; the text of a game is requested when it is opened.
 
 const GLYPH = { success: "✓", failure: "✕", invalid: "!", turn_limit: "…", unknown: "?" };
 const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught", "chat"];
 const ROW = 46;
 
 export default { render({ model, el: host }) {
-  let rows = [], shown = [], canOpen = false;         // index, the games listed (positions in it), may items be opened
-  let query = "", byGame = null, hits = [];           // search: its text, {game: [turns]}, those of the games listed
+  let rows = [], shown = [], canOpen = false;         // index, the games listed (positions in it), whether items can be opened
+  let query = "", byGame = null, hits = [];           // search: its text, {game: [turns]}, hits in the games listed
   const games = new Map(), open = new Set();          // text of the games on screen; names of unfolded parts
   const filter = {}, sort = { by: "", down: false };
   const at = () => model.get("at");
-  let still = false, last = "";                       // not to scroll the transcript; the turn that it was scrolled to
+  let still = false, last = "";                       // whether to leave the scroll position; the turn last scrolled to
   function go(change, stay = false) {
     still = stay;
     model.set("at", { ...at(), ...change });
@@ -19,7 +19,7 @@ export default { render({ model, el: host }) {
   const focused = () => host.getRootNode().activeElement;
   const uid = `oel${Math.random().toString(36).slice(2, 9)}`;
 
-  const ofLog = (r) => r.chat && r.outcome === "unknown";  // of which there is nothing to say
+  const ofLog = (r) => r.chat && r.outcome === "unknown";  // it has no outcome to show
   const inRound = (r) => !(ofLog(r) && r.round === 0) && `round ${r.round}`;
 
   // -- list
@@ -63,7 +63,7 @@ export default { render({ model, el: host }) {
     showHits();
     followList();
   }
-  /** After a filter or search: if the open game is not listed, the first that is. */
+  /** After a filter or search: if the open game is no longer listed, open the first that is. */
   function refilter() {
     relist();
     if (shown.length && !shown.includes(at().game)) choose(shown[0], hits[0]?.game === shown[0] ? hits[0].turn : 0);
@@ -78,7 +78,7 @@ export default { render({ model, el: host }) {
   }
   const noun = () => (rows.length && rows.every((r) => r.chat) ? "conversation" : "game");
   const twins = (game) => rows.flatMap((r, i) => (i !== game && r.map === rows[game]?.map ? [i] : []));
-  /** Open a game; where two were side by side, the one beside it is again of that arm and round. */
+  /** Open a game; if two were side by side, keep one of the same arm and round beside it. */
   function choose(game, turn = 0) {
     const beside = rows[at().other];
     const other = beside && twins(game).find((i) => rows[i].arm === beside.arm && rows[i].round === beside.round);
@@ -95,7 +95,7 @@ export default { render({ model, el: host }) {
   const search = el("input", { type: "search", placeholder: "search", oninput() {
     clearTimeout(search.timer);
     search.timer = setTimeout(ask, 200);
-  }, "aria-label": "search what was shown, the replies and what came back" });
+  }, "aria-label": "search observations, replies and feedback" });
   function ask() {
     clearTimeout(search.timer);
     query = search.value;
@@ -112,7 +112,7 @@ export default { render({ model, el: host }) {
     toHit = true;
     to.game === game ? go({ turn: to.turn }) : choose(to.game, to.turn);
   }
-  let toHit = false;  // bring the hit into sight when its text is there
+  let toHit = false;  // scroll to the hit once its text has arrived
   function showHits() {
     const place = here() < 0 ? "–" : here() + 1;
     hitText.textContent = !byGame ? "" : hits.length ? `${place} of ${count(hits.length, "hit")}` : "no hit";
@@ -125,7 +125,7 @@ export default { render({ model, el: host }) {
 
   // -- filters
 
-  const take = el("button", { title: "What is listed, as JSON Lines",
+  const take = el("button", { title: "Download the listed games as JSON Lines",
     onclick: () => model.send({ kind: "export", games: shown }) }, "export");
   const reset = el("button", { hidden: true, onclick() {
     for (const key of Object.keys(filter)) delete filter[key];
@@ -168,13 +168,13 @@ export default { render({ model, el: host }) {
     for (const key of games.keys()) if (!ids.includes(key)) games.delete(key);
     followList();
     showHits();
-    if (!ids.length || !ids.every((i) => games.has(i))) return;  // what is there stays until the text comes
+    if (!ids.length || !ids.every((i) => games.has(i))) return;  // keep the old view until the text arrives
     const r = rows[ids[0]], texts = ids.map((i) => games.get(i));
-    const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python may put any two side by side
+    const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python can show any two side by side
     title.replaceChildren(ofLog(r) ? "" : pill(r.outcome, name(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
       el("span", { class: "ov-dim" }, dots(visible(texts[0].model), inRound(r), visible(r.arm),
         r.seed != null && `map seed ${r.seed}`, r.tokens > 0 && count(r.tokens, "token"))));
-    const any = others.length ? `compare… (${others.length} of this map)` : "no other game of this map";
+    const any = others.length ? `compare… (${others.length} on this map)` : "no other game on this map";
     compare.replaceChildren(el("option", { value: "" }, any), ...others.map((i) => el("option", { value: i },
       dots(visible(rows[i].arm), `round ${rows[i].round}`, name(rows[i].outcome), visible(rows[i].id)))));
     compare.value = other ?? "";
@@ -205,18 +205,18 @@ export default { render({ model, el: host }) {
       comments: (k) => noted.comments(i, k),
     })));
     detail.removeAttribute("aria-busy");
-    if (had !== null) {  // the part with the focus was drawn anew
+    if (had !== null) {  // the focused part was redrawn
       const same = [...body.querySelectorAll("[data-focus]")].find((node) => node.dataset.focus === had);
       (same ?? detail).focus({ preventScroll: true });
     }
     if (toHit) body.querySelector("mark")?.scrollIntoView({ block: "nearest" });
-    else if (last !== `${ids} ${turn}` && r.chat && !still) {  // the transcript alone, not the page it is on
+    else if (last !== `${ids} ${turn}` && r.chat && !still) {  // scroll only the transcript, not the page
       const now = body.querySelector(".ov-exchange[aria-current]"), top = detail.firstChild.getBoundingClientRect().bottom;
       if (now) detail.scrollTop = turn ? detail.scrollTop + now.getBoundingClientRect().top - top : 0;
     }
     [last, toHit, still] = [`${ids} ${turn}`, false, false];
   }
-  /** Something else is open: ask for what is not here. */
+  /** Something else is open: request the missing texts. */
   function move() {
     for (const i of wanted()) if (!games.has(i)) {
       detail.setAttribute("aria-busy", "true");
@@ -237,7 +237,7 @@ export default { render({ model, el: host }) {
   };
   function key(event) {
     const held = event.ctrlKey || event.metaKey || event.altKey;
-    if (!held || event.key === "Enter") event.stopPropagation();  // else `a` inserts a cell
+    if (!held || event.key === "Enter") event.stopPropagation();  // otherwise `a` inserts a cell
     const typing = event.target.matches("input:not([type=range]), select");
     if (event.target === search && event.key === "Enter") search.value === query ? hit(event.shiftKey ? -1 : 1) : ask();
     else if (typing && event.key === "Escape") list.box.focus();
@@ -248,7 +248,7 @@ export default { render({ model, el: host }) {
   const status = el("span", { class: "ov-dim", role: "status" }, "waiting for the kernel");
   const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), offers.node);
   const named = el("span", {}, "game");
-  const help = [["←", "→", "turn"], ["↑", "↓", named], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo it"]];
+  const help = [["←", "→", "turn"], ["↑", "↓", named], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo"]];
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
   bar,
   el("div", { class: "ov-body" },
@@ -271,7 +271,7 @@ export default { render({ model, el: host }) {
     },
     notes(message) {
       noted.hear(message);
-      if (!noted.counts(rows.length).has(filter.tag)) delete filter.tag;  // the last of its kind was taken away
+      if (!noted.counts(rows.length).has(filter.tag)) delete filter.tag;  // its last note was removed
       offers.draw();
       relist();
       draw();

@@ -1,8 +1,10 @@
-"""Every game, turn by turn, a conversation as a transcript: list, filter, search, replay, two games
-of one map side by side. It changes no game; tags and comments on them are a `Curation`'s notes.
+"""Viewer of games turn by turn and of conversations as transcripts.
 
-The page gets a light index of all games and the full text of those that are opened; the search runs
-here. So 2,000 games open at once, and a saved notebook holds a short table in their place."""
+It lists, filters, searches, replays and compares two games on one map. It changes no game; tags and
+comments are stored as the items of a `Curation`.
+
+The page gets a light index of all games and the full text only of opened ones; the search runs
+here. So 2,000 games open at once, and a saved notebook holds only a short table."""
 
 from __future__ import annotations
 
@@ -27,17 +29,16 @@ TABLE_ROWS = 40  # games in the table of a saved notebook
 
 
 class TrajectoryViewer(LiveView):
-    """Look through games: filter, sort, search, replay, compare two of the same map.
+    """Widget to filter, sort, search and replay games, and to compare two on the same map.
 
     Args:
-        trajectories: A sequence, or one for each arm ({"base": [...], "consolidated": [...]}; else
-            a record's field `arm` counts).
-        items: A curation, or items; a turn shows those that it is evidence for.
-        on_item: Gets the id of an item that is clicked.
-        kinds: What renamed symbols mean, as in `envs.picture.draw_board`.
-        comments: Where tags (#word) and comments on turns go: own items of a curation, whose
-            evidence is the turn, so `Curation([], path)` for one with a log. None: they are not
-            kept.
+        trajectories: A sequence, or one per arm ({"base": [...], "consolidated": [...]}). In a
+            plain sequence a record's field `arm` names its arm.
+        items: A curation, or items; a turn shows the items that it is evidence for.
+        on_item: Called with the id of a clicked item.
+        kinds: Meaning of renamed symbols, as in `envs.picture.draw_board`.
+        comments: A curation that stores tags (#word) and comments as items whose evidence is the
+            turn, such as `Curation([], path)` to log them. None: they are not kept.
 
     Raises:
         ValueError: No trajectory has a turn.
@@ -46,7 +47,7 @@ class TrajectoryViewer(LiveView):
     _esm = source("board.js", "game.js", "chat.js", "notes.js", "filters.js", "viewer.js")
     _css = source("viewer.css", "chat.css")
     at = traitlets.Dict({"game": 0, "turn": 0, "other": None}).tag(sync=True)
-    """What is open: position of the game among those with a turn, its turn, and the game beside it;
+    """What is open: index of the game among those with a turn, its turn, and the game beside it,
     all from 0.
     """
 
@@ -81,12 +82,12 @@ class TrajectoryViewer(LiveView):
         """Show a turn, as an item's evidence names it.
 
         Args:
-            trajectory_id: Of the game.
-            turn: From 0.
-            arm: Whose game, where several arms have different games of that id.
+            trajectory_id: Id of the game.
+            turn: Turn, from 0.
+            arm: Arm of the game, if arms have different games with this id.
 
         Raises:
-            ValueError: There is no such game or turn, or several that differ.
+            ValueError: There is no such game or turn, or there are several that differ.
         """
         found = [
             i
@@ -99,7 +100,9 @@ class TrajectoryViewer(LiveView):
         first = self._games[found[0]][1]
         if any(self._games[i][1] != first for i in found):
             arms = ", ".join(dict.fromkeys(repr(self._games[i][0]) for i in found))
-            raise ValueError(f"{trajectory_id!r} is {len(found)} games: say which arm of {arms}")
+            raise ValueError(
+                f"{trajectory_id!r} names {len(found)} games: pass arm=, one of {arms}"
+            )
         self.at = {"game": found[0], "turn": turn, "other": None}
         self.send_json(kind="reveal")
 
@@ -137,7 +140,7 @@ class TrajectoryViewer(LiveView):
         try:
             for do in todo:
                 do()
-        # nothing to undo, somebody else's write, a full disk
+        # nothing to undo, a concurrent write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             wrong = str(error)
             if isinstance(error, ConflictError):
@@ -149,7 +152,7 @@ class TrajectoryViewer(LiveView):
         self.send_json(kind="notes", notes=self._noted(), wrong=wrong, path=path and str(path))
 
     def _noted(self) -> list[list[Any]]:
-        """[game, id, turn, text, author, time] of each note that was not taken away."""
+        """[game, id, turn, text, author, time] of each note that was not removed."""
         found: list[list[Any]] = []
         for note in self.comments.items:
             made = self.comments.history(note.id)
@@ -161,7 +164,7 @@ class TrajectoryViewer(LiveView):
         return found
 
     def _lines(self, games: Sequence[int]) -> list[Fields]:
-        """Games as they are exported, with what was noted on them."""
+        """Games with their notes, as exported."""
         names, notes = ("turn", "text", "author", "time"), dict[int, list[Fields]]()
         for i, _, *about in self._noted():
             notes.setdefault(i, []).append(dict(zip(names, about, strict=True)))
@@ -169,7 +172,7 @@ class TrajectoryViewer(LiveView):
         return [to_dict(self._games[i][1]) | m for i, m in zip(games, more, strict=True)]
 
     def _index(self) -> list[list]:
-        """For each game what viewer.js calls COLUMNS."""
+        """For each game the COLUMNS of viewer.js."""
         maps: dict[Any, int] = {}
         rows = []
         items = self._items.items if isinstance(self._items, Curation) else self._items
@@ -182,7 +185,7 @@ class TrajectoryViewer(LiveView):
         return rows
 
     def _search(self, text: str) -> list[list[int]]:
-        """[game, turn] of turns whose observation, reply or feedback has the text in any case."""
+        """[game, turn] of turns with the text in observation, reply or feedback, ignoring case."""
         text = text.lower()
         return [
             [i, k]
@@ -194,7 +197,7 @@ class TrajectoryViewer(LiveView):
     def _game(self, game: Trajectory) -> dict:
         cited: dict[int, list[list[str]]] = {}
         items = self._items.items if isinstance(self._items, Curation) else self._items
-        for item in items:  # of a curation, as it stands now
+        for item in items:  # a curation is read as it is now
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
@@ -224,7 +227,7 @@ class TrajectoryViewer(LiveView):
 
 
 def _map(game: Trajectory) -> Any:
-    """What games of one map share: the board at the start, else world and seed, else nothing."""
+    """Key shared by games on one map: the first board, else world and seed, else a unique id."""
     cells = parse_board(game.turns[0].observation)
     return str(cells) if cells else id(game) if game.seed is None else (game.env_id, game.seed)
 
@@ -234,19 +237,19 @@ def _words(content: Any) -> str:
 
 
 def _mark(answer: str, action: str | None) -> list[str]:
-    """The answer in three parts; the action was found in the middle one (empty: nowhere)."""
+    """Split the answer in three; the middle part holds the action (empty: not found)."""
     found = re.finditer(r"\[\s*\w+\s*\]", answer) if action else ()
     places = [m.span() for m in found if parse_action(m[0]) == action]
     if action and not places and (at := answer.rfind(action)) >= 0:
-        places = [(at, at + len(action))]  # a log's action, in words of its own
+        places = [(at, at + len(action))]  # a log's action in its own words
     start, end = places[-1] if places else (len(answer), len(answer))
     return [answer[:start], answer[start:end], answer[end:]]
 
 
 def _table(games: list[Trajectory]) -> str:
     chats = all(map(is_chat, games[:TABLE_ROWS]))
-    names = ("outcome", "round", "map seed", "moves", "at the end", "game")
-    names = ("turns", "at the end", "conversation") if chats else names
+    names = ("outcome", "round", "map seed", "moves", "final feedback", "game")
+    names = ("turns", "final feedback", "conversation") if chats else names
     rows = []
     for game in games[:TABLE_ROWS]:
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
