@@ -101,4 +101,4 @@ def test_the_command_is_launched_and_only_the_first_process_writes(folder, monke
 def test_other_commands_are_refused_where_several_processes_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["play", "--out", str(tmp_path / "games.jsonl")]) == 1
-    assert "play is for one process" in capsys.readouterr().err
+    assert "play runs in one process" in capsys.readouterr().err

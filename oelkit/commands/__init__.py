@@ -1,6 +1,6 @@
-"""What the commands of the command line do, each with the arguments that `__main__` has parsed.
+"""The commands of the command line; each gets the arguments that `__main__` has parsed.
 
-They call the library and print; a library is imported where a command needs it."""
+They call the library and print. Each command imports the libraries that it needs."""
 
 from .doctor import doctor
 from .runs import (

@@ -1,4 +1,4 @@
-"""What there is on this machine, which models fit it, and what is missing."""
+"""Reports what this machine has, which models fit it, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from .. import __version__
 
-# module, what it is for, and what gets it
+# module, its purpose, and the packages to install
 _OPTIONAL = (
     ("jupyterlab", "to open the notebooks", "jupyterlab"),
     ("voila", "for oelkit curate and oelkit view", "voila"),
@@ -21,7 +21,7 @@ _NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "gymnasium", "anywid
 
 
 def doctor(args: Namespace) -> None:
-    """Say what there is, what fits, and what is missing."""
+    """Print what this machine has, which models fit, and what is missing."""
     from ..model.known import EXPERIENCE_TOKENS, KNOWN, SEQUENCE_TOKENS, place
 
     system = f"{platform.system()} on {platform.machine()}"
@@ -35,13 +35,13 @@ def doctor(args: Namespace) -> None:
         told = [f"{_gib(n)} {'fits' if n < 0.9 * here.free else 'no':<4}" for n in needs]
         print(f"{name:<36}" + "".join(f"{text:>16}" for text in told))
     print(
-        f"What a step takes at least: a sequence of {SEQUENCE_TOKENS:,} tokens at a time, "
-        f"checkpointed, an experience of {EXPERIENCE_TOKENS:,}.\n"
-        "print(memory_plan(load_policy(NAME))) measures it. "
+        f"The least that a training step takes: one sequence of {SEQUENCE_TOKENS:,} tokens at a "
+        f"time, with checkpointing, and an experience of {EXPERIENCE_TOKENS:,} tokens.\n"
+        "To measure it, run print(memory_plan(load_policy(NAME))). "
         "The embedded model, micro, fits everywhere."
     )
     missing = [row for row in _OPTIONAL if find_spec(row[0]) is None]
-    print("Optional, and not installed:" if missing else "Nothing is missing.")
+    print("Optional, but not installed:" if missing else "Nothing is missing.")
     for module, why, packages in missing:
         print(f"  {module}, {why}: pip install {packages}")
 
@@ -54,4 +54,4 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "MISSING (install oelkit again)"
+        return "MISSING (reinstall oelkit)"

@@ -1,4 +1,4 @@
-"""Commands that act on a run folder, each with the arguments that `__main__` has parsed."""
+"""Commands that act on a run folder; each gets the arguments that `__main__` has parsed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(args: Namespace) -> Settings:
-    """The settings that the command line names, over the scale's."""
+    """Return the settings of the scale, overridden by those on the command line."""
     return Settings.of(args.scale or "tiny", **_given(args))
 
 
@@ -27,7 +27,7 @@ def _given(args: Namespace) -> dict[str, Any]:
 
 
 def notebooks(args: Namespace) -> None:
-    """Execute notebooks, or lay them out."""
+    """Execute notebooks, or copy them to a folder."""
     from ..notebooks import NotebookError, run_notebooks
 
     if args.copy:
@@ -38,7 +38,7 @@ def notebooks(args: Namespace) -> None:
         if not equals or not name.strip().isidentifier():
             raise NotebookError(f"-p takes name=value, not {pair!r}")
         if parameters.setdefault(name.strip(), value) != value:
-            raise NotebookError(f"-p {name.strip()} is given twice with different values")
+            raise NotebookError(f"-p {name.strip()} appears twice with different values")
     run_notebooks(args.names, parameters, args.run, args.timeout)
 
 
@@ -51,7 +51,7 @@ def loop(args: Namespace) -> None:
             f"{folder} already holds a run: continue it with --resume, or choose another --run NAME"
         )
     if goes_on and not there:
-        raise ValueError(f"{no_run(folder)}; to start one leave out --resume and --redo")
+        raise ValueError(f"{no_run(folder)}; to start one, leave out --resume and --redo")
     try:
         from ..runs.run import Run
 
@@ -88,7 +88,7 @@ def report(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Put finished runs beside each other."""
+    """Compare finished runs."""
     from ..runs.files import read_json
     from ..views import comparison
     from ..views.report import damage_told
@@ -112,7 +112,7 @@ def compare(args: Namespace) -> None:
 
 
 def folder_of(args: Namespace) -> Path:
-    """The folder of RUN: a name in runs/, or a path (with a slash)."""
+    """Return the folder of RUN: a name in runs/, or a path (with a slash)."""
     path = Path(args.run)
     folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
     if not (folder / "run.json").exists():
@@ -121,7 +121,7 @@ def folder_of(args: Namespace) -> Path:
 
 
 def status(args: Namespace) -> int:
-    """Print how each stage of a run stands; 0 where all is done, else 3."""
+    """Print the status of each stage of a run; return 0 if all are done, else 3."""
     from ..runs.stages import status
 
     rows = status(folder_of(args))
@@ -150,11 +150,11 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     with locked(folder):
         stages.decide(args.round, first := start(stages))
     print(f"round {args.round + 1} starts from {weights(first)}")
-    print(f"what that makes stale: oelkit status {args.run}")
+    print(f"to see what this makes stale: oelkit status {args.run}")
 
 
 def estimate(args: Namespace) -> None:
-    """Try a run in small, and say what the whole will need."""
+    """Try a small run and print what the whole one will need."""
     from ..model.loading import policy_from_config
     from ..runs.estimate import estimate
     from ..runs.run import Run
@@ -164,16 +164,16 @@ def estimate(args: Namespace) -> None:
 
 
 def export(args: Namespace) -> None:
-    """Write a run's model in other forms, and let each play the held-out maps again."""
+    """Export a run's model, and let each export play the held-out maps again."""
     from ..runs.card import export_table
     from ..runs.export import check_exports, export, push_to_hub
 
     forms = list(dict.fromkeys(args.to or ["peft"]))
     if len(forms) > 1 and (args.out or args.push):
-        raise ValueError("--out and --push take one form: give --to once")
+        raise ValueError("--out and --push take one form: use --to once")
     run = folder_of(args)
     folders = [export(run, form, args.out, private=args.private) for form in forms]
-    if not args.out:  # which is said at the end of each command
+    if not args.out:  # otherwise `main` prints the path at the end
         print(*(f"written: {folder}" for folder in folders), sep="\n")
     if args.check:
         print(*export_table(check_exports(run, folders)), sep="\n")
@@ -193,7 +193,7 @@ def import_chats(args: Namespace) -> None:
     if paths[0].exists() and not args.force:
         raise ValueError(f"{paths[0]} already exists: choose another --run, or use --force")
     how = {"format": args.format, "on_bad": args.bad}
-    with warnings.catch_warnings(action="ignore"):  # of what is left out, which is printed
+    with warnings.catch_warnings(action="ignore"):  # about skipped lines, which are printed below
         chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
     for path, records in zip(paths, (chats, states(chats))):
         write_jsonl(path, records)

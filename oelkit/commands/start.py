@@ -1,4 +1,4 @@
-"""Commands of the first ten minutes, each with the arguments that `__main__` has parsed."""
+"""Commands for the first ten minutes; each gets the arguments that `__main__` has parsed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from ..project import find_root, shipped
 from ..runs.settings import Settings, run_folder
 
-# what the notebooks read, by its path in a clone; the model stays where it is
+# files that the notebooks read, by path in a clone; the model is not copied
 TREE = ("notebooks", "examples", "data/sample", "data/logs", "data/results", "tests/benchmarks")
 _KINDS = (".ipynb", ".py", ".toml", ".md", ".jsonl")
 
 
 def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
-    """Copy what comes with oelkit into a folder.
+    """Copy files that come with oelkit into a folder.
 
     Args:
-        parts: paths as in a clone.
-        top: what their paths in the folder begin behind.
-        folder: made where it is missing.
-        then: the next command, with {} for the folder.
+        parts: Paths below `top` to copy.
+        top: Path as in a clone; paths in the folder are relative to it.
+        folder: Target folder, created if missing.
+        then: The next command, with {} for the folder.
 
     Raises:
-        ValueError: one of the files is there already and differs; then none is written.
+        ValueError: One of the files already exists and differs. No file is written.
     """
     root = shipped("") / top
     found = [path for part in parts for path in sorted((root / part).rglob("*"))]
@@ -39,29 +39,27 @@ def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
     for path, to in pairs:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
-    print(f"laid out: {len(pairs)} files in {folder}", then.format(folder), sep="\n")
+    print(f"copied: {len(pairs)} files to {folder}", then.format(folder), sep="\n")
 
 
 def init(args: Namespace) -> None:
-    """Leave a world, a prompt set and a script of the user's own."""
-    then = (
-        "world.py is your world, prompts.toml what is asked, learn.py learns it: python {}/learn.py"
-    )
+    """Create a world, a prompt set and a script for the user to edit."""
+    then = "world.py is your world, prompts.toml its prompts, learn.py the loop: python {}/learn.py"
     lay_out([""], Path("examples/start"), Path(args.folder), then)
 
 
 def demo(args: Namespace) -> None:
-    """Let a model learn while one watches: one round in a run folder, and what it changed."""
+    """Let a model learn for one round in a run folder, and show what changed."""
     from ..runs.run import Run
     from ..views import plots
 
     folder = run_folder(args.run, find_root() / "runs")
-    # a world that the embedded model learns in one round, and no more of it than shows that
+    # a world that the embedded model learns in one round, at the smallest size that shows it
     few: dict[str, Any] = {"extract_games": 32, "num_draws": 4, "eval_maps": 64, "rounds": 1}
     few |= {"run_ablations": False, "gate": "off", "env": "oelkit/Descent1-v0"}
     few |= {"steps": 20, "lr": 1e-3}
-    print("A small model plays a game whose rules nobody tells it. It writes down what it learned,")
-    print("is trained until it needs that text no more, and plays maps that it has never seen.\n")
+    print("A small model plays a game without knowing its rules. It writes down what it learned,")
+    print("is trained until it no longer needs that text, and plays maps that it has never seen.\n")
     metrics = Run(folder, Settings.of("tiny", **few)).run_all()
     texts = (folder / "round_1/experience.md").read_text("utf-8").split("## Draw ")
     wrote = " ".join(line.split(":", 1)[1].strip() for line in texts[1].splitlines() if ":" in line)
@@ -71,7 +69,7 @@ def demo(args: Namespace) -> None:
         "consolidated": ("after", "trained on that text, reads nothing"),
     }
     rates = metrics["rounds"][0]["pass_rate"]
-    print(f"\nWon, of {rates['base']['maps']} maps never seen (95 % intervals):")
+    print(f"\nGames won on {rates['base']['maps']} maps never seen (95 % intervals):")
     for arm, (name, what) in about.items():
         r = rates[arm]
         print(f"  {name:<10} {r['pass_rate']:4.0%} [{r['low']:.0%}, {r['high']:.0%}]  {what}")

@@ -1,4 +1,4 @@
-"""Commands that do one step on files, each with the arguments that `__main__` has parsed."""
+"""Commands that do one step on files; each gets the arguments that `__main__` has parsed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def play(args: Namespace) -> None:
 
 
 def extract(args: Namespace) -> None:
-    """Write items about games."""
+    """Extract items from games."""
     from ..curation import Curation
     from ..records import Trajectory, read_jsonl, write_jsonl
     from ..steps.extraction import extract
@@ -45,7 +45,7 @@ def extract(args: Namespace) -> None:
     items = extract(policy, games, texts, s.extract_sampling, **options)
     write_jsonl(args.out, items)
     said = Curation(items).statements()
-    for one in said[:8]:  # a model's text, which may hold what a terminal obeys
+    for one in said[:8]:  # model text can hold terminal control codes
         text = "".join(c if c.isprintable() else " " for c in one.text)[:100]
         print(f"  {text}  (written by {len(one.draws)} of {s.num_draws} draws)")
     args.then = [f"next: oelkit curate {shlex.quote(args.out)}"]
@@ -72,7 +72,7 @@ def distill(args: Namespace) -> None:
         print(_told(args.experience, texts, policy), flush=True)
     options["progress"], read = first, as_draws(texts)
     rows = distill(policy, prompts, texts, part(DistillConfig, s), **options)
-    if not first:  # the first process writes and tells
+    if not first:  # only the first process writes and prints
         args.out = None
         return
     policy.save_adapter(args.out)
@@ -82,7 +82,7 @@ def distill(args: Namespace) -> None:
 
 
 def _told(path: str, texts: list[str], policy: Policy) -> str:
-    """What is trained on, in a line."""
+    """One line about the experience that training reads."""
     from ..curation import Curation
 
     said, log = "", Path(path).with_name("curation.jsonl")
@@ -90,10 +90,10 @@ def _told(path: str, texts: list[str], policy: Policy) -> str:
         items = Curation.open(path, log).items
         counts = Counter(item.status for item in items)
         states = ", ".join(f"{n} {state}" for state, n in counts.items())
-        states = f"{states}; the accepted are read" if log.exists() else "not curated: all are read"
+        states = f"{states}; accepted ones count" if log.exists() else "not curated: all count"
         said = f"{len(items)} items ({states}), "
     tokens = max(len(policy.tokenizer(text)["input_ids"]) for text in texts)
-    many = "a text of" if len(texts) == 1 else f"{len(texts)} texts of at most"
+    many = "one text of" if len(texts) == 1 else f"{len(texts)} texts of at most"
     return f"experience: {said}{many} {tokens:,} tokens"
 
 
@@ -114,12 +114,12 @@ def evaluate(args: Namespace) -> None:
     rate = f"pass rate {row['pass_rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
     print(f"{rate} on {row['maps']} maps of {env}")
     needed = episodes_needed(row["pass_rate"])
-    print(f"to show a difference of 10 points: {needed} episodes per arm")
+    print(f"to show a difference of 10 points, you need {needed} episodes per arm")
     _write(args, {"env": env, "experience": args.experience, **row})
 
 
 def ifeval(args: Namespace) -> None:
-    """Ask IF-Eval's prompts."""
+    """Measure instruction following with IF-Eval."""
     from ..records import write_jsonl
     from ..runs.driver import versions
     from ..steps.ifeval import ifeval
@@ -148,26 +148,26 @@ def ifeval(args: Namespace) -> None:
 
 
 def _start(args: Namespace) -> tuple[Settings, list[str]]:
-    """The settings and the experience texts of a step, once it is sure that it may write."""
+    """Check that the step can write its outputs; return its settings and experience texts."""
     from .. import envs
 
     if args.command != "distill" and os.environ.get("LOCAL_RANK", "0") != "0":
-        raise ValueError(f"{args.command} is for one process: start it without accelerate launch")
+        raise ValueError(f"{args.command} runs in one process: start it without accelerate launch")
     for path in filter(None, (args.out, getattr(args, "replies", None))):
         if Path(path).exists() and not args.force:
             raise ValueError(f"{path} already exists: choose another file, or use --force")
         (parent := Path(path).parent).mkdir(parents=True, exist_ok=True)
         fits = Path.is_dir if args.command == "distill" else Path.is_file
         if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
-            raise ValueError(f"{path} cannot be written: choose another place")
+            raise ValueError(f"{path} cannot be written: choose another path")
     settings = settings_of(args)
-    envs.check(settings.env)  # this also imports the module of a "module:id"
+    envs.check(settings.env)  # also imports the module of a "module:id"
     path, needed = getattr(args, "experience", None), args.command != "extract"
     return settings, experience_texts(path, needed)
 
 
 def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
-    """The policy, and the options that all steps take; last, as it takes long."""
+    """Load the policy and return it with the options of all steps. Slow, so called last."""
     from ..model.loading import policy_from_config
 
     options = {"prompt_set": settings.prompt_set, "seed": settings.seed, "progress": True}
@@ -183,7 +183,7 @@ def _write(args: Namespace, row: dict[str, Any]) -> None:
 
 
 def data(args: Namespace) -> None:
-    """Write what a run has made for other programs."""
+    """Write the data of a run for other programs."""
     from ..curation import Curation
     from ..prompts import PromptSet
     from ..records import State, Trajectory, read_jsonl
@@ -210,13 +210,13 @@ def data(args: Namespace) -> None:
 
 
 def experience_texts(path: str | None, needed: bool = True) -> list[str]:
-    """The experience texts in a file, one per draw; [""] where there is no file.
+    """Return the experience texts in a file, one per draw; [""] without a file.
 
-    Of an items.jsonl the decisions in a curation.jsonl beside it hold; text files may have a
-    heading per draw, as an experience.md has.
+    For an items.jsonl, the decisions in a curation.jsonl beside it apply. Text files can have a
+    heading per draw, like an experience.md.
 
     Raises:
-        ValueError: there is no text in it, and one is needed.
+        ValueError: The file has no text, but one is needed.
     """
     from ..curation import replay
     from ..records import ExperienceItem, read_jsonl
@@ -227,12 +227,12 @@ def experience_texts(path: str | None, needed: bool = True) -> list[str]:
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
         items = replay(items, log).kept() if log.exists() else items
-        draws = sorted({item.draw for item in items if item.model})  # a person's are for every draw
+        draws = sorted({item.draw for item in items if item.model})  # a person's have no draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
         head, draws = read_experience(path) if path else ("", [])
         texts = draws or [head]
     texts = [text for text in texts if text]
     if path and needed and not texts:
-        raise ValueError(f"{path}: there is no experience in it (no items, or all were rejected)")
+        raise ValueError(f"{path} contains no experience (no items, or all were rejected)")
     return texts or [""]
