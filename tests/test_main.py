@@ -452,9 +452,7 @@ def test_steps_on_files(call, place, settings):
     assert (
         status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
     ), err
-    told = (
-        r"experience: 2 items \(1 accepted, 1 pending; accepted ones count\), one text of \d+ tok"
-    )
+    told = r"experience: 2 items \(1 accepted, 1 pending; using the accepted\), one text of \d+ tok"
     assert re.match(told, out), out
     assert "H is a hole." in (read := (place / "adapter/experience.md").read_text())
     assert read.startswith("## Draw 0\n") and "G is" not in read
@@ -731,7 +729,7 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
 
 def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     status, out, _ = call("notebooks", "--copy", "mine")
-    assert status == 0 and "files in mine\nopen them: cd mine" in out
+    assert status == 0 and "files to mine\nopen them: cd mine" in out
     theirs = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {path.name for path in (place / "mine/notebooks").iterdir()} == theirs
     sources = "".join(path.read_text("utf-8") for path in (place / "mine/notebooks").iterdir())

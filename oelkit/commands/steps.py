@@ -90,7 +90,7 @@ def _told(path: str, texts: list[str], policy: Policy) -> str:
         items = Curation.open(path, log).items
         counts = Counter(item.status for item in items)
         states = ", ".join(f"{n} {state}" for state, n in counts.items())
-        states = f"{states}; accepted ones count" if log.exists() else "not curated: all count"
+        states = f"{states}; using the accepted" if log.exists() else "not curated: using all"
         said = f"{len(items)} items ({states}), "
     tokens = max(len(policy.tokenizer(text)["input_ids"]) for text in texts)
     many = "one text of" if len(texts) == 1 else f"{len(texts)} texts of at most"
@@ -227,7 +227,7 @@ def experience_texts(path: str | None, needed: bool = True) -> list[str]:
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
         items = replay(items, log).kept() if log.exists() else items
-        draws = sorted({item.draw for item in items if item.model})  # a person's have no draw
+        draws = sorted({item.draw for item in items if item.model})  # a person's go to every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
         head, draws = read_experience(path) if path else ("", [])
