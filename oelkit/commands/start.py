@@ -44,7 +44,7 @@ def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
 
 def init(args: Namespace) -> None:
     """Create a world, a prompt set and a script for the user to edit."""
-    then = "world.py is your world, prompts.toml its prompts, learn.py the loop: python {}/learn.py"
+    then = "Edit world.py and prompts.toml for your own world, then run: python {}/learn.py"
     lay_out([""], Path("examples/start"), Path(args.folder), then)
 
 

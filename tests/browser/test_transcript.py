@@ -52,7 +52,7 @@ def test_a_conversation_is_a_transcript(show, theme, width):
     shown = page.locator(".ov-said > h4").all_inner_texts()
     roles = [line.split()[0] for line in shown]
     assert (
-        roles == ["system", "user", "1", "tool", "2", "user", "3", "what"]
+        roles == ["system", "user", "1", "tool", "2", "user", "3", "after"]
         and "find_order" in shown[3]
     )
     folds = page.locator(".ov-said details").all()
@@ -94,14 +94,14 @@ def test_the_editor_speaks_of_a_conversation_as_of_one(show):
     page.get_by_role("button", name="Whole conversation").wait_for()
     seen = page.get_by_label("Evidence").inner_text()
     assert "Turn 3 of 3 chat-9" in " ".join(seen.split())
-    assert "What came back" in seen and "Thank you. Goodbye!" in seen
+    assert "After the reply" in seen and "Thank you. Goodbye!" in seen
     short = experience_editor(
         Curation([replace(item(0), evidence=(Evidence("chat-0", 0),))]), games=conversations()
     )
     page = show(short)
     page.get_by_text("Before the reply").wait_for()
     seen = page.get_by_label("Evidence").inner_text()
-    for said in ("unknown", "Move", "none found", "Feedback", "What came back"):  # there is none
+    for said in ("unknown", "Move", "none found", "Feedback", "After the reply"):  # there is none
         assert said not in seen, said
 
 

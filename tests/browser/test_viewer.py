@@ -148,7 +148,7 @@ def test_search_goes_from_hit_to_hit_through_games_and_turns(show, games):
     until(page, lambda: (view.at["game"], view.at["turn"]) == seen[-2])
     press(page, "/")
     page.keyboard.type("no such words")
-    until(page, lambda: status.inner_text() == "no hit")
+    until(page, lambda: status.inner_text() == "no hits")
     assert listed(page) == []
     page.get_by_text("clear").click()
     assert len(listed(page)) == 3 and page.locator("mark").count() == 0

@@ -31,7 +31,7 @@ function chatView({ key, row, game, turn: now, caption, query, open, go, openIte
           text(turn.thinking)),
         words && el("div", { class: "ov-text", dir: "auto" }, ...replyOf(turn, query)), ...calls),
       ...learned(turn, openItem), ...comments(k),
-      turn.feedback && said("after", k === game.turns.length - 1 ? "what came back at the end" : "what came back",
+      turn.feedback && said("after", k === game.turns.length - 1 ? "after the last reply" : "after the reply",
         text(turn.feedback)));
   }
   return el("div", { class: "ov-game ov-chat" },

@@ -223,13 +223,13 @@ function render({ model, el: host }) {
     sources.replaceChildren(el("option", { value: "" }, "all sources"),
       ...found.map((name) => el("option", { value: name, selected: name === source }, name)));
     [sources.hidden, hits.hidden] = [found.length < 2, !query];
-    hits.textContent = `${number(all.filter((i) => query && matches(i)).length)} hits`;
+    hits.textContent = several(all.filter((i) => query && matches(i)).length, "hit");
     hits.ariaPressed = String(hitsOnly);
     every.checked = shown.length > 0 && shown.every((id) => selected.has(id));
     every.indeterminate = !every.checked && selected.size > 0;
     const changed = chosen().some((id) => items.get(id).diff || items.get(id).status !== "pending");
     const able = { Undo: state.can[0], Redo: state.can[1], Merge: selected.size > 1, Up: inOrder() && cursor != null,
-      Down: inOrder() && cursor != null, Restore: changed, "Select alike": current()?.alike != null, Add: true };
+      Down: inOrder() && cursor != null, Restore: changed, "Select similar": current()?.alike != null, Add: true };
     for (const [text, button] of bar) {
       button.ariaDisabled = String(!(able[text] ?? cursor != null));  // `disabled` would lose the focus
       const many = selected.size > 1 && ["Accept", "Reject", "Skip", "Merge"].includes(text);

@@ -96,7 +96,7 @@ class ExperienceEditor(LiveView):
     def show(self, id: str) -> None:
         """Move the cursor to an item and scroll the editor into view; ValueError for an unknown id.
 
-        An editor not yet displayed does this once it is.
+        An editor that is not displayed yet moves the cursor once it is.
         """
         self.curation.item(id)
         self._shown = id

@@ -26,7 +26,7 @@ function editorCommands(on) {
     command(() => on.write(""), ["i"], "i", "add an item of your own", DECIDE, "Add", true),
     command(() => on.write(), ["d"], "d", "divide: put each new item on a line, then Ctrl+Shift+Enter", DECIDE, "Split", true),
     command(() => on.decide("restore"), ["r"], "r", "restore the original text and make it pending", DECIDE, "Restore", true),
-    command(on.selectAlike, ["l"], "l", "select the near-duplicates of this item", FIND, "Select alike", true),
+    command(on.selectAlike, ["l"], "l", "select the near-duplicates of this item", FIND, "Select similar", true),
     command(() => on.move(-1), ["Alt+ArrowUp"], "Alt+↑", "move up (in the teacher's order; the budget cuts from the top)", MOVE, "Up", true),
     command(() => on.move(1), ["Alt+ArrowDown"], "Alt+↓", "move down", MOVE, "Down", true),
     command(on.search, ["/"], "/", "search", FIND),

@@ -12,7 +12,7 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
     ...(!t.of ? [el("p", { class: "oel-dim" }, "The editor was not given this game or conversation.")] : [
       ...(t.board.cells.length ? [board(t.board)] : told(t.chat ? "Before the reply" : "Observation", t.text)),
       ...part("Reply", text(t.reply)), ...told("Move", t.move ?? (t.chat ? "" : "none found")),
-      ...told(t.chat ? "What came back" : "Feedback", t.feedback),
+      ...told(t.chat ? "After the reply" : "Feedback", t.feedback),
       viewer && el("button", { onclick: () => on.turn(t.game, t.turn - 1) }, t.chat ? "Whole conversation" : "Whole game"),
     ]));
   const made = ([id, words]) => el("p", { dir: "auto" }, visible(words), " ",

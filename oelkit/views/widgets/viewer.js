@@ -115,7 +115,7 @@ export default { render({ model, el: host }) {
   let toHit = false;  // scroll to the hit once its text has arrived
   function showHits() {
     const place = here() < 0 ? "–" : here() + 1;
-    hitText.textContent = !byGame ? "" : hits.length ? `${place} of ${count(hits.length, "hit")}` : "no hit";
+    hitText.textContent = !byGame ? "" : hits.length ? `${place} of ${count(hits.length, "hit")}` : "no hits";
     earlier.disabled = later.disabled = !hits.length;
   }
   const button = (label, text, onclick, title = label) => el("button", { "aria-label": label, title, onclick }, text);
