@@ -63,10 +63,10 @@ def model_card(folder: Path) -> str:
     head = ["library_name: " + ("peft" if known["form"] == "peft" else "transformers")]
     head += [f"base_model: {base}"] if on_hub else []
     head += ["pipeline_tag: text-generation", "tags: [oelkit, experiential-learning]"]
-    name = settings["model"]
+    name, n = settings["model"], len(known["rounds"])
     parts = ["---", *head, "---", "", f"# {_plain(known['run'])}", ""]
     parts += [
-        f"{_plain(name)} after {len(known['rounds'])} rounds of Online Experiential Learning in "
+        f"{_plain(name)} after {n} round{'s' * (n != 1)} of Online Experiential Learning in "
         f"`{settings['env']}`, trained and exported ({known['form']}) with "
         "[oelkit](https://arxiv.org/abs/2603.16856): it played, wrote down what it learned, and "
         "absorbed that into its weights, without rewards or labels.",

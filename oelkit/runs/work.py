@@ -196,7 +196,7 @@ def train(
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read training steps; damaged lines are moved to metrics.damaged.jsonl."""
+    """Read training steps; damaged lines are kept in metrics.damaged.jsonl."""
     try:
         return read_jsonl(path) if path.exists() else []
     except RecordError as error:

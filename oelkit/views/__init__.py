@@ -1,1 +1,1 @@
-"""Figures, the report and the widgets. They only read and show."""
+"""Figures, the report and the widgets."""

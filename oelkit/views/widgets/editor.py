@@ -103,7 +103,7 @@ class ExperienceEditor(LiveView):
         self.refresh(at=id, reveal=True)
 
     def refresh(self, **more: Any) -> None:
-        """Send what has changed since the last call to the browser."""
+        """Send the browser what has changed since the last call."""
         rows, state = self._now()
         if more.get("at"):
             more["at"] = self._row_of(more["at"])
