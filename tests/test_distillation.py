@@ -348,6 +348,25 @@ def test_a_seed_fixes_the_run_and_what_was_left_over_does_not_count(tiny):
     assert rows != other and not same(end, end_other)
 
 
+@pytest.mark.parametrize("loss", ["reverse_kl", "sft"])
+def test_the_first_steps_can_be_off_policy(tiny, calls, loss):
+    """They are those of forward KL, then come those of the loss; an off-policy loss stays."""
+
+    def rows(**options):
+        tiny.reset()
+        found = train(tiny, steps=3, lr=1e-2, seed=3, max_new_tokens=4, **options)
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+    mixed = rows(loss=loss, off_policy_steps=2)
+    asked = [options["adapter"] for _, options, _ in calls]
+    if loss == "sft":
+        assert mixed == rows(loss=loss)
+    else:
+        assert asked == ["teacher", "teacher", "student"]
+        forward = rows(loss="forward_kl")
+        assert mixed[:2] == forward[:2] and mixed[2] != forward[2]
+
+
 def test_warmup_then_constant(tiny):
     rows = train(tiny, steps=4, batch_size=2, lr=1e-3, warmup=2, max_new_tokens=2)
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
@@ -383,6 +402,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         (STATES, {"lr": 1e-3, "weight_decay": 1e3}, "weight_decay=1000.0: one step would decay"),
         (STATES, {"weight_decay": -1}, "weight_decay=-1"),
         (STATES, {"steps": 0}, "steps=0"),
+        (STATES, {"off_policy_steps": -1}, "off_policy_steps=-1"),
         (STATES, {"lr": float("nan")}, "lr=nan"),
         (
             STATES,

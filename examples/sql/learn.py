@@ -49,6 +49,8 @@ SETTINGS = Settings(
     run_ablations=False,
 )
 
+HOW = ("steps", "loss", "off_policy_steps")  # settings of the training that a row records
+
 
 def as_chat(game: Trajectory) -> dict:
     """Return a game as chat messages: the question, then queries and feedback by turns."""
@@ -83,12 +85,12 @@ def by_a_person(run: Run, k: int) -> tuple[int, int]:
 def learn(settings: Settings, out: Path, chats: Path | None) -> None:
     """Run all rounds with a seed, except arms with a recorded line."""
     name, seed = Path(settings.model).name, settings.seed
-    how = {key: getattr(settings, key) for key in ("steps", "loss")}
+    how = {key: getattr(settings, key) for key in HOW}
     changed = {key: value for key, value in how.items() if value != getattr(SETTINGS, key)}
     named = "".join(f"_{key}_{value}" for key, value in changed.items())
     run = Run(f"runs/sql_{name}_{seed}{named}", settings)
     command = f"python examples/sql/learn.py --model {name} --seed {seed}"
-    command += "".join(f" --{key} {value}" for key, value in changed.items())
+    command += "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
 
     def arm(what: str, k: int, text: str = "", env: str = run.eval_env, **weights) -> None:
         mine = {"arm": what, "model": name, "seed": seed, "round": k, "env": env}
@@ -150,6 +152,8 @@ def table(rows: Sequence[dict]) -> str:
         )
         by = [row["kinds"].get(kind) for kind in ("form", "pair")]
         trained = f", {row['steps']} steps of {row['loss']}" if "steps" in row else ""
+        if row.get("off_policy_steps"):
+            trained += f", the first {row['off_policy_steps']} of forward_kl"
         cells = [row["model"], row["seed"], row["round"], row["arm"] + trained]
         cells += ["other" if row["env"] == OTHER else "shop", rate]
         cells += ["{} of {}".format(*count) if count else "" for count in by]
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--dtype", default=SETTINGS.dtype)
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     parser.add_argument("--loss", default=SETTINGS.loss)
+    parser.add_argument("--off-policy-steps", type=int, default=SETTINGS.off_policy_steps)
     parser.add_argument("--out", type=Path, default=DATA / "results/sql.jsonl")
     parser.add_argument("--chats", type=Path, metavar="FILE", help="save round 1's games as chats")
     parser.add_argument("--table", action="store_true")
@@ -175,9 +180,7 @@ def main() -> None:
         return print(table(read_jsonl(args.out)))
     if not args.model:
         parser.error("--model is required: the model to train")
-    changes = {
-        name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype", "steps", "loss")
-    }
+    changes = {name: getattr(args, name) for name in ("model", "rounds", "seed", "dtype", *HOW)}
     return learn(replace(SETTINGS, **changes), args.out, args.chats)
 
 

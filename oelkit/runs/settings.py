@@ -131,6 +131,7 @@ RANGES = {  # wider ranges would let map seeds of rounds and runs overlap
     "steps": (1, 1_000_000),
     "batch_size": (1, 100_000),
     "warmup": (0, 1_000_000),
+    "off_policy_steps": (0, 1_000_000),
     "lr": (1e-12, 100.0),
     "weight_decay": (0.0, 1e12),
     "budget_tokens": (0, 10_000_000),

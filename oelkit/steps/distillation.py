@@ -11,7 +11,8 @@ prefix is computed once per round and text (`prefix`), and only state and reply 
 
 Departures from the paper: a LoRA adapter is trained instead of all weights, with a larger
 learning rate, and the loss uses the full vocabulary by default (top_k=256 is the paper's).
-`forward_kl` and `sft` are off-policy: they learn from the teacher's replies.
+`forward_kl` and `sft` are off-policy: they learn from the teacher's replies. On its own replies, a
+student hardly learns what it never says; `off_policy_steps` of forward KL can come first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,10 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
 
     With several processes, each draws and samples the same, then scores and learns from its share.
     """
-    t, c, policy, began = training, training.config, training.policy, time.perf_counter()
+    began, t = time.perf_counter(), training
+    if step < t.config.off_policy_steps and t.config.loss in ON_POLICY:
+        t = replace(t, config=replace(t.config, loss="forward_kl"))
+    c, policy = t.config, t.policy
     batch, texts, student_ids, teacher_ids = _draw(t, step)
 
     # the student answers (on-policy) or the teacher (off-policy); ids are never decoded on the way

@@ -110,7 +110,8 @@ def _check(c: DistillConfig) -> None:
             f"lr={c.lr}, weight_decay={c.weight_decay}: one step would decay the adapter by "
             "100% or more; need a weight_decay from 0 to below 1 / lr"
         )
-    for name, least in {"max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}.items():
+    least_of = {"off_policy_steps": 0, "max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}
+    for name, least in least_of.items():
         if (value := getattr(c, name)) is not None:
             given.count(name, value, least)
     if c.clip is not None and not c.clip > 0:
