@@ -30,7 +30,7 @@ def export(curation: Curation, format: str = "jsonl") -> str:
     if format == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if format != "csv":
-        raise ValueError(f"format={format!r}: say jsonl or csv")
+        raise ValueError(f"format={format!r}: choose jsonl or csv")
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(COLUMNS)

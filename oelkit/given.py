@@ -85,7 +85,7 @@ def setting(name: str, value: Any, kind: Any) -> Any:
         return value
     for choice in (kind, *get_args(kind)):
         if get_origin(choice) is Literal:
-            raise ValueError(f"{name}={value!r}: say one of {', '.join(get_args(choice))}")
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(choice))}")
     raise TypeError(f"{name}: expected {formatannotation(kind)}, got {_shown(value)}")
 
 

@@ -43,9 +43,10 @@ class Chats(list[Trajectory]):
 
     def __str__(self) -> str:
         turns = sum(len(t.turns) for t in self)
-        said = [f"{len(self):,} conversations ({self.format}) with {turns:,} replies"]
+        count = f"{len(self):,} conversation{'s' * (len(self) != 1)} ({self.format})"
+        said = [f"{count} with {turns:,} repl{'ies' if turns != 1 else 'y'}"]
         said += [f"replaced: {', '.join(f'{n:,} {k}' for k, n in self.replaced.items()) or 'none'}"]
-        said += [f"left out: {len(self.bad)} lines"] if self.bad else []
+        said += [f"left out: {len(self.bad)} line{'s' * (len(self.bad) != 1)}"] if self.bad else []
         return "\n".join([*said, *(f"  line {n}: {message}" for n, _, message in self.bad)])
 
 

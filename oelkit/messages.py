@@ -32,7 +32,7 @@ def message(raw: Any, place: int) -> Message:
     said = given.get("role", given.get("from"))
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise ValueError(f"{where} has the unknown role {said!r}: known are {', '.join(_ROLES)}")
+        raise ValueError(f"{where} has the unknown role {said!r}: use one of {', '.join(_ROLES)}")
     content = given.get("content", given.get("value"))
     try:
         text = content_text(content)

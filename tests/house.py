@@ -24,7 +24,7 @@ def modules():
     return found
 
 
-def room(module):
+def part(module):
     return module.split(".")[1] if "." in module else ""
 
 

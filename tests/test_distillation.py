@@ -393,7 +393,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         (
             STATES,
             {"loss": "kl"},
-            "loss='kl': say one of reverse_kl, jsd, sampled_kl, forward_kl, sft",
+            "loss='kl': choose one of reverse_kl, jsd, sampled_kl, forward_kl, sft",
         ),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),

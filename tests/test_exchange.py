@@ -102,5 +102,5 @@ def test_a_table_in_another_encoding_names_the_file(tmp_path):
 
 
 def test_another_format_is_refused():
-    with pytest.raises(ValueError, match="say jsonl or csv"):
+    with pytest.raises(ValueError, match="choose jsonl or csv"):
         export(curation(), "xlsx")

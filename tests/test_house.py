@@ -10,11 +10,11 @@ from pathlib import Path
 
 import house
 import pytest
-from house import arrows, excused, functions, imports, lines, modules, parameters, room, sizes
+from house import arrows, excused, functions, imports, lines, modules, parameters, part, sizes
 
 ROOT = Path(__file__).parents[1]
-# A module imports from its own floor and from those below it.
-FLOORS = (
+# A module imports from its own layer and from those below it.
+LAYERS = (
     "records text stats config messages redaction given project progress likeness tables",
     "envs prompts operations statements curation auto_curation exchange logs rows",
     "model",
@@ -22,7 +22,7 @@ FLOORS = (
     "runs",
     "views notebooks beside executed commands flags __main__",
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+LAYER = {part: layer for layer, parts in enumerate(LAYERS) for part in parts.split()}
 # Only model/ imports the model's libraries. The exception is the training loop in steps/, which
 # consists of tensors and an optimiser, and saves both in a checkpoint.
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
@@ -35,15 +35,15 @@ MOST_LINES, MOST_CORE_LINES, MOST_FILE_LINES = 5_000, 1_800, 300
 MOST_FUNCTION_LINES, MOST_PARAMETERS = 60, 8
 
 
-def test_every_room_has_a_floor():
-    assert {room(name) for name in modules()} - {""} == set(FLOOR)
+def test_every_part_has_a_layer():
+    assert {part(name) for name in modules()} - {""} == set(LAYER)
 
 
 def test_no_import_goes_up():
     up = [
         f"{a}:{line} imports {b}"
         for a, b, line in arrows()
-        if a != "oelkit" and FLOOR[room(a)] < FLOOR[room(b)]
+        if a != "oelkit" and LAYER[part(a)] < LAYER[part(b)]
     ]
     assert not up, "\n".join(up)
 
@@ -124,7 +124,7 @@ def test_only_the_room_of_the_model_knows_its_libraries():
         for name in modules()
         for target, _, line in imports(name)
         if (library := target.split(".")[0]) in LIBRARIES
-        and room(name) != "model"
+        and part(name) != "model"
         and library not in MAY_KNOW.get(name, ())
     ]
     assert not taken, "\n".join(taken)
@@ -242,8 +242,8 @@ def test_whatever_loads_torch_has_set_the_waiting_policy():
     """Before scripts and notebooks import torch or Transformers, they set the policy or import
     oelkit, which sets it.
     """
-    rooms = ("examples", "data", "tests/benchmarks")
-    scripts = [path for name in rooms for path in (ROOT / name).rglob("*.py")]
+    folders = ("examples", "data", "tests/benchmarks")
+    scripts = [path for name in folders for path in (ROOT / name).rglob("*.py")]
     # bench.py measures nothing itself; arms.py inherits its environment
     sources = {
         p.name: p.read_text("utf-8") for p in scripts if p.name not in ("bench.py", "arms.py")

@@ -156,7 +156,7 @@ def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_
         ({"instruction_id_list": [], "kwargs": []}, "and not empty"),
         (
             {"instruction_id_list": ["no:such"]},
-            "prompt 2: 'no:such' is not an IF-Eval instruction; known are change_case",
+            "prompt 2: 'no:such' is not an IF-Eval instruction; choose one of change_case",
         ),
         ({"kwargs": [{"num": 3}]}, r"prompt 2: punctuation:no_comma does not accept \{'num': 3\}"),
         (

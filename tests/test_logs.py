@@ -282,7 +282,7 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     with warnings.catch_warnings(action="error"):  # the list says it
         assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 0
     said = capsys.readouterr().out
-    assert "1 conversations (messages) with 2 replies" in said and "line 2" in said
+    assert "1 conversation (messages) with 2 replies" in said and "line 2" in said
     then = shlex.split(said.split("continue with: oelkit ")[1])
     args = parser().parse_args(then)
     assert args.out == str(folder / "items.jsonl") and args.model != "micro"

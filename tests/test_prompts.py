@@ -277,7 +277,7 @@ def test_a_bad_set_is_one_clear_error(tmp_path, changes, message):
 
 
 def test_an_unknown_set_and_a_file_that_is_not_text(tmp_path):
-    with pytest.raises(ValueError, match="no prompt set 'papre': known are brief, paper"):
+    with pytest.raises(ValueError, match="no prompt set 'papre': choose one of brief, paper"):
         load_prompt_set("papre")
     with pytest.raises(ValueError, match="no prompt set '.*none.toml'"):
         load_prompt_set(tmp_path / "none.toml")

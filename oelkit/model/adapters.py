@@ -81,7 +81,7 @@ class Adapters:
             ValueError: the name is unknown, or an adapter is merged at the moment.
         """
         if name not in ("student", "teacher", None):
-            say = 'say "student", "teacher" or None for the base model'
+            say = 'choose "student", "teacher" or None for the base model'
             raise ValueError(f"no adapter {name!r}: {say}")
         if self._is_merged:
             raise ValueError(f"adapter {name!r} inside a merged adapter: leave that one first")

@@ -94,7 +94,7 @@ def load_policy(
         RuntimeError: CUDA was requested but is not available.
     """
     if quantize not in ("auto", "nf4", None):
-        raise ValueError(f'quantize={quantize!r}: say "auto", "nf4" or None')
+        raise ValueError(f'quantize={quantize!r}: choose "auto", "nf4" or None')
     device = _pick_device(device)
     given.one("lora", lora or {}, dict, ' such as {"r": 8}')
     if adapter is None:
@@ -194,7 +194,7 @@ def _pick_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
     except (TypeError, RuntimeError):  # None, or not a kind of device
-        raise ValueError(f'device={device!r}: say "auto", "cpu" or "cuda"') from None
+        raise ValueError(f'device={device!r}: choose "auto", "cpu" or "cuda"') from None
     if device.type == "cuda" and not cuda:
         raise RuntimeError('no usable CUDA device on this machine; pass device="cpu" or "auto"')
     return device
@@ -204,7 +204,7 @@ def _pick_dtype(dtype: str | torch.dtype, device: torch.device, exact: bool) -> 
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f'dtype={dtype!r}: say "auto", "float32", "bfloat16" or "float16"')
+        raise ValueError(f'dtype={dtype!r}: choose "auto", "float32", "bfloat16" or "float16"')
     if dtype != "auto":
         return getattr(torch, dtype)
     if exact or device.type == "cpu":

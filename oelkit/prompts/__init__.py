@@ -57,7 +57,7 @@ def load_prompt_set(name: str | Path) -> PromptSet:
     known = {p.stem: p for p in sorted(_FOLDER.glob("*.toml"))}
     path = Path(name) if str(name).endswith(".toml") else known.get(str(name))
     if not path or not os.path.isfile(path):
-        what = f"no prompt set {str(name)[:99]!r}: known are {', '.join(known)}"
+        what = f"no prompt set {str(name)[:99]!r}: choose one of {', '.join(known)}"
         raise ValueError(f"{what}, or give the path of a .toml file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -133,7 +133,7 @@ def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
         )
     for name, given in zip(names, kwargs, strict=True):
         if name not in known:
-            message = f"{where}: {name!r} is not an IF-Eval instruction; known are "
+            message = f"{where}: {name!r} is not an IF-Eval instruction; choose one of "
             raise ValueError(message + ", ".join(sorted(known)))
         given = {k: v for k, v in given.items() if v}  # the hub's rows are full of nulls
         checker = known[name](name)
