@@ -185,7 +185,7 @@ def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
     with pytest.warns(UserWarning, match=rf"line 3: .*{message}"):
         chats = read_chats(path, on_bad="skip")
     assert len(chats) == 2 and [line for line, *_ in chats.bad] == [3]
-    assert "left out: 1 lines\n  line 3: " in str(chats)
+    assert "left out: 1 line\n  line 3: " in str(chats)
 
 
 def test_many_bad_lines_are_all_named(tmp_path):
