@@ -80,7 +80,7 @@ class DistillConfig:
         "reverse_kl", "the first three are on-policy, the last two off-policy"
     )
     off_policy_steps: int = option(
-        0, "first steps that learn from the teacher's replies by forward KL, whatever the loss"
+        0, "first steps that learn the teacher's replies by forward KL, before an on-policy loss"
     )
     top_k: int | None = option(
         None, "KL on the student's top-k ids (256 in the paper); none: full vocabulary"
