@@ -237,7 +237,7 @@ class Bench:
                     seconds[name].append(time.perf_counter() - began)
         for name in ours:
             self.line(
-                f"start of a process: {' '.join(['python', *ours[name]])}",
+                f"start of {' '.join(['python', *ours[name]])}: time",
                 "s",
                 statistics.median(seconds[name]),
                 statistics.median(seconds["import torch"]),
