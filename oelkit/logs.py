@@ -26,6 +26,7 @@ from .records import AnyPath, BadLine, Fields, Message, Outcome, RecordError, Tr
 from .records import from_dict as record_of
 from .redaction import Hook, redacted
 from .redaction import redact as without_secrets
+from .text import counted
 
 FORMATS = ("messages", "sharegpt", "records")
 Row = tuple[int, Any, str]  # line, its value, and what is wrong with it ("": nothing)
@@ -43,10 +44,10 @@ class Chats(list[Trajectory]):
 
     def __str__(self) -> str:
         turns = sum(len(t.turns) for t in self)
-        count = f"{len(self):,} conversation{'s' * (len(self) != 1)} ({self.format})"
-        said = [f"{count} with {turns:,} repl{'ies' if turns != 1 else 'y'}"]
+        count = f"{counted(len(self), 'conversation')} ({self.format})"
+        said = [f"{count} with {counted(turns, 'reply', 'replies')}"]
         said += [f"replaced: {', '.join(f'{n:,} {k}' for k, n in self.replaced.items()) or 'none'}"]
-        said += [f"left out: {len(self.bad)} line{'s' * (len(self.bad) != 1)}"] if self.bad else []
+        said += [f"left out: {counted(len(self.bad), 'line')}"] if self.bad else []
         return "\n".join([*said, *(f"  line {n}: {message}" for n, _, message in self.bad)])
 
 

@@ -136,6 +136,11 @@ def _without_emphasis(text: str) -> str:
     return text
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 reply", "2,000 replies"; plural: if it is not noun + s."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def one_line(text: str) -> str:
     """Return the text without any line break: model text must not start a new line."""
     return " ".join(part.strip() for part in text.splitlines() if part.strip())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.source import model_folder
+from ..text import counted
 from .files import read_json, sha256
 from .stages import Stages, read_run
 
@@ -63,10 +64,10 @@ def model_card(folder: Path) -> str:
     head = ["library_name: " + ("peft" if known["form"] == "peft" else "transformers")]
     head += [f"base_model: {base}"] if on_hub else []
     head += ["pipeline_tag: text-generation", "tags: [oelkit, experiential-learning]"]
-    name, n = settings["model"], len(known["rounds"])
+    name, rounds = settings["model"], counted(len(known["rounds"]), "round")
     parts = ["---", *head, "---", "", f"# {_plain(known['run'])}", ""]
     parts += [
-        f"{_plain(name)} after {n} round{'s' * (n != 1)} of Online Experiential Learning in "
+        f"{_plain(name)} after {rounds} of Online Experiential Learning in "
         f"`{settings['env']}`, trained and exported ({known['form']}) with "
         "[oelkit](https://arxiv.org/abs/2603.16856): it played, wrote down what it learned, and "
         "absorbed that into its weights, without rewards or labels.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..envs import describe
+from ..text import counted
 
 
 def rate_text(row: dict) -> str:
@@ -28,7 +29,7 @@ def headline(metrics: dict) -> str:
     rounds = metrics["rounds"]
     rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
     steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
-    many = f"{len(rounds)} round{'s' * (len(rounds) > 1)}"
+    many = counted(len(rounds), "round")
     return f"{many}: {steps} of {episodes_text(rows[0])} passed, nothing in the prompt"
 
 

@@ -15,7 +15,7 @@ from ... import given
 from ...curation import Curation
 from ...exchange import bring_in, export
 from ...records import ConflictError, Trajectory
-from ...text import count_tokens, experience_text
+from ...text import count_tokens, counted, experience_text
 from .base import LiveView, pre, source
 from .editor_rows import Likeness, detail, rows_of
 
@@ -190,7 +190,7 @@ class ExperienceEditor(LiveView):
                 return {"file": [f"curation.{texts[0]}", export(self.curation, texts[0])]}
             case "import":
                 n = bring_in(self.curation, texts[0])
-                done = f"Imported {n} operation{'s' * (n > 1)}"
+                done = f"Imported {counted(n, 'operation')}"
                 return {"notice": done if n else "Imported: no changes"}
             case _:
                 raise ValueError(f"the editor knows no operation {op!r}")
