@@ -25,6 +25,7 @@ LAYERS = (
 LAYER = {part: layer for layer, parts in enumerate(LAYERS) for part in parts.split()}
 # Only model/ imports the model's libraries. The exception is the training loop in steps/, which
 # consists of tensors and an optimiser, and saves both in a checkpoint.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 MAY_KNOW = {
     "oelkit.steps.distillation": {"torch"},
@@ -216,7 +217,7 @@ def test_the_package_is_within_its_size():
 
 def in_a_process(code, **environment):
     """Return what Python prints in a new process without this one's environment variables."""
-    inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    inherited = {k: v for k, v in os.environ.items() if k not in WAITING}
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -263,6 +264,11 @@ def test_whatever_loads_torch_has_set_the_waiting_policy():
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
     """The import sets it before torch is loaded, and the OpenMP library itself reports it."""
-    code = "import os, oelkit; print(os.environ['OMP_WAIT_POLICY'])"
-    assert in_a_process(code) == "PASSIVE\n"
-    assert in_a_process(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"
+    code = f"import os, oelkit; print(*map(os.environ.get, {WAITING!r}))"
+    assert in_a_process(code) == "PASSIVE 1000\n"
+    assert in_a_process(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None\n"
+    assert in_a_process(code, GOMP_SPINCOUNT="0") == "PASSIVE 0\n"
+    if sys.platform == "linux":
+        code = "import os; os.dup2(1, 2); import oelkit, torch"
+        reported = in_a_process(code, OMP_DISPLAY_ENV="VERBOSE")
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in reported and "GOMP_SPINCOUNT = '1000'" in reported

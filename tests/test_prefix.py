@@ -100,19 +100,32 @@ def test_groups():
 
 
 def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together(tiny, monkeypatch):
-    """If a pass is expensive, as on a GPU, four pairs that share 280 tokens are one batch."""
-    pairs, room = [(280, [i, i + 1]) for i in range(0, 8, 2)], 32_768
-    lengths = [320 + 32] * 8
-    assert join_small_groups(pairs, lengths, 32, room, 4000) == [(0, list(range(8)))]
-    assert join_small_groups(pairs, lengths, 32, room, 0) == pairs  # on a CPU only tokens cost
+    """Where a pass is expensive, as on a GPU, four pairs that share 280 tokens are one batch."""
+    room, cost = 32_768, 4000
+    pairs = [(280, [i, i + 1]) for i in range(0, 8, 2)]
+    prompts = [[i // 2] * 280 + [9] * 40 for i in range(8)]
+    assert join_small_groups(pairs, prompts, 32, room, cost) == [(0, list(range(8)))]
+    assert join_small_groups(pairs, prompts, 32, room, 0) == pairs  # where only tokens cost
     texts = [(2000, list(range(i, i + 32))) for i in (0, 32)]  # two texts, 32 games each
-    assert join_small_groups(texts, [2700 + 32] * 64, 32, room, 4000) == texts
+    long = [[i // 32] * 2000 + [9] * 700 for i in range(64)]
+    assert join_small_groups(texts, long, 32, room, cost) == texts
     mixed = [(0, [66]), *texts, (280, [64, 65])]
-    joined = join_small_groups(mixed, [2700 + 32] * 64 + lengths[:3], 32, room, 4000)
+    joined = join_small_groups(mixed, [*long, *prompts[:3]], 32, room, cost)
     assert joined == [(0, [64, 65, 66]), *texts]
-    alone = [(280, [0, 1])]  # nothing to join it with
-    assert join_small_groups(alone, lengths, 32, room, 4000) == alone
+    alone = [(280, [0, 1])]  # nothing to join it with, and still no saving
+    assert join_small_groups(alone, prompts, 32, room, cost) == [(0, [0, 1])]
+    assert join_small_groups(alone, prompts, 32, room, 10) == [(319, [0, 1])]  # a cheap pass
+    assert join_small_groups([], [], 32, room, cost) == []
 
+
+def test_joined_groups_keep_the_prefix_that_all_of_them_share():
+    prompts = [[1] * 500 + [i // 2] * 280 + [9] * 40 for i in range(8)]
+    pairs = [(780, [i, i + 1]) for i in range(0, 8, 2)]
+    assert join_small_groups(pairs, prompts, 32, 32_768, 40) == [(500, list(range(8)))]
+    assert join_small_groups(pairs, prompts, 512, 32_768, 40) == [(0, list(range(8)))]
+
+
+def test_groups_sampled_together_reply_the_same(tiny, monkeypatch):
     prompts = [[*START, i, *end] for i in (5, 6) for end in ENDS[:3]]
     batches, real = [], sampling._sample
     monkeypatch.setattr(sampling, "_sample", lambda *a: (batches.append(len(a[1])), real(*a))[1])

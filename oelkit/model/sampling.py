@@ -109,8 +109,7 @@ def generate(
     bar = Bar("generate", len(prompts), "reply", progress)
     with _generating(policy, sampling), rng, torch.no_grad(), policy.adapter(adapter, True), bar:
         groups = group_by_shared_prefix(prompts, min_shared_prefix(policy))
-        whole = [len(prompt) + new_tokens for prompt in prompts]
-        groups = join_small_groups(groups, whole, new_tokens, batch_tokens, pass_tokens(policy))
+        groups = join_small_groups(groups, prompts, new_tokens, batch_tokens, pass_tokens(policy))
         if (kept or any(shared for shared, _ in groups)) and not can_share(policy):
             groups, kept = [(0, list(range(len(prompts))))], None
         kept = kept or Kept(0)
