@@ -11,7 +11,10 @@ from __future__ import annotations
 import random
 import zlib
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
@@ -19,6 +22,15 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
 from ..records import Outcome
 from .board import ACTIONS, LAKE_SYMBOLS, STEPS
 from .text_env import TextEnv
+
+
+@cache  # asked about a million times to draw and judge the boards of a run
+def _neighbours(size: int, cell: int) -> Mapping[str, int]:
+    row, column = divmod(cell, size)
+    steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
+    inside = range(size)
+    ends = {a: r * size + c for a, (r, c) in steps.items() if r in inside and c in inside}
+    return MappingProxyType(ends)
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,9 @@ class Layout:
         """Whether it is in the held-out quarter (by a checksum of everything except the decoys)."""
         return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
 
-    def neighbours(self, cell: int) -> dict[str, int]:
+    def neighbours(self, cell: int) -> Mapping[str, int]:
         """Return the cells next to a cell, by action, without those outside the board."""
-        row, column = divmod(cell, self.size)
-        steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
-        inside = range(self.size)
-        return {a: r * self.size + c for a, (r, c) in steps.items() if r in inside and c in inside}
+        return _neighbours(self.size, cell)
 
     def shortest_path(
         self, start: int | None = None, avoid: tuple[int, ...] | None = None

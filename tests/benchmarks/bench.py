@@ -249,7 +249,7 @@ class Bench:
             )
 
     def waiting(self) -> None:
-        """Measure what it costs that waiting threads sleep soon, so that a busy machine is usable."""
+        """Measure the cost of waiting threads that soon sleep, so that a busy machine is usable."""
         size = {"states": 8, "reply": 16, "experience": 256}
         spinning = {k: v for k, v in os.environ.items() if k not in WAITING}
         ours = self.run("step", "ours", spinning | WAITING, **size)
