@@ -315,15 +315,15 @@ def test_retain_lets_the_student_read_too(tiny, calls):
 
 def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
     scored = []
-    real = reply_hidden
-    monkeypatch.setattr(
-        module,
-        "reply_hidden",
-        lambda policy, prompts, replies, prefix=None: (
+
+    def spy(real):
+        return lambda policy, prompts, replies, *rest: (
             scored.append({(tuple(p), tuple(r)) for p, r in zip(prompts, replies)})
-            or real(policy, prompts, replies, prefix)
-        ),
-    )
+            or real(policy, prompts, replies, *rest)
+        )
+
+    for name in ("reply_hidden", "packed_hidden"):  # the teacher's, the student's
+        monkeypatch.setattr(module, name, spy(getattr(module, name)))
     train(tiny, STATES, batch_size=6, max_new_tokens=24, temperature=1.5)
     prompts, _, replies = calls[0]
     student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
@@ -550,6 +550,16 @@ def test_a_loss_that_jumps_is_said_at_once(tiny, monkeypatch):
         "step 5: the loss jumped from 1 to 3.1 nats per token; lower lr (now 0.001) or raise w"
         in (str(caught[0].message))
     )
+
+
+def test_the_losses_before_and_after_the_off_policy_steps_are_not_compared(tiny, monkeypatch):
+    values = iter([0.2, 0.3, 9.0, 9.0, 9.0, 30.0])
+    monkeypatch.setattr(module, "_backward", lambda *args: (next(values), 0.0))
+    with pytest.warns(UserWarning) as caught:
+        train(tiny, steps=6, off_policy_steps=2)
+    assert [str(w.message)[:30] for w in caught if "jumped" in str(w.message)] == [
+        "step 5: the loss jumped from 9"
+    ]
 
 
 def test_the_texts_whose_keys_and_values_find_no_room_are_read_again(tiny, monkeypatch):

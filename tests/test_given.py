@@ -86,7 +86,7 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: parse_items(None), "text: expected a str"),
         (lambda p: summary({}), "metrics: expected the result of Run.run_all"),
         (lambda p: memory_plan(p, float("nan")), "experience_tokens: expected a whole number"),
-        (lambda p: memory_plan(p, retain=1), "retain: expected a bool"),
+        (lambda p: memory_plan(p, retention="half"), "retention: expected float"),
         (lambda p: paired_bootstrap("01", "10"), r"stats.outcomes\(passes, maps\)"),
     ],
 )

@@ -55,14 +55,7 @@ def test_a_step_holds_what_the_plan_says(micro, found, notes, options):
     state = max(len(micro.encode(s.prompt)) for s in found)
     told = max(len(micro.encode(with_experience(prompt_set, s.prompt, text))) for s in found)
     given = {"batch_size": 16, "retention": 0.0, **options}
-    plan = memory_plan(
-        micro,
-        told - state,
-        state_tokens=state,
-        reply_tokens=reply,
-        **{k: v for k, v in given.items() if k != "retention"},
-        retain=given["retention"] > 0,
-    )
+    plan = memory_plan(micro, told - state, state_tokens=state, reply_tokens=reply, **given)
     micro.reset()
     held = peak_bytes(
         lambda: distill(micro, found, [text], steps=2, max_new_tokens=reply, **given), micro.device

@@ -8,6 +8,7 @@ checkpointing is needed. It does not account for other programs or for allocator
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from .. import given
 from ..prompts import load_prompt_set
 from . import losses
 from .attention import MAX_SCORES
+from .packing import MAX_PACKED, can_pack
 from .policy import Policy
 from .prefix import can_share, min_shared_prefix
 from .scoring import BATCH_TOKENS
@@ -101,7 +103,7 @@ def memory_plan(
     state_tokens: int = 512,
     reply_tokens: int | None = None,
     batch_size: int = 32,
-    retain: bool = False,
+    retention: float = 0.0,
     batch_tokens: int | None = None,
     texts: int = 1,
 ) -> MemoryPlan:
@@ -115,13 +117,13 @@ def memory_plan(
         state_tokens: length of the longest state's prompt.
         reply_tokens: max_new_tokens (None: that of the policy's prompt set).
         batch_size: states per step.
-        retain: whether the student reads the experience too, which makes its sequences longer.
+        retention: share of the states with which the student reads the experience too.
         batch_tokens: tokens of a micro-batch (None: chosen here).
         texts: number of different experience texts, from which each sample draws one.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is too small.
+        ValueError: an argument is too small or too large.
     """
     given.a_policy(policy, adapters=True)
     if reply_tokens is None:
@@ -129,10 +131,13 @@ def memory_plan(
     experience_tokens = given.count("experience_tokens", experience_tokens, 0)
     state_tokens = given.count("state_tokens", state_tokens)
     reply, texts = given.count("reply_tokens", reply_tokens), given.count("texts", texts)
-    batch_size, retain = given.count("batch_size", batch_size), given.one("retain", retain, bool)
+    batch_size = given.count("batch_size", batch_size)
+    if not 0 <= (retention := given.setting("retention", retention, float)) <= 1:
+        raise ValueError(f"retention={retention}: need a share from 0 to 1")
     batch_tokens = None if batch_tokens is None else given.count("batch_tokens", batch_tokens)
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
-    student = state_tokens + reply + experience_tokens * retain
+    retained, own = math.ceil(retention * batch_size), state_tokens + reply
+    student = own + experience_tokens * bool(retained)
     teacher = state_tokens + reply + experience_tokens * (not shared)
     head, cuda = policy.head, policy.device.type == "cuda"
     kl_rows = min(head.chunk_rows, batch_size * reply)
@@ -156,19 +161,25 @@ def memory_plan(
             training = _cost(policy, lambda n: _train(policy, n, kl_rows))
     share = room if cuda else min(room, CPU_SHARE)
 
-    def micro_batch(cost: _Cost, longest: int) -> int:  # a longer sequence goes alone
+    def micro_batch(cost: _Cost, longest: int, whole: int) -> int:  # a longer sequence goes alone
         most = min(MAX_BATCH_TOKENS, int((share - cost.fixed) / cost.per_token))
-        return max(longest, min(batch_tokens or most, batch_size * longest))
+        return max(longest, min(batch_tokens or most, whole))
 
-    learned, scored = micro_batch(training, student), micro_batch(reading, teacher)
+    step = batch_size * student
+    if retained and shared and student <= MAX_PACKED and can_pack(policy):
+        step = max(experience_tokens + retained * own, (batch_size - retained) * own)
+    learned = micro_batch(training, student, step)
+    scored = micro_batch(reading, teacher, batch_size * teacher)
     # after a shared prefix: scores of own tokens for a block of queries, three times in float32
     told = batch_size * reply * head.weight.shape[1] * head.weight.itemsize  # hidden states
     heads = shared * getattr(policy.base_lm.config.get_text_config(), "num_attention_heads", 0)
     scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher))
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
-    per_row = _cache_bytes(policy) * student + 16 * len(head.weight)
+    asked = rows * state_tokens + experience_tokens * bool(retained) * (1 if shared else rows)
     phases = {
-        "sampling": per_row * rows + reading(rows * (student - reply)),
+        "sampling": _cache_bytes(policy) * (asked + rows * reply)
+        + 16 * len(head.weight) * rows
+        + reading(asked),
         "reading the experience": reading(experience_tokens) if shared else 0,
         "scoring": reading(scored) + told + scores,
         "training": training(learned) + told,

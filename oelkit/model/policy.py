@@ -237,19 +237,22 @@ class Policy(Shown, Adapters):
     def _question(self) -> list[int]:
         return self.encode([{"role": "user", "content": "?"}])
 
-    def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, **how: torch.Tensor
+    ) -> torch.Tensor:
         """Return final hidden states [B, T, D] under the current adapter and grad mode.
 
-        There is no attention mask: attention is causal, so real tokens never see the padding to
-        their right, and without a mask SDPA takes its fast path. Hidden states at padded positions
-        are meaningless.
+        By default there is no attention mask: attention is causal, so real tokens never see the
+        padding to their right, and without a mask SDPA takes its fast path. Hidden states at padded
+        positions are meaningless.
 
         Args:
             input_ids: right-padded token ids [B, T].
             cache: keys and values of the tokens before them.
+            **how: attention_mask or position_ids.
         """
         return self.base_lm.base_model(
-            input_ids=input_ids, past_key_values=cache, use_cache=cache is not None
+            input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, **how
         ).last_hidden_state
 
     @torch.no_grad()

@@ -41,14 +41,18 @@ def reply_hidden(
             )
     skip, rows, starts = len(prefix.ids) if prefix else 0, [], []
     for p, r in zip(prompts, replies, strict=True):
-        # the last reply token predicts nothing, so it is not fed
-        rows.append(torch.tensor(([*p, *r][:-1] if len(r) else [*p])[skip:]))
+        rows.append(torch.tensor(fed(p, r)[skip:]))
         starts.append(len(p) - 1 - skip)
     ids = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device)
     with prefix.as_cache(policy) if prefix else nullcontext() as cache:
         hidden = policy.hidden(ids, cache)
     ends = [start + len(r) for start, r in zip(starts, replies, strict=True)]
     return torch.cat([row[a:b] for row, a, b in zip(hidden, starts, ends, strict=True)])
+
+
+def fed(prompt: Sequence[int], reply: Sequence[int]) -> list[int]:
+    """Return the ids of a row; the last reply token is not fed, because it predicts nothing."""
+    return [*prompt, *reply][:-1] if len(reply) else [*prompt]
 
 
 @torch.no_grad()
@@ -78,15 +82,19 @@ def token_logprobs(
     return [out[i] for i in range(len(prompts))]
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group indices by similar length, each group at most batch_tokens with its padding.
+def token_batches(
+    lengths: Sequence[int], batch_tokens: int, padded: bool = True
+) -> list[list[int]]:
+    """Group indices by similar length, each group at most batch_tokens, its padding included.
 
     A longer sequence goes alone.
     """
     groups: list[list[int]] = []
     # longest first: it sets the group's width
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > batch_tokens:
+        rows = [*groups[-1], i] if groups else []
+        held = len(rows) * lengths[rows[0]] if rows and padded else sum(lengths[j] for j in rows)
+        if not rows or held > batch_tokens:
             groups.append([])
         groups[-1].append(i)
     return groups

@@ -106,7 +106,7 @@ def estimate(
         state_tokens=last.state_tokens,
         reply_tokens=last.most_reply_tokens,
         batch_size=s.batch_size,
-        retain=s.retention > 0,
+        retention=s.retention,
         batch_tokens=s.batch_tokens,
         texts=s.num_draws,
     )

@@ -6,8 +6,8 @@ the student's own tokens. The loss is the mean over those tokens of KL(student |
 the student's LoRA adapter learns (arXiv 2602.12275; 2603.16856, section 3). No environment and no
 reward are needed.
 
-All teacher prompts with the same experience text begin alike, and the teacher is frozen. So this
-prefix is computed once per round and text (`prefix`), and only state and reply are run after it.
+Teacher prompts with the same experience text begin alike, and the teacher is frozen: this prefix is
+computed once per round and text (`prefix`). The student's is read once per batch (`packing`).
 
 Departures from the paper: a LoRA adapter is trained instead of all weights, with a larger
 learning rate, and the loss uses the full vocabulary by default (top_k=256 is the paper's).
@@ -32,6 +32,7 @@ from ..config import DistillConfig
 from ..model import losses, ranks
 from ..model.lora import seeded
 from ..model.memory import checkpointed
+from ..model.packing import packed_batches, packed_hidden
 from ..model.policy import Policy
 from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
@@ -262,17 +263,16 @@ def _backward(
     teacher_hidden: list[torch.Tensor] | None,
 ) -> tuple[float, float]:
     """Accumulate a gradient; return these replies' part of the step's (loss, student's entropy)."""
-    total = entropy = 0.0
-    policy, head = t.policy, t.policy.head
+    total, entropy, policy, head = 0.0, 0.0, t.policy, t.policy.head
     lengths = [len(p) + len(r.ids) for p, r in zip(student_ids, replies, strict=True)]
-    for rows in token_batches(lengths, t.plan.batch_tokens):
+    for shared, rows in packed_batches(policy, student_ids, lengths, t.plan.batch_tokens):
         ids = [replies[i].ids for i in rows]
         per_token = [1 / len(y) / t.config.batch_size for y in ids for _ in y]
         weights = torch.tensor(per_token, device=policy.device)
         sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
         teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
         with policy.adapter("student"), policy.train_mode():
-            hidden = reply_hidden(policy, [student_ids[i] for i in rows], ids)
+            hidden = packed_hidden(policy, [student_ids[i] for i in rows], ids, shared)
             value = _loss(hidden, teacher, sampled, head, weights, t.config)
             t.scaler.scale(value).backward()
         total += value.item()

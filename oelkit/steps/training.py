@@ -86,7 +86,7 @@ def prepare(
             state_tokens=plain,
             reply_tokens=longest,
             batch_size=c.batch_size,
-            retain=c.retention > 0,
+            retention=c.retention,
             batch_tokens=c.batch_tokens,
             texts=len(set(texts)),
         )
@@ -266,6 +266,8 @@ def warn_of_chats(policy: Policy, prompts: Sequence[Sequence[Message]]) -> None:
 def warn_of(t: Training) -> None:
     """Warn at once about what went wrong in the last step."""
     *before, row = t.history
+    if row["step"] >= t.config.off_policy_steps:  # another loss before: its level says nothing
+        before = before[t.config.off_policy_steps :]
     level = max((old["loss"] for old in before[-3:]), default=row["loss"])
     if row["loss"] > JUMP * max(level, SMALL):
         warnings.warn(
