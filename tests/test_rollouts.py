@@ -290,6 +290,10 @@ class Archive(gym.Env):
                         raise
             case "three values":
                 return answer[:3]
+            case "own unpacking":
+                _, _, _, _, _ = ["a", "b", "c"]
+            case "six values":
+                return (*answer, {})
             case "no outcome":
                 return (*answer[:4], {"outcome": "won"})
             case "a number":
@@ -318,7 +322,9 @@ FAULTS = {
     "step": "OSError: the shelf fell",
     "exit": "SystemExit: good bye",
     "hang": "TimeoutError: it hung for 1 s",
-    "three values": "ValueError: not enough values to unpack",
+    "three values": r"TypeError: its step\(\) must return five values",
+    "own unpacking": "ValueError: not enough values to unpack",
+    "six values": r"TypeError: its step\(\) must return five values",
     "no outcome": "ValueError: 'won' is not a valid Outcome",
     "a number": "TypeError: its observation is a int, not text",
     "no feedback": "TypeError: its feedback is a NoneType, not text",

@@ -55,7 +55,7 @@ def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
 def bounds(
     env: str | TextEnv | TextEnvWrapper, seeds: Iterable[int], **env_kwargs: Any
 ) -> dict[str, Any]:
-    """Return pass rates in [0, 1] of a random player, the best fixed plan and the best policy.
+    """Return pass rates in [0, 1] of a random policy, the best fixed plan and the best policy.
 
     Args:
         env: a TextEnv, or the id of one to make with `env_kwargs`.

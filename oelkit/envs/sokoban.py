@@ -4,7 +4,7 @@ The generator is our own, because gymnasium has none; the symbols are those of T
 room is made by reverse play. It starts solved, the player walks and pulls, and one of the positions
 just after a pull is kept in which the boxes are farthest from their targets. So every room is
 solvable, though not always within the turns of a game, as in the paper. Departure: TextArena
-searches depth first and draws other rooms for a seed. These are as hard as its own (random player
+searches depth first and draws other rooms for a seed. These are as hard as its own (random policy
 16 %, solvable in 5 moves 88 %; tests/test_textarena.py compares).
 """
 

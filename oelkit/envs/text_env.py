@@ -10,6 +10,7 @@ game has at most `max_turns` turns. No reward reaches training; it only measures
 from __future__ import annotations
 
 import re
+from traceback import walk_tb
 from typing import Any
 
 import gymnasium as gym
@@ -211,8 +212,16 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
         return found
 
     def step(self, action: str) -> StepResult:
-        """Play one reply; see the class for `info`."""
-        observation, reward, ended, cut, info = self.env.step(action)
+        """Play one reply; see the class for `info`. TypeError if the world returns less or more."""
+        try:  # a wrapper of gymnasium around the world may unpack first
+            observation, reward, ended, cut, info = self.env.step(action)
+        except ValueError as error:
+            where = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
+            own = where[-1].startswith(("gymnasium.", "oelkit."))
+            if not own or "to unpack (expected 5" not in str(error):
+                raise  # the world's own error
+            fields = "observation, reward, terminated, truncated, info"
+            raise TypeError(f"its step() must return five values, {fields}: {error}") from error
         bracketed = [text.strip() for text in re.findall(r"\[([^][]*)\]", action)]
         outcome = Outcome.TURN_LIMIT if cut else None
         if ended:

@@ -183,7 +183,7 @@ def measure_step(spec: dict) -> dict:
         [text],
         steps=repeats + 1,
         batch_size=batch,
-        retention=0.0,
+        retention=spec.get("retention", 0.0),
         max_new_tokens=spec["reply"],
         batch_tokens=spec.get("batch_tokens"),
     )

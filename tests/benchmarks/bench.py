@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oelkit.model.source import model_folder
 
 HERE = Path(__file__).resolve().parent
-FIGURES = ("start", "waiting", "kl", "step", "cost", "turns", "scaling")
+FIGURES = ("start", "waiting", "kl", "step", "cost", "retention", "turns", "scaling")
 PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm to package
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # as importing oelkit sets them
 STEP_TARGETS = {
@@ -320,6 +320,24 @@ class Bench:
                 peer_seconds=low["seconds"],
                 ours_first=high["first"],
                 peer_first=low["first"],
+            )
+
+    def retention(self) -> None:
+        """Measure the default retention: with a quarter of the states, the student reads too."""
+        size = {"states": 8, "reply": 16, "experience": min(1000, self._room())}
+        plain = self.run("step", "ours", **size)
+        if plain and (ours := self.run("step", "ours", retention=0.25, **size)):
+            self.line(
+                f"distillation step, {size['experience']} tokens of experience, retention 0.25: "
+                "time",
+                "s",
+                ours["median"],
+                plain["median"],
+                "ours without retention",
+                len(ours["seconds"]),
+                at_most=True,
+                ours_seconds=ours["seconds"],
+                peer_seconds=plain["seconds"],
             )
 
     def turns(self) -> None:
