@@ -35,7 +35,7 @@ class Sampling:
 class ModelConfig:
     """The model, and how it is loaded."""
 
-    model: str = option("micro", "embedded model, local folder or hub id")
+    model: str = option("micro", "micro (the embedded model), a local folder or a hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "dtype of the dense weights; auto: what suits the device"
     )
@@ -47,7 +47,11 @@ class ModelConfig:
         None, "passed to the chat template; none: the template's own default"
     )
     date: str = option("2026-01-01", "date for chat templates that print today's date")
-    prompt_set: str | None = option(None, "name or file of the prompt set; none: the model's own")
+    prompt_set: str | None = option(
+        None,
+        "paper (games), brief (embedded model), rules (logs, agents) or a .toml file; none: the "
+        "model's own",
+    )
 
 
 @dataclass(frozen=True)

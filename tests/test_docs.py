@@ -211,7 +211,7 @@ def test_commands_are_taken(page, capsys):
 
 def test_the_counters_find_what_is_there():
     found = [line for page in PAGES for line in command_lines(page.read_text("utf-8"))]
-    assert len(found) > 10 and ["loop", "--run", "first", "--resume"] in found
+    assert len(found) > 10 and ["loop", "--run", "job", "--resume"] in found
     assert len(list(command_lines(START.read_text("utf-8")))) >= 3
     broken = [*command_lines("Text:\n\n    oelkit demo \\\n        --seed 1\n    cd x\n")]
     assert broken == [["demo", "--seed", "1"]]
