@@ -1,7 +1,8 @@
 """The command line: its commands, each with an example, and its exit statuses.
 
-An error becomes one line on stderr and exit status 1. Other statuses: 2 for wrong usage, 3 for a
-run that is stale or unfinished, 130 for Ctrl+C. The commands themselves are in `commands`."""
+An error becomes one line on stderr and exit status 1. Other statuses: 2 for wrong usage, 3 from
+`status` for a run that is stale or unfinished, 130 for Ctrl+C except in `curate` and `view`, which
+it ends. The commands themselves are in `commands`."""
 
 from __future__ import annotations
 

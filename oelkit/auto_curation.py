@@ -38,7 +38,7 @@ def auto_curate(
     given.one("curation", curation, Curation)
     for id, against in _refuted(curation, given.texts("known", known)):
         curation.reject(id, f"contradicts: {against}", author="auto")
-    writers = len({i.draw for i in curation.items if i.model})
+    writers = len({draw for item in curation.items for draw in item.draws})
     draws = given.whole("draws", draws or writers)
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
     for item in curation.items:
@@ -58,8 +58,8 @@ def auto_curate(
         elif words in agreed and not any(map(for_every_draw, accepted)):
             text = (accepted or pending)[0].text
             same = [i.id for i in group if i in accepted or i in pending]
-            merged = curation.merge(same, text, reason, author="auto")
-            curation.accept(merged, author="auto")
+            one = same[0] if len(same) == 1 else curation.merge(same, text, reason, author="auto")
+            curation.accept(one, author="auto")
         elif accepted or not (agreed or 2 * writers <= draws > 2):
             _accept_once(curation, accepted, pending)
         else:
@@ -88,7 +88,7 @@ def _draws(group: list[CuratedItem]) -> int:
     accepted, pending = _with(group, "accepted"), _with(group, "pending")
     if _with(group, "rejected") and not accepted:
         return 0
-    return len({item.draw for item in accepted + pending})
+    return len({draw for item in accepted + pending for draw in item.draws})
 
 
 def _accept_once(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
+
+from jinja2 import TemplateError
 
 from .records import Fields, Message
 from .text import content_text, well_formed
@@ -21,6 +24,18 @@ _ROLES = {
     **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
 }
 _KEPT = ("name", "tool_call_id", "tool_calls", "reasoning_content")  # of a message
+
+
+@contextmanager
+def rendering(name: str, messages: Sequence[Message]) -> Iterator[None]:
+    """Turn a chat template's error into a ValueError that names the model and the roles."""
+    try:
+        yield
+    except (TemplateError, TypeError) as error:  # such as a template without a system role
+        raise ValueError(
+            f"{name}: its chat template rejects these messages ({error}); use roles that it knows, "
+            f"not {[m['role'] for m in messages]}"
+        ) from error
 
 
 def message(raw: Any, place: int) -> Message:

@@ -54,3 +54,8 @@ def test_a_training_on_logs_brings_held_out_answers_nearer_to_those_with_experie
 def test_nothing_to_compare_is_refused(tiny, states, text):
     with pytest.raises(ValueError, match="nothing to compare"):
         agreement(tiny, states, text)
+
+
+def test_two_unfinished_thoughts_do_not_agree(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny), "answer_text", lambda self, reply: "")
+    assert agreement(tiny, [board(0), board(1)], TEXT, max_new_tokens=2)["agreement"] == 0

@@ -183,3 +183,16 @@ def test_what_a_person_accepted_holds_also_against_what_is_known():
     c.accept("i1")
     auto_curate(c, 4, ["T is a hole."])
     assert {i.text for i in c.kept()} == {"T is the goal."}
+
+
+def test_a_merged_item_counts_all_its_draws_and_a_persons_own_none():
+    c = curation((0, "H is a hole."), (1, "H: a hole."), (2, "H, hole."), (0, "G wins."))
+    merged = c.merge(["i0", "i1", "i2"], "H is a hole.")
+    auto_curate(c)
+    assert c.item(merged).status == "accepted" and c.item("i3").status == "rejected"
+    assert again_does_nothing(c)
+
+    c = curation((0, "A is b."), (1, "H is a hole."), (2, "C is d."))
+    c.add("H is a hole.")
+    auto_curate(c)  # one draw wrote it, so no draws agree, and nothing is rejected for that
+    assert c.item("i0").status == c.item("i2").status == "accepted"

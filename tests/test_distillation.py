@@ -695,7 +695,7 @@ def test_ctrl_c_ends_after_the_step_and_what_was_done_is_kept(tiny, tmp_path):
     # a background job of a shell ignores SIGINT
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of 3"):
+        with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 3 steps"):
             train(tiny, steps=3, checkpoint=file, on_step=press)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -719,3 +719,17 @@ def test_settings_come_as_a_config_and_as_keywords(tiny, calls):
     config = DistillConfig(steps=1, batch_size=3, max_new_tokens=2)
     distill(tiny, STATES, TEXT, config, prompt_set=PROMPTS, lr=1e-3)
     assert len(calls[0][0]) == 3 and calls[0][1]["max_new_tokens"] == 2
+
+
+def test_states_that_contain_the_experience_are_said(tiny):
+    told = [replace(s, prompt=with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES[:2]]
+    with pytest.warns(UserWarning, match="2 of 6 states, first 's0', contain the experience"):
+        train(tiny, [*told, *STATES[2:]])
+
+
+def test_a_checkpoint_belongs_to_its_base_model(tmp_path):
+    for seed in (0, 1):  # the adapters begin alike
+        policy = load_policy(make_model(tmp_path / str(seed), seed=seed))
+        seen = []
+        train(policy, steps=2, checkpoint=tmp_path / "kept", on_step=seen.append)
+        assert len(seen) == 2

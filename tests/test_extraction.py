@@ -310,3 +310,18 @@ def test_games_of_one_id_are_an_error_before_the_first_reply(tiny, script):
     with pytest.raises(ValueError, match="2 trajectories are called 'g1'"):
         extract(tiny, [*games(3), games(2)[1]], num_draws=1)
     assert calls == []
+
+
+def test_a_writers_text_is_not_read_as_the_thought_that_the_policys_template_begins(
+    tiny, monkeypatch
+):
+    monkeypatch.setattr(type(tiny), "answer_text", lambda self, reply: "")
+    items = extract(tiny, games(1), writer=lambda asked: "- EXPERIENCE ITEM: K opens.")
+    assert [item.text for item in items] == ["K opens."]
+
+
+def test_an_extraction_that_no_request_of_a_server_answered_is_no_empty_result(tiny, monkeypatch):
+    failed = module.Reply([], "", False, OSError("gone"))
+    monkeypatch.setattr(module, "generate", lambda policy, prompts, **how: [failed] * len(prompts))
+    with pytest.raises(RuntimeError, match="answered no request"):
+        extract(tiny, games(2), num_draws=2)

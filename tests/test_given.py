@@ -71,6 +71,7 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: rollout(p, LAKE, [1], sampling={"top_k": 1}), "sampling: expected a Sampling"),
         (lambda p: rollout(p, LAKE, [1], temperature="0"), "temperature: expected float, got"),
         (lambda p: rollout(p, LAKE, [1], env_kwargs="x"), "env_kwargs: expected a dict"),
+        (lambda p: evaluate(p, LAKE, [1], seed=3), r"seed: use sampling_seeds=\(0,\)"),
         (lambda p: rollout(p, Run, [1]), "env_id: expected a str, the id of a registered world"),
         (lambda p: extract(p, [GAME], num_draws="2"), "num_draws: expected a whole number"),
         (lambda p: extract(p, [GAME], writer=lambda asked: None), "what writer gives: .* None"),

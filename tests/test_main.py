@@ -388,6 +388,14 @@ def test_a_run_of_an_older_form_is_told_in_a_sentence(call, place):
         refused(call(*command), "older form", "start a new run")
 
 
+def test_a_measure_of_the_default_model_is_written_with_its_name(call, place):
+    small = ["--env", "oelkit/FrozenLake3x3-v0", "--eval-maps", "1", "--max-new-tokens", "2"]
+    status, _, err = call("evaluate", *small, "--out", "rate.json")
+    assert status == 0 and json.loads(Path("rate.json").read_text())["model"] == "micro", err
+    same = ["--out", "x.json", "--replies", "./x.json"]
+    refused(call("ifeval", "q.jsonl", *same), "--out and --replies need a file each")
+
+
 def test_steps_on_files(call, place, settings):
     tiny = ["--model", settings.model, "--prompt-set", settings.prompt_set]
     status, out, err = call(

@@ -8,6 +8,7 @@ from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, 
 
 import oelkit.model.attention as attention
 import oelkit.model.sampling as sampling
+from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
 from oelkit.model.memory import peak_bytes
 from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix, join_small_groups
@@ -135,6 +136,9 @@ def test_groups_sampled_together_reply_the_same(tiny, monkeypatch):
         monkeypatch.setattr(sampling, "min_shared_prefix", lambda policy: len(START) + 1)
         replies.append([r.ids for r in generate(tiny, prompts, max_new_tokens=5, temperature=0)])
     assert batches == [3, 3, 6] and replies[0] == replies[1]
+    room = Sampling(max_new_tokens=5, temperature=0, batch_tokens=2 * len(prompts[0]) + 10)
+    assert [r.ids for r in generate(tiny, prompts, room)] == replies[0]
+    assert batches[3:] == [3, 3]  # six at once are too many
 
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):

@@ -284,3 +284,17 @@ def test_an_unknown_set_and_a_file_that_is_not_text(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="x.toml: not valid TOML"):
         load_prompt_set(tmp_path / "x.toml")
+
+
+def test_a_later_window_keeps_the_numbers_of_its_turns():
+    paper = load_prompt_set("paper")
+    asked = text(extract_messages(paper, game(turn(), turn()), "", first=5))
+    assert "Turn 6" in asked and "Turn 7" in asked and "Turn 1," not in asked
+
+
+def test_what_a_plain_world_answers_is_shown_once_and_a_call_without_tools_is_text():
+    rules, call = load_prompt_set("rules"), '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+    played = turn(reply=call, feedback="Go on.", observation="Begin.")
+    messages = act_messages(rules, "Go on.", [played])
+    assert str(messages).count("Go on.") == 1 and not any(m.get("tool_calls") for m in messages)
+    assert any(m.get("tool_calls") for m in act_messages(rules, "Go on.", [played], tools=[{}]))

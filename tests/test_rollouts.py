@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from helpers import spy_on_generate
 
@@ -366,3 +367,9 @@ def test_half_an_emoji_in_the_experience_loses_no_game(tiny):
         tiny, "oelkit/FrozenLake-v0", [1], "A sign \ud83d.", max_new_tokens=2, prompt_set="brief"
     )
     assert "A sign \ufffd." in tiny.decode(tiny.encode(game.turns[0].prompt))
+
+
+def test_only_a_number_is_a_level():
+    assert module._about({"level": "easy"}) == module._about({}) == {}
+    level = module._about({"level": np.int64(2)})["level"]
+    assert level == 2 and type(level) is int

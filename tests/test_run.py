@@ -9,10 +9,12 @@ from dataclasses import asdict, replace
 import pytest
 from helpers import by_hand, make_model
 
+from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
-from oelkit.records import ExperienceItem, append_jsonl, read_jsonl, write_jsonl
+from oelkit.records import ExperienceItem, append_jsonl, read_jsonl, to_dict, write_jsonl
 from oelkit.runs import measures, work
+from oelkit.runs.files import sha256
 from oelkit.runs.run import Run, run_loop
 from oelkit.runs.settings import Settings, run_folder
 from oelkit.views.summary import summary
@@ -366,6 +368,36 @@ def test_an_experience_written_by_hand(settings, tmp_path):
     run.curate(1)
     (run.round_folder(1) / "experience.md").write_text("Never step on H.\nReach G.\n")
     assert run.experiences(1) == ["Never step on H.\nReach G."] * 2
+
+
+def test_rounds_count_from_1(settings, tmp_path):
+    run = start(tmp_path / "run", settings)
+    with pytest.raises(ValueError, match="round 0: rounds count from 1"):
+        run.rollout(0)
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_how_a_given_policy_thinks_is_recorded_and_compared(settings, tmp_path):
+    policy = load_policy(settings.model, enable_thinking=False)
+    run = Run(tmp_path / "run", settings, policy, progress=False)
+    run.rollout(1)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["settings"]["enable_thinking"] is False
+    with pytest.raises(ValueError, match="enable_thinking"):
+        Run(tmp_path / "run", settings, progress=False)
+
+
+def test_decisions_left_by_a_kill_do_not_reach_a_new_log(settings, tmp_path):
+    run = by_hand(start(tmp_path / "run", settings))
+    run.extract(1)
+    items, log = (run.round_folder(1) / f"{name}.jsonl" for name in ("items", "curation"))
+    decided = auto_curate(Curation(read_jsonl(items, ExperienceItem))).log
+    left = {"items": sha256(items), "n": 3}
+    left["operations"] = [{**to_dict(operation), "n": operation.n + 3} for operation in decided]
+    (run.round_folder(1) / ".curate.decided").write_text(json.dumps(left))
+    assert decided and not log.exists()  # the person has moved the log away
+    run.curate(1)
+    assert Curation.open(items, log).log[0].n == 1
 
 
 def test_new_items_do_not_meet_an_old_log(settings, tmp_path):

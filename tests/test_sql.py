@@ -50,7 +50,7 @@ def test_databases_share_no_name_and_are_the_same_each_time():
 @pytest.mark.parametrize("world", ["Sql", "SqlUnseen", "SqlOther"])
 def test_who_knows_the_facts_wins_and_who_guesses_plain_names_does_not(world):
     found = envs.bounds(f"oelkit/{world}-v0", range(80))
-    assert (found["random"], found["ceiling"]) == (0.0, 1.0)
+    assert (found["random"], found["plain_names"], found["ceiling"]) == (None, 0.0, 1.0)
 
 
 def test_held_out_questions_are_the_unseen_ones():

@@ -154,7 +154,7 @@ def figure(rows: Sequence[dict]) -> plots.Figure:
     axis.set(ylabel="guests served correctly, no experience", ylim=(-0.02, 1.04))
     ends = [statistics.mean(r["consolidated"]["pass_rate"] for r in online if r["round"] == k)
             for k in range(1, last + 1)]  # fmt: skip
-    passed = " → ".join(f"{100 * rate:.0f}" for rate in [0, *ends])
+    passed = " → ".join(f"{100 * rate:.0f}" for rate in [base["pass_rate"], *ends])
     title = f"All courses right: {passed} % of unseen guests"
     if offline:
         at_once = statistics.mean(row["consolidated"]["pass_rate"] for row in offline)

@@ -229,7 +229,8 @@ def staircase(rows: list[dict]):
         for k in range(1, ROUNDS + 1)
     ]
     best = [rate["pass_rate"] for rate in offline]
-    passed = " → ".join(f"{100 * rate:.0f}" for rate in [0, *steps])
+    base = statistics.mean(_rate(mine[0], "base") for mine in by_seed.values())
+    passed = " → ".join(f"{100 * rate:.0f}" for rate in [base, *steps])
     title = f"{ROUNDS} rounds: {passed} % of unseen maps"
     if best:
         title += f"; all games in one round: {statistics.mean(best):.0%}"

@@ -115,7 +115,7 @@ def evaluate(args: Namespace) -> None:
     print(f"{rate} on {row['maps']} maps of {env}")
     needed = episodes_needed(row["pass_rate"])
     print(f"to show a difference of 10 points, you need {needed} episodes per arm")
-    _write(args, {"env": env, "experience": args.experience, **row})
+    _write(args, s, {"env": env, "experience": args.experience, **row})
 
 
 def ifeval(args: Namespace) -> None:
@@ -144,7 +144,7 @@ def ifeval(args: Namespace) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "versions": {**versions(), "lm_eval": version("lm_eval")},
     }
-    _write(args, row)
+    _write(args, s, row)
 
 
 def _start(args: Namespace) -> tuple[Settings, list[str]]:
@@ -153,7 +153,10 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
 
     if args.command != "distill" and os.environ.get("LOCAL_RANK", "0") != "0":
         raise ValueError(f"{args.command} runs in one process: start it without accelerate launch")
-    for path in filter(None, (args.out, getattr(args, "replies", None))):
+    paths = [path for path in (args.out, getattr(args, "replies", None)) if path]
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{args.out}: --out and --replies need a file each")
+    for path in paths:
         if Path(path).exists() and not args.force:
             raise ValueError(f"{path} already exists: choose another file, or use --force")
         (parent := Path(path).parent).mkdir(parents=True, exist_ok=True)
@@ -174,11 +177,11 @@ def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
     return policy_from_config(settings, adapter=args.adapter), options
 
 
-def _write(args: Namespace, row: dict[str, Any]) -> None:
+def _write(args: Namespace, settings: Settings, row: dict[str, Any]) -> None:
     from ..runs.files import write_json
 
     if args.out:
-        row = {"model": args.model, "adapter": args.adapter, **row}
+        row = {"model": settings.model, "adapter": args.adapter, **row}
         write_json(Path(args.out), row)
 
 

@@ -49,6 +49,10 @@ class Room:
         parts = (sorted(self.walls), self.targets, self.boxes, self.player)
         return zlib.crc32(repr(parts).encode()) % 4 == 0
 
+    def __post_init__(self) -> None:
+        for name in ("targets", "boxes"):  # compared as tuples
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+
     def move(self, position: Position, action: str) -> Position | None:
         """Return the position after an action; None if a wall or blocked box is in the way."""
         player, boxes = position

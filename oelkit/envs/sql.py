@@ -253,7 +253,7 @@ class SqlEnv(gym.Env[str, str]):
 
     def bounds(self, seeds: Iterable[int]) -> dict[str, float]:
         """Return pass rates of two scripted players: one knows every fact, one uses plain names."""
-        won = {"random": 0, "ceiling": 0}
+        won = {"plain_names": 0, "ceiling": 0}
         games = list(seeds)
         for seed in games:
             for name in won:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
+from ..messages import MARK, behind_mark, in_parts, plain, rendering, wants_parts
 from ..text import answer_text, begun_thought, in_marks
 from .base import context_length
 from .loading import load_policy
@@ -115,11 +115,12 @@ class PlainModel:
         self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the prompt ids of chat messages."""
+        """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         messages = in_parts(plain(messages)) if self._parts else plain(messages)
         how = {"add_generation_prompt": True, "return_dict": False, **self._template}
-        return self.tokenizer.apply_chat_template(messages, tools=tools, **how)
+        with rendering(self.name, messages):
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **how)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:

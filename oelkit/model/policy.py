@@ -15,11 +15,10 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
-from ..messages import MARK, behind_mark, in_parts, plain, wants_parts
+from ..messages import MARK, behind_mark, in_parts, plain, rendering, wants_parts
 from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
@@ -164,13 +163,8 @@ class Policy(Shown, Adapters):
     ) -> list[int]:
         """Return token ids of messages; special tokens in their content are treated as text."""
         messages = in_parts(messages) if self._in_parts else messages
-        try:
+        with rendering(self.name, messages):
             return self._apply(messages, tools, **options)
-        except (TemplateError, TypeError) as error:  # such as a template without a system role
-            raise ValueError(
-                f"{self.name}: its chat template rejects these messages ({error}); use roles that "
-                f"it knows, not {[m['role'] for m in messages]}"
-            ) from error
 
     def _apply(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any

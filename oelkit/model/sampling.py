@@ -61,7 +61,7 @@ class Reply:
     """Why a server gave no reply."""
 
 
-# why: nine, because a rollout passes on its cache from turn to turn
+# why: a third of it documents the arguments
 def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -69,7 +69,6 @@ def generate(
     *,
     seed: int = 0,
     adapter: str | None = "student",
-    batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
     kept: Kept | None = None,
     **changes: Any,
@@ -85,7 +84,6 @@ def generate(
         seed: fixes the replies for the same prompts and batch_tokens; the global random generators
             are left alone.
         adapter: "student", "teacher" or None for the base model.
-        batch_tokens: most prompt + reply tokens in a batch; lower it if memory runs out.
         progress: show a progress bar.
         kept: cache of earlier calls with the same adapter, which these prompts continue; updated.
         **changes: fields of `sampling` as keywords (temperature=0, max_new_tokens=64).
@@ -95,7 +93,7 @@ def generate(
             max_new_tokens in the context, or settings are invalid.
     """
     sampling = given.settings("sampling", Sampling, sampling, changes)
-    new_tokens = sampling.max_new_tokens
+    new_tokens, batch_tokens = sampling.max_new_tokens, sampling.batch_tokens or BATCH_TOKENS
     if new_tokens is None:
         new_tokens = load_prompt_set(policy.default_prompt_set).max_new_tokens
     _check(policy, prompts, sampling, new_tokens)

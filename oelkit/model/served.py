@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, behind_mark, plain
+from ..messages import MARK, behind_mark, plain, rendering
 from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .sampling import Reply
 from .source import clear_errors, model_folder
@@ -97,13 +97,18 @@ class ServedModel:
         self.model = name
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the prompt ids of chat messages, along with the messages to send."""
+        """Return the prompt ids of chat messages, along with the messages to send.
+
+        Raises:
+            ValueError: the chat template rejects messages.
+        """
         tools = next((m["tools"] for m in messages if m.get("tools")), None)
         messages = plain(messages)
         how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
         if self.enable_thinking is not None:
             how["enable_thinking"] = self.enable_thinking
-        prompt = _Prompt(self.tokenizer.apply_chat_template(messages, tools=tools, **how))
+        with rendering(self.name, messages):
+            prompt = _Prompt(self.tokenizer.apply_chat_template(messages, tools=tools, **how))
         prompt.sent = {"messages": [{k: m[k] for k in m if k != "tools"} for m in messages]}
         prompt.sent |= {"tools": tools} if tools else {}
         return prompt

@@ -48,12 +48,16 @@ class PromptSet:
     chat: bool = False
 
 
-def load_prompt_set(name: str | Path) -> PromptSet:
-    """Load a set by name ('paper', 'brief') or by the path of a .toml file.
+def load_prompt_set(name: str | Path | PromptSet) -> PromptSet:
+    """Load a set by name ('paper', 'brief', 'rules') or by the path of a .toml file.
+
+    A prompt set is returned as it is.
 
     Raises:
         ValueError: the set does not exist or is invalid; the message says why.
     """
+    if isinstance(name, PromptSet):
+        return name
     known = {p.stem: p for p in sorted(_FOLDER.glob("*.toml"))}
     path = Path(name) if str(name).endswith(".toml") else known.get(str(name))
     if not path or not os.path.isfile(path):
@@ -115,8 +119,12 @@ def act_messages(
     boards, parts = [*(t.observation for t in turns), observation], list[Message]()
     if prompt_set.chat:
         for turn, before, after in zip(turns, boards, boards[1:], strict=False):
-            parts.append(spoken(answer_text(turn.reply)))
-            back = turn.feedback if after == before else f"{turn.feedback}\n\n{after}"
+            answer = answer_text(turn.reply)
+            parts.append(
+                spoken(answer) if tools else {"role": "assistant", "content": answer.strip()}
+            )
+            said = after in (before, turn.feedback)
+            back = turn.feedback if said else f"{turn.feedback}\n\n{after}"
             role = "tool" if "tool_calls" in parts[-1] else "user"
             parts.append({"role": role, "content": back})
     shown = 0 if prompt_set.chat else len(turns)
@@ -190,23 +198,26 @@ def without_experience(
 
 
 def extract_messages(
-    prompt_set: PromptSet, trajectory: Trajectory, previous: str = ""
+    prompt_set: PromptSet, trajectory: Trajectory, previous: str = "", first: int = 0
 ) -> list[Message]:
-    """Return the user message that asks what a trajectory teaches beyond `previous` ("": none)."""
+    """Return the user message that asks what a trajectory teaches beyond `previous` ("": none).
+
+    first: turns of the game before those of the trajectory.
+    """
     known = prompt_set.previous.format(items=previous) if previous else ""
-    text = prompt_set.extract.format(game=game_text(prompt_set, trajectory), previous=known)
+    text = prompt_set.extract.format(game=game_text(prompt_set, trajectory, first), previous=known)
     return [{"role": "user", "content": text.strip("\n")}]
 
 
-def game_text(prompt_set: PromptSet, trajectory: Trajectory) -> str:
+def game_text(prompt_set: PromptSet, trajectory: Trajectory, first: int = 0) -> str:
     """Return a whole game in words: for each turn the board, the full reply and its effect.
 
-    {board} is filled only at the first turn of each level.
+    {board} is filled only at the first turn of each level. first: as in `extract_messages`.
     """
     turns = trajectory.turns
     return "".join(
         prompt_set.turn.format(
-            turn=i + 1,
+            turn=first + i + 1,
             observation=t.observation,
             board=f"{t.observation}\n" if i == 0 or _level(t) != _level(turns[i - 1]) else "",
             reply=t.reply,

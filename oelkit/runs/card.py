@@ -165,6 +165,8 @@ def _checked(rows: list[dict[str, Any]] | None) -> list[str]:
 def _experience(folder: Path, digest: str | None) -> list[str]:
     """The absorbed experience: model text, fenced by more backticks than it contains."""
     path, head = folder / "experience.md", ["## Experience", "", f"SHA-256 {digest}.", ""]
+    if digest is None:
+        return [*head[:2], "This adapter came without the text that it was trained on.", ""]
     if not path.is_file():
         return [*head[:-1], "The text is not published.", ""]
     text = path.read_text(encoding="utf-8").strip()

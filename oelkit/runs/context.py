@@ -16,7 +16,7 @@ from ..steps.evaluation import probe
 from .settings import Settings
 from .stages import Stages
 
-HELD_OUT = 900_000_000  # first map seed of evaluation; training games use lower seeds
+HELD_OUT = 900_000_000  # first map seed of evaluation; no training game has one of these
 
 
 class RunContext:

@@ -92,7 +92,10 @@ class Driver(RunContext):
 
         Raises:
             StaleRunError: One of them is out of date and redo is False. Nothing was done.
+            ValueError: There is no such round.
         """
+        if stage in STAGES and given.whole("round", k) < 1:
+            raise ValueError(f"round {k}: rounds count from 1")
         if self._writing and stage == STAGES[0]:  # once per round, not once per stage
             self._look(k)
         if self.stages.status(k, stage, self._earlier(k)).state != "done":

@@ -98,7 +98,10 @@ def estimate(
     seconds["metrics"] = last.seconds["metrics"]
     seconds["trial"] = sum(sum(t.seconds.values()) for t in trials)
     played = rounds * (s.extract_games + s.state_games + 2 * maps + validation) + maps + validation
-    trained = rounds * s.steps * s.batch_size * last.step_tokens
+    trainings = rounds
+    if s.run_ablations:
+        played, trainings = played + (len(ARMS) + 1) * maps, rounds + len(ARMS)
+    trained = trainings * s.steps * s.batch_size * last.step_tokens
     longest = min(s.budget_tokens or policy.context_length, policy.context_length)
     memory = memory_plan(
         policy,
@@ -138,21 +141,18 @@ def _trial(
     if not any(work.read_texts(run, one / "experience.md")):  # no item from so few games
         run.write_experience(1, [TRIAL_TEXT] * small.num_draws)
     metrics = run.run_all()
+    whole: Any = run.stages.manifest(0, "metrics")
     games = read_jsonl(one / "trajectories.jsonl", Trajectory)
     states = read_jsonl(one / "states.jsonl", State)
     rows = read_jsonl(folder / "metrics.jsonl")
     return _Trial(
-        {**metrics["seconds"], **metrics["rounds"][0]["seconds"], "metrics": _seconds(run)},
+        {**metrics["seconds"], **metrics["rounds"][0]["seconds"], "metrics": whole["seconds"]},
         [row["seconds"] for row in rows],
         _tokens(games),
         sum(row["reply_tokens"] for row in rows) / len(rows),
         max(len(policy.encode(state.prompt)) for state in states),
         run.prompts.max_new_tokens,
     )
-
-
-def _seconds(run: Driver) -> float:
-    return (run.stages.manifest(0, "metrics") or {"seconds": 0.0})["seconds"]
 
 
 def _tokens(games: list[Trajectory]) -> float:

@@ -97,7 +97,8 @@ def _write(stages: Stages, k: int, to: str, folder: Path, convert: list[str]) ->
     adapter, model = stages.folder / f"round_{k}/adapter", stages.settings["model"]
     if to == "peft":
         for name in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
-            shutil.copy(adapter / name, folder)
+            if name != "oelkit.json" or (adapter / name).exists():  # PEFT's own folders lack it
+                shutil.copy(adapter / name, folder)
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         # PEFT loads the base model by this name and does not know "micro"
         config["base_model_name_or_path"] = add_tokenizer(model, folder)

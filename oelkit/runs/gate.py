@@ -11,7 +11,7 @@ from typing import Any
 from ..stats import paired_bootstrap, wilson_interval
 from .table import weights
 
-VALIDATION = 950_000_000  # first map seed; training and evaluation use lower ones
+VALIDATION = 950_000_000  # first map seed; neither training nor evaluation has one of these
 VALIDATION_MAPS = 64
 
 

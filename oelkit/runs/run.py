@@ -65,7 +65,9 @@ class Run(Driver, Shown):
         given.one("settings", settings, Settings, ', such as Settings.of("tiny"),')
         if policy is not None:
             given.a_policy(policy)
+        thinking = policy and policy.enable_thinking
         model = {"model": policy.name} if policy else {}
+        model |= {} if thinking is None else {"enable_thinking": thinking}
         self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))
         for world in {settings.env, envs.held_out(settings.env)}:

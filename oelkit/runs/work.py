@@ -124,7 +124,7 @@ def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], dec
     written to `decided` first."""
     left, size = read_json(decided), log.stat().st_size if log.exists() else 0
     curation, of = Curation.open(items, log), sha256(items)
-    if left is None or left["items"] != of:
+    if left is None or left["items"] != of or left["n"] > len(curation.log):
         plan = auto_curate(replay(read_jsonl(items, ExperienceItem), curation.log), draws, known)
         n = len(curation.log)
         left = {"items": of, "n": n, "operations": [to_dict(op) for op in plan.log[n:]]}

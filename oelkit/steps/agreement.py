@@ -44,8 +44,9 @@ def agreement(
         seed: for sampling the replies on which the KL is estimated.
 
     Returns:
-        kl (nats per token), agreement (share of equal greedy answers), low and high (its 95%
-        interval), and n (number of states).
+        kl (nats per token), agreement (share of equal greedy answers; two empty ones, such as of
+        unfinished thoughts, are not equal), low and high (its 95% interval), and n (number of
+        states).
 
     Raises:
         ValueError: no states, no experience, or a prompt that exceeds the context.
@@ -54,8 +55,7 @@ def agreement(
     states, seed = given.records("states", states, State), given.whole("seed", seed)
     if not states or not given.texts("experience", [experience])[0].strip():
         raise ValueError("nothing to compare: there are no states or no experience")
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     plain = [policy.encode(s.prompt) for s in states]
     read = [policy.encode(with_experience(prompt_set, s.prompt, experience)) for s in states]
     longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -71,6 +71,6 @@ def agreement(
             (read, {**how, "temperature": 0, "adapter": teacher}),
         )
     ]
-    same, n = sum(a == b for a, b in zip(*answers, strict=True)), len(states)
+    same, n = sum(a == b != "" for a, b in zip(*answers, strict=True)), len(states)
     low, high = wilson_interval(same, n)
     return {"kl": float(np.mean(kl)), "agreement": same / n, "low": low, "high": high, "n": n}

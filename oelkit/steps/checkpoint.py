@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..model import ranks
+from ..model.lora import fingerprint
 from ..model.tensors import checksum, load_tensors, save_tensors
 from ..records import sync_folder, to_dict
 from .training import Training
@@ -34,6 +35,7 @@ class Checkpoint:
         t.failed = path.with_name(f"{path.stem.lstrip('.')}{own}.failed.jsonl")
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
         about += [[to_dict(state) for state in t.states], torch.__version__]
+        about += [t.policy.name, fingerprint(t.policy.model), t.policy.enable_thinking]
         optimizer = type(t.optimizer).__name__
         about += [optimizer] * (optimizer != "AdamW")  # another optimiser cannot use its state
         weights = {str(i): p for i, p in enumerate(self.student)}

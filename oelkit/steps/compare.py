@@ -57,8 +57,7 @@ def compare_answers(
     given.a_policy(policy, adapters=True)
     if not experience.strip():
         raise ValueError("nothing to compare: the experience is empty")
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     plain = policy.encode(messages)
     read = policy.encode(with_experience(prompt_set, messages, experience))
     prompts = {arm: read if arm == "in_context" else plain for arm in ARMS}

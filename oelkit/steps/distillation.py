@@ -110,7 +110,7 @@ def distill(
             if saved and ranks.rank() == 0 and (last or (step + 1) % CHECKPOINT_EVERY == 0):
                 saved.save()
             if stop:
-                raise KeyboardInterrupt(f"stopped after step {step} of {config.steps}")
+                raise KeyboardInterrupt(f"stopped after {step + 1} of {config.steps} steps")
     training.optimizer.zero_grad(set_to_none=True)
     return history
 

@@ -16,7 +16,7 @@ import numpy as np
 from .. import given
 from ..config import Sampling
 from ..model.policy import Policy
-from ..model.sampling import generate
+from ..model.sampling import Reply, generate
 from ..records import Outcome, Trajectory, read_jsonl
 from ..stats import paired_bootstrap, wilson_interval
 from ..tables import Brief, Shown, frame
@@ -144,7 +144,7 @@ def evaluate(
             K draws), episode i reads text i mod K.
         sampling: how replies are sampled (None: T 0.7, top_p 0.8, top_k 20).
         sampling_seeds: one per sample of a map.
-        **options: options of `rollout`, including fields of the sampling.
+        **options: options of `rollout` except its seed, including fields of the sampling.
 
     Raises:
         ValueError: nothing to play, maps given unequally often, or an error from `rollout`.
@@ -153,6 +153,8 @@ def evaluate(
     given.a_policy(policy)
     texts, seeds = given.texts("experience", experience), given.seeds("seeds", seeds)
     sampling_seeds = given.seeds("sampling_seeds", sampling_seeds)
+    if "seed" in options:
+        raise TypeError("seed: use sampling_seeds=(0,), with one seed per sample of a map")
     if not texts or not seeds or not sampling_seeds:
         raise ValueError("nothing to evaluate: no maps, no experience texts or no sampling seeds")
     episodes_by_sample(seeds)  # refuses before anything is played
@@ -204,14 +206,14 @@ def probe(
         )
     options: dict[str, Any] = {"temperature": 0, "adapter": adapter, "progress": progress}
     texts, thoughts = [], []
-    for i, reply in enumerate(generate(policy, ids, max_new_tokens=short, **options)):
+    for i, reply in enumerate(answered(generate(policy, ids, max_new_tokens=short, **options))):
         texts.append(policy.answer_text(reply.text))
         if reply.truncated and texts[-1] != reply.text:  # a thought took tokens of the answer
             thoughts.append(i)
     if thoughts:
         prompts = [ids[i] for i in thoughts]
         room = min(max(max_new_tokens, short), policy.context_length - max(map(len, prompts)))
-        replies = generate(policy, prompts, max_new_tokens=room, **options)
+        replies = answered(generate(policy, prompts, max_new_tokens=room, **options))
         for i, reply in zip(thoughts, replies, strict=True):
             texts[i] = policy.answer_text(reply.text)
     right: dict[str, list[bool]] = {"all": []}
@@ -221,6 +223,14 @@ def probe(
         right.setdefault(row["kind"], []).append(correct)
     shares = {kind: sum(right[kind]) / len(right[kind]) for kind in ["all", *sorted(right)]}
     return {**shares, "n": len(rows)}
+
+
+def answered(replies: list[Reply]) -> list[Reply]:
+    """Return the replies; RuntimeError if a server gave none to a prompt, for measures of all."""
+    if failed := [reply.error for reply in replies if reply.error]:
+        said = f"{len(failed)} of {len(replies)} requests failed, so nothing was measured"
+        raise RuntimeError(f"{said}; first {type(failed[0]).__name__}: {failed[0]}") from failed[0]
+    return replies
 
 
 def _questions(path: str | Path) -> list[dict[str, Any]]:

@@ -29,15 +29,14 @@ from ..progress import Bar
 from ..prompts import PromptSet, extract_messages, load_prompt_set
 from ..records import Evidence, ExperienceItem, Message, Trajectory
 from ..text import (
+    answer_text,
     experience_text,
     join_experience,
     parse_items,
     says_nothing_new,
     truncate_to_budget,
 )
-from .training import oom_hint, warn_of_chats
-
-MEET = 16  # tokens by which a prompt can differ from the sum of its parts
+from .training import MEET, oom_hint, warn_of_chats
 
 
 # why: fifteen, because eight say what is read and written, and a run drives it with the rest; half
@@ -102,8 +101,7 @@ def extract(
         raise ValueError(f"budget_tokens={budget_tokens}: need 0 or more; None is no limit")
     if num_draws < 1 or len(before) != num_draws:
         raise ValueError(f"{num_draws} draws with {len(before)} previous texts: need one per draw")
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     drawn = given.settings("sampling", Sampling, sampling, changes)
     options = drawn.options(prompt_set.max_new_tokens)
     room = policy.context_length - options["max_new_tokens"]
@@ -130,7 +128,10 @@ def extract(
                 longest = options["max_new_tokens"]
                 with oom_hint("extraction", max_new_tokens=longest, num_draws=num_draws):
                     replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
-            answers = [policy.answer_text(reply.text) for reply in replies]
+            if all(reply.error for reply in replies):
+                raise RuntimeError("the model's server answered no request") from replies[0].error
+            answer_of = answer_text if writer else policy.answer_text
+            answers = [answer_of(reply.text) for reply in replies]
             new = [_items_of(a, r.truncated, strict) for a, r in zip(answers, replies, strict=True)]
             done = [lane.add(texts, round) for lane, texts in zip(lanes, new, strict=True)]
             row = {"replies": len(new), "empty": sum(not texts for texts in new)}
@@ -217,7 +218,7 @@ class _Lane:
 
 
 def _asked(prompt_set: PromptSet, game: Trajectory, first: int, end: int, known: str) -> Any:
-    return extract_messages(prompt_set, replace(game, turns=game.turns[first:end]), known)
+    return extract_messages(prompt_set, replace(game, turns=game.turns[first:end]), known, first)
 
 
 def _readable(

@@ -27,6 +27,7 @@ from ..model.policy import Policy
 from ..model.sampling import generate
 from ..records import read_jsonl
 from ..stats import wilson_interval
+from .evaluation import answered
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def ifeval(
         _check(row, f"{dataset}: prompt {i}", checkers.instructions_registry.INSTRUCTION_DICT)
     ids = [policy.encode([{"role": "user", "content": row["prompt"]}]) for row in rows]
     options = (sampling or Sampling(top_p=0.8, top_k=20)).options(1280) | options
-    replies = []
-    for i, (row, reply) in enumerate(zip(rows, generate(policy, ids, **options), strict=True), 1):
+    replies, said = [], answered(generate(policy, ids, **options))
+    for i, (row, reply) in enumerate(zip(rows, said, strict=True), 1):
         entry = {"key": row.get("key", i), "prompt": row["prompt"]}
         entry |= {"instructions": row["instruction_id_list"], "reply": reply.text}
         entry |= {"reply_tokens": len(reply.ids), "truncated": reply.truncated}

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from itertools import compress
+from numbers import Integral
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -85,8 +86,7 @@ def rollout(
     if not seeds:
         raise ValueError("no games to play: seeds is empty")
     texts = _one_each(experience, len(seeds))
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     if system is not None:
         prompt_set = replace(prompt_set, system=system)
     drawn = given.settings("sampling", Sampling, sampling, changes)
@@ -248,7 +248,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 def _about(info: dict[str, Any]) -> dict[str, Any]:
     """Return what a world says about the board that it shows, for the record of the turn."""
-    return {"level": info["level"]} if "level" in info else {}
+    level = info.get("level")  # a world of one's own can mean something else by it
+    return {"level": int(level)} if isinstance(level, Integral) else {}
 
 
 def _arm(adapter: str | None, text: str) -> str:

@@ -75,10 +75,17 @@ def prepare(
             "rejected)"
         )
     _check(c)
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
+    asked = {s.id: [str(m.get("content")) for m in s.prompt] for s in states}
+    if told := [id for id, said in asked.items() if any(t in one for t in texts for one in said)]:
+        warnings.warn(
+            f"{len(told)} of {len(states)} states, first {told[0]!r}, contain the experience, so "
+            "the student reads it too and learns little; oelkit.states(games, experience) leaves "
+            "it out",
+            stacklevel=3,
+        )
     with oom_hint("the trial run", max_new_tokens=longest, batch_size=c.batch_size):
         plan = memory_plan(
             policy,
