@@ -66,6 +66,7 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
     browser.do("skip", ids=["i1"])
     browser.do("restore", ids=["i1"])
     browser.do("edit", ids=["i2"], texts=["G is where to go."])
+    assert browser.state["saved"]
     browser.do("move", ids=["i2"], texts=["i0"], to=0)
     merged = browser.do("merge", ids=["i2", "i0"])["at"]
     parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-8.2"
@@ -123,6 +124,7 @@ def test_refusals_are_told_and_change_nothing(files):
     curation = Curation.open(*files)
     browser = Browser(curation)
     assert "text is empty" in browser.do("edit", ids=["i0"], texts=["  "])["error"]
+    assert not browser.state["saved"]
     assert "no operation 'log'" in browser.do("log")["error"]
     assert not files[1].exists()
     Curation.open(*files).accept("i1")  # somebody else, in another window

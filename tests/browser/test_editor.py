@@ -136,6 +136,9 @@ def test_edit_in_place_cancel_split_and_add(show, curation):
     assert current(page) == TEXTS[0] and curation.log == []
     press(page, "e")
     page.keyboard.type(" Mind it.")
+    page.locator(".oel-row").last.dblclick()
+    button(page, "Edit").click()
+    assert page.locator("textarea").input_value() == f"{TEXTS[0]} Mind it.", "one form at a time"
     press(page, "Control+Enter")
     until(page, lambda: len(curation.log) == 1)
     assert {curation.item(id).text for id in ("i0", "i3")} == {f"{TEXTS[0]} Mind it."}
@@ -157,12 +160,23 @@ def test_edit_in_place_cancel_split_and_add(show, curation):
     page.locator(".oel-row").first.click()
     press(page, "r")
     until(page, lambda: curation.item("i0").text == TEXTS[0])
+    until(page, lambda: current(page) == TEXTS[0])
+    press(page, "e")
+    page.keyboard.type(" Really.")
+    curation.merge(["i0", "i3", "i1"])  # meanwhile, in another cell
+    page.evaluate("() => { model.send({ op: 'refresh' }); }")
+    page.get_by_label("Text of the new item").wait_for()
+    press(page, "Control+Enter")
+    until(page, lambda: curation.items[-1].text == f"{TEXTS[0]} Really.")
 
 
 def test_selection_merge_and_bulk(show, curation):
     page = show(experience_editor(curation))
     page.locator(".oel-row").nth(1).click()
     press(page, " ", "j", " ")
+    page.locator(".oel-menu summary").click()
+    press(page, "Escape")
+    assert not page.locator(".oel-pop").is_visible()
     assert page.locator(".oel-row input:checked").count() == 2
     press(page, "m")
     until(page, lambda: len(curation.items) == 4)
@@ -173,6 +187,12 @@ def test_selection_merge_and_bulk(show, curation):
     until(page, lambda: [i.status for i in curation.items] == ["accepted"] * 4)
     assert curation.log[-1].op == "accept" and len(curation.log[-1].ids) == 4  # one step of undo
     until(page, lambda: page.locator(".oel-row input:checked").count() == 0)
+    show_all(page)
+    page.locator(".oel-row").nth(1).click()
+    press(page, " ", "j", "x")
+    until(page, lambda: curation.log[-1].op == "reject")
+    (id,) = curation.log[-1].ids
+    assert page.locator(".oel-after").inner_text() == f"Rejected “{curation.item(id).text}”"
 
 
 def test_the_reason_follows_the_decision_and_the_name_is_asked_once(show, curation):
@@ -234,17 +254,21 @@ def test_a_kernel_that_is_gone_says_so_and_takes_no_decision(show, curation):
     press(page, "a")
     until(page, lambda: len(curation.log) == 1)
     page.evaluate("() => { window.alive = model.send; model.send = () => {}; }")
-    press(page, "x")
+    press(page, "e", "!", "Control+Enter")
     page.get_by_role("alert").get_by_text("The kernel does not answer").wait_for()
     assert str(curation.log_path) in page.get_by_role("alert").inner_text()
+    assert f"Perhaps not saved: {TEXTS[1]}!" in page.get_by_role("alert").inner_text()
     page.evaluate("() => { model.send = window.alive; }")
     page.locator(".oel-row").nth(1).click()
-    press(page, "x")  # the kernel might be back, but the page does not know
-    assert len(curation.log) == 1
+    press(
+        page, "x", "e", "?", "Control+Enter"
+    )  # the kernel might be back, but the page does not know
+    assert len(curation.log) == 1 and page.locator("textarea").input_value() == f"{TEXTS[2]}?"
     button(page, "Ask again").click()
     until(page, lambda: not page.get_by_role("alert").is_visible())
-    press(page, "x")
+    press(page, "Control+Enter")
     until(page, lambda: len(curation.log) == 2)
+    assert curation.item("i2").text == f"{TEXTS[2]}?"
 
 
 def test_the_divider_moves_and_full_screen_fills(show, curation):
@@ -367,12 +391,13 @@ def test_the_second_editor_is_told(show, curation):
     page = show(experience_editor(curation))
     page.locator(".oel-row").first.click()
     Curation(curation._source, curation.log_path, author="ann").reject("i0", "mine")
-    press(page, "a")
+    press(page, "e", "!", "Control+Enter")
     page.get_by_role("alert").get_by_text("changed by somebody else").wait_for()
     assert len(read_jsonl(curation.log_path)) == 1
+    assert page.locator("textarea").input_value() == f"{TEXTS[0]}!", "it can be saved again"
     button(page, "Read the log again").click()
     until(page, lambda: curation.item("i0").status == "rejected")
-    press(page, "a")
+    press(page, "Control+Enter")
     until(page, lambda: len(read_jsonl(curation.log_path)) == 2)
     assert not page.get_by_role("alert").is_visible()
 

@@ -6,7 +6,8 @@ function render({ model, el: host }) {
   const items = new Map();
   let state = { order: [], draws: [], reads: [], cut: [], can: [false, false], before: "", after: "", log: [null, 0] };
   let shown = [], cursor = null, selected = new Set(), filter = null, sort = "support", source = "", query = "";
-  let hitsOnly = false, writing = null;  // { id, form }: the row being edited; id "" when adding an item
+  let hitsOnly = false, writing = null;  // { id, form, area }: the row being edited; id "" when adding an item
+  const sent = [], refused = [];  // { id, text } of forms: without an answer yet; not saved, so shown again
   let openHeight = CLOSED, looked = null, loaded = false, coming = true;
 
   const current = () => items.get(cursor);
@@ -23,7 +24,7 @@ function render({ model, el: host }) {
   function decide(op) {
     const ids = chosen();
     if (!ids.length || (op === "merge" && ids.length < 2) || kernel.down()) return kernel.down() && lost();
-    const said = ids.length > 1 ? several(ids.length, "item") : `“${visible(current().text.slice(0, 60))}”`;
+    const said = ids.length > 1 ? several(ids.length, "item") : `“${visible(items.get(ids[0]).text.slice(0, 60))}”`;
     ask(op, { ids });
     after.textContent = `${DECIDED[op]} ${said}`;
     [why.value, why.hidden] = ["", false];
@@ -41,11 +42,7 @@ function render({ model, el: host }) {
     focusRow();
   }
   function lost() {
-    const [log, n] = state.log;
-    failure.replaceChildren(`The kernel does not answer: it is busy or has stopped. Nothing you do now is recorded. ${
-      log ? `Your earlier decisions are saved in ${log} (${several(n, "operation")}).` : "This curation has no log on disk."
-    } If the kernel has stopped, run the editor's cell again or reload this page. `,
-    el("button", { onclick: () => kernel.send({ op: "refresh" }) }, "Ask again"));
+    failure.replaceChildren(...unheard(state.log, sent, () => kernel.send({ op: "refresh" })));
     failure.hidden = false;
     root.classList.add("oel-lost");
   }
@@ -91,7 +88,7 @@ function render({ model, el: host }) {
   const active = () => root.getRootNode().activeElement;
   function focusRow() {
     coming = false;
-    (list.box.querySelector("[aria-current]") ?? root).focus({ preventScroll: true });
+    (writing?.area ?? list.box.querySelector("[aria-current]") ?? root).focus({ preventScroll: true });
     coming = true;
   }
   function keepFocus(work) {  // the focused element can be redrawn or removed; keys need the focus
@@ -115,21 +112,30 @@ function render({ model, el: host }) {
 
   // -- writing: edit an item in place, or add one
 
-  function write(id) {
-    if (id !== "" && !items.has(id)) return;
+  function write(id, text) {
+    if (writing) return writing.area.focus();
     const done = (op, texts) => {
+      if (op && kernel.down()) return lost();
       writing = null;
       adding.replaceChildren();
       layout();
       focusRow();
-      if (op) ask(op, { ids: id ? [id] : [], texts });
+      if (op) { sent.push({ id, text: area.value }); ask(op, { ids: id ? [id] : [], texts }); }
+      reopen();
     };
     const { form, area } = itemForm(id ? items.get(id).text : "", id === "", layout, done);
-    writing = { id, form };
+    area.value = text ?? area.value;
+    writing = { id, form, area };
     if (!id) adding.replaceChildren(form);
     layout();
     if (id) list.reveal(shown.indexOf(id));
     area.focus({ preventScroll: Boolean(id) });
+  }
+  function reopen() {  // with what was not saved; as a new item if its row is gone
+    if (writing || !refused.length) return;
+    const { id, text } = refused.shift();
+    if (items.has(id)) go(id);
+    write(items.has(id) ? id : "", text);
   }
 
   // -- commands: one table for buttons, keys and help
@@ -163,8 +169,7 @@ function render({ model, el: host }) {
     count: () => shown.length, keep: () => shown.indexOf(cursor), run: (key) => byKey.get(key).run(),
     height: (i) => (shown[i] === cursor ? openHeight : CLOSED), explain,
     draw: (to) => kernel.send({ op: "draw", to }), budget: (to) => ask("budget", { to }) });
-  const { root, progress, failure, sources, search, hits, why, after, every, none, list, help, adding, about } = parts;
-  const { prompt, promptSize, draws, evidence, teacher } = parts;
+  const { root, progress, failure, search, hits, why, after, every, none, list, help, adding, about, evidence } = parts;
 
   ownKeys(root);
   root.addEventListener("keydown", onkeydown);
@@ -220,9 +225,8 @@ function render({ model, el: host }) {
     parts.showFilters(kind, count, showOnly);
     const found = [...new Set(all.flatMap((item) => item.sources))];
     if (!found.includes(source)) source = "";
-    sources.replaceChildren(el("option", { value: "" }, "all sources"),
-      ...found.map((name) => el("option", { value: name, selected: name === source }, name)));
-    [sources.hidden, hits.hidden] = [found.length < 2, !query];
+    parts.showSources(found, source);
+    hits.hidden = !query;
     hits.textContent = several(all.filter((i) => query && matches(i)).length, "hit");
     hits.ariaPressed = String(hitsOnly);
     every.checked = shown.length > 0 && shown.every((id) => selected.has(id));
@@ -236,36 +240,31 @@ function render({ model, el: host }) {
       button.firstChild.data = many ? `${text} ${selected.size}` : text;
     }
     none.hidden = shown.length > 0;
-    none.textContent = !loaded ? "Waiting for the kernel …" : kind === "pending" && all.length
-      ? "Nothing is pending: all items are decided." : all.length ? "No item matches."
-        : "No items yet: extract some or add one.";
+    none.textContent = emptyList(loaded, kind, all.length);
     layout();
   }
   function showOnly(kind) {
     filter = kind;
-    if (!current() || !FILTERS[kind](current())) cursor = null;  // start at the first match
+    if (!writing && !(current() && FILTERS[kind](current()))) cursor = null;  // start at the first match
     show();
     focusRow();
     look();
-  }
-  function showPrompt() {
-    prompt.replaceChildren(...promptNodes(state));
-    promptSize.textContent = `${number(state.prompt_tokens ?? 0)} ${state.unit ?? ""}`;
-    draws.hidden = state.draws.length < 2;
-    draws.replaceChildren(...state.draws.map((d) =>
-      el("option", { value: d, selected: d === state.draw }, `draw ${d}`)));
-    const [limit, item] = [".oel-limit", ".oel-item"].map((name) => prompt.querySelector(name));
-    if (limit ?? item) teacher.scrollTop = (limit ?? item).offsetTop - teacher.clientHeight / (limit ? 2 : 3);
   }
   const showDetail = (detail) => about.replaceChildren(...evidenceNodes(detail, current().against, state.viewer, {
     restore: (id) => ask("restore", { ids: [id] }), go,
     turn: (game, to) => kernel.send({ op: "turn", ids: [game], to }),
     all: () => kernel.send({ op: "look", ids: [cursor], to: 1 }) }));
 
-  function hear({ rows, order, at, reveal, error, conflict, detail, file, notice, ...news }) {
+  function hear({ rows, order, at, reveal, error, conflict, detail, file, notice, saved, ...news }) {
     for (const [id, item] of Object.entries(rows)) items.set(id, item);
     const there = order && new Set(order);
     if (order) for (const id of items.keys()) if (!there.has(id)) items.delete(id);
+    if (saved != null) refused.push(...sent.splice(0, 1).filter(() => !saved));
+    if (writing?.id && !items.has(writing.id)) {  // undone or merged meanwhile
+      refused.push({ id: writing.id, text: writing.area.value });
+      writing = null;
+      after.textContent = "The item is gone: your text becomes a new one.";
+    }
     Object.assign(state, order && { order }, news);
     if (!loaded && state.author === "user" && remembered.get()) kernel.send({ op: "author", texts: [remembered.get()] });
     loaded = true;
@@ -276,7 +275,7 @@ function render({ model, el: host }) {
     if (order || Object.keys(rows).length || Object.keys(news).length || at) { show(); look(true); }
     if (at) list.reveal(shown.indexOf(cursor));
     if (reveal) { root.scrollIntoView({ block: "nearest" }); focusRow(); }
-    if (["reads", "cut", "before", "prompt_tokens", "draw", "budget"].some((key) => key in news)) showPrompt();
+    if (["reads", "cut", "before", "prompt_tokens", "draw", "budget"].some((key) => key in news)) parts.showPrompt(state);
     if (detail?.id === cursor) keepFocus(() => showDetail(detail));
     parts.showSaved(state);
     if (file) download(...file);
@@ -286,6 +285,7 @@ function render({ model, el: host }) {
         conflict ? el("button", { onclick: () => ask("reload") }, "Read the log again") : "");
       failure.hidden = false;
     }
+    reopen();
   }
 
   const found = () => keepFocus(() => { failure.hidden = true; root.classList.remove("oel-lost"); });

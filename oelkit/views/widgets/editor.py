@@ -131,6 +131,8 @@ class ExperienceEditor(LiveView):
         # an empty text, a concurrent write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
+        if message["op"] in ("edit", "split", "add"):  # the page keeps a form's text until it knows
+            answer["saved"] = len(self.curation.log) > before
         self.refresh(**answer)
 
     def _do(

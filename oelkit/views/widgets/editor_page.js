@@ -96,8 +96,12 @@ function editorPage(on) {
       if (file.files[0]) on.ask("import", { texts: [await file.files[0].text()] });
       file.value = "";
     } });
-  const menu = el("details", { class: "oel-menu", onkeydown(event) { if (event.key === "Escape") menu.open = false; },
-    onfocusout(event) { if (!menu.contains(event.relatedTarget)) menu.open = false; } },
+  const menu = el("details", { class: "oel-menu", onkeydown(event) {
+    if (event.key !== "Escape" || !menu.open) return;
+    menu.open = false;
+    menu.firstChild.focus();
+    event.stopPropagation();  // Esc outside the menu clears the selection
+  }, onfocusout(event) { if (!menu.contains(event.relatedTarget)) menu.open = false; } },
     el("summary", { role: "button" }, "More ▾"), el("div", { class: "oel-pop" },
       ...commands.filter((c) => c.more).map((c) => bar.get(c.label)),
       el("button", { onclick: () => on.ask("export", { texts: ["jsonl"] }) }, "Export JSONL"),
@@ -123,6 +127,20 @@ function editorPage(on) {
       "aria-pressed": String(which === kind), onclick: () => choose(which),
     }, label(which), " ", el("span", { class: "oel-count" }, number(count(which))))));
   }
+  function showSources(found, source) {
+    sources.replaceChildren(el("option", { value: "" }, "all sources"),
+      ...found.map((each) => el("option", { value: each, selected: each === source }, each)));
+    sources.hidden = found.length < 2;
+  }
+  function showPrompt(state) {
+    prompt.replaceChildren(...promptNodes(state));
+    promptSize.textContent = `${number(state.prompt_tokens ?? 0)} ${state.unit ?? ""}`;
+    draws.hidden = state.draws.length < 2;
+    draws.replaceChildren(...state.draws.map((d) =>
+      el("option", { value: d, selected: d === state.draw }, `draw ${d}`)));
+    const [limit, item] = [".oel-limit", ".oel-item"].map((each) => prompt.querySelector(each));
+    if (limit ?? item) teacher.scrollTop = (limit ?? item).offsetTop - teacher.clientHeight / (limit ? 2 : 3);
+  }
   function showBudget({ budget: most, tokens = 0, cut, unit = "tokens", measured }) {
     sorts.lastChild.hidden = !measured;
     meter.hidden = most == null;
@@ -141,6 +159,6 @@ function editorPage(on) {
     if (who !== "user") name.hidden = true;
     else if (n && name.dataset.asked == null) { name.hidden = false; name.dataset.asked = ""; }  // once
   }
-  return { root, progress, failure, sources, search, hits, why, after, every, none, list, help, adding, about, prompt,
-    promptSize, draws, evidence, teacher, showFilters, showBudget, showSaved };
+  return { root, progress, failure, search, hits, why, after, every, none, list, help, adding, about, evidence,
+    showFilters, showSources, showPrompt, showBudget, showSaved };
 }

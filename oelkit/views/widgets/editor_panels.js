@@ -56,6 +56,22 @@ function progressOf(all, { reads, cut, draws, draw }) {
     + (draws.length > 1 && cut.length ? ` (draw ${draw})` : "");
 }
 
+/** What stands in place of a list without rows. */
+function emptyList(loaded, kind, items) {
+  if (!loaded) return "Waiting for the kernel …";
+  if (!items) return "No items yet: extract some or add one.";
+  return kind === "pending" ? "Nothing is pending: all items are decided." : "No item matches.";
+}
+
+/** What to say while the kernel does not answer. sent: forms that it may not have read; again: asks once more. */
+function unheard([log, n], sent, again) {
+  return [`The kernel does not answer: it is busy or has stopped. Nothing you do now is recorded. ${
+    log ? `Your earlier decisions are saved in ${log} (${several(n, "operation")}).` : "This curation has no log on disk."
+  } If the kernel has stopped, run the editor's cell again or reload this page. `,
+  el("button", { onclick: again }, "Ask again"),
+  ...sent.map(({ text }) => el("p", { dir: "auto" }, "Perhaps not saved: ", visible(text)))];
+}
+
 /** A form for the text of an item. done(op, texts): "edit", "add", "split" at line breaks, or nothing. */
 function itemForm(text, isNew, oninput, done) {
   const area = el("textarea", { rows: 3, oninput, "aria-label": isNew ? "Text of the new item" : "Text of the item" });
