@@ -72,6 +72,13 @@ def answer_text(text: str) -> str:
     return answer if answer == text else _AROUND.sub("", answer.strip()).strip()
 
 
+def thought_text(text: str) -> str:
+    """Return the thoughts in a thinking model's reply: all but its answer, without their marks."""
+    *thoughts, rest = _END.split(text)
+    thoughts += _BEGIN.split(rest, maxsplit=1)[1:]
+    return "\n\n".join(filter(None, (_BEGIN.sub("", thought).strip() for thought in thoughts)))
+
+
 def begun_thought(opening: str) -> str:
     """Return the mark of a thought that a template's opening of a reply leaves open, or ""."""
     rest = _END.split(in_marks(opening))[-1]

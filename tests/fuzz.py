@@ -360,6 +360,7 @@ MANIFEST = nearly(
 def items(reply: str) -> None:
     """Take a reply to the extraction prompt through to the teacher's text."""
     text.answer_text(reply)
+    text.thought_text(reply)
     for strict in (True, False):
         found = text.parse_items(reply, strict)
         assert all(item == text.one_line(item) and item for item in found), found

@@ -15,7 +15,7 @@ from oelkit.views.widgets import RedoNotice, RoundMenu, experience_editor
 
 @pytest.fixture
 def runs(tmp_path):
-    for run, k in (("a", 1), ("a", 2), ("b", 1)):
+    for run, k in (("a", 1), ("a", 2), ("a", 10), ("b", 1)):
         item = ExperienceItem("i", f"item of {run}{k} <b>", (), "m", k, 0)
         write_jsonl(tmp_path / run / f"round_{k}" / "items.jsonl", [item])
     return tmp_path
@@ -34,7 +34,7 @@ def test_the_menus_open_what_is_chosen(runs):
     run, k = menu.children[0].children
     assert "item of b1 &lt;b&gt;" in shown(menu) and k.options == (("1", runs / "b" / "round_1"),)
     run.value = runs / "a"
-    assert "item of a1" in shown(menu) and [name for name, _ in k.options] == ["1", "2"]
+    assert "item of a1" in shown(menu) and [name for name, _ in k.options] == ["1", "2", "10"]
     old = menu.children[1].children[0]
     k.value = runs / "a" / "round_2"
     assert "item of a2" in shown(menu) and old.comm is None  # the previous view is closed

@@ -217,7 +217,7 @@ def test_by_tool_states_replies_and_viewer_hold_calls_and_results(tmp_path, play
     view = transcript.before_turns(game)
     assert [[m["role"] for m in turn] for turn in view] == [["user"], ["tool"], ["user"]]
     assert transcript.parts(game.turns[0].reply)[1][0][0] == "query"
-    assert [transcript.after_turn(game, k) for k in range(2)] == ["", ""]
+    assert [transcript.after_turn(t, m) for t, m in zip(game.turns, view[1:])] == ["", ""]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from oelkit.model.plain import PlainModel
 from oelkit.model.sampling import Reply, generate
 from oelkit.records import Outcome
 from oelkit.steps.compare import compare_answers
-from oelkit.text import THOUGHTS, answer_text, begun_thought
+from oelkit.text import THOUGHTS, answer_text, begun_thought, thought_text
 
 ASK = [{"role": "user", "content": "go left"}]
 LLAMA = (
@@ -98,6 +98,7 @@ def test_thoughts_are_no_answers(begin, end):
     assert answer_text(f"{begin}[up]?{end}\n\n[left]") == "[left]"
     assert answer_text(f"{begin}[up]? or") == ""
     assert answer_text(f"{begin}a{end}[left]{begin}[up]? or") == "[left]"
+    assert thought_text(f"{begin}a{end}[left]{begin}[up]? or") == "a\n\n[up]? or"
     assert answer_text(f"{begin}a{end}\n<answer>[left]\n</answer>\n") == "[left]"
     assert answer_text(" [left] ") == " [left] "
 

@@ -99,6 +99,7 @@ def test_a_turn_says_where_the_action_was_and_what_was_thought():
         ("<think>and on", "and on", ""),
         ("", "", ""),
         ("a</think>", "a", ""),
+        ("[THINK]a[/THINK]b", "a", "b"),
     ):
         turn = asked(trajectory_viewer([log(reply=reply, action=None)]), kind="game", game=0)[
             "turns"
@@ -191,15 +192,20 @@ def test_messages_of_a_transcript():
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "On it.", "tool_calls": [call]},
+        {"role": "assistant", "content": "On it.", "tool_calls": [call, call]},
         {"role": "tool", "content": "7 it is"},
+        {"role": "tool", "content": "8 too"},
         {"role": "assistant", "content": "7."},
         {"role": "user", "content": "thanks"},
     ]
     game = asked(trajectory_viewer(read_chats([{"messages": talk}])), kind="game", game=0)
     said = [[(m["role"], m["text"]) for m in turn["before"]] for turn in game["turns"]]
-    assert said == [[("system", "Be brief."), ("user", "hi")], [("tool", "7 it is")]]
-    assert [turn["calls"] for turn in game["turns"]] == [[["look", '{\n "at": "7"\n}']], []]
+    assert said == [
+        [("system", "Be brief."), ("user", "hi")],
+        [("tool", "7 it is"), ("tool", "8 too")],
+    ]
+    look = ["look", '{\n "at": "7"\n}']
+    assert [turn["calls"] for turn in game["turns"]] == [[look, look], []]
     assert ["".join(turn["reply"]) for turn in game["turns"]] == ["On it.", "7."]
     assert [turn["feedback"] for turn in game["turns"]] == ["", "thanks"]
     turns = [
@@ -228,9 +234,10 @@ def test_notes_of_an_arm_are_of_that_arm(tmp_path):
     view = trajectory_viewer({"base": [game], "after": [game]}, comments=Curation([], log))
     heard = asked(view, kind="note", game=1, turn=0, texts=["#odd"])
     assert [note[:4:3] for note in heard["notes"]] == [[1, "#odd"]] and heard["wrong"] == ""
-    again = asked(view, kind="note", game=1, turn=1, texts=["#odd"])
+    again = asked(view, kind="note", game=1, turn=0, texts=["#odd"])
     assert again["notes"] == heard["notes"], "a game has a tag once"
-    assert asked(view, kind="note", game=5, turn=0, texts=["x"]) is None
+    for i, k in ((5, 0), (1, 1)):  # no such game, no such turn
+        assert asked(view, kind="note", game=i, turn=k, texts=["x"]) is None
     assert "empty" in asked(view, kind="note", game=0, turn=0, texts=[" "])["wrong"]
     alone = trajectory_viewer([game], comments=Curation([], log))
     assert asked(alone, kind="undo")["notes"] == []

@@ -191,14 +191,23 @@ def test_a_note_that_was_not_written_is_said(show, tmp_path):
     page = show(trajectory_viewer(conversations(), comments=mine))
     page.locator(".ov-chat").wait_for()
     other.add("#theirs", [Evidence("chat-9", 0)])
-    page.get_by_label("tag or comment").fill("#mine")
+    field = page.get_by_label("tag or comment")
+    field.fill("#mine")
     press(page, "Enter")
     page.locator(".ov-failure", has_text="changed by somebody else").wait_for()
     assert page.locator(".ov-tag bdi").all_inner_texts() == ["#theirs"], "it is there now"
-    page.get_by_label("tag or comment").fill("#mine")
+    assert field.input_value() == "#mine", "until it is saved"
     press(page, "Enter")
     until(page, lambda: page.locator(".ov-tag").count() == 2)
-    assert page.locator(".ov-failure").inner_text() == ""
+    assert page.locator(".ov-failure").inner_text() == field.input_value() == ""
+    page.evaluate("() => { window.alive = model.send; model.send = () => {}; }")
+    field.fill("late")
+    press(page, "Enter")
+    page.locator(".ov-failure", has_text="The kernel does not answer").wait_for()
+    page.evaluate("() => { model.send = window.alive; }")
+    press(page, "Escape", "ArrowDown")  # to another game, which arrives
+    until(page, lambda: page.locator(".ov-failure").inner_text() == "")
+    assert field.input_value() == "late"
 
 
 def test_logs_of_notebook_09_are_transcripts_and_say_so(show):

@@ -173,6 +173,8 @@ def test_two_games_of_a_map_side_by_side(show, games):
     )  # Python can compare any two games
     until(page, lambda: page.locator(".ov-game").count() == 2)
     assert compare.input_value() == "1"
+    page.evaluate("model.set('at', { game: 2, turn: 2, other: 0 })")
+    until(page, lambda: page.get_by_label("tag or comment").is_disabled())  # it has no such turn
     same = trajectory_viewer([games["base"][0]] * 2)
     page = ready(show(same))
     page.get_by_label("compare with").select_option("1")
@@ -324,8 +326,11 @@ def test_a_filter_opens_its_first_game_keeps_the_header_in_sight_and_exports(sho
     long = "many words " * 900
     turn = Turn(long, [], long, "left", "ok", 1, 1, False)
     games = [Trajectory(f"g{n}", "e", n, "m", 1, (turn,), Outcome.SUCCESS, "ok") for n in range(4)]
+    games[3] = dataclasses.replace(games[3], extra={"arm": "base"})
     item = ExperienceItem("i", "x", (Evidence("g2", 0),), "m", 1, 0)
     page = show(trajectory_viewer(games, items=[item]))
+    page.get_by_label("arm", exact=True).select_option(label="no arm (3)")
+    until(page, lambda: len(listed(page)) == 3)
     page.get_by_label("has items").select_option(label="has items (1)")
     page.locator(".ov-title", has_text="g2").wait_for()
     page.locator(".ov-detail").evaluate("(node) => { node.scrollTop = 600; }")

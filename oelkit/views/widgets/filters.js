@@ -1,5 +1,8 @@
 // Menus and fields to filter and sort the list of games.
 
+/** The value of a menu's option; "" is the one for any. */
+const optionOf = (value) => String(value) || "no arm";
+
 /** filter, sort: the choices, changed here; rows(), tags(): from index and notes; refilter, relist: called after a change. */
 function filterBar({ filter, sort, rows, tags, refilter, relist }) {
   const node = el("div", { class: "ov-group" });
@@ -10,7 +13,7 @@ function filterBar({ filter, sort, rows, tags, refilter, relist }) {
     const values = [...counts.keys()].sort((a, b) => (a > b ? 1 : -1));
     return el("select", { "aria-label": { cut: "cut off", taught: "has items" }[key] ?? key, "data-filter": key,
       onchange(e) { filter[key] = e.target.value; refilter(); } }, el("option", { value: "" }, any),
-    ...values.map((v) => el("option", { value: String(v), selected: filter[key] === String(v) },
+    ...values.map((v) => el("option", { value: optionOf(v), selected: filter[key] === optionOf(v) },
       `${label(v)} (${counts.get(v)})`)));
   }
   const field = (key, label) => el("input", { "data-filter": key, "aria-label": label, placeholder: label, type: "text", value: filter[key],
@@ -29,7 +32,7 @@ function filterBar({ filter, sort, rows, tags, refilter, relist }) {
       ...keys.map((key) => el("option", { value: key, selected: sort.by === key }, `sort: ${key === "cut" ? "cut off" : key}`)));
     node.replaceChildren(...[
       select("outcome", "outcome", name), select("round", "round", (v) => `round ${v}`),
-      select("arm", "arm", (v) => visible(v) || "no arm"),
+      select("arm", "arm", (v) => visible(optionOf(v))),
       select("taught", "items", (v) => (v ? "has items" : "no items")), select("tag", "tag", visible),
       select("cut", "cut off", (v) => (v ? "cut off" : "not cut off")),
       lengths && el("span", { class: "ov-pair" }, field("low", "min turns"), "–", field("high", "max turns")),

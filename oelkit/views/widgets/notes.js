@@ -3,8 +3,8 @@
 const isTag = (note) => note.text.startsWith("#");
 const COMMENT = "with a comment";
 
-/** write(texts), drop(id): send to Python. */
-function notesPanel({ write, drop }) {
+/** kernel(): the line to Python; place(): the open game and turn. */
+function notesPanel({ kernel, place }) {
   let notes = new Map();  // by game
   const of = (game) => notes.get(game) ?? [];
   const tags = (game) => [...new Set(of(game).map((note) => (isTag(note) ? note.text : COMMENT)))];
@@ -12,21 +12,30 @@ function notesPanel({ write, drop }) {
   const field = el("input", { type: "text", placeholder: "#tag or comment  c", "aria-label": "tag or comment on this turn",
     onkeydown(event) {
       const words = field.value.trim().split(/\s+/);
-      if (event.key !== "Enter" || !words[0]) return;
-      write(words.every((word) => word.startsWith("#")) ? words : [field.value]);
-      field.value = "";
+      if (event.key !== "Enter" || !words[0] || field.readOnly) return;
+      change({ kind: "note", ...place(), texts: words.every((word) => word.startsWith("#")) ? words : [field.value] });
+      field.readOnly = !kernel().down();  // until it is saved
     } });
   const failure = el("span", { class: "ov-failure", role: "alert" });
+  const lost = () => {
+    failure.textContent = "The kernel does not answer: it is busy or has stopped. Tags and comments are not saved now.";
+  };
+  const change = (message) => (kernel().down() ? lost() : kernel().send(message));
   const away = (note) => el("button", { "aria-label": `remove ${visible(note.text)}`, title: "remove (u undoes this)",
-    onclick({ target }) { target.closest("[tabindex]").focus({ preventScroll: true }); drop(note.id); } }, "×");
+    onclick({ target }) {
+      target.closest("[tabindex]").focus({ preventScroll: true });
+      change({ kind: "unnote", id: note.id });
+    } }, "×");
 
   return {
     line: el("div", { class: "ov-notes" }, chips, field, failure), field, tags,
+    undo: () => change({ kind: "undo" }), lost, found: () => { failure.textContent = ""; },
     hear({ notes: all, wrong, path }) {
       notes = new Map();
       for (const [game, id, turn, text, author, time] of all)
         notes.set(game, [...of(game), { id, turn, text, author, time }]);
-      failure.textContent = wrong;
+      if (field.readOnly && !wrong) field.value = "";
+      [field.readOnly, failure.textContent] = [false, wrong];
       field.title = path ? `saved to ${path}` : "not saved: this viewer has no log for notes";
     },
     /** Show the tags of a game in its header. */

@@ -21,8 +21,9 @@ class RoundMenu(StaticFallback, w.VBox):
     def __init__(
         self, views: Callable[[Path], Sequence[w.Widget]], start: Path, root: str | Path = "runs"
     ):
-        found = sorted({start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))})
+        found = {start, *(path.parent for path in Path(root).glob("*/round_*/items.jsonl"))}
         runs = sorted({folder.parent for folder in found})
+        found = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # 2 before 10
         self._folders = {run: [f for f in found if f.parent == run] for run in runs}
         self._views, self._shown = views, w.VBox()
         names = [(run.name, run) for run in runs]

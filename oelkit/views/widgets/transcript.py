@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ...messages import reply_text, written_calls
-from ...records import Message, Trajectory
+from ...records import Message, Trajectory, Turn
 from ...text import content_text
 from .base import board_of
 
@@ -41,13 +41,10 @@ def _grows(game: Trajectory) -> bool:
     return grows and (len(prompts) > 1 or game.env_id == "log")
 
 
-def after_turn(game: Trajectory, k: int) -> str:
-    """Return the feedback of turn k, unless the next turn begins with it."""
-    turn, rest = game.turns[k], game.turns[k + 1 : k + 2]
-    shown = rest[0].observation if rest else ""
-    if rest and _grows(game):
-        shown = str(rest[0].prompt[-1].get("content"))
-    return "" if rest and turn.feedback in shown else turn.feedback
+def after_turn(turn: Turn, before_next: list[dict[str, Any]]) -> str:
+    """Return a turn's feedback, unless the messages before the next reply say it."""
+    said = "\n".join(m["text"] for m in before_next if m["role"] != "system")
+    return "" if turn.feedback in said else turn.feedback
 
 
 def parts(answer: str) -> tuple[str, list[list[str]]]:

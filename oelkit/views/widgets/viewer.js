@@ -44,7 +44,7 @@ export default { render({ model, el: host }) {
 
   function passes(i) {
     const r = rows[i], low = parseInt(filter.low), high = parseInt(filter.high);
-    return ["outcome", "round", "arm", "cut", "taught"].every((key) => !filter[key] || String(r[key]) === filter[key])
+    return ["outcome", "round", "arm", "cut", "taught"].every((key) => !filter[key] || optionOf(r[key]) === filter[key])
       && (!filter.tag || noted.tags(i).includes(filter.tag)) && (!filter.seed || String(r.seed ?? "").startsWith(filter.seed.trim()))
       && !(r.turns < low) && !(r.turns > high) && (!byGame || byGame.has(i));
   }
@@ -99,7 +99,7 @@ export default { render({ model, el: host }) {
   function ask() {
     clearTimeout(search.timer);
     query = search.value;
-    if (query) model.send({ kind: "search", text: query });
+    if (query) kernel.send({ kind: "search", text: query });
     else { byGame = null; relist(); draw(); }
   }
   const here = () => hits.findIndex((h) => h.game === at().game && h.turn === at().turn);
@@ -126,7 +126,7 @@ export default { render({ model, el: host }) {
   // -- filters
 
   const take = el("button", { title: "Download the listed games as JSON Lines",
-    onclick: () => model.send({ kind: "export", games: shown }) }, "export");
+    onclick: () => kernel.send({ kind: "export", games: shown }) }, "export");
   const reset = el("button", { hidden: true, onclick() {
     for (const key of Object.keys(filter)) delete filter[key];
     for (const field of bar.querySelectorAll("[data-filter]")) field.value = "";
@@ -146,10 +146,7 @@ export default { render({ model, el: host }) {
   const on = button("next turn", "›", () => turnBy(1), "next turn (→)");
   const place = el("span", { class: "ov-place", role: "status" });
   const differ = el("button", { onclick: () => go({ turn: differ.turn }) });
-  const noted = notesPanel({
-    write: (texts) => model.send({ kind: "note", game: at().game, turn: at().turn, texts }),
-    drop: (id) => model.send({ kind: "unnote", id }),
-  });
+  const noted = notesPanel({ kernel: () => kernel, place: () => ({ game: at().game, turn: at().turn }) });
   const offers = filterBar({ filter, sort, rows: () => rows, tags: () => noted.counts(rows.length), refilter, relist });
   const lessons = el("span", { class: "ov-chips" });
   const body = el("div", {});
@@ -181,6 +178,7 @@ export default { render({ model, el: host }) {
     compare.disabled = !others.length;
     compare.hidden = !others.length && r.chat;
     noted.draw(ids[0]);
+    noted.field.disabled = turn >= texts[0].turns.length;  // only the game beside it has this turn
     lessons.replaceChildren(...texts[0].turns.flatMap((t, k) => (t.items.length ? [el("button", { class: "ov-learned",
       "data-focus": `lesson ${k}`, onclick: () => go({ turn: k }) }, `${count(t.items.length, "item")}: turn ${k + 1}`)] : [])));
     const end = Math.max(...texts.map((g) => g.turns.length)), both = texts.length > 1;
@@ -220,7 +218,7 @@ export default { render({ model, el: host }) {
   function move() {
     for (const i of wanted()) if (!games.has(i)) {
       detail.setAttribute("aria-busy", "true");
-      model.send({ kind: "game", game: i });
+      kernel.send({ kind: "game", game: i });
     }
     draw();
   }
@@ -232,7 +230,7 @@ export default { render({ model, el: host }) {
     ArrowLeft: () => turnBy(-1), ArrowRight: () => turnBy(1), ArrowUp: () => step(-1), ArrowDown: () => step(1),
     k: () => step(-1), j: () => step(1), n: () => hit(1), N: () => hit(-1), "/": () => search.focus(),
     PageUp: () => step(-page()), PageDown: () => step(page()),
-    c: () => noted.field.focus(), u: () => model.send({ kind: "undo" }),
+    c: () => noted.field.focus(), u: noted.undo,
     Home: () => step(-rows.length), End: () => step(rows.length),
   };
   function key(event) {
@@ -287,9 +285,8 @@ export default { render({ model, el: host }) {
     },
     reveal() { root.scrollIntoView({ block: "nearest" }); detail.focus({ preventScroll: true }); },
   };
-  const hear = ({ json }) => { const message = JSON.parse(json); heard[message.kind]?.(message); };
-  model.on("msg:custom", hear);
+  const kernel = line(model, { hear: (message) => heard[message.kind]?.(message), lost: noted.lost, found: noted.found });
   model.on("change:at", move);
-  model.send({ kind: "index" });
-  return () => { model.off("msg:custom", hear); model.off("change:at", move); };
+  kernel.send({ kind: "index" });
+  return () => { kernel.close(); model.off("change:at", move); };
 } };

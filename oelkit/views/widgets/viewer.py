@@ -21,7 +21,7 @@ from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
-from ...text import answer_text, one_line
+from ...text import answer_text, one_line, thought_text
 from .base import LiveView, board_of, source
 from .transcript import after_turn, before_turns, is_chat, parts
 
@@ -123,7 +123,7 @@ class TrajectoryViewer(LiveView):
             case {"kind": "item", "id": str(id)} if self._on_item:
                 self._on_item(id)
             case {"kind": "note", "game": int(i), "turn": int(k), "texts": list(texts)} if (
-                0 <= i < len(self._games)
+                0 <= i < len(self._games) and 0 <= k < len(self._games[i][1].turns)
             ):
                 arm, game = self._games[i]
                 about = Evidence(game.id, k, {"arm": arm} if arm else {})
@@ -202,26 +202,23 @@ class TrajectoryViewer(LiveView):
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
         if chat := is_chat(game):
-            for k, (turn, before) in enumerate(zip(turns, before_turns(game), strict=True)):
+            before = [*before_turns(game), []]
+            for k, turn in enumerate(turns):
                 answer, calls = parts("".join(turn["reply"]))
-                turn |= {"before": before, "calls": calls, "feedback": after_turn(game, k)}
+                after = after_turn(game.turns[k], before[k + 1])
+                turn |= {"before": before[k], "calls": calls, "feedback": after}
                 turn |= {"prompt": [], "reply": _mark(answer, game.turns[k].action)}
-                turns[k] = turn
         about = {"model": game.model, "env": game.env_id, "feedback": game.feedback}
         return {**about, "chat": chat, "turns": turns}
 
     def _turn(self, turn: Turn) -> dict:
-        answer = answer_text(turn.reply)
-        thinking, ended, _ = turn.reply.rpartition("</think>")
-        if not ended:
-            thinking = "" if answer else turn.reply
         same = "observation action feedback truncated prompt_tokens reply_tokens"
         return {
             **{name: getattr(turn, name) for name in same.split()},
             **board_of(turn.observation, self._symbols),
             "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
-            "thinking": thinking.strip().removeprefix("<think>").strip(),
-            "reply": _mark(answer, turn.action),
+            "thinking": thought_text(turn.reply),
+            "reply": _mark(answer_text(turn.reply), turn.action),
             "level": level if isinstance(level := turn.extra.get("level"), int) else None,
         }
 
