@@ -66,9 +66,10 @@ def needs(name):
 def test_tensorboard_reads_what_was_tracked(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    track = tracker("tensorboard", tmp_path, "demo")
-    for row in ROWS:
-        track(row)
+    for part in (ROWS[:4], ROWS[4:]):  # stopped and resumed
+        track = tracker("tensorboard", tmp_path, "demo")
+        for row in part:
+            track(row)
     events = EventAccumulator(str(tmp_path / "demo"))
     events.Reload()
     got = events.Tensors("round 1/loss")

@@ -588,6 +588,10 @@ def test_damaged_files_of_a_run_and_texts_that_are_none_are_named(call, place, s
         (folder / "metrics.json").write_text(damaged, "utf-8")
         refused(call("compare", "odd"), "odd")
         refused(call("report", "--run", "odd"), "odd")
+    row = {"pass_rate": 0.5, "low": 0.4, "high": 0.6}
+    rounds = [{"pass_rate": {"consolidated": row}, "ood": {"consolidated": None}}]  # no base
+    (folder / "metrics.json").write_text(json.dumps({"rounds": rounds, "eval_env": "x"}))
+    refused(call("compare", "odd", "--out", "odd.png"), "odd")
     tiny = ["--model", settings.model, "--out", "x"]
     (place / "told.md").write_bytes("## Draw 0\nLöcher\n".encode("cp1252"))
     refused(call("play", *tiny, "--experience", "told.md"), "told.md: not UTF-8")

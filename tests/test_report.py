@@ -327,14 +327,16 @@ def test_draws_that_say_the_same_stand_once(tmp_path):
 
 def test_runs_beside_each_other():
     one, two = make_metrics((60,), arms=False), make_metrics((100, 115), arms=False)
-    text = comparison.table({"one": one, "two": two}, {"one": {"lr": 1}, "two": {"lr": 2}})
-    first, second, differs = text.split("\n")
+    text = comparison.table(
+        {"one": one, "two": two}, {"one": {"lr": 1}, "two": {"lr": 2, "tail": 3}}
+    )
+    first, second, *differs = text.split("\n")
     assert first.startswith("one  rounds 46.9% [38%, 55%], OOD")
     assert (
         "rounds 78.1% → 89.8% [83%, 94%]" in second
         and "; above one: the intervals do not overlap" in second
     )
-    assert differs == "lr: one 1, two 2"
+    assert differs == ["lr: one 1, two 2", "tail: one None, two 3"]
     other = two | {"eval_env": "oelkit/SokobanUnseen-v0"}
     last = comparison.table({"one": one, "x": other}, {"one": {}, "x": {}}).split("\n")[1]
     assert last.endswith("; played oelkit/SokobanUnseen-v0, so not compared")

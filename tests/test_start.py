@@ -167,7 +167,8 @@ def test_what_an_app_shows_of_a_run_of_a_round_and_of_a_file(tmp_path, monkeypat
     assert app.place("curate", "runs/mine", 2).parent.name == "round_2"
     assert app.place("curate", "runs/mine/round_1", None).parent.name == "round_1"
     assert app.place("curate", str(last), None) == last
-    for what, k in (("mine", 3), ("other", None)):
+    wrong = ("mine", 3), ("other", None), ("runs/mine/item.jsonl", None), ("my games.jsonl", None)
+    for what, k in wrong:
         with pytest.raises(ValueError, match=r"no such file, and (no round of .*|.* holds no run)"):
             app.place("curate", what, k)
     with pytest.raises(ValueError, match=r"trajectories\.jsonl"):

@@ -106,6 +106,8 @@ def compare(args: Namespace) -> None:
         with damage_told(folder):
             settings[name] = run["settings"]
             comparison.table({name: runs[name]}, {name: settings[name]})
+            if args.out:
+                comparison.figure({name: runs[name]})
     print(comparison.table(runs, settings))
     if args.out:
         comparison.figure(runs).savefig(args.out, dpi=150)

@@ -87,9 +87,7 @@ def _before_and_after(metrics: dict, names: dict[str, str]) -> Any:
     figure, axis = plots.new_figure(size=(6.5, 2.4))
     rates = metrics["rounds"][0]["pass_rate"]
     for y, arm in enumerate(names):
-        row = rates[arm]
-        rate = row["pass_rate"], row["low"], row["high"]
-        plots.rate_bar(axis, y, rate, color=plots.COLOURS[arm])
+        plots.rate_bar(axis, y, plots.pass_interval(rates[arm]), color=plots.COLOURS[arm])
     plots.percent_axis(axis)
     axis.set_yticks(range(len(names)), names.values())
     axis.invert_yaxis()

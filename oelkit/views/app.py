@@ -119,7 +119,8 @@ def place(kind: str, what: str, round: int | None) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        path = run_folder(what, find_root() / "runs")
+        with suppress(ValueError):  # otherwise it is no run's name but a file's
+            path = run_folder(what, find_root() / "runs")
     if (path / name).is_file():  # a round's folder
         return path / name
     rounds = {p.parent.name[6:]: p for p in path.glob(f"round_*/{name}")}

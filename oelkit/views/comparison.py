@@ -40,7 +40,7 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
                 verdict = {1: "above", 0: "not distinguishable from", -1: "below"}[sign]
                 line += f"; {verdict} {next(iter(runs))}: {why}"
         lines.append(line)
-    for key in next(iter(settings.values())):
+    for key in dict.fromkeys(key for one in settings.values() for key in one):
         values = {name: one.get(key) for name, one in settings.items()}
         if len(set(map(repr, values.values()))) > 1:
             lines.append(f"{key}: {', '.join(f'{n} {v}' for n, v in values.items())}")
@@ -54,7 +54,7 @@ def figure(runs: dict[str, dict]) -> Figure:
     for i, (name, metrics) in enumerate(runs.items()):
         rounds = metrics["rounds"]
         rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
-        ys = [(row["pass_rate"], row["low"], row["high"]) for row in rows]
+        ys = [plots.pass_interval(row) for row in rows]
         xs = [k + 0.05 * (i - (len(runs) - 1) / 2) for k in range(len(rows))]
         look = {"capsize": 3, "markersize": 5, "color": RUN_COLOURS[i % len(RUN_COLOURS)]}
         rates = [rate for rate, *_ in ys]

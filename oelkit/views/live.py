@@ -129,14 +129,12 @@ def tracker(name: str, folder: str | Path, run: str = "run", **options: Any) -> 
     if name not in TRACKERS:
         raise ValueError(f"no tracker {name!r}: choose one of {', '.join(TRACKERS)}")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    counts: dict[str, int] = {}
     log = _log_of(name, Path(folder), run, options)
 
     def on_step(row: dict[str, Any]) -> None:
         arm = str(row.get("arm", "training"))
-        step = counts[arm] = counts.get(arm, -1) + 1
         figures = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-        log({f"{arm}/{k}": float(v) for k, v in figures.items() if k != "schema"}, step)
+        log({f"{arm}/{k}": float(v) for k, v in figures.items() if k != "schema"}, row["step"])
 
     return on_step
 
