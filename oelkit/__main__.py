@@ -35,11 +35,11 @@ FILES = (
 )
 LOOP = (ModelConfig, ExtractConfig, DistillConfig, EvalConfig, Settings)
 COMMANDS = {  # what each does, an example, and the settings it takes
-    "demo": ("let a small model learn while you watch, in a minute", "demo", ()),
+    "demo": ("let the embedded model learn while you watch, in a minute", "demo", ()),
     "doctor": ("show what this machine has, which models fit and what is missing", "doctor", ()),
     "init": ("create a world, a prompt set and a script of your own", "init my_world", ()),
     "curate": ("open the editor of experience items in the browser", "curate first", ()),
-    "view": ("open the viewer of games and chats in the browser", "view chats.jsonl", ()),
+    "view": ("open the viewer of games and conversations in the browser", "view chats.jsonl", ()),
     "notebooks": (
         "execute notebooks on one run, two at a time where possible; stop at the first error",
         "notebooks 01_rollout --run look -p seed=1",
@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
         add_own(one, name)
         if settings:
             scale = "defaults for the embedded model (tiny), for one of 0.5-2 B parameters (small),"
-            scale += " or the paper's settings (default: tiny)"
+            scale += " or the paper's settings (default: tiny, whose defaults are printed here)"
             one.add_argument("--scale", choices=SCALES, help=scale)
         for part in settings:
             names = part.split() if isinstance(part, str) else list(vars(part)["__annotations__"])

@@ -36,8 +36,8 @@ def add_setting(group: Any, field: Field, command: str) -> None:
     elif kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     default = SCALES["tiny"].get(field.name, field.default)
-    embedded = f"; {EMBEDDED[field.name]} for micro" if field.name in EMBEDDED else ""
-    said = f"default: {'none' if default is None else default}{embedded}"
+    own = f"; {EMBEDDED[field.name]} for the embedded model" if field.name in EMBEDDED else ""
+    said = f"default: {'none' if default is None else default}{own}"
     text = f"{field.metadata['help']} ({said})"
     flag = f"--{field.name.replace('_', '-')}"
     group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
@@ -92,7 +92,7 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
     if name in ("export", "data"):
         _add_out(add, name)
     if name == "import":
-        add("file", metavar="FILE", help="chats as .jsonl, .json or .parquet, or a saved data set")
+        add("file", metavar="FILE", help="a log as .jsonl, .json or .parquet, or a saved data set")
         add("--format", choices=FORMATS, help="format of the file (default: its first line's)")
         bad = "what to do with unreadable lines (default: raise, and nothing is written)"
         add("--bad", choices=("raise", "skip"), default="raise", help=bad)

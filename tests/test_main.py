@@ -174,7 +174,7 @@ def test_help(call, command):
 
 def test_help_says_the_defaults_by_group(call):
     out = call("loop", "--help")[1]
-    assert "(default: 0.0001; 0.0005 for micro)" in " ".join(out.split())
+    assert "(default: 0.0001; 0.0005 for the embedded model)" in " ".join(out.split())
     groups = "The model, and how", "How trajectories", "How a round trains", "How the pass rate"
     assert sorted(groups, key=out.index) == list(groups)
     assert "--no-enable-thinking" in out and "{auto,nf4,none}" in out
