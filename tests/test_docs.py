@@ -179,10 +179,12 @@ def test_python_blocks_run_one_after_the_other(page, micro_folder, tmp_path, mon
     lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
     (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
     names = {}
-    for block in blocks:
-        exec(compile(smaller(block, micro_folder), f"{page.name}", "exec"), names)
-    if "Doors" in names:
-        gymnasium.registry.pop("demo/Doors-v0")
+    try:
+        for block in blocks:
+            exec(compile(smaller(block, micro_folder), f"{page.name}", "exec"), names)
+    finally:  # a page's own worlds would be suggested to later tests
+        for world in [w for w in gymnasium.registry if w.startswith(("demo/", "my/"))]:
+            gymnasium.registry.pop(world)
     if "my_adapter" in "".join(blocks):
         assert (tmp_path / "my_adapter/adapter_model.safetensors").exists()
 
