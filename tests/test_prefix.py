@@ -100,7 +100,7 @@ def test_groups():
     )
 
 
-def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together(tiny, monkeypatch):
+def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together():
     """Where a pass is expensive, as on a GPU, four pairs that share 280 tokens are one batch."""
     room, cost = 32_768, 4000
     pairs = [(280, [i, i + 1]) for i in range(0, 8, 2)]

@@ -177,5 +177,10 @@ def _trial(policy: Policy) -> str:
     want = policy.hidden(ids)[:, 8:]
     with SharedPrefix(policy, ids[0, :8].tolist()).as_cache(policy) as cache:
         error = (policy.hidden(ids[:, 8:], cache) - want).norm() / want.norm()
-    close = error < (1e-4 if want.dtype == torch.float32 else 0.05)
+    close = error < trial_tolerance(want.dtype)
     return "" if close else f"a trial run was off by {error:.0e}"
+
+
+def trial_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative error up to which hidden states of a trial run count as the same."""
+    return 1e-4 if dtype == torch.float32 else 0.05

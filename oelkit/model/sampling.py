@@ -39,6 +39,7 @@ from .prefix import (
     join_small_groups,
     min_shared_prefix,
     pass_tokens,
+    trial_tolerance,
 )
 from .scoring import BATCH_TOKENS, token_batches
 
@@ -199,7 +200,7 @@ def _batching(policy: Policy) -> tuple[bool, bool]:
         except ValueError:
             ours, got = False, policy.base_lm.base_model(**call)
         off = (got.last_hidden_state[0, 7:] - want).norm(dim=-1) / want.norm(dim=-1)
-        _batches[policy] = bool(off.median() < (1e-4 if off.dtype == torch.float32 else 0.05)), ours
+        _batches[policy] = bool(off.median() < trial_tolerance(off.dtype)), ours
     return _batches[policy]
 
 

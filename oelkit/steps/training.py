@@ -78,8 +78,10 @@ def prepare(
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
-    asked = {s.id: [str(m.get("content")) for m in s.prompt] for s in states}
-    if told := [id for id, said in asked.items() if any(t in one for t in texts for one in said)]:
+    told = [
+        s.id for s in states if any(t in str(m.get("content")) for m in s.prompt for t in texts)
+    ]
+    if told:
         warnings.warn(
             f"{len(told)} of {len(states)} states, first {told[0]!r}, contain the experience, so "
             "the student reads it too and learns little; oelkit.states(games, experience) leaves "

@@ -223,6 +223,24 @@ class Bench:
                     **more,
                 )
 
+    def costs(
+        self, what: str, ours: dict, peer: dict, peer_name: str, target: float | None = None, **more
+    ) -> None:
+        """Write a line on how many times as long our own step takes; a target is the most."""
+        self.line(
+            what,
+            "s",
+            ours["median"],
+            peer["median"],
+            peer_name,
+            len(ours["seconds"]),
+            target=target,
+            at_most=True,
+            ours_seconds=ours["seconds"],
+            peer_seconds=peer["seconds"],
+            **more,
+        )
+
     # -- figures
 
     def start(self) -> None:
@@ -254,17 +272,8 @@ class Bench:
         spinning = {k: v for k, v in os.environ.items() if k not in WAITING}
         ours = self.run("step", "ours", spinning | WAITING, **size)
         if ours and (peer := self.run("step", "ours", spinning, **size)):
-            self.line(
-                "distillation step, waiting threads soon sleep (GOMP_SPINCOUNT=1000): time",
-                "s",
-                ours["median"],
-                peer["median"],
-                "OpenMP's default",
-                len(ours["seconds"]),
-                at_most=True,
-                ours_seconds=ours["seconds"],
-                peer_seconds=peer["seconds"],
-            )
+            what = "distillation step, waiting threads soon sleep (GOMP_SPINCOUNT=1000): time"
+            self.costs(what, ours, peer, "OpenMP's default")
 
     def kl(self) -> None:
         size = {
@@ -306,39 +315,17 @@ class Bench:
         low, high = self.run("step", "ours", states=8, reply=16, experience=256), None
         longest = self._experiences()[-1]
         if low and (high := self.run("step", "ours", states=8, reply=16, experience=longest)):
-            self.line(
-                f"distillation step at {longest} tokens of experience over one at 256, "
-                "prefix cached: time",
-                "s",
-                high["median"],
-                low["median"],
-                "ours at 256",
-                len(high["seconds"]),
-                target=1.25,
-                at_most=True,
-                ours_seconds=high["seconds"],
-                peer_seconds=low["seconds"],
-                ours_first=high["first"],
-                peer_first=low["first"],
-            )
+            what = f"distillation step at {longest} tokens of experience over one at 256"
+            first = {"ours_first": high["first"], "peer_first": low["first"]}
+            self.costs(f"{what}, prefix cached: time", high, low, "ours at 256", 1.25, **first)
 
     def retention(self) -> None:
         """Measure the default retention: with a quarter of the states, the student reads too."""
         size = {"states": 8, "reply": 16, "experience": min(1000, self._room())}
         plain = self.run("step", "ours", **size)
         if plain and (ours := self.run("step", "ours", retention=0.25, **size)):
-            self.line(
-                f"distillation step, {size['experience']} tokens of experience, retention 0.25: "
-                "time",
-                "s",
-                ours["median"],
-                plain["median"],
-                "ours without retention",
-                len(ours["seconds"]),
-                at_most=True,
-                ours_seconds=ours["seconds"],
-                peer_seconds=plain["seconds"],
-            )
+            what = f"distillation step, {size['experience']} tokens of experience, retention 0.25"
+            self.costs(f"{what}: time", ours, plain, "ours without retention")
 
     def turns(self) -> None:
         tokens = min(2000, self._room())
