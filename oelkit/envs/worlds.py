@@ -56,7 +56,7 @@ def held_out(env_id: str) -> str:
     given.one("env_id", env_id, str, ", the id of a registered world")
     module, _, name = env_id.rpartition(":")
     if module:
-        with suppress(ImportError):  # `make` reports it
+        with suppress(Exception, SystemExit):  # `make` reports it
             import_module(module)
     if not re.search(r"-v\d+$", name) and name not in gym.registry:
         versions = [i for i in gym.registry if re.fullmatch(re.escape(name) + r"-v\d+", i)]
