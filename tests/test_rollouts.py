@@ -299,6 +299,8 @@ class Archive(gym.Env):
                 return (*answer[:4], {"outcome": "won"})
             case "a number":
                 return (17, *answer[1:])
+            case "no info":
+                return (*answer[:4], None)
             case "no feedback":
                 return (*answer[:4], {"feedback": None})
         return answer
@@ -326,6 +328,7 @@ FAULTS = {
     "three values": r"TypeError: its step\(\) must return five values",
     "own unpacking": "ValueError: not enough values to unpack",
     "six values": r"TypeError: its step\(\) must return five values",
+    "no info": r"TypeError: its step\(\) must return five values.* info, a dict, not None",
     "no outcome": "ValueError: 'won' is not a valid Outcome",
     "a number": "TypeError: its observation is a int, not text",
     "no feedback": "TypeError: its feedback is a NoneType, not text",

@@ -32,7 +32,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from oelkit.envs import ACTIONS, DescentBoard, DescentEnv, DescentLayout, Layout
-from oelkit.envs.board import DESCENT_LETTERS, DESCENT_ROLES, STEPS, label, render_board
+from oelkit.envs.board import DESCENT_LETTERS, DESCENT_ROLES, STEPS, label, neighbours, render_board
 from oelkit.envs.descent import facts as facts_said
 from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
 from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
@@ -173,16 +173,16 @@ def reply(
     avoid = tuple(c for _, cells in holes for c in cells)
     view = Layout(layout.size, player, tuple(c for _, cells in goals for c in cells), avoid)
     letters = tuple(c for x, cells in places.items() for c in cells if x not in dict(goals))
-    path = view.shortest_path(avoid=letters if not holes else avoid) or view.shortest_path()
+    careful = replace(view, holes=avoid if holes else letters)
+    path = careful.shortest_path() or view.shortest_path()
     if not path or not goals:
         told.append("Guess.")
-        steps = {
-            a: c for a, c in layout.neighbours(player).items() if c not in avoid
-        } or layout.neighbours(player)
+        around = neighbours(layout.size, player)
+        steps = {a: c for a, c in around.items() if c not in avoid} or around
         path = [rng.choice(sorted(steps))]
     way = [player]
     for action in path:
-        way.append(layout.neighbours(way[-1])[action])
+        way.append(neighbours(layout.size, way[-1])[action])
     return " ".join([*told, "P", *(name(layout, c) for c in way)]) + f". [{path[0]}]"
 
 
@@ -191,8 +191,8 @@ def stroll(rng: random.Random, layout: Layout, symbols: dict[str, str]) -> Traje
     player, turns, feedback, outcome = layout.start, [], "", Outcome.TURN_LIMIT
     aim = rng.choice((None, None, layout.goals, layout.holes))
     for turn in range(5):
-        around = layout.neighbours(player)
-        path = Layout(layout.size, player, aim, ()).shortest_path(avoid=()) if aim else None
+        around = neighbours(layout.size, player)
+        path = Layout(layout.size, player, aim, ()).shortest_path() if aim else None
         action = path[0] if path else rng.choice(ACTIONS if rng.random() < 0.05 else sorted(around))
         if action in around:
             player = around[action]

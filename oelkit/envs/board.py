@@ -7,7 +7,9 @@ are known here.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 
 ACTIONS = ("left", "down", "right", "up")  # gymnasium's FrozenLake order
 STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}  # row, column
@@ -40,6 +42,19 @@ def parse_action(reply: str, moves: Sequence[str] = ACTIONS) -> str | None:
     actions = dict(zip(map(str.lower, moves), ACTIONS, strict=True)) | aliases
     words = [word.lower() for word in re.findall(r"\[\s*(\w+)\s*\]", reply)]
     return next((actions[word] for word in reversed(words) if word in actions), None)
+
+
+@cache  # asked about a million times to draw and judge the boards of a run
+def neighbours(size: int, cell: int) -> Mapping[str, int]:
+    """Return the cells next to a cell, by action, without those outside the board.
+
+    Cells are numbered from 0, row by row, on a size x size board.
+    """
+    row, column = divmod(cell, size)
+    steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
+    inside = range(size)
+    ends = {a: r * size + c for a, (r, c) in steps.items() if r in inside and c in inside}
+    return MappingProxyType(ends)
 
 
 def label(row: int, column: int) -> str:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..records import Outcome
-from .board import ACTIONS
+from .board import ACTIONS, neighbours
 from .descent import DescentBoard, DescentEnv
-from .frozen_lake import Layout
 from .text_env import TextEnv, TextEnvWrapper
 from .worlds import make
 
@@ -145,7 +144,7 @@ def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: 
 def _best(world: DescentEnv, board: DescentBoard, informed: bool) -> float:
     """Return the probability that a perfect player passes a board, its letters known or not."""
     _, key, goal, _ = board.letters
-    around = [Layout(board.size, c, (), ()).neighbours(c).values() for c in range(board.size**2)]
+    around = [neighbours(board.size, cell).values() for cell in range(board.size**2)]
     value = {taken: np.zeros(board.size**2) for taken in (None, *board.letters)}
     for _ in range(world.turns):
         after = {taken: np.zeros(board.size**2) for taken in value}

@@ -19,7 +19,7 @@ from itertools import permutations
 from typing import Any
 
 from ..records import Outcome
-from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES
+from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES, neighbours
 from .frozen_lake import Layout
 from .text_env import StepResult, TextEnv
 
@@ -119,11 +119,8 @@ class DescentEnv(TextEnv):
         self.levels, self.size, self.turns, self.letters = levels, size, turns, letters[:need]
         super().__init__(split, max_turns=levels * turns, **kwargs)
 
-    def _check_names(self) -> None:
-        names = self.symbols
-        self.symbols = names | {f"letter {i}": x for i, x in enumerate(self.letters)}
-        super()._check_names()  # symbols and letters must all differ
-        self.symbols = names
+    def _on_boards(self) -> dict[str, str]:
+        return self.symbols | {f"letter {i}": x for i, x in enumerate(self.letters)}
 
     def roles(self, level: int) -> dict[str, str]:
         """Return the letters of a level (from 1) with their roles: hole, key or goal."""
@@ -220,7 +217,7 @@ class DescentEnv(TextEnv):
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
         board = self.layout.boards[self.level]
-        to = Layout(self.size, self.cell, (), ()).neighbours(self.cell).get(action)
+        to = neighbours(self.size, self.cell).get(action)
         if to is None:
             return "You hit a wall.", Outcome.INVALID
         self.cell = to

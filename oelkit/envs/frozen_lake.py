@@ -11,26 +11,14 @@ from __future__ import annotations
 import random
 import zlib
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
 
 from ..records import Outcome
-from .board import ACTIONS, LAKE_SYMBOLS, STEPS
+from .board import ACTIONS, LAKE_SYMBOLS, neighbours
 from .text_env import TextEnv
-
-
-@cache  # asked about a million times to draw and judge the boards of a run
-def _neighbours(size: int, cell: int) -> Mapping[str, int]:
-    row, column = divmod(cell, size)
-    steps = {a: (row + STEPS[a][0], column + STEPS[a][1]) for a in ACTIONS}
-    inside = range(size)
-    ends = {a: r * size + c for a, (r, c) in steps.items() if r in inside and c in inside}
-    return MappingProxyType(ends)
 
 
 @dataclass(frozen=True)
@@ -48,26 +36,15 @@ class Layout:
         """Whether it is in the held-out quarter (by a checksum of everything except the decoys)."""
         return zlib.crc32(repr((self.size, self.start, self.goals, self.holes)).encode()) % 4 == 0
 
-    def neighbours(self, cell: int) -> Mapping[str, int]:
-        """Return the cells next to a cell, by action, without those outside the board."""
-        return _neighbours(self.size, cell)
-
-    def shortest_path(
-        self, start: int | None = None, avoid: tuple[int, ...] | None = None
-    ) -> list[str] | None:
-        """Return the actions of a shortest path to a goal, the first in ACTIONS order, or None.
-
-        start, avoid: cells; by default the layout's start and holes.
-        """
-        start = self.start if start is None else start
-        avoid = self.holes if avoid is None else avoid
-        queue, paths = deque([start]), {start: list[str]()}
+    def shortest_path(self) -> list[str] | None:
+        """Return the actions of a shortest path to a goal, the first in ACTIONS order, or None."""
+        queue, paths = deque([self.start]), {self.start: list[str]()}
         while queue:
             cell = queue.popleft()
             if cell in self.goals:
                 return paths[cell]
-            for action, to in self.neighbours(cell).items():
-                if to not in paths and to not in avoid:
+            for action, to in neighbours(self.size, cell).items():
+                if to not in paths and to not in self.holes:
                     paths[to] = [*paths[cell], action]
                     queue.append(to)
         return None
@@ -187,7 +164,7 @@ class FrozenLakeEnv(TextEnv):
 
     def _move(self, action: str) -> tuple[str, Outcome | None]:
         before, word = self.position, self.word(action)
-        wanted = self.layout.neighbours(before).get(action)
+        wanted = neighbours(self.layout.size, before).get(action)
         if wanted is None and not self.slippery:
             return "You hit a wall.", Outcome.INVALID
         cell, reward, ended, _, _ = self._lake.step(ACTIONS.index(action))

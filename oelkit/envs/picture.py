@@ -2,7 +2,7 @@
 
 Symbols are drawn as what they stand for, holes and goals with their own letter, so you can read
 picture and text side by side. A letter of unknown meaning is a letter on a coloured tile.
-Matplotlib is imported where it is used.
+Importing this file loads matplotlib, so `text_env` does it only to draw.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.patheffects import withStroke
 
 from .board import STEPS, symbol_kinds
 
@@ -42,24 +46,16 @@ class _Tile:
         self.ax.text(self.x + x, self.y + y, text, size=size * self.point, **style)
 
     def ellipse(self, x: float, y: float, width: float, height: float, *look: Any) -> None:
-        from matplotlib.patches import Ellipse
-
         self.add(Ellipse((self.x + x, self.y + y), width, height), *look)
 
     def box(self, x: float, y: float, width: float, height: float, *look: Any) -> None:
-        from matplotlib.patches import Rectangle
-
         self.add(Rectangle((self.x + x, self.y + y), width, height), *look)
 
     def rounded(self, x: float, y: float, w: float, h: float, radius: float, *look: Any) -> None:
-        from matplotlib.patches import FancyBboxPatch
-
         style = f"round,pad=0,rounding_size={radius}"
         self.add(FancyBboxPatch((self.x + x, self.y + y), w, h, boxstyle=style), *look)
 
     def triangle(self, corners: list[tuple[float, float]], face: str) -> None:
-        from matplotlib.patches import Polygon
-
         self.add(Polygon([(self.x + x, self.y + y) for x, y in corners], closed=True), face)
 
     def ground(self, face: str, edge: str) -> None:
@@ -116,8 +112,6 @@ class _Tile:
         self.line((0.78, 0.88), (0.79, 0.79), "#b8860b", width=0.05, solid_capstyle="butt")
 
     def arrow(self, move: str) -> None:
-        from matplotlib.patheffects import withStroke
-
         dy, dx = STEPS[move]
         tail = self.x + 0.5 + 0.34 * dx, self.y + 0.5 + 0.34 * dy
         head = self.x + 0.5 + 0.8 * dx, self.y + 0.5 + 0.8 * dy
@@ -200,9 +194,6 @@ def board_image(
     cells: list[list[str]], kinds: dict[str, str] | None = None, tile: int = 64
 ) -> np.ndarray:
     """Return a board as an RGB picture, uint8 [rows * tile, columns * tile, 3] (`draw_board`)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not cells:
         raise ValueError("board_image needs a board: rows of symbols")
     # not pyplot: no global state

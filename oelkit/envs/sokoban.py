@@ -62,23 +62,6 @@ class Room:
             return None
         return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
 
-    def solution(self, limit: int | None = None) -> list[str] | None:
-        """Return the actions of a shortest solution, or None if it takes over `limit` moves."""
-        start = (self.player, self.boxes)
-        queue, paths = deque([start]), {start: list[str]()}
-        while queue:
-            position = queue.popleft()
-            if position[1] == self.targets:
-                return paths[position]
-            if limit is not None and len(paths[position]) >= limit:
-                continue
-            for action in ACTIONS:
-                to = self.move(position, action)
-                if to is not None and to not in paths:
-                    paths[to] = [*paths[position], action]
-                    queue.append(to)
-        return None
-
     def cells(
         self, position: Position | None = None, symbols: dict[str, str] = SOKOBAN_SYMBOLS
     ) -> list[list[str]]:

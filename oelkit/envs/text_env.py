@@ -18,7 +18,6 @@ from gymnasium import spaces
 
 from ..records import Outcome
 from .board import ACTIONS, BOARDS, CHARSET, label, parse_action, render_board
-from .picture import board_image
 
 StepResult = tuple[str, float, bool, bool, dict[str, Any]]
 
@@ -71,11 +70,15 @@ class TextEnv(gym.Env[str, str]):
         # what gymnasium's tools sample from; `step` takes any string
         self.action_space = spaces.Text(10_000, min_length=0, charset=CHARSET)
 
+    def _on_boards(self) -> dict[str, str]:
+        """Return all symbols that boards of this world can show, by name."""
+        return self.symbols
+
     def _check_names(self) -> None:
-        letters = {symbol for symbol in self.symbols.values() if re.fullmatch(r"[^\s|+]", symbol)}
-        if len(letters) < len(self.symbols):
+        symbols = self._on_boards()
+        if len({x for x in symbols.values() if re.fullmatch(r"[^\s|+]", x)}) < len(symbols):
             what = "symbols must differ and be one printable character each, not | or +"
-            raise ValueError(f"{what}: got {self.symbols}")
+            raise ValueError(f"{what}: got {symbols}")
         words = {word.lower() for word in self.moves if re.fullmatch(r"\w+", word)}
         if len(words) < len(ACTIONS):
             what = "moves must be four different words of letters and digits"
@@ -184,6 +187,8 @@ class TextEnv(gym.Env[str, str]):
     def render(self) -> Any:
         """Return the board: text in mode 'ansi', an RGB array [H, W, 3] in mode 'rgb_array'."""
         if self.render_mode == "rgb_array":
+            from .picture import board_image  # loads matplotlib
+
             return board_image(self._cells(), self._kinds())
         return self._text()
 
@@ -212,7 +217,9 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
         return found
 
     def step(self, action: str) -> StepResult:
-        """Play one reply; see the class for `info`. TypeError if the world returns less or more."""
+        """Play one reply; see the class for `info`. TypeError if the world returns another form."""
+        wanted = "its step() must return five values"
+        wanted += ", observation, reward, terminated, truncated and info, a dict"
         try:  # a wrapper of gymnasium around the world may unpack first
             observation, reward, ended, cut, info = self.env.step(action)
         except ValueError as error:
@@ -220,8 +227,9 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
             own = where[-1].startswith(("gymnasium.", "oelkit."))
             if not own or "to unpack (expected 5" not in str(error):
                 raise  # the world's own error
-            fields = "observation, reward, terminated, truncated, info"
-            raise TypeError(f"its step() must return five values, {fields}: {error}") from error
+            raise TypeError(f"{wanted}: {error}") from error
+        if not isinstance(info, dict):
+            raise TypeError(f"{wanted}, not {info!r:.80}")
         bracketed = [text.strip() for text in re.findall(r"\[([^][]*)\]", action)]
         outcome = Outcome.TURN_LIMIT if cut else None
         if ended:

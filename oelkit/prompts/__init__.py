@@ -182,8 +182,7 @@ def without_experience(
     Raises:
         ValueError: the text is not where the prompt set puts it.
     """
-    if not isinstance(prompt_set, PromptSet):
-        prompt_set = load_prompt_set(prompt_set)
+    prompt_set = load_prompt_set(prompt_set)
     block, plain = prompt_set.experience.format(items=experience), list(messages)
     for i, message in enumerate(plain):
         if message.get("role") == "user" and block in (said := str(message.get("content"))):
