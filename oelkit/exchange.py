@@ -11,13 +11,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
-from . import given
 from .curation import Curation
 from .operations import GONE
-from .records import AnyPath, Fields, to_dict, write_text
-from .text import one_line
+from .records import Fields, to_dict
+from .text import one_line, well_formed
 
 COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
@@ -25,10 +23,13 @@ _DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pe
 
 
 def export(curation: Curation, format: str = "jsonl") -> str:
-    """Return the items of the view as text, in the format "jsonl" or "csv"."""
+    """Return the items of the view as text, in the format "jsonl" or "csv".
+
+    Lone surrogates, which a file cannot hold, become U+FFFD.
+    """
     rows = [_row(curation, item.id) for item in curation.items]
     if format == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return "".join(well_formed(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
     if format != "csv":
         raise ValueError(f"format={format!r}: choose jsonl or csv")
     out = io.StringIO()
@@ -37,23 +38,18 @@ def export(curation: Curation, format: str = "jsonl") -> str:
     for row in rows:
         seen = "; ".join(f"{e['trajectory_id']}, turn {e['turn'] + 1}" for e in row["evidence"])
         writer.writerow(_safe(str(value)) for value in (row | {"evidence": seen}).values())
-    return out.getvalue()
+    return well_formed(out.getvalue())
 
 
-def save(curation: Curation, path: AnyPath) -> None:
-    """Write `export` to a .jsonl or .csv file."""
-    write_text(path, export(curation, Path(path).suffix.removeprefix(".")))
-
-
-def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
+def bring_in(curation: Curation, text: str) -> int:
     """Apply the changes made to an exported table; return the number of operations.
 
     Raises:
-        ValueError: the text is not such a table, or a row has an unknown id or status or an
-            unusable text. Nothing is changed.
+        ValueError: the text is not such a table, an id occurs twice, or a row has an unknown id
+            or status or an unusable text. Nothing is changed.
     """
-    rows = _rows(text)
-    for n, row in rows:  # check everything before changing anything
+    rows, seen = _rows(text), set[str]()
+    for n, row in enumerate(rows, 1):  # check everything before changing anything
         if (status := row.get("status") or "pending") not in _DECISIONS:
             raise ValueError(f"row {n}: {status!r} is none of {', '.join(_DECISIONS)}")
         if not str(row.get("text") or "").strip():
@@ -61,28 +57,26 @@ def bring_in(curation: Curation, text: str, author: str | None = None) -> int:
         if not row.get("id"):
             continue
         item = curation.item(row["id"])
+        if item.id in seen:
+            raise ValueError(f"row {n}: an earlier row has the id {item.id!r}; delete one of them")
+        seen.add(item.id)
         if item.status in GONE:
             raise ValueError(f"row {n}: {item.id!r} is now {item.status}; export the table again")
-        if "\ufffd" in row["text"] and "\ufffd" not in item.text:
+        if "\ufffd" in row["text"] and "\ufffd" not in well_formed(item.text):
             raise ValueError(f"row {n}: a letter is lost; save the table as UTF-8 (CSV UTF-8)")
     before = len(curation.log)
     decided: dict[str, list[str]] = {}
-    for _, row in rows:
-        id = row.get("id") or curation.add(row["text"], (), row.get("why") or "", author)
-        status = row.get("status") or "pending"
-        if row.get("id") and status != curation.item(id).status:
-            decided.setdefault(status, []).append(id)
+    for row in rows:
+        if not row.get("id"):
+            curation.add(row["text"], (), row.get("why") or "")
+        elif (status := row.get("status") or "pending") != curation.item(row["id"]).status:
+            decided.setdefault(status, []).append(row["id"])
     for status, ids in decided.items():  # one undo step per status
-        getattr(curation, _DECISIONS[status])(ids, "imported", author)
-    for _, row in rows:
-        if row.get("id") and one_line(row["text"]) != curation.item(row["id"]).text:
-            curation.edit(row["id"], row["text"], row.get("why") or "", author)
+        getattr(curation, _DECISIONS[status])(ids, "imported")
+    for row in (row for row in rows if row.get("id")):
+        if one_line(row["text"]) != well_formed(curation.item(row["id"]).text):
+            curation.edit(row["id"], row["text"], row.get("why") or "")
     return len(curation.log) - before
-
-
-def load(curation: Curation, path: AnyPath, author: str | None = None) -> int:
-    """Apply `bring_in` to a file."""
-    return bring_in(curation, given.text_file(path), author)
 
 
 def _row(curation: Curation, id: str) -> Fields:
@@ -91,8 +85,8 @@ def _row(curation: Curation, id: str) -> Fields:
     return {name: row[name] for name in COLUMNS[:-1]} | {"why": why[-1] if why else ""}
 
 
-def _rows(text: str) -> list[tuple[int, Fields]]:
-    """Return (number, fields) of each JSON line or CSV row."""
+def _rows(text: str) -> list[Fields]:
+    """Return the fields of each JSON line or CSV row."""
     try:
         if text.lstrip().startswith("{"):
             rows: Iterable[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -108,7 +102,7 @@ def _rows(text: str) -> list[tuple[int, Fields]]:
         for name in ("id", "status", "text", "why"):
             if not isinstance(row.get(name) or "", str):
                 raise ValueError(f"row {n}: {name} must be text, got {row[name]!r}")
-    return list(enumerate(rows, 1))
+    return rows
 
 
 def _safe(cell: str) -> str:
