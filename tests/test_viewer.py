@@ -8,9 +8,11 @@ import json
 import pytest
 from helpers import make_game
 
+from oelkit import Run, Settings
 from oelkit.curation import Curation
 from oelkit.envs import make
 from oelkit.logs import read_chats
+from oelkit.model import source
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, write_jsonl
 from oelkit.views import app
 from oelkit.views.widgets import experience_editor, trajectory_viewer
@@ -254,6 +256,24 @@ def test_apps_keep_notes_with_the_run_or_beside_the_file(tmp_path):
     (tmp_path / "run/run.json").write_text("{}")
     view = app.viewer(one / "trajectories.jsonl")
     assert view.comments.log_path == tmp_path / "run/comments.jsonl"
+
+
+def test_an_editors_prompt_has_the_tools_and_the_thinking_of_its_run(tmp_path, monkeypatch):
+    class Tokenizer:
+        def __call__(self, text):
+            return len(text)
+
+        def apply_chat_template(self, messages, tools=None, **how):
+            said = "".join(part["text"] for m in messages for part in m["content"] or ())
+            return f"{said} {tools} {how['enable_thinking']}"
+
+    monkeypatch.setattr(source, "load_tokenizer", lambda model: Tokenizer())
+    run = Run(tmp_path / "run", Settings.of("tiny", enable_thinking=False), progress=False)
+    prompt = [{"role": "user", "content": "Look!", "tools": [{"name": "look"}]}]
+    write_jsonl(run.round_folder(1) / "trajectories.jsonl", [log(prompt=prompt)])
+    write_jsonl(run.round_folder(1) / "items.jsonl", [])
+    editor = app.editor(run.round_folder(1) / "items.jsonl")
+    assert editor.prompt("") == "Look! [{'name': 'look'}] False"
 
 
 def test_wrong_types_are_told_in_a_sentence():
