@@ -8,8 +8,7 @@ from . import given
 from .curation import Curation
 from .likeness import contradictions
 from .operations import CuratedItem
-from .statements import for_every_draw
-from .text import wording
+from .statements import by_wording, for_every_draw
 
 
 def auto_curate(
@@ -40,9 +39,7 @@ def auto_curate(
         curation.reject(id, f"contradicts: {against}", author="auto")
     writers = len({draw for item in curation.items for draw in item.draws})
     draws = given.whole("draws", draws or writers)
-    groups: dict[tuple[str, ...], list[CuratedItem]] = {}
-    for item in curation.items:
-        groups.setdefault(wording(item.text), []).append(item)
+    groups = by_wording(curation.items)
     wrote = {words: _draws(group) for words, group in groups.items()}
     agreed = {words for words, n in wrote.items() if draws >= 3 and n >= draws / 2}
     for words, group in groups.items():
@@ -97,15 +94,9 @@ def _accept_once(
     """Accept pending items in the same words, each only once per draw's text."""
     everywhere = next((i.id for i in accepted if for_every_draw(i)), None)
     first = {i.draw: i.id for i in accepted}
-    new: list[str] = []
-    twins: list[tuple[str, str]] = []
-    for item in pending:
-        twin = everywhere or first.setdefault(item.draw, item.id)
-        if twin == item.id:
-            new.append(twin)
-        else:
-            twins.append((item.id, twin))
-    if new:
+    twins = {i.id: everywhere or first.setdefault(i.draw, i.id) for i in pending}
+    if new := [id for id, twin in twins.items() if id == twin]:
         curation.accept(new, author="auto", every_draw=False)
-    for id, twin in twins:
-        curation.reject(id, f"duplicates {twin}", author="auto")
+    for id, twin in twins.items():
+        if id != twin:
+            curation.reject(id, f"duplicates {twin}", author="auto")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from . import given
-from .likeness import similar
 from .operations import (
     GONE,
     MAKES,
@@ -271,11 +270,6 @@ class Curation(Shown):
         """Return, by id, the `text.word_diff` from original to text of each edited item."""
         edited = [item for item in self.items if item.text != one_line(item.original)]
         return {item.id: word_diff(item.original, item.text) for item in edited}
-
-    def duplicates(self, threshold: float = 0.75) -> list[list[str]]:
-        """Return groups of ids whose items say nearly the same; see `likeness.similar`."""
-        ids, texts = [item.id for item in self.items], [item.text for item in self.items]
-        return [[ids[k] for k in group] for group in similar(texts, threshold)]
 
     def to_frame(self) -> Any:
         """Return the view as a pandas DataFrame, a row per item. Raises ImportError without it."""

@@ -57,17 +57,14 @@ def similar(texts: Sequence[str], threshold: float = 0.75) -> list[list[int]]:
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
-    said, bits = [_said(text) for text in texts], dict[str, int]()
-    for s in said:
-        for word in s.words:
-            bits.setdefault(word, 1 << len(bits))
-    masks = [sum(bits[word] for word in s.words) for s in said]  # each set of words as bits
-    sizes, group_of = [len(s.words) for s in said], {i: [i] for i in range(len(said))}
+    said = [_said(text) for text in texts]
+    group_of = {i: [i] for i in range(len(said))}
     for places in _by_key(((s.exact, s.negated), i) for i, s in enumerate(said)):
         for a, b in _sharing(places, said, threshold):
-            common, size = (masks[a] & masks[b]).bit_count(), sizes[a] + sizes[b]
-            swapped = sizes[a] == sizes[b] == common + 1
-            if 2 * common >= threshold * size and not swapped and group_of[a] is not group_of[b]:
+            common = len(said[a].words & said[b].words)
+            sizes = len(said[a].words), len(said[b].words)
+            near = 2 * common >= threshold * sum(sizes) and sizes != (common + 1, common + 1)
+            if near and group_of[a] is not group_of[b]:
                 group_of[a] += group_of[b]
                 for i in group_of[b]:
                     group_of[i] = group_of[a]

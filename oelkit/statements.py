@@ -34,10 +34,15 @@ class Statement:
 
 def statements(items: Iterable[CuratedItem]) -> list[Statement]:
     """Group items by their wording, in the order of the first item of each group."""
+    return [_statement(group) for group in by_wording(items).values()]
+
+
+def by_wording(items: Iterable[CuratedItem]) -> dict[tuple[str, ...], list[CuratedItem]]:
+    """Return the items in the same words, in order, by their `text.wording`."""
     groups: dict[tuple[str, ...], list[CuratedItem]] = {}
     for item in items:
         groups.setdefault(wording(item.text), []).append(item)
-    return [_statement(group) for group in groups.values()]
+    return groups
 
 
 def _statement(group: list[CuratedItem]) -> Statement:

@@ -455,7 +455,7 @@ def log(data: bytes) -> None:
         except ValueError:
             assert path.read_bytes() == data
             return
-        curation.experience(20, len), curation.diff(), curation.duplicates(), repr(curation)
+        curation.experience(20, len), curation.diff(), repr(curation)
         assert {i.id for i in source} <= {i.id for i in curation._state.values()}
         assert path.read_bytes() == data
         auto_curate(Curation(source), 2)

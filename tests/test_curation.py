@@ -138,7 +138,6 @@ def test_split_add_restore_move():
         (lambda c: c.undo(), "nothing to undo"),
         (lambda c: c.redo(), "nothing to redo"),
         (lambda c: c.add(""), "empty"),
-        (lambda c: c.duplicates(0), "threshold"),
         (lambda c: c.experience(10), "tokenizer"),
         (lambda c: c.item("nope"), "nope"),
     ],
@@ -151,7 +150,7 @@ def test_a_wrong_call_is_one_clear_error_and_changes_nothing(log, call, message)
     assert seen(c) == before and c.log == [] and not log.exists()
 
 
-# -- budget, diff, duplicates, frame, auto
+# -- budget, diff, frame
 
 
 def test_over_the_budget_the_oldest_go_first():
@@ -185,14 +184,6 @@ def test_the_diff_is_by_word():
     assert c.diff() == {
         "i0": [("=", "H is"), ("+", "always"), ("=", "a"), ("-", "hole."), ("+", "hole!")]
     }
-
-
-def test_duplicates():
-    c = Curation(items())
-    assert c.duplicates() == [["i0", "i3"]] and c.duplicates(1) == [["i0", "i3"]]
-    c.reject("i3")
-    c.merge(["i0", "i3"], "H is a hole.")
-    assert c.duplicates() == []
 
 
 def test_to_frame():

@@ -126,6 +126,7 @@ def test_refusals_are_told_and_change_nothing(files):
     assert "text is empty" in browser.do("edit", ids=["i0"], texts=["  "])["error"]
     assert not browser.state["saved"]
     assert "no operation 'log'" in browser.do("log")["error"]
+    assert "gone" in browser.do("move", ids=["i0"], texts=["gone"], to=0)["error"]
     assert not files[1].exists()
     Curation.open(*files).accept("i1")  # somebody else, in another window
     assert "changed by somebody else" in browser.do("reject", ids=["i0"])["error"]

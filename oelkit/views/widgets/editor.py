@@ -17,7 +17,7 @@ from ...exchange import bring_in, export
 from ...records import ConflictError, Trajectory
 from ...text import count_tokens, counted, experience_text
 from .base import LiveView, pre, source
-from .editor_rows import Likeness, detail, rows_of
+from .editor_rows import detail, rows_of
 
 
 class ExperienceEditor(LiveView):
@@ -76,7 +76,6 @@ class ExperienceEditor(LiveView):
         self._shown: str | None = None  # the last item passed to `show`
         self._rows, self._state = {}, {}
         self._groups: dict[str, tuple[str, ...]] = {}  # ids of the items in each row
-        self._likeness = Likeness()
         self._hint: Any = on_change() if on_change else ""
         self.on_msg(lambda _, message, buffers: self._receive(message))
 
@@ -201,7 +200,7 @@ class ExperienceEditor(LiveView):
     def _move(self, items: Sequence[str], beside: str, below: bool) -> dict:
         """Move right above or below the first item of another row."""
         others = [i.id for i in self.curation.items if i.id not in items]
-        first = min(others.index(id) for id in self._groups[beside])
+        first = min(others.index(id) for id in self._groups.get(beside, (beside,)))
         self.curation.move(items, first + below)
         return {"at": items[0]}
 
@@ -216,7 +215,7 @@ class ExperienceEditor(LiveView):
         text = experience_text(reads)
         prompt = self.prompt(text)
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
-        rows, self._groups = rows_of(c, items, {i.id for i in cut}, self.count, self._likeness)
+        rows, self._groups = rows_of(c, items, {i.id for i in cut}, self.count)
         for row in rows.values():
             row["worth"] = self.worth.get(row["text"])
         return rows, {

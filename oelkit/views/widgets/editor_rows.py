@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ...curation import CuratedItem, Curation
@@ -15,31 +16,19 @@ from .transcript import is_chat
 SHOWN = 40  # turns of evidence shown unless all are requested
 
 
-class Likeness:
-    """Near-duplicates and contradictions of texts, recomputed when the texts change."""
-
-    def __init__(self):
-        self.texts: list[str] = []
-        self.alike: dict[int, int] = {}
-        self.against: dict[int, list[int]] = {}
-
-    def look(self, texts: list[str]) -> None:
-        """Find them, by index in `texts`."""
-        if texts == self.texts:
-            return
-        self.texts, self.against = texts, {}
-        self.alike = {i: n for n, group in enumerate(similar(texts)) for i in group}
-        for a, b in contradictions(texts):
-            self.against.setdefault(a, []).append(b)
-            self.against.setdefault(b, []).append(a)
+@lru_cache(8)
+def _likeness(texts: tuple[str, ...]) -> tuple[dict[int, int], dict[int, list[int]]]:
+    """Return the group of each text with near-duplicates, and what contradicts each, by index."""
+    alike = {i: n for n, group in enumerate(similar(texts)) for i in group}
+    against: dict[int, list[int]] = {}
+    for a, b in contradictions(texts):
+        against.setdefault(a, []).append(b)
+        against.setdefault(b, []).append(a)
+    return alike, against
 
 
 def rows_of(
-    curation: Curation,
-    items: Sequence[CuratedItem],
-    cut: set[str],
-    count: Callable[[str], int],
-    likeness: Likeness,
+    curation: Curation, items: Sequence[CuratedItem], cut: set[str], count: Callable[[str], int]
 ) -> tuple[dict[str, dict], dict[str, tuple[str, ...]]]:
     """Return the row and the item ids of each statement, both keyed by its first item's id.
 
@@ -48,10 +37,9 @@ def rows_of(
         items: The items to show.
         cut: Ids of items over the budget.
         count: Returns the number of tokens of a text.
-        likeness: Caches near-duplicates and contradictions.
     """
     said, by_id, diff = statements(items), {i.id: i for i in items}, curation.diff()
-    likeness.look([s.text for s in said])
+    alike, against = _likeness(tuple(s.text for s in said))
     draws = max((draw for s in said for draw in s.draws), default=-1) + 1
     several = len({i.round for i in items if i.model}) > 1
 
@@ -67,10 +55,9 @@ def rows_of(
             "sources": _sources(group, several),
             "tokens": count(s.text),
             "cut": any(id in cut for id in s.ids),
-            "alike": likeness.alike.get(n),
+            "alike": alike.get(n),
             "against": [
-                [said[k].ids[0], said[k].text, len(said[k].draws)]
-                for k in likeness.against.get(n, [])
+                [said[k].ids[0], said[k].text, len(said[k].draws)] for k in against.get(n, [])
             ],
             "seen": len(s.evidence),
             "diff": next((diff[id] for id in s.ids if id in diff), None),
