@@ -188,26 +188,45 @@ def test_tags_and_comments_are_kept_in_a_log_filtered_by_and_exported(show, them
 def test_a_note_that_was_not_written_is_said(show, tmp_path):
     log = tmp_path / "comments.jsonl"
     mine, other = Curation([], log), Curation([], log)
-    page = show(trajectory_viewer(conversations(), comments=mine))
+    items = [ExperienceItem("i7", "Be brief.", (Evidence("chat-9", 0),), "m", 1, 0)]
+    opened = []
+    page = show(
+        trajectory_viewer(conversations(), comments=mine, items=items, on_item=opened.append)
+    )
     page.locator(".ov-chat").wait_for()
     other.add("#theirs", [Evidence("chat-9", 0)])
     field = page.get_by_label("tag or comment")
     field.fill("#mine")
     press(page, "Enter")
-    page.locator(".ov-failure", has_text="changed by somebody else").wait_for()
+    alert = page.get_by_role("alert")
+    alert.get_by_text("changed by somebody else").wait_for()
     assert page.locator(".ov-tag bdi").all_inner_texts() == ["#theirs"], "it is there now"
     assert field.input_value() == "#mine", "until it is saved"
     press(page, "Enter")
     until(page, lambda: page.locator(".ov-tag").count() == 2)
-    assert page.locator(".ov-failure").inner_text() == field.input_value() == ""
+    assert not alert.is_visible() and field.input_value() == ""
+    item = page.get_by_role("button", name="Be brief.")
+    item.click()
+    until(page, lambda: opened == ["i7"])
     page.evaluate("() => { window.alive = model.send; model.send = () => {}; }")
+    item.click()
+    alert.get_by_text("The kernel does not answer").wait_for(timeout=60_000)
+    page.evaluate("() => { model.send = window.alive; }")
+    page.get_by_role("button", name="Ask again").click()
+    until(page, lambda: not alert.is_visible())
+    page.evaluate("() => { model.send = () => {}; }")
     field.fill("late")
     press(page, "Enter")
-    page.locator(".ov-failure", has_text="The kernel does not answer").wait_for()
+    alert.get_by_text("The kernel does not answer").wait_for()
     page.evaluate("() => { model.send = window.alive; }")
     press(page, "Escape", "ArrowDown")  # to another game, which arrives
-    until(page, lambda: page.locator(".ov-failure").inner_text() == "")
+    until(page, lambda: not alert.is_visible())
     assert field.input_value() == "late"
+    field.focus()
+    press(page, "Enter")
+    until(
+        page, lambda: field.input_value() == "" and other.reload() is None and len(other.log) == 3
+    )
 
 
 def test_logs_of_notebook_09_are_transcripts_and_say_so(show):

@@ -19,6 +19,17 @@ function visible(text) {
   return text.replace(hidden, (c) => name(c.charCodeAt(0)));
 }
 
+const number = (n) => n.toLocaleString("en");
+const several = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
+const outcomeName = (outcome) => outcome.replace("_", " ");
+
+/** Text as nodes, with search hits marked. */
+function marked(text, query) {
+  if (!query) return [visible(text)];
+  const parts = text.split(new RegExp(`(${query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "gi"));
+  return parts.map((part, i) => (i % 2 ? el("mark", {}, visible(part)) : visible(part)));
+}
+
 /** Keep Jupyter's shortcuts out of `root`, except those with Ctrl or Cmd outside a field. Notebook 7 sees a key before
  *  `root` does, so stopping the event is too late; it checks an attribute of the focused element instead. */
 function ownKeys(root) {
@@ -74,10 +85,17 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
   return { box, refresh, reveal };
 }
 
+/** What went wrong; hidden if that is nothing. */
+function failureBox() {
+  const node = el("div", { class: "oel-failure", role: "alert", hidden: true });
+  return { node, tell: (...words) => { node.replaceChildren(...words); node.hidden = !words.some(Boolean); } };
+}
+
+const UNHEARD = "The kernel does not answer: it is busy or has stopped.";
 const QUIET = 6000;  // ms without an answer until the kernel counts as busy or gone
 
 /** Messages to Python and back. lost(): no answer in time, or sending failed; found(): an answer arrived after all. */
-function line(model, { hear, lost, found = () => {} }) {
+function line(model, { hear, lost, found }) {
   let timer = null, down = false;
   const miss = () => { timer = null; down = true; lost(); };
   function send(message) {

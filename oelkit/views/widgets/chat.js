@@ -11,15 +11,15 @@ function chatView({ key, row, game, turn: now, caption, query, open, go, openIte
     const known = ["system", "user", "assistant", "tool"].includes(role) ? role : "other";
     const label = dots(visible(role), visible(who));
     const folded = role === "system" && words.length > LONG_SYSTEM;
-    const defined = tools.length > 0 && fold(`${place} tools`, count(tools.length, "tool"), open, ...tools.map(text));
+    const defined = tools.length > 0 && fold(`${place} tools`, several(tools.length, "tool"), open, ...tools.map(text));
     if (!folded) return said(known, label, text(words), defined);
-    return said(known, label, fold(place, count(words.length, "character"), open, text(words)), defined);
+    return said(known, label, fold(place, several(words.length, "character"), open, text(words)), defined);
   }
   function exchange(turn, k) {
     const place = `${key}/${k}`;
     const label = [el("button", { "data-focus": place, "aria-label": `turn ${k + 1}`, title: "go to this turn",
       onclick: () => go({ turn: k }, true) }, `${k + 1}`),
-    ` assistant${turn.reply_tokens ? ` · ${count(turn.reply_tokens, "token")}` : ""}`,
+    ` assistant${turn.reply_tokens ? ` · ${several(turn.reply_tokens, "token")}` : ""}`,
     turn.truncated && pill("cut", "cut off at the limit")];
     const calls = turn.calls.map(([tool, given]) => el("div", { class: "ov-call" },
       el("h4", {}, "calls ", el("b", { class: "ov-action" }, visible(tool || "a tool"))), text(given)));
@@ -27,7 +27,7 @@ function chatView({ key, row, game, turn: now, caption, query, open, go, openIte
     return el("div", { class: "ov-exchange", "aria-current": k === now && "step" },
       ...turn.before.map((m, i) => message(m, `${place} ${i}`)),
       said("assistant", label.filter(Boolean),
-        turn.thinking && fold(`${place} thinking`, `reasoning · ${count(turn.thinking.length, "character")}`, open,
+        turn.thinking && fold(`${place} thinking`, `reasoning · ${several(turn.thinking.length, "character")}`, open,
           text(turn.thinking)),
         words && el("div", { class: "ov-text", dir: "auto" }, ...replyOf(turn, query)), ...calls),
       ...learned(turn, openItem), ...comments(k),
@@ -35,5 +35,5 @@ function chatView({ key, row, game, turn: now, caption, query, open, go, openIte
         text(turn.feedback)));
   }
   return el("div", { class: "ov-game ov-chat" },
-    caption && el("h3", {}, pill(row.outcome, name(row.outcome)), " ", caption), ...game.turns.map(exchange));
+    caption && el("h3", {}, pill(row.outcome, outcomeName(row.outcome)), " ", caption), ...game.turns.map(exchange));
 }

@@ -17,7 +17,7 @@ function render({ model, el: host }) {
 
   function ask(op, more = {}) {
     if (kernel.down() && op !== "refresh") return lost();
-    keepFocus(() => { failure.hidden = true; });
+    keepFocus(() => failure.tell());
     if (op in DECIDED) [after.textContent, why.hidden] = [DECIDED[op], true];  // a reason applies to the last one
     kernel.send({ op, ...more });
   }
@@ -42,8 +42,7 @@ function render({ model, el: host }) {
     focusRow();
   }
   function lost() {
-    failure.replaceChildren(...unheard(state.log, sent, () => kernel.send({ op: "refresh" })));
-    failure.hidden = false;
+    failure.tell(...unheard(state.log, sent, () => kernel.send({ op: "refresh" })));
     root.classList.add("oel-lost");
   }
 
@@ -163,12 +162,12 @@ function render({ model, el: host }) {
 
   // -- the page
 
-  const parts = editorPage({ state: () => state, bar, commands, host, selectAll, row, write, ask, show: () => show(),
-    get: { source: (v) => { source = v; }, sort: (v) => { sort = v; }, hits: () => { hitsOnly = !hitsOnly; },
-      author: (name) => { remembered.set(name); ask("author", { texts: [name] }); focusRow(); } },
-    count: () => shown.length, keep: () => shown.indexOf(cursor), run: (key) => byKey.get(key).run(),
-    height: (i) => (shown[i] === cursor ? openHeight : CLOSED), explain,
-    draw: (to) => kernel.send({ op: "draw", to }), budget: (to) => ask("budget", { to }) });
+  const parts = editorPage({ bar, commands, selectAll, ask, explain, run: (key) => byKey.get(key).run(),
+    source(value) { source = value; show(); }, sort(by) { sort = by; show(); }, hits() { hitsOnly = !hitsOnly; show(); },
+    author(name) { remembered.set(name); ask("author", { texts: [name] }); focusRow(); },
+    draw: (to) => kernel.send({ op: "draw", to }), budget: (to) => ask("budget", { to }),
+    rows: { count: () => shown.length, keep: () => shown.indexOf(cursor), row,
+      height: (i) => (shown[i] === cursor ? openHeight : CLOSED) } });
   const { root, progress, failure, search, hits, why, after, every, none, list, help, adding, about, evidence } = parts;
 
   ownKeys(root);
@@ -205,7 +204,7 @@ function render({ model, el: host }) {
       list.refresh();
     });
   }
-  const show = () => keepFocus(showAll);
+  function show() { keepFocus(showAll); }
   function showAll() {
     const all = state.order.map((id) => items.get(id));
     const count = (kind) => all.filter(FILTERS[kind]).length;
@@ -281,14 +280,12 @@ function render({ model, el: host }) {
     if (file) download(...file);
     if (notice) after.textContent = notice;
     if (error) {
-      failure.replaceChildren(`${error} `,
-        conflict ? el("button", { onclick: () => ask("reload") }, "Read the log again") : "");
-      failure.hidden = false;
+      failure.tell(`${error} `, conflict ? el("button", { onclick: () => ask("reload") }, "Read the log again") : "");
     }
     reopen();
   }
 
-  const found = () => keepFocus(() => { failure.hidden = true; root.classList.remove("oel-lost"); });
+  const found = () => keepFocus(() => { failure.tell(); root.classList.remove("oel-lost"); });
   const kernel = line(model, { hear, lost, found });
   settle(host, root, focusRow);
   new ResizeObserver(() => requestAnimationFrame(layout)).observe(list.box);

@@ -49,17 +49,15 @@ function editorPage(on) {
     title: "Try another budget here. A run uses its own setting, budget_tokens.",
     onchange: () => on.budget(budget.value === "" ? null : Math.max(0, Math.round(budget.value))) });
   const spent = el("span", { class: "oel-dim" });
-  const failure = el("div", { class: "oel-failure", role: "alert", hidden: true });
+  const failure = failureBox();
   const filters = el("div", { class: "oel-group", role: "group", "aria-label": "Filter by status" });
-  const choice = (text, change, ...options) => {
-    const node = el("select", { "aria-label": text, onchange() { change(node.value); on.show(); } }, ...options);
-    return node;
-  };
-  const sources = choice("Filter by source", on.get.source);
-  const sorts = choice("Sort", on.get.sort, ...[["support", "most draws first"], ["evidence", "most evidence first"],
+  const choice = (text, change, ...options) =>
+    el("select", { "aria-label": text, onchange(event) { change(event.target.value); } }, ...options);
+  const sources = choice("Filter by source", on.source);
+  const sorts = choice("Sort", on.sort, ...[["support", "most draws first"], ["evidence", "most evidence first"],
     ["", "as the teacher reads"], ["worth", "highest worth first"]].map(([value, text]) => el("option", { value }, text)));
   const search = el("input", { type: "search", placeholder: "Search  /", "aria-label": "Search the items" });
-  const hits = el("button", { title: "Show the hits only", onclick() { on.get.hits(); on.show(); } });
+  const hits = el("button", { title: "Show the hits only", onclick: on.hits });
   const after = el("span", { class: "oel-after", role: "status" }, "Decide with a, x or s; you can add a reason afterwards.");
   const why = el("input", { type: "text", hidden: true, placeholder: "why?  w", "aria-label": "Reason of the last decision",
     onkeydown(event) {
@@ -67,16 +65,15 @@ function editorPage(on) {
       if (event.key === "Escape") { why.value = ""; on.explain(); }
     } });
   const name = el("input", { type: "text", placeholder: "your name, for the log", "aria-label": "Your name, for the log",
-    hidden: true, onkeydown(event) { if (event.key === "Enter" && name.value.trim()) on.get.author(name.value.trim()); } });
+    hidden: true, onkeydown(event) { if (event.key === "Enter" && name.value.trim()) on.author(name.value.trim()); } });
   const author = el("button", { class: "oel-link", title: "Change the name",
     onclick() { name.hidden = false; name.focus(); } });
   const saved = el("span", { class: "oel-saved" });
   const hint = el("span", { class: "oel-hint", role: "status" });
   const every = el("input", { type: "checkbox", "aria-label": "Select all shown", onclick: on.selectAll });
-  const adding = el("div", { class: "oel-adding" });
+  const adding = el("div");
   const none = el("p", { class: "oel-none" });
-  const list = virtualList({ count: on.count, row: on.row, keep: on.keep, height: on.height,
-    attributes: { "aria-label": "Experience items", role: "region" } });
+  const list = virtualList({ ...on.rows, attributes: { "aria-label": "Experience items", role: "region" } });
   const about = el("div", {}), prompt = el("pre", {}), promptSize = el("span", { class: "oel-dim" });
   const draws = el("select", { "aria-label": "Draw", title: "Each draw is an independent reading. What you accept goes into every draw.",
     onchange: () => on.draw(Number(draws.value)) });
@@ -112,7 +109,7 @@ function editorPage(on) {
   const root = el("section", { class: "oel oel-editor", tabindex: -1, "aria-label": "Experience editor" },
     el("header", { class: "oel-head" }, progress, meter, el("label", { class: "oel-budget" }, spent, budget)),
     el("div", { class: "oel-tools" }, filters, sorts, sources, search, hits),
-    help, failure,
+    help, failure.node,
     el("div", { class: "oel-bar", role: "toolbar", "aria-label": "Decisions" },
       every, ...commands.filter((c) => c.label && !c.more).map((c) => bar.get(c.label)), menu,
       el("button", { "aria-label": "Help: keys", title: "Keys (?)", onclick: () => on.run("?") }, "?")),

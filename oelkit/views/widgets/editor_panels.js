@@ -5,7 +5,7 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
   const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
   const text = (value) => el("pre", {}, visible(value));
   const told = (title, value) => (value ? part(title, text(value)) : []);
-  const ended = (outcome) => (outcome && outcome !== "unknown" ? `: ${outcome.replace("_", " ")}` : "");  // unknown: a log
+  const ended = (outcome) => (outcome && outcome !== "unknown" ? `: ${outcomeName(outcome)}` : "");  // unknown: a log
   const shownTurn = (t, n) => el("details", { open: n < 2 },
     el("summary", {}, `Turn ${t.turn}${t.of ? ` of ${t.of}` : ""}${ended(t.outcome)}`,
       el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
@@ -65,7 +65,7 @@ function emptyList(loaded, kind, items) {
 
 /** What to say while the kernel does not answer. sent: forms that it may not have read; again: asks once more. */
 function unheard([log, n], sent, again) {
-  return [`The kernel does not answer: it is busy or has stopped. Nothing you do now is recorded. ${
+  return [`${UNHEARD} Nothing you do now is recorded. ${
     log ? `Your earlier decisions are saved in ${log} (${several(n, "operation")}).` : "This curation has no log on disk."
   } If the kernel has stopped, run the editor's cell again or reload this page. `,
   el("button", { onclick: again }, "Ask again"),

@@ -7,8 +7,6 @@ const FILTERS = {
   edited: (i) => i.diff, alike: (i) => i.alike != null, against: (i) => i.against.length > 0, cut: (i) => i.cut,
 };
 const LABELS = { alike: "Near-duplicates", against: "Contradictions", cut: "Over budget" };
-const number = (n) => n.toLocaleString("en");
-const several = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 const label = (kind) => LABELS[kind] ?? kind[0].toUpperCase() + kind.slice(1);
 
 /** "written by 7 of 10 draws", or the other sources. */
@@ -26,22 +24,11 @@ function worthOf(worth) {
   return el(low > 0 || high < 0 ? "b" : "span", { title, class: low > 0 ? "oel-helps" : high < 0 ? "oel-against" : "" }, said);
 }
 
-/** Nodes of a text with search hits in <mark>. */
-function withHits(text, query) {
-  const nodes = [], low = text.toLowerCase();
-  let from = 0;
-  if (!query || low.length !== text.length) return [visible(text)];
-  for (let at; (at = low.indexOf(query, from)) >= 0; from = at + query.length) {
-    nodes.push(visible(text.slice(from, at)), el("mark", {}, visible(text.slice(at, at + query.length))));
-  }
-  return [...nodes, visible(text.slice(from))];
-}
-
 /** One row. here: it has the cursor; unit: tokens or words; edge: the budget cuts above it; on: go, write, select. */
 function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
   const text = here && item.diff
     ? item.diff.map(([sign, words]) => el({ "=": "span", "-": "del", "+": "ins" }[sign], {}, visible(words), " "))
-    : withHits(here ? item.text : item.text.slice(0, 400), query);
+    : marked(here ? item.text : item.text.slice(0, 400), query);
   const parts = [
     item.against.length > 0 && el("b", { class: "oel-against", title: "These seem to contradict each other" },
       `contradicts “${visible(item.against[0][1].slice(0, 60))}”${item.against.length > 1

@@ -31,7 +31,7 @@ function filterBar({ filter, sort, rows, tags, refilter, relist }) {
       el("option", { value: "" }, "sort: as given"),
       ...keys.map((key) => el("option", { value: key, selected: sort.by === key }, `sort: ${key === "cut" ? "cut off" : key}`)));
     node.replaceChildren(...[
-      select("outcome", "outcome", name), select("round", "round", (v) => `round ${v}`),
+      select("outcome", "outcome", outcomeName), select("round", "round", (v) => `round ${v}`),
       select("arm", "arm", (v) => visible(optionOf(v))),
       select("taught", "items", (v) => (v ? "has items" : "no items")), select("tag", "tag", visible),
       select("cut", "cut off", (v) => (v ? "cut off" : "not cut off")),

@@ -1,26 +1,17 @@
 // One game at one turn: board, thinking, reply, move, feedback, items with this evidence, prompt.
 
 const CLIP = 20000;  // characters of a text that are shown at first
-const name = (outcome) => outcome.replace("_", " ");
-const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const dots = (...parts) => parts.filter(Boolean).join(" · ");
 const pill = (kind, text) => el("span", { class: `ov-pill ov-${kind}` }, text);
 
-/** Text as nodes, with search hits marked. */
-function marked(text, query) {
-  if (!query) return [visible(text)];
-  const parts = text.split(new RegExp(`(${query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "gi"));
-  return parts.map((part, i) => (i % 2 ? el("mark", {}, visible(part)) : visible(part)));
-}
-
-/** The same, but only the beginning of a long text unless a hit lies beyond it. */
+/** Text as nodes like `marked`, but only its beginning if it is long and no hit lies beyond. */
 function long(text, query) {
   const hidden = query && text.toLowerCase().includes(query.toLowerCase(), CLIP - query.length);
   if (text.length <= CLIP || hidden) return marked(text, query);
   const more = el("button", { onclick() {
     more.closest("[tabindex]").focus({ preventScroll: true });
     more.replaceWith(...marked(text.slice(CLIP), query));
-  } }, `… show ${count(text.length - CLIP, "more character")}`);
+  } }, `… show ${several(text.length - CLIP, "more character")}`);
   return [...marked(text.slice(0, CLIP), query), more];
 }
 
@@ -79,10 +70,10 @@ function learned(turn, openItem) {
 function gameView({ key, row, game, turn: now, differs, caption, query, open, go, openItem, comments }) {
   const turn = game.turns[now], drawn = turn?.cells.length > 0;
   const text = (value) => el("div", { class: "ov-text", dir: "auto" }, ...long(value, query));
-  const top = [caption && el("h3", {}, pill(row.outcome, name(row.outcome)), " ", caption),
+  const top = [caption && el("h3", {}, pill(row.outcome, outcomeName(row.outcome)), " ", caption),
     strip({ game, turn: now, differs, key, go })];
   if (!turn) return el("div", { class: "ov-game" }, ...top,
-    el("p", { class: "ov-dim" }, `ended after ${count(game.turns.length, "turn")}${game.feedback && ": "}${visible(game.feedback)}`));
+    el("p", { class: "ov-dim" }, `ended after ${several(game.turns.length, "turn")}${game.feedback && ": "}${visible(game.feedback)}`));
   const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
   const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
     : el("b", { class: "ov-action" }, visible(turn.action));
@@ -92,14 +83,14 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
       drawn ? el("div", { class: "ov-board" }, board(turn))
         : block("observation", "seen", ...long(turn.observation, query)),
       el("div", { class: "ov-texts" },
-        turn.thinking && fold("thinking", `thinking · ${count(turn.thinking.length, "character")}`, open,
+        turn.thinking && fold("thinking", `thinking · ${several(turn.thinking.length, "character")}`, open,
           text(turn.thinking)),
-        block([`reply · ${count(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
+        block([`reply · ${several(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
         turn.level && el("p", { class: "ov-dim" }, `level ${turn.level}`),
         el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
         turn.feedback && block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
     ...learned(turn, openItem), ...comments(now),
-    fold("prompt", `prompt · ${count(turn.prompt_tokens, "token")}`, open,
+    fold("prompt", `prompt · ${several(turn.prompt_tokens, "token")}`, open,
       ...turn.prompt.flatMap(([role, words]) => [el("h4", {}, visible(role)), text(words)])),
     drawn && fold("observation", "board as text", open, text(turn.observation)));
 }

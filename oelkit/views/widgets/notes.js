@@ -3,8 +3,8 @@
 const isTag = (note) => note.text.startsWith("#");
 const COMMENT = "with a comment";
 
-/** kernel(): the line to Python; place(): the open game and turn. */
-function notesPanel({ kernel, place }) {
+/** kernel(): the line to Python; place(): the open game and turn; tell(text): says what went wrong. */
+function notesPanel({ kernel, place, tell }) {
   let notes = new Map();  // by game
   const of = (game) => notes.get(game) ?? [];
   const tags = (game) => [...new Set(of(game).map((note) => (isTag(note) ? note.text : COMMENT)))];
@@ -16,11 +16,7 @@ function notesPanel({ kernel, place }) {
       change({ kind: "note", ...place(), texts: words.every((word) => word.startsWith("#")) ? words : [field.value] });
       field.readOnly = !kernel().down();  // until it is saved
     } });
-  const failure = el("span", { class: "ov-failure", role: "alert" });
-  const lost = () => {
-    failure.textContent = "The kernel does not answer: it is busy or has stopped. Tags and comments are not saved now.";
-  };
-  const change = (message) => (kernel().down() ? lost() : kernel().send(message));
+  const change = (message) => kernel().down() || kernel().send(message);
   const away = (note) => el("button", { "aria-label": `remove ${visible(note.text)}`, title: "remove (u undoes this)",
     onclick({ target }) {
       target.closest("[tabindex]").focus({ preventScroll: true });
@@ -28,14 +24,15 @@ function notesPanel({ kernel, place }) {
     } }, "×");
 
   return {
-    line: el("div", { class: "ov-notes" }, chips, field, failure), field, tags,
-    undo: () => change({ kind: "undo" }), lost, found: () => { failure.textContent = ""; },
+    line: el("div", { class: "ov-notes" }, chips, field), field, tags,
+    undo: () => change({ kind: "undo" }),
     hear({ notes: all, wrong, path }) {
       notes = new Map();
       for (const [game, id, turn, text, author, time] of all)
         notes.set(game, [...of(game), { id, turn, text, author, time }]);
       if (field.readOnly && !wrong) field.value = "";
-      [field.readOnly, failure.textContent] = [false, wrong];
+      field.readOnly = false;
+      tell(wrong);
       field.title = path ? `saved to ${path}` : "not saved: this viewer has no log for notes";
     },
     /** Show the tags of a game in its header. */

@@ -34,9 +34,9 @@ export default { render({ model, el: host }) {
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
           el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
-          el("span", { class: "ov-dim" }, dots(inRound(r), found && count(found, "hit"), visible(r.arm)))),
-        el("span", { class: "ov-dim" }, dots(!ofLog(r) && name(r.outcome), r.cut && "cut off",
-          count(r.turns, "turn"), r.tokens > 0 && `${r.tokens.toLocaleString("en")} tok`, ...noted.tags(game).map(visible)))));
+          el("span", { class: "ov-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
+        el("span", { class: "ov-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
+          several(r.turns, "turn"), r.tokens > 0 && `${number(r.tokens)} tok`, ...noted.tags(game).map(visible)))));
     },
     attributes: { role: "listbox", tabindex: 0, "aria-label": "games" },
   });
@@ -56,10 +56,10 @@ export default { render({ model, el: host }) {
     }
     hits = byGame ? shown.flatMap((game) => byGame.get(game).map((turn) => ({ game, turn }))) : [];
     list.refresh();
-    const all = count(rows.length, noun());
-    status.textContent = shown.length === rows.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
+    const all = several(rows.length, noun());
+    status.textContent = shown.length === rows.length ? all : `${number(shown.length)} of ${all}`;
     reset.hidden = !query && !Object.values(filter).some(Boolean);
-    take.textContent = `export ${shown.length.toLocaleString("en")}`;
+    take.textContent = `export ${number(shown.length)}`;
     showHits();
     followList();
   }
@@ -115,7 +115,7 @@ export default { render({ model, el: host }) {
   let toHit = false;  // scroll to the hit once its text has arrived
   function showHits() {
     const place = here() < 0 ? "–" : here() + 1;
-    hitText.textContent = !byGame ? "" : hits.length ? `${place} of ${count(hits.length, "hit")}` : "no hits";
+    hitText.textContent = !byGame ? "" : hits.length ? `${place} of ${several(hits.length, "hit")}` : "no hits";
     earlier.disabled = later.disabled = !hits.length;
   }
   const button = (label, text, onclick, title = label) => el("button", { "aria-label": label, title, onclick }, text);
@@ -146,7 +146,8 @@ export default { render({ model, el: host }) {
   const on = button("next turn", "›", () => turnBy(1), "next turn (→)");
   const place = el("span", { class: "ov-place", role: "status" });
   const differ = el("button", { onclick: () => go({ turn: differ.turn }) });
-  const noted = notesPanel({ kernel: () => kernel, place: () => ({ game: at().game, turn: at().turn }) });
+  const failure = failureBox();
+  const noted = notesPanel({ kernel: () => kernel, place: () => ({ game: at().game, turn: at().turn }), tell: failure.tell });
   const offers = filterBar({ filter, sort, rows: () => rows, tags: () => noted.counts(rows.length), refilter, relist });
   const lessons = el("span", { class: "ov-chips" });
   const body = el("div", {});
@@ -168,19 +169,19 @@ export default { render({ model, el: host }) {
     if (!ids.length || !ids.every((i) => games.has(i))) return;  // keep the old view until the text arrives
     const r = rows[ids[0]], texts = ids.map((i) => games.get(i));
     const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python can show any two side by side
-    title.replaceChildren(ofLog(r) ? "" : pill(r.outcome, name(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
+    title.replaceChildren(ofLog(r) ? "" : pill(r.outcome, outcomeName(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
       el("span", { class: "ov-dim" }, dots(visible(texts[0].model), inRound(r), visible(r.arm),
-        r.seed != null && `map seed ${r.seed}`, r.tokens > 0 && count(r.tokens, "token"))));
+        r.seed != null && `map seed ${r.seed}`, r.tokens > 0 && several(r.tokens, "token"))));
     const any = others.length ? `compare… (${others.length} on this map)` : "no other game on this map";
     compare.replaceChildren(el("option", { value: "" }, any), ...others.map((i) => el("option", { value: i },
-      dots(visible(rows[i].arm), `round ${rows[i].round}`, name(rows[i].outcome), visible(rows[i].id)))));
+      dots(visible(rows[i].arm), `round ${rows[i].round}`, outcomeName(rows[i].outcome), visible(rows[i].id)))));
     compare.value = other ?? "";
     compare.disabled = !others.length;
     compare.hidden = !others.length && r.chat;
     noted.draw(ids[0]);
     noted.field.disabled = turn >= texts[0].turns.length;  // only the game beside it has this turn
     lessons.replaceChildren(...texts[0].turns.flatMap((t, k) => (t.items.length ? [el("button", { class: "ov-learned",
-      "data-focus": `lesson ${k}`, onclick: () => go({ turn: k }) }, `${count(t.items.length, "item")}: turn ${k + 1}`)] : [])));
+      "data-focus": `lesson ${k}`, onclick: () => go({ turn: k }) }, `${several(t.items.length, "item")}: turn ${k + 1}`)] : [])));
     const end = Math.max(...texts.map((g) => g.turns.length)), both = texts.length > 1;
     const differs = both ? divergence(...texts) : -1;
     slider.max = end;
@@ -199,7 +200,7 @@ export default { render({ model, el: host }) {
     body.replaceChildren(...ids.map((i) => (games.get(i).chat ? chatView : gameView)({
       key: i, row: rows[i], game: games.get(i), turn, differs, query, open, go,
       caption: both && el("bdi", { title: visible(rows[i].id) }, dots(visible(rows[i].arm), `round ${rows[i].round}`)),
-      openItem: canOpen ? (id) => model.send({ kind: "item", id }) : null,
+      openItem: canOpen ? (id) => kernel.send({ kind: "item", id }) : null,
       comments: (k) => noted.comments(i, k),
     })));
     detail.removeAttribute("aria-busy");
@@ -248,7 +249,7 @@ export default { render({ model, el: host }) {
   const named = el("span", {}, "game");
   const help = [["←", "→", "turn"], ["↑", "↓", named], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo"]];
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
-  bar,
+  bar, failure.node,
   el("div", { class: "ov-body" },
     el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), list.box), detail),
   el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
@@ -285,7 +286,12 @@ export default { render({ model, el: host }) {
     },
     reveal() { root.scrollIntoView({ block: "nearest" }); detail.focus({ preventScroll: true }); },
   };
-  const kernel = line(model, { hear: (message) => heard[message.kind]?.(message), lost: noted.lost, found: noted.found });
+  function lost() {
+    noted.field.readOnly = false;  // its text may not be saved
+    failure.tell(`${UNHEARD} Nothing else can be opened or saved now. `,
+      el("button", { onclick: () => kernel.send({ kind: "index" }) }, "Ask again"));
+  }
+  const kernel = line(model, { hear: (message) => heard[message.kind]?.(message), lost, found: () => failure.tell() });
   model.on("change:at", move);
   kernel.send({ kind: "index" });
   return () => { kernel.close(); model.off("change:at", move); };

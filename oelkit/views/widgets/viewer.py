@@ -121,7 +121,7 @@ class TrajectoryViewer(LiveView):
                 text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
                 self.send_json(kind="file", name="trajectories.jsonl", text=text)
             case {"kind": "item", "id": str(id)} if self._on_item:
-                self._on_item(id)
+                self._try(partial(self._on_item, id))
             case {"kind": "note", "game": int(i), "turn": int(k), "texts": list(texts)} if (
                 0 <= i < len(self._games) and 0 <= k < len(self._games[i][1].turns)
             ):
@@ -129,13 +129,14 @@ class TrajectoryViewer(LiveView):
                 about = Evidence(game.id, k, {"arm": arm} if arm else {})
                 has = {text for j, _, _, text, *_ in self._noted() if j == i and text[0] == "#"}
                 new = [text for text in dict.fromkeys(map(str, texts)) if text not in has]
-                self._note(*(partial(self.comments.add, text, [about]) for text in new))
+                self._try(*(partial(self.comments.add, text, [about]) for text in new))
             case {"kind": "unnote", "id": str(id)}:
-                self._note(partial(self.comments.reject, id))
+                self._try(partial(self.comments.reject, id))
             case {"kind": "undo"}:
-                self._note(self.comments.undo)
+                self._try(self.comments.undo)
 
-    def _note(self, *todo: Callable[[], Any]) -> None:
+    def _try(self, *todo: Callable[[], Any]) -> None:
+        """Do something and send the notes, with what went wrong."""
         wrong = ""
         try:
             for do in todo:
