@@ -128,15 +128,17 @@ def wants_parts(render: Callable[[list[Message]], str]) -> bool:
 
 
 def _call(call: Any, where: str) -> Fields:
-    """Return a tool call with its arguments as an object, as chat templates expect."""
+    """Return a tool call; its arguments must be an object, because templates fail at others."""
     function: Any = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
     given: Any = cast(Fields, function).get("arguments") or {}
     arguments = _json(given, where) if isinstance(given, str) else given
-    about = {k: call[k] for k in ("id",) if isinstance(call.get(k), str)}
-    call = {"name": function["name"], "arguments": arguments}
-    return {**about, "type": "function", "function": call}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{where}: the arguments of a tool call are not an object")
+    named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    called = {"name": function["name"], "arguments": arguments}
+    return {**named, "type": "function", "function": called}
 
 
 def _json(text: str, where: str) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import gymnasium as gym
 import pytest
@@ -15,11 +16,13 @@ import torch
 from matplotlib.text import Text
 
 from oelkit import envs
+from oelkit.config import DistillConfig
 from oelkit.envs import parse_action
 from oelkit.records import Evidence, ExperienceItem, Outcome, Trajectory, Turn, write_jsonl
 from oelkit.stats import wilson_interval
 
 ROOT = Path(__file__).parents[1]
+LOSSES = get_args(get_type_hints(DistillConfig)["loss"])
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"

@@ -56,6 +56,12 @@ def test_nothing_to_compare_is_refused(tiny, states, text):
         agreement(tiny, states, text)
 
 
+def test_a_state_that_cannot_be_asked_is_left_out(tiny):
+    long = State("long", "t", 0, [{"role": "user", "content": "x" * 600}])
+    with pytest.warns(UserWarning, match="1 of 2 states are left out: state 'long'"):
+        assert agreement(tiny, [long, board(0)], TEXT, max_new_tokens=2)["n"] == 1
+
+
 def test_two_unfinished_thoughts_do_not_agree(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny), "answer_text", lambda self, reply: "")
     assert agreement(tiny, [board(0), board(1)], TEXT, max_new_tokens=2)["agreement"] == 0

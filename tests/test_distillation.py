@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import make_model, shake, spy_on_generate
+from helpers import LOSSES, make_model, shake, spy_on_generate
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -20,7 +20,7 @@ from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import State, read_jsonl
 from oelkit.steps import distillation as module
 from oelkit.steps.distillation import distill
-from oelkit.steps.training import LOSSES, prepare
+from oelkit.steps.training import prepare
 
 PROMPTS = load_prompt_set("brief")
 STATES = [
@@ -411,11 +411,6 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ),
         ([long], {}, "state 'long' has .* context of 512"),
         (STATES, {"prompt_set": "none"}, "no prompt set 'none'"),
-        (
-            [*STATES, State("log", "t", 0, [{"role": "assistant", "content": "Hi."}])],
-            {},
-            "user message",
-        ),
     ]:
         with pytest.raises(ValueError, match=message):
             train(tiny, states, **options)
@@ -436,17 +431,21 @@ def test_a_state_over_the_context_is_left_out_and_the_others_are_learned(tiny, l
         assert prepare(tiny, [long, *STATES], *options).states == STATES
 
 
-def test_a_state_that_the_template_does_not_take_is_left_out_and_the_others_are_learned(tiny):
+def test_states_that_cannot_be_asked_are_left_out_and_the_others_are_learned(tiny):
+    """The template rejects one, and the other has no place for the experience."""
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
     asked = State("tools", "t", 0, [{"role": "user", "content": "?", "tools": tools}])
+    said = State("said", "t", 0, [{"role": "assistant", "content": "Hi."}])
     wanted = train(tiny)
     tiny.reset()
-    said = rf"1 of {len(STATES) + 1} states are left out: state 'tools': .* shows no tools"
-    with pytest.warns(UserWarning, match=said):
-        rows = train(tiny, [*STATES, asked])
+    told = rf"2 of {len(STATES) + 2} states are left out: state 'tools': .* shows no tools"
+    with pytest.warns(UserWarning, match=told):
+        rows = train(tiny, [asked, *STATES, said])
     assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
     with pytest.raises(ValueError, match="state 'tools': .* shows no tools"):
         train(tiny, [asked])
+    with pytest.raises(ValueError, match="state 'said': a prompt without a user message"):
+        train(tiny, [said])
 
 
 @pytest.mark.parametrize("fault", ["gradient", "loss"])

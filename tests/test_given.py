@@ -53,7 +53,7 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: evaluate(p, LAKE, [0.5]), "seeds: .* number 0 is the float '0.5'"),
         (lambda p: extract(p, "a game"), "trajectories: .* got the str 'a game'"),
         (lambda p: extract(p, [STATE]), "trajectories: .* number 0 is the State"),
-        (lambda p: agreement(p, [STATE], [ITEM]), "experience: .* number 0"),
+        (lambda p: agreement(p, [STATE], [ITEM]), "experience: .* got the list"),
         (lambda p: states("games"), "trajectories: .* got the str"),
         (lambda p: report_of([STATE]), "trajectories: .* number 0"),
         (lambda p: Curation("items.jsonl"), "items: .* got the str 'items.jsonl'"),

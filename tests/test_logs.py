@@ -165,6 +165,15 @@ BAD = {
         },
         "not JSON",
     ),
+    "list of arguments": (
+        {
+            "messages": [
+                user("Hi"),
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [7]}]},
+            ]
+        },
+        "not an object",
+    ),
     "mixed": (SHAREGPT, "in the format sharegpt, the others are messages"),
     "no fields": ({"prompt": "x"}, "neither messages, conversations nor turns: prompt"),
     "list": ([1], "is a list, not an object"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import spy_on_generate
+from helpers import TEMPLATE, spy_on_generate
 
 from oelkit import envs, load_policy
 from oelkit.config import Sampling
@@ -231,8 +231,12 @@ def test_states_of_games_played_with_experience_are_without_it(tiny):
     assert not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
     plain = states(play(tiny, (3, 4)))  # the first turns do not depend on the replies
     assert [s.prompt for s in found if not s.turn] == [s.prompt for s in plain if not s.turn]
+    long = play(tiny, (3,), experience="Pits.", prompt_set="paper", max_new_tokens=2)
+    assert "Pits." not in str(states(long, "Pits.")[0].prompt)
     with pytest.raises(ValueError, match="not where the prompt set .* puts it"):
         states(games, "- EXPERIENCE ITEM: another")
+    with pytest.raises(ValueError, match="not where the prompt set paper puts it"):
+        states(games, texts[0], "paper")
     with pytest.raises(ValueError, match="3 experience texts for 2 games"):
         states(games, [*texts, ""])
 
@@ -357,6 +361,19 @@ def test_a_world_that_fails_in_every_game_is_an_error(tiny, archive):
     with pytest.raises(RuntimeError, match="1 of 1 games .*map 2: OSError: the shelf fell"):
         rollout(tiny, "Archive-v0", [2], max_new_tokens=2, env_kwargs={"fault": "step"})
     assert not archive
+
+
+def test_messages_that_the_template_rejects_end_their_own_game(tiny):
+    refuse = "{{ raise_exception('no chess') if 'chess' in m.content }}"
+    tiny.tokenizer.chat_template = TEMPLATE.replace("%}<|im_start|>", f"%}}{refuse}<|im_start|>", 1)
+    told = "1 of 3 games ended in an error .* map 4: ValueError: .*its chat template.*no chess"
+    with pytest.warns(UserWarning, match=told):
+        games = play(tiny, (3, 4, 5), ["", "as in chess", ""], temperature=0)
+    good = play(tiny, (3, 4, 5), temperature=0)
+    assert [games[0].turns, games[2].turns] == [good[0].turns, good[2].turns]
+    assert games[1].outcome is Outcome.UNKNOWN and not games[1].turns
+    with pytest.raises(RuntimeError, match="2 of 2 games .*map 3: ValueError: .*no chess"):
+        play(tiny, (3, 4), "as in chess")
 
 
 def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive):

@@ -145,8 +145,8 @@ def run_query(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...
 
 def called_query(reply: str) -> str | None:
     """Return the query of the last tool call in a reply, or None."""
-    asked = [call["function"]["arguments"] for call in spoken(reply).get("tool_calls", ())]
-    queries = [given.get("sql") for given in asked if isinstance(given, dict)]
+    calls = spoken(reply).get("tool_calls", ())
+    queries = [call["function"]["arguments"].get("sql") for call in calls]
     return str(queries[-1]).strip() if queries and queries[-1] else None
 
 

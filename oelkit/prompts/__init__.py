@@ -19,7 +19,7 @@ from ..messages import spoken
 from ..records import Fields, Message, Trajectory, Turn
 from ..text import answer_text, content_text
 
-_FOLDER = Path(__file__).parent
+SHIPPED = {p.stem: p for p in sorted(Path(__file__).parent.glob("*.toml"))}
 _FIELDS = {  # the fields that each template can use
     "experience": "items",
     "act": "history observation turn max_turns moves",
@@ -58,10 +58,9 @@ def load_prompt_set(name: str | Path | PromptSet) -> PromptSet:
     """
     if isinstance(name, PromptSet):
         return name
-    known = {p.stem: p for p in sorted(_FOLDER.glob("*.toml"))}
-    path = Path(name) if str(name).endswith(".toml") else known.get(str(name))
+    path = Path(name) if str(name).endswith(".toml") else SHIPPED.get(str(name))
     if not path or not os.path.isfile(path):
-        what = f"no prompt set {str(name)[:99]!r}: choose one of {', '.join(known)}"
+        what = f"no prompt set {str(name)[:99]!r}: choose one of {', '.join(SHIPPED)}"
         raise ValueError(f"{what}, or give the path of a .toml file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -175,25 +174,26 @@ def with_experience(
 
 
 def without_experience(
-    prompt_set: str | PromptSet, messages: Sequence[Message], experience: str
+    prompt_sets: Sequence[PromptSet], messages: Sequence[Message], experience: str
 ) -> list[Message]:
-    """Return the messages without the experience that `with_experience` added.
+    """Return the messages without the experience that `with_experience` added with one of the sets.
 
     Raises:
-        ValueError: the text is not where the prompt set puts it.
+        ValueError: the text is not where any of the prompt sets puts it.
     """
-    prompt_set = load_prompt_set(prompt_set)
-    block, plain = prompt_set.experience.format(items=experience), list(messages)
-    for i, message in enumerate(plain):
-        if message.get("role") == "user" and block in (said := str(message.get("content"))):
-            plain[i] = {**message, "content": said.replace(block, "", 1)}
-            break
-    if with_experience(prompt_set, plain, experience) != list(messages):
-        raise ValueError(
-            f"the experience is not where the prompt set {prompt_set.name!r} puts it: give the "
-            "text and the prompt set that these games were played with"
-        )
-    return plain
+    for prompt_set in prompt_sets:
+        block, plain = prompt_set.experience.format(items=experience), list(messages)
+        for i, message in enumerate(plain):
+            if message.get("role") == "user" and block in (said := str(message.get("content"))):
+                plain[i] = {**message, "content": said.replace(block, "", 1)}
+                break
+        if with_experience(prompt_set, plain, experience) == list(messages):
+            return plain
+    names = " or ".join(prompt_set.name for prompt_set in prompt_sets)
+    raise ValueError(
+        f"the experience is not where the prompt set {names} puts it: give the text and the "
+        "prompt set that these games were played with"
+    )
 
 
 def extract_messages(

@@ -7,17 +7,17 @@ log-probabilities over their tokens. The estimate is unbiased, and close to what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .. import given
 from ..model.policy import Policy
-from ..model.sampling import generate
+from ..model.sampling import Reply, generate
 from ..model.scoring import token_logprobs
 from ..prompts import PromptSet, load_prompt_set, with_experience
 from ..records import State
 from ..stats import wilson_interval
+from .training import fitting
 
 
 def agreement(
@@ -46,30 +46,33 @@ def agreement(
     Returns:
         kl (nats per token), agreement (share of equal greedy answers; two empty ones, such as of
         unfinished thoughts, are not equal), low and high (its 95% interval), and n (number of
-        states).
+        states). States that `distill` would leave out are left out, and a warning counts them.
 
     Raises:
-        ValueError: no states, no experience, or a prompt that exceeds the context.
+        ValueError: no states or no experience left.
     """
     given.a_policy(policy, adapters=True)
     states, seed = given.records("states", states, State), given.whole("seed", seed)
-    if not states or not given.texts("experience", [experience])[0].strip():
+    experience = given.one("experience", experience, str)
+    if not states or not experience.strip():
         raise ValueError("nothing to compare: there are no states or no experience")
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
+    longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
+    states, *_ = fitting(policy, states, [experience], prompt_set, longest)
     plain = [policy.encode(s.prompt) for s in states]
     read = [policy.encode(with_experience(prompt_set, s.prompt, experience)) for s in states]
-    longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
-    how: dict[str, Any] = {"max_new_tokens": longest}
-    ids = [r.ids for r in generate(policy, plain, adapter=adapter, temperature=1, seed=seed, **how)]
+
+    def replies(prompts: list[list[int]], adapter: str | None, temperature: float) -> list[Reply]:
+        how = {"temperature": temperature, "max_new_tokens": longest}
+        return generate(policy, prompts, adapter=adapter, seed=seed, **how)
+
+    ids = [reply.ids for reply in replies(plain, adapter, 1)]
     own = token_logprobs(policy, plain, ids, adapter=adapter)
     theirs = token_logprobs(policy, read, ids, adapter=teacher)
     kl = [float((a - b).mean()) for a, b in zip(own, theirs, strict=True)]
     answers = [
-        [policy.answer_text(r.text).strip() for r in generate(policy, prompts, **how)]
-        for prompts, how in (
-            (plain, {**how, "temperature": 0, "adapter": adapter}),
-            (read, {**how, "temperature": 0, "adapter": teacher}),
-        )
+        [policy.answer_text(reply.text).strip() for reply in replies(prompts, arm, 0)]
+        for prompts, arm in ((plain, adapter), (read, teacher))
     ]
     same, n = sum(a == b != "" for a, b in zip(*answers, strict=True)), len(states)
     low, high = wilson_interval(same, n)

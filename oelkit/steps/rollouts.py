@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
-from itertools import compress
 from numbers import Integral
 from threading import current_thread, main_thread
 from typing import Any
@@ -23,6 +22,7 @@ from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
 from ..prompts import (
+    SHIPPED,
     PromptSet,
     act_messages,
     game_text,
@@ -30,7 +30,7 @@ from ..prompts import (
     with_experience,
     without_experience,
 )
-from ..records import Outcome, State, Trajectory, Turn
+from ..records import Message, Outcome, State, Trajectory, Turn
 from .training import oom_hint
 
 WORLD_SECONDS = 600  # most that a world can take to begin or to go on; more is a hang
@@ -73,13 +73,14 @@ def rollout(
 
     Returns:
         The trajectories, in the order of the seeds. A game ends early if its prompt outgrows the
-        context (outcome turn_limit, tokens of the prompt in `extra["overflow"]`), or if its world
-        raises, hangs or returns invalid data (unknown, `extra["error"]`). A warning counts both.
+        context (outcome turn_limit, tokens of the prompt in `extra["overflow"]`). It also ends if
+        its world raises, hangs or returns invalid data, or if the chat template rejects its
+        messages (unknown, `extra["error"]`). A warning counts both.
 
     Raises:
         ValueError: unknown world, no seeds, or a wrong number of texts.
         TypeError: seeds or texts have the wrong type, such as one text for a list of seeds.
-        RuntimeError: the world failed in every game.
+        RuntimeError: every game ended in an error.
     """
     given.a_policy(policy)
     seeds, seed = given.seeds("seeds", seeds), given.whole("seed", seed)
@@ -102,25 +103,22 @@ def rollout(
             worlds.callback(games[-1].close)
             games[-1].begin()
         for turn in range(max(game.env.max_turns for game in games)):
-            live = [game for game in games if game.outcome is None]
-            prompts = [game.prompt(prompt_set) for game in live]
-            ids = [policy.encode(prompt) for prompt in prompts]
-            fits = [len(encoded) <= room for encoded in ids]
-            if turn or any(fits):  # else the settings are wrong, and `generate` says so
-                for game, encoded, fit in zip(live, ids, fits, strict=True):
-                    if not fit:  # it has outgrown the context; the others go on
-                        game.outcome, game.extra = Outcome.TURN_LIMIT, {"overflow": len(encoded)}
-                live, prompts = [*compress(live, fits)], [*compress(prompts, fits)]
-                ids = [*compress(ids, fits)]
-            if not live:
+            asked = [g for g in games if g.outcome is None and g.ask(policy, prompt_set)]
+            live = [game for game in asked if len(game.ids) <= room]
+            if turn or live:  # else the settings are wrong, and `generate` says so
+                for game in asked:
+                    if len(game.ids) > room:  # it has outgrown the context; the others go on
+                        game.outcome, game.extra = Outcome.TURN_LIMIT, {"overflow": len(game.ids)}
+                asked = live
+            if not asked:
                 break
             draw = {**options, "seed": seed * 1009 + turn, "kept": kept}
             longest = options["max_new_tokens"]
-            with oom_hint("playing", max_new_tokens=longest, games=len(live)):
-                replies = generate(policy, ids, adapter=adapter, **draw)
-            for game, prompt, prompt_ids, reply in zip(live, prompts, ids, replies, strict=True):
-                game.play(prompt, len(prompt_ids), reply, policy.answer_text(reply.text))
-            bar.update(sum(game.outcome is not None for game in live))
+            with oom_hint("playing", max_new_tokens=longest, games=len(asked)):
+                replies = generate(policy, [g.ids for g in asked], adapter=adapter, **draw)
+            for game, reply in zip(asked, replies, strict=True):
+                game.play(reply, policy.answer_text(reply.text))
+            bar.update(sum(game.outcome is not None for game in asked))
             bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
     out, asked = [], policy.enable_thinking
     thinking = {} if asked is None else {"enable_thinking": asked}
@@ -153,8 +151,8 @@ def _complain(games: list[_Game], context: int) -> None:
             stacklevel=3,
         )
     if failed := [game for game in games if game.error]:
-        said = f"{len(failed)} of {len(games)} games ended in an error of their world or of the "
-        said += f"model's server, first {failed[0].extra['error']}"
+        said = f"{len(failed)} of {len(games)} games ended in an error of their world, of the chat "
+        said += f"template or of the model's server, first {failed[0].extra['error']}"
         if len(failed) == len(games):
             raise RuntimeError(said) from failed[0].error
         warnings.warn(said, stacklevel=3)
@@ -166,6 +164,7 @@ class _Game:
     def __init__(self, env: Any, world: str, seed: int, text: str):
         self.env, self.world, self.seed, self.text = env, world, seed, text
         self.board, self.about = "", dict[str, Any]()
+        self.prompt, self.ids = list[Message](), list[int]()
         self.turns: list[Turn] = []
         self.outcome: Outcome | None = None
         self.extra: dict[str, Any] = {}
@@ -173,7 +172,7 @@ class _Game:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Let any error of the world end this game, and no other."""
+        """Let any error of the world or of the chat template end this game, and no other."""
         try:
             with _time_limit(WORLD_SECONDS):
                 yield
@@ -199,16 +198,19 @@ class _Game:
             what = f"{self.world}, map {self.seed}: its world could not be closed"
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 
-    def prompt(self, prompt_set: PromptSet) -> list[dict]:
-        """Return the messages of this turn."""
-        limits = self.env.max_turns, self.env.moves, self.env.tools
-        state = act_messages(prompt_set, self.board, self.turns, *limits)
-        return with_experience(prompt_set, state, self.text)
+    def ask(self, policy: Policy, prompt_set: PromptSet) -> bool:
+        """Write the messages of this turn; return whether the chat template takes them."""
+        with self._guarded():
+            limits = self.env.max_turns, self.env.moves, self.env.tools
+            state = act_messages(prompt_set, self.board, self.turns, *limits)
+            self.prompt = with_experience(prompt_set, state, self.text)
+            self.ids = policy.encode(self.prompt)
+        return not self.error
 
-    def play(self, prompt: list[dict], prompt_tokens: int, reply: Reply, answer: str) -> None:
+    def play(self, reply: Reply, answer: str) -> None:
         """Record the reply and give its answer to the world."""
         action, feedback, about = None, "", self.about
-        before, lengths = self.board, (prompt_tokens, len(reply.ids))
+        before, lengths = self.board, (len(self.ids), len(reply.ids))
         with self._guarded():
             if reply.error:
                 raise reply.error
@@ -218,7 +220,7 @@ class _Game:
             self.outcome = None if info["outcome"] is None else Outcome(info["outcome"])
             self.about = _about(info)
         rest = reply.truncated, about
-        self.turns.append(Turn(before, prompt, reply.text, action, feedback, *lengths, *rest))
+        self.turns.append(Turn(before, self.prompt, reply.text, action, feedback, *lengths, *rest))
 
 
 def _text(value: Any, what: str) -> str:
@@ -263,22 +265,23 @@ def _arm(adapter: str | None, text: str) -> str:
 def states(
     trajectories: Sequence[Trajectory],
     experience: str | Sequence[str] = "",
-    prompt_set: str | PromptSet = "brief",
+    prompt_set: str | PromptSet | None = None,
 ) -> list[State]:
     """Return the training states of trajectories: every turn's prompt, without experience.
 
     Args:
         trajectories: games or conversations.
         experience: the text that they were played with, or one per trajectory; it is removed.
-        prompt_set: the prompt set that inserted the text.
+        prompt_set: the prompt set that inserted the text (None: any that ships with oelkit).
 
     Raises:
         ValueError: no states, a wrong number of texts, or a prompt that does not contain its text.
     """
     out, games = [], given.records("trajectories", trajectories, Trajectory)
+    sets = [load_prompt_set(name) for name in ([prompt_set] if prompt_set else SHIPPED)]
     for t, text in zip(games, _one_each(experience, len(games)), strict=True):
         for i, turn in enumerate(t.turns):
-            prompt = without_experience(prompt_set, turn.prompt, text) if text else turn.prompt
+            prompt = without_experience(sets, turn.prompt, text) if text else turn.prompt
             out.append(State(f"{t.id}/{i}", t.id, i, prompt))
     if not out:
         raise ValueError("no states: the trajectories are empty")

@@ -23,9 +23,7 @@ from ..model.sampling import Reply
 from ..prompts import PromptSet, load_prompt_set, with_experience
 from ..records import Message, State, write_jsonl
 
-ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # learn from the student's replies
-OFF_POLICY = ("forward_kl", "sft")  # learn from the teacher's
-LOSSES = ON_POLICY + OFF_POLICY
+ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # losses that learn from the student's replies
 MEET = 16  # tokens by which a prompt can differ from the sum of its parts
 # A loss has jumped if it is above JUMP times the largest of the three before it, which count as at
 # least SMALL (nats). In 15 recorded trainings of 48 steps that learned, none did.
@@ -77,7 +75,7 @@ def prepare(
     _check(c)
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
-    states, plain, added = _fitting(policy, states, texts, prompt_set, longest)
+    states, plain, added = fitting(policy, states, texts, prompt_set, longest)
     told = [
         s.id for s in states if any(t in str(m.get("content")) for m in s.prompt for t in texts)
     ]
@@ -130,15 +128,15 @@ def _check(c: DistillConfig) -> None:
         raise ValueError(f"{few}: each needs its own state; raise batch_size, or start fewer")
 
 
-def _fitting(
+def fitting(
     policy: Policy,
     states: Sequence[State],
     experiences: Sequence[str],
     prompt_set: PromptSet,
     max_new_tokens: int,
 ) -> tuple[list[State], int, int]:
-    """Return the states that the chat template accepts and that fit the context with each
-    experience, the tokens of the longest, and the tokens that the longest experience adds.
+    """Return the states with a user message that the chat template accepts and that fit the
+    context with each experience, the tokens of the longest, and those that an experience adds.
 
     A warning counts the other states. State and experience together have as many tokens as apart,
     except for a few where they meet, so only pairs near the limit are tokenised.
@@ -149,7 +147,8 @@ def _fitting(
         nonlocal why
         asked = given.records(f"state {state.id!r}, prompt", state.prompt, dict)
         try:
-            n = len(policy.encode(with_experience(prompt_set, asked, text)))
+            read = with_experience(prompt_set, asked, text or experiences[0])
+            n = len(policy.encode(read if text else asked))
         except ValueError as error:
             raise ValueError(f"state {state.id!r}: {error}") from error
         if n > room and not why:
@@ -176,8 +175,7 @@ def _fitting(
     text = max(added, key=lambda text: added[text])
     near = room - MEET - added[text]
     for n, state in list(fits):
-        user = any(m["role"] == "user" for m in state.prompt)
-        if (n > near or not user) and tokens(state, text) > room:
+        if n > near and tokens(state, text) > room:
             fits.remove((n, state))
     if not fits:
         raise ValueError(why)

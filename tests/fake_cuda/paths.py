@@ -12,7 +12,7 @@ import traceback
 import warnings
 
 import torch
-from helpers import make_tokenizer
+from helpers import LOSSES, make_tokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     Gemma2Config,
@@ -124,7 +124,7 @@ def build(family, dtype):
 
 def trainings(policy, all_losses):
     """Return the default with gradient checkpointing, and one training per loss."""
-    options = [{"loss": loss} for loss in training.LOSSES if loss != "reverse_kl"]
+    options = [{"loss": loss} for loss in LOSSES if loss != "reverse_kl"]
     options += [{"top_k": 9, "tail": tail} for tail in losses.TAILS] + [{"clip": 1.0}]
     for changes in [{}, *(options if all_losses else [])]:
         checkpointing = not changes
