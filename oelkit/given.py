@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -40,10 +40,17 @@ def one(name: str, value: Any, kind: type[T], hint: str = "") -> T:
 
 def whole(name: str, value: Any) -> int:
     """Return a whole number, which can be NumPy's; TypeError if it is not one."""
+    if not _is_whole(value):
+        raise TypeError(f"{name}: expected a whole number, got {_shown(value)}")
+    return operator.index(value)
+
+
+def _is_whole(value: Any) -> bool:
     try:
-        return operator.index(value)
+        operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected a whole number, got {_shown(value)}") from None
+        return False
+    return True
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
@@ -97,9 +104,12 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def shallow(value: Any) -> Any:
-    """Return what was read as JSON; ValueError if it is nested too deeply to be written again."""
-    level, most = [value] if isinstance(value, dict | list) else [], 200
+def shallow(value: Any, most: int = 200) -> Any:
+    """Return what was read as JSON; ValueError if it is nested too deeply to be written again.
+
+    most: levels of lists and objects; below 200 for what becomes part of a record.
+    """
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         level = [x.values() if isinstance(x, dict) else x for x in level]
         level = [x for values in level for x in values if isinstance(x, dict | list)]
@@ -111,33 +121,20 @@ def shallow(value: Any) -> Any:
 def records(name: str, values: Any, kind: type, hint: str = "") -> list[Any]:
     """Return a list of records; TypeError if it is not a list or holds something else."""
     what = f"{name}: expected a list of {kind.__name__} records{hint}"
-    values = _listed(values, what)
-    for i, value in enumerate(values):
-        if not isinstance(value, kind):
-            raise TypeError(f"{what}; number {i} is {_shown(value)}")
-    return values
+    return _each(values, what, lambda value: isinstance(value, kind))
 
 
 def seeds(name: str, values: Any) -> list[int]:
     """Return the whole numbers of a range, list or array; TypeError if one is something else."""
     what = f"{name}: expected a list or range of whole numbers"
-    values = _listed(values, what)
-    for i, value in enumerate(values):
-        try:
-            operator.index(value)
-        except TypeError:
-            raise TypeError(f"{what}; number {i} is {_shown(value)}") from None
-    return [int(value) for value in values]
+    return [int(value) for value in _each(values, what, _is_whole)]
 
 
 def texts(name: str, values: Any) -> list[str]:
     """Return a list of texts; a single one becomes a list of one. TypeError if one is not text."""
     what = f"{name}: expected a text or a list of texts"
-    values = [values] if isinstance(values, str) else _listed(values, what)
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            raise TypeError(f"{what}; number {i} is {_shown(value)}")
-    return values
+    values = [values] if isinstance(values, str) else values
+    return _each(values, what, lambda value: isinstance(value, str))
 
 
 def text_file(path: str | os.PathLike[str]) -> str:
@@ -158,10 +155,15 @@ def placed(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def _listed(values: Any, what: str) -> list[Any]:
+def _each(values: Any, what: str, fits: Callable[[Any], bool]) -> list[Any]:
+    """Return the values as a list; TypeError if they are no list, or one of them does not fit."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{what}, got {_shown(values)}")
-    return list(values)
+    values = list(cast(Iterable[Any], values))
+    for i, value in enumerate(values):
+        if not fits(value):
+            raise TypeError(f"{what}; number {i} is {_shown(value)}")
+    return values
 
 
 def _shown(value: Any) -> str:

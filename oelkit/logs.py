@@ -16,16 +16,17 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from .given import shallow
 from .messages import message, reply_text, tools
 from .records import AnyPath, BadLine, Fields, Message, Outcome, RecordError, Trajectory, Turn
 from .records import from_dict as record_of
 from .redaction import Hook, redacted
 from .redaction import redact as without_secrets
+from .rows import library
 from .text import counted
 
 FORMATS = ("messages", "sharegpt", "records")
@@ -93,7 +94,7 @@ def read_chats(
         try:
             if wrong:
                 raise ValueError(wrong)
-            found, counted = _format(row), Counter[str]()
+            found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:
                 raise ValueError(f"is in the format {found}, the others are {kind}")
@@ -137,9 +138,9 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
         return
     path = Path(source)
     if path.is_dir():
-        yield from _rows(_library("datasets", path).load_from_disk(str(path)))
+        yield from _rows(library("datasets", path).load_from_disk(str(path)))
     elif path.suffix == ".parquet":
-        parquet = _library("pyarrow.parquet", path)
+        parquet = library("pyarrow.parquet", path)
         try:
             batches = parquet.ParquetFile(path).iter_batches(1000)
             yield from _rows(row for batch in batches for row in batch.to_pylist())
@@ -159,13 +160,6 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _row(number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b""))
-
-
-def _library(name: str, path: Path) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{path}: to read it, pip install 'oelkit[logs]'") from error
 
 
 def _row(number: int, line: bytes) -> Row:
@@ -200,15 +194,16 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
         if record.id in ids:
             raise ValueError(f"the id {record.id!r} occurs twice")
         return record
-    own = next(
-        (row[k] for k in ("id", "conversation_id") if isinstance(row.get(k), str) and row[k]), name
-    )
+    texts = {k: v for k, v in row.items() if isinstance(v, str)}
+    own = texts.get("id") or texts.get("conversation_id") or name
+    while own in ids:
+        own = f"{own}-{name}"
     talk = row.get("messages", row.get("conversations"))
     if not isinstance(talk, list) or not talk:
         raise ValueError("the conversation is empty" if talk == [] else "messages is not a list")
     messages = [message(m, i) for i, m in enumerate(cast(list[Any], talk))]
-    if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": row["system"]})
+    if texts.get("system") and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": texts["system"]})
     first = next((m["role"] for m in messages if m["role"] != "system"), "")
     if first != "user":
         raise ValueError(f"begins with {first or 'no message'}, not with the user")
@@ -217,17 +212,13 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
     turns = _turns(messages)
     if not turns:
         raise ValueError("has no reply of the assistant")
-    if isinstance(row.get("feedback"), str) and row["feedback"]:  # such as a rating in words
-        last = turns[-1]
-        text = "\n".join(filter(None, (last.feedback, row["feedback"])))
-        turns[-1] = replace(last, feedback=text)
+    said = "\n".join(filter(None, (turns[-1].feedback, texts.get("feedback"))))
+    turns[-1] = replace(turns[-1], feedback=said)  # with a rating in words, if there is one
     known = ("messages", "conversations", "tools", "system", "feedback", "id", "model")
     rest = {k: v for k, v in row.items() if k not in known and v is not None}
-    model = row["model"] if isinstance(row.get("model"), str) else ""
-    own = own if own not in ids else f"{own}-{name}"
+    about = own, "log", None, texts.get("model", ""), 0
     extra = {"log": rest} if rest else {}
-    end = Outcome.UNKNOWN, turns[-1].feedback
-    return Trajectory(own, "log", None, model, 0, tuple(turns), *end, extra)
+    return Trajectory(*about, tuple(turns), Outcome.UNKNOWN, said, extra)
 
 
 def _turns(messages: list[Message]) -> list[Turn]:

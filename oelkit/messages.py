@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from jinja2 import TemplateError
 
+from .given import shallow
 from .records import Fields, Message
 from .text import content_text, well_formed
 
@@ -143,9 +144,9 @@ def _call(call: Any, where: str) -> Fields:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where}: the arguments of a tool call are not JSON") from None
+        return shallow(json.loads(text), 100)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: the arguments of a tool call are not JSON: {error}") from None
 
 
 def tools(given: Any) -> list[Fields]:

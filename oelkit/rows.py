@@ -22,10 +22,14 @@ _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
 
 def plain_rows(records: Iterable[Any]) -> list[Fields]:
     """Return trajectories, items, states or dicts as rows whose columns each have one type."""
-    dicts = [record if isinstance(record, dict) else to_dict(record) for record in records]
+    dicts = _dicts(records)
     # Arrow takes the columns from the first row and would drop those that only later rows have
     names = dict.fromkeys(name for row in dicts for name in row)
     return [dict.fromkeys(names) | cast(Fields, _plain(row)) for row in dicts]
+
+
+def _dicts(records: Iterable[Any]) -> list[Fields]:
+    return [record if isinstance(record, dict) else to_dict(record) for record in records]
 
 
 def _plain(value: Any) -> Any:
@@ -95,12 +99,12 @@ def _said(message: Message) -> Message:
     return {"role": message["role"], "content": content_text(message.get("content"))}
 
 
-def to_dataset(rows: Iterable[Any]) -> Any:
-    """Return a `datasets.Dataset` of records or rows; ImportError without datasets."""
+def library(name: str, path: Path) -> Any:
+    """Return a library of the extra `logs`; ImportError says that the path needs it."""
     try:
-        return import_module("datasets").Dataset.from_list(plain_rows(rows))
+        return import_module(name)
     except ImportError as error:
-        raise ImportError("a data set needs datasets: pip install 'oelkit[logs]'") from error
+        raise ImportError(f"{path} needs {name}: pip install 'oelkit[logs]'") from error
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
@@ -112,14 +116,11 @@ def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
     """
     path = Path(path)
     if path.suffix == ".jsonl":
-        lines = (r if isinstance(r, dict) else to_dict(r) for r in rows)
-        write_text(path, "".join(_json(line) + "\n" for line in lines))
+        write_text(path, (_json(line) + "\n" for line in _dicts(rows)))
     elif path.suffix == ".parquet":
-        try:
-            arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise ImportError(f"{path}: to write it, pip install 'oelkit[logs]'") from error
+        arrow, parquet = library("pyarrow", path), library("pyarrow.parquet", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(arrow.Table.from_pylist(plain_rows(rows)), path)
     else:
-        to_dataset(rows).save_to_disk(str(path))
+        datasets = library("datasets", path)
+        datasets.Dataset.from_list(plain_rows(rows)).save_to_disk(str(path))

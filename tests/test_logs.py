@@ -110,9 +110,9 @@ def test_feedback_of_the_line_belongs_to_the_last_reply(tmp_path):
 
 def test_ids_are_unique(tmp_path):
     games = read_chats(
-        lines(tmp_path, {**chat("a", "b"), "id": "x"}, {**chat("c", "d"), "id": "x"})
+        lines(tmp_path, *({**chat("a", "b"), "id": name} for name in ("x", "x-log-3", "x")))
     )
-    assert len({game.id for game in games}) == 2
+    assert len({game.id for game in games}) == 3
 
 
 def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
@@ -174,6 +174,7 @@ BAD = {
         },
         "not an object",
     ),
+    "deep": ({**chat("a", "b"), "x": json.loads("[" * 300 + "]" * 300)}, "nested more than 100"),
     "mixed": (SHAREGPT, "in the format sharegpt, the others are messages"),
     "no fields": ({"prompt": "x"}, "neither messages, conversations nor turns: prompt"),
     "list": ([1], "is a list, not an object"),

@@ -298,5 +298,7 @@ def test_what_a_plain_world_answers_is_shown_once_and_a_call_without_tools_is_te
     messages = act_messages(rules, "Go on.", [played])
     assert str(messages).count("Go on.") == 1 and not any(m.get("tool_calls") for m in messages)
     assert any(m.get("tool_calls") for m in act_messages(rules, "Go on.", [played], tools=[{}]))
-    odd = turn(reply=call.replace("{}", "[7]"))  # some templates fail at such arguments
-    assert not any(m.get("tool_calls") for m in act_messages(rules, "B", [odd], tools=[{}]))
+    deep = '{"a": ' + "[" * 150 + "]" * 150 + "}"  # could not be read again from a file
+    for arguments in ("[7]", deep):  # some templates fail at a list
+        odd = turn(reply=call.replace("{}", arguments))
+        assert not any(m.get("tool_calls") for m in act_messages(rules, "B", [odd], tools=[{}]))

@@ -18,7 +18,7 @@ from oelkit.records import (
     to_dict,
     write_jsonl,
 )
-from oelkit.rows import plain_rows, to_dataset, training_rows, write_rows
+from oelkit.rows import plain_rows, training_rows, write_rows
 from oelkit.runs.files import write_json
 from oelkit.runs.settings import Settings
 from oelkit.steps.rollouts import states as states_of
@@ -75,8 +75,9 @@ def test_messages_with_tools_and_parts_have_one_type_for_each_column():
     assert json.loads(system["tools"]) == TOOLS and user["content"] == "Where ?"
     assert call["content"] == "" and json.loads(call["tool_calls"]) == [CALL]
     assert result == {"role": "tool", "content": "a hole"}
-    pytest.importorskip("datasets")
-    back = to_dataset([{"prompt": PROMPT}, {"prompt": PROMPT[1:2]}])[0]["prompt"]
+    datasets = pytest.importorskip("datasets")
+    rows = plain_rows([{"prompt": PROMPT}, {"prompt": PROMPT[1:2]}])
+    back = datasets.Dataset.from_list(rows)[0]["prompt"]
     assert json.loads(back[2]["tool_calls"]) == [CALL] and back[1]["tool_calls"] is None
 
 

@@ -47,12 +47,11 @@ class Checkpoint:
         tensors = {f"student.{i}": p.detach().cpu() for i, p in enumerate(self.student)}
         for i, values in t.optimizer.state_dict()["state"].items():
             for name, value in _flat(values):
+                key = f"optimizer.{i}.{name}"
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{i}.{name}"] = (
-                        value.detach().to("cpu", copy=True).contiguous()
-                    )
+                    tensors[key] = value.detach().to("cpu", copy=True).contiguous()
                 else:
-                    scalars.setdefault(str(i), {})[name] = value
+                    scalars[key] = value
         state = {"history": t.history, "pending": t.pending, "random": t.rng.getstate()}
         state["scaler"] = t.scaler.state_dict()
         header = {"identity": self.identity, "state": json.dumps({**state, "scalars": scalars})}
@@ -80,16 +79,12 @@ class Checkpoint:
         if header["identity"] != self.identity:
             return
         state = json.loads(header["state"])
-        optimizer: dict[int, dict] = {}
-        found = [(i, name, x) for i, own in state["scalars"].items() for name, x in own.items()]
         with torch.no_grad():
-            for key, tensor in tensors.items():
-                kind, i, *rest = key.split(".")
-                if kind == "student":
-                    self.student[int(i)].copy_(tensor)
-                else:
-                    found.append((i, ".".join(rest), tensor))
-        for i, name, value in found:
+            for i, p in enumerate(self.student):
+                p.copy_(tensors.pop(f"student.{i}"))
+        optimizer: dict[int, dict] = {}
+        for key, value in (tensors | state["scalars"]).items():
+            _, i, name = key.split(".", 2)
             *within, last = name.split("/")
             values = optimizer.setdefault(int(i), {})
             for inner in within:

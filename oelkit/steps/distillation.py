@@ -182,11 +182,10 @@ def _draw(
     batch = [t.states[i] for i in t.pending[:size]]
     del t.pending[:size]
     texts = [t.rng.choice(t.experiences) for _ in batch]
-    with_text = [
-        with_experience(t.prompt_set, state.prompt, text)
+    teacher_ids = [
+        t.policy.encode(with_experience(t.prompt_set, state.prompt, text))
         for state, text in zip(batch, texts, strict=True)
     ]
-    teacher_ids = [t.policy.encode(messages) for messages in with_text]
     student_ids = [t.policy.encode(state.prompt) for state in batch]
     # spread over the steps, so that small batches keep to the share too
     retained = int(share * size * (step + 1) + 1e-9) - int(share * size * step + 1e-9)

@@ -20,6 +20,7 @@ from ..model.sampling import Reply, generate
 from ..records import Outcome, Trajectory, read_jsonl
 from ..stats import paired_bootstrap, wilson_interval
 from ..tables import Brief, Shown, frame
+from ..text import count_tokens
 from .rollouts import rollout
 
 
@@ -194,9 +195,7 @@ def probe(
         FileNotFoundError: there is no such file.
     """
     rows = _questions(path)
-    answers = [row["answer"] for row in rows]
-    encode = policy.tokenizer
-    short = 8 + max(len(encode(a, add_special_tokens=False)["input_ids"]) for a in answers)
+    short = 8 + max(count_tokens(row["answer"], policy.tokenizer) for row in rows)
     ids = [policy.encode(row["messages"]) for row in rows]
     if (most := max(map(len, ids))) + short > policy.context_length:
         raise ValueError(

@@ -225,22 +225,27 @@ def _readable(
     policy: Policy, prompt_set: PromptSet, games: Sequence[Trajectory], room: int | None
 ) -> list[Trajectory]:
     """Return the games that windows can read; warn about those with a turn over the context."""
-    good: list[Trajectory] = []
     games = [game for game in games if game.turns]  # without turns, its world failed at once
-    why = "" if games else "nothing to extract from: no game has a turn"
+    if not games:
+        raise ValueError("nothing to extract from: no game has a turn")
+    if room is None:
+        return games
+    good, why = list[Trajectory](), ""
+
+    def tokens(game: Trajectory, first: int, end: int) -> int:
+        return len(policy.encode(_asked(prompt_set, game, first, end, "")))
+
     for game in games:
-        sizes: list[int] = []
-        if room and len(policy.encode(_asked(prompt_set, game, 0, len(game.turns), ""))) > room:
-            for i in range(len(game.turns)):
-                sizes.append(len(policy.encode(_asked(prompt_set, game, i, i + 1, ""))))
-        if room and max(sizes, default=0) > room:
-            why = why or (
-                f"turn {sizes.index(max(sizes)) + 1} of {game.id!r} alone takes {max(sizes)} "
-                f"tokens, but the context has room for {room} beside a reply; "
-                "leave this game out, or lower max_new_tokens"
-            )
-        else:
+        n = len(game.turns)
+        turns = [] if tokens(game, 0, n) <= room else [tokens(game, i, i + 1) for i in range(n)]
+        if max(turns, default=room) <= room:
             good.append(game)
+            continue
+        why = why or (
+            f"turn {turns.index(max(turns)) + 1} of {game.id!r} alone takes {max(turns)} "
+            f"tokens, but the context has room for {room} beside a reply; "
+            "leave this game out, or lower max_new_tokens"
+        )
     if not good:
         raise ValueError(why)
     if why:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .. import given
 from ..model.policy import Policy
+from ..model.tensors import checksum
 from ..progress import Bar
 from ..records import read_jsonl, write_jsonl
 from ..statements import worth_of
@@ -54,7 +54,9 @@ def leave_one_out(
     if not any(texts) or not seeds:
         raise ValueError("nothing to leave out: there are no items, or no maps")
     about = {"env": env_id, "model": policy.name, "maps": len(seeds)}
-    about["key"] = _key(policy, sorted(texts), seeds, sorted(options.items()))
+    weights = {str(i): p for i, p in enumerate(policy.trainable())}
+    asked = repr((sorted(texts), seeds, sorted(options.items())))
+    about["key"] = checksum(weights, {"asked": asked})[:16]
     rows = read_jsonl(path) if path and Path(path).exists() else []
     rows = [row for row in rows if row.items() >= about.items()]
     found = worth_of(rows)
@@ -75,11 +77,3 @@ def leave_one_out(
                 write_jsonl(path, rows)
             bar.update(1)
     return {text: found[text] for text in texts}
-
-
-def _key(policy: Policy, *given: Any) -> str:
-    """Identify a measurement by the adapter's weights and all its arguments."""
-    found = sha256(repr(given).encode())
-    for weights in policy.trainable():
-        found.update(weights.detach().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
