@@ -23,8 +23,6 @@ _PATTERNS = {
     r"|(?<!\w)(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|(?<!\w)AIza[\w-]{30,50}"
     r"|(?<!\w)eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000}"
     r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
-    r"|(?i:(?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]"
-    r"\s{0,3}[\"']?)[^\s\"',;&]{6,300}"
     # a long word of digits and letters of both cases, not an id of words and hyphens
     r"|(?<![\w/+-])(?=\w{0,40}[0-9])(?=\w{0,40}[a-z])(?=\w{0,40}[A-Z])\w{32,300}(?![\w-])",
     "e-mail": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
@@ -33,6 +31,11 @@ _PATTERNS = {
     r"(?:\(0\d{1,5}\)|0\d{1,5}[ /-])[ ]?\d[\d -]{3,12}\d(?![\w-])"
     r"|(?<![\w./-])\(?[2-9]\d\d\)?[ .-][2-9]\d\d[ .-]\d{4}(?![\w-])",
 }
+_LABELLED = re.compile(
+    r"((?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]\s{0,3}"
+    r"[\"']?)[^\s\"',;&]{5,299}[^\s\"',;&}\])]",
+    re.IGNORECASE,
+)
 _KINDS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
 _NO_TEXT = {"role", "from", "type", "schema"}  # fields that belong to a format
 
@@ -41,7 +44,7 @@ def redact(text: str) -> str:
     """Return the text with `[key]`, `[e-mail]` and `[phone]` in place of what looks like one."""
     for kind, pattern in _KINDS.items():
         text = pattern.sub(f"[{kind}]", text)
-    return text
+    return _LABELLED.sub(r"\1[key]", text)  # the label stays: in a tool call it is JSON
 
 
 def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = "") -> Any:

@@ -228,8 +228,6 @@ SECRETS = {
         "sk-proj-abcdEFGH12345678",
         "ghp_abcdefghijklmnopqrst1234",
         "AKIAIOSFODNN7EXAMPLE",
-        "password: hunter2222",
-        "api_key='0123456789ab",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0.SflKxwRJSMeKKF2QT4",
         "-----BEGIN PRIVATE KEY-----\nMIIEvQ+/=\n-----END PRIVATE KEY-----",
         "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f",
@@ -245,6 +243,10 @@ def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
     for kind, texts in SECRETS.items():
         for text in texts:
             assert redact(f"It is {text} here.") == f"It is [{kind}] here.", text
+    assert redact("api_key='0123456789ab' and password: a{b}cdef") == (
+        "api_key='[key]' and password: [key]"
+    )
+    assert redact('{"secret": false}') == '{"secret": false}'
     assert redact(NO_SECRETS) == NO_SECRETS
 
 
@@ -260,12 +262,15 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     mail, seen = "bob@example.com", []
     row = json.loads(json.dumps(CHAT).replace("lost", mail).replace("order 7", mail))
     row["customer"] = {"mail": [mail]}
-    row["messages"][2]["tool_calls"][0]["function"]["arguments"] = json.dumps({"mail": mail})
+    row["messages"][2]["tool_calls"][0]["function"]["arguments"] = json.dumps(
+        {"mail": mail, "password": "hunter2222"}
+    )
     row["messages"][2]["reasoning_content"] = mail
     row["tools"][0]["function"]["description"] = mail
     chats = read_chats(lines(tmp_path, row))
     assert mail not in json.dumps(chats[0].extra) + str(chats[0])
-    assert chats.replaced == {"e-mail": 7} and "replaced: 7 e-mail" in str(chats)
+    assert chats.replaced == {"e-mail": 7, "key": 1} and "replaced: 7 e-mail" in str(chats)
+    assert json.loads(chats[0].turns[0].action)["arguments"]["password"] == "[key]"
     assert mail in str(asdict(read_chats([row], redact=None)[0]))
     own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
     assert mail not in str(asdict(own[0])) and own.replaced == {"text": 7} and mail in seen

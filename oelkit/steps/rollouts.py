@@ -120,16 +120,15 @@ def rollout(
                 game.play(reply, policy.answer_text(reply.text))
             bar.update(sum(game.outcome is not None for game in asked))
             bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
-    out, asked = [], policy.enable_thinking
-    thinking = {} if asked is None else {"enable_thinking": asked}
+    _complain(games, policy.context_length)
+    thinks = policy.enable_thinking
+    thinking = {} if thinks is None else {"enable_thinking": thinks}
+    out: list[Trajectory] = []
     for i, game in enumerate(games):
         name = f"{env_id.split('/')[-1]}-r{round}-m{game.seed}-s{seed}-{i}"
         about = name + _arm(adapter, game.text), env_id, game.seed, policy.name, round
-        outcome = game.outcome or Outcome.UNKNOWN
-        feedback = game.turns[-1].feedback if game.turns else ""
-        extra = game.extra | thinking
-        out.append(Trajectory(*about, tuple(game.turns), outcome, feedback, extra))
-    _complain(games, policy.context_length)
+        end = game.outcome or Outcome.UNKNOWN, game.turns[-1].feedback if game.turns else ""
+        out.append(Trajectory(*about, tuple(game.turns), *end, game.extra | thinking))
     return out
 
 
@@ -257,9 +256,8 @@ def _about(info: dict[str, Any]) -> dict[str, Any]:
 def _arm(adapter: str | None, text: str) -> str:
     """Return an id's part for adapter and experience; "" for the student without experience."""
     weights = "" if adapter == "student" else f"-{adapter or 'base'}"
-    return weights + (
-        f"-{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}" if text else ""
-    )
+    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return weights + (f"-{digest}" if text else "")
 
 
 def states(
