@@ -231,6 +231,7 @@ def test_states_of_games_played_with_experience_are_without_it(tiny):
     assert not any("EXPERIENCE ITEM" in str(state.prompt) for state in found)
     plain = states(play(tiny, (3, 4)))  # the first turns do not depend on the replies
     assert [s.prompt for s in found if not s.turn] == [s.prompt for s in plain if not s.turn]
+    tiny.base_lm.config.max_position_embeddings = 4096  # room for the paper's prompts
     long = play(tiny, (3,), experience="Pits.", prompt_set="paper", max_new_tokens=2)
     assert "Pits." not in str(states(long, "Pits.")[0].prompt)
     with pytest.raises(ValueError, match="not where the prompt set .* puts it"):

@@ -26,19 +26,17 @@ def agreement(
     experience: str,
     *,
     adapter: str | None = "student",
-    teacher: str | None = "teacher",
     prompt_set: str | PromptSet | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Compare the answers of `adapter` without the experience with those of `teacher` with it.
+    """Compare the answers of `adapter` without the experience with those of the teacher with it.
 
     Args:
         policy: the model; after `distill` its teacher is the student as it was before.
         states: states not used for training.
         experience: what the teacher reads.
         adapter: "student" (after training), "teacher" (before it), or None for the base model.
-        teacher: the adapter that reads the experience; same choices.
         prompt_set: places the experience in the prompt (None: the policy's own).
         max_new_tokens: most tokens of a reply (None: the prompt set's).
         seed: for sampling the replies on which the KL is estimated.
@@ -68,11 +66,11 @@ def agreement(
 
     ids = [reply.ids for reply in replies(plain, adapter, 1)]
     own = token_logprobs(policy, plain, ids, adapter=adapter)
-    theirs = token_logprobs(policy, read, ids, adapter=teacher)
+    theirs = token_logprobs(policy, read, ids, adapter="teacher")
     kl = [float((a - b).mean()) for a, b in zip(own, theirs, strict=True)]
     answers = [
         [policy.answer_text(reply.text).strip() for reply in replies(prompts, arm, 0)]
-        for prompts, arm in ((plain, adapter), (read, teacher))
+        for prompts, arm in ((plain, adapter), (read, "teacher"))
     ]
     same, n = sum(a == b != "" for a, b in zip(*answers, strict=True)), len(states)
     low, high = wilson_interval(same, n)
