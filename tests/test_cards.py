@@ -149,7 +149,7 @@ def test_shared_beginnings(model, found, kind):
     prompts = [start + p for p in prompts]
     with torch.no_grad(), policy.adapter("teacher"):
         whole = reply_hidden(policy, prompts, replies)
-        kept = SharedPrefix(policy, start, "cpu")
+        kept = SharedPrefix(policy, start).to("cpu")
         assert kept.kv[0][0].device.type == "cpu"
         behind = reply_hidden(policy, prompts, replies, kept)
     with torch.no_grad(), exact.adapter("teacher"):

@@ -4,6 +4,7 @@ off if that is impossible.
 
 import pytest
 import torch
+from families import make_family
 from helpers import SLIDING, greedy_by_hand, make_model, make_tokenizer, shake, some_prompts
 
 import oelkit.model.attention as attention
@@ -11,6 +12,7 @@ import oelkit.model.sampling as sampling
 from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
 from oelkit.model.memory import peak_bytes
+from oelkit.model.packing import can_pack
 from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix, join_small_groups
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden
@@ -32,7 +34,8 @@ def test_same_hidden_states_as_the_full_forward(
     with torch.no_grad(), policy.adapter(adapter):
         want = reply_hidden(policy, PROMPTS, REPLIES)
         prefix = SharedPrefix(policy, PROMPTS[0])
-        assert prefix.crop(PROMPTS) == len(START) == prefix.kv[0][0].shape[2]
+        prefix.crop(len(START))
+        assert prefix.ids == START and prefix.kv[0][0].shape[2] == len(START)
         got = reply_hidden(policy, PROMPTS, REPLIES, prefix)
         assert torch.equal(reply_hidden(policy, PROMPTS, REPLIES), want)  # no setting stays changed
     assert (got - want).norm() <= tolerance * want.norm()
@@ -158,6 +161,22 @@ def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
     )
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)
+
+
+def test_a_model_that_refuses_the_trial_without_a_word_turns_it_off(tiny, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(tiny), "hidden", refuse)
+    with pytest.warns(UserWarning, match=r"trial run failed \(NotImplementedError\(\)\)"):
+        assert not can_share(tiny)
+
+
+@pytest.mark.parametrize("kind", ["aria_text", "ernie4_5_moe"])
+def test_tokens_that_take_another_expert_in_16_bits_do_not_turn_it_off(kind, tmp_path):
+    policy = load_policy(make_family(kind, tmp_path), dtype="bfloat16")
+    shake(policy)
+    assert can_share(policy) and can_pack(policy)
 
 
 def test_a_model_whose_vocabulary_size_stands_in_its_text_config(tmp_path):

@@ -57,6 +57,10 @@ class Adapters:
     def _embedding(self) -> torch.Tensor:
         return self.base_lm.get_input_embeddings().weight
 
+    def some_ids(self, n: int) -> torch.Tensor:
+        """Return n token ids [1, n], for a trial run."""
+        return torch.arange(n, device=self.device)[None] % len(self._embedding)
+
     def trainable(self) -> list[torch.nn.Parameter]:
         """The student's LoRA weights."""
         return list(self._weights("student").values())
@@ -143,8 +147,7 @@ class Adapters:
         """Whether text calls every LoRA layer; some models only read a layer's weight."""
         called: set[Any] = set()
         hooks = [x.register_forward_hook(lambda m, *_: called.add(m)) for x in self.lora_layers]
-        ids = torch.arange(8, device=self.device)[None] % len(self._embedding)
-        self.base_lm.base_model(input_ids=ids)
+        self.base_lm.base_model(input_ids=self.some_ids(8))
         for hook in hooks:
             hook.remove()
         return len(called) == len(self.lora_layers)

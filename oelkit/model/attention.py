@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -160,17 +161,8 @@ def _repeated_keys(module, query, key, value, attention_mask, **kwargs):
     """Transformers' attention, with key heads repeated to match the query heads."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-    layer: Any = _NoGroups(module)
+    layer: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # without groups
     return sdpa_attention_forward(layer, query, key, value, attention_mask, **kwargs)
-
-
-class _NoGroups:
-    """The attributes that Transformers reads from an attention layer."""
-
-    num_key_value_groups = 1
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.is_causal = getattr(module, "is_causal", True)
 
 
 def _with_logsumexp(query, key, value, scale):

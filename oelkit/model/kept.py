@@ -64,8 +64,9 @@ class Kept:
     def prefix(self, policy: Policy, prompts: Sequence[Sequence[int]], length: int) -> SharedPrefix:
         """Return a prefix of all prompts: a kept one of at least half the length, or a new one."""
         for kept in self.prefixes:
-            if min(shared_length(kept.ids, p) for p in prompts) >= length / 2:
-                kept.crop(prompts)
+            shared = min(shared_length(kept.ids, p) for p in prompts)
+            if shared >= length / 2:
+                kept.crop(shared)
                 return kept
         prefix = SharedPrefix(policy, prompts[0][:length])
         if self._fits("prefixes", sum(x.nbytes for pair in prefix.kv for x in pair), policy.device):

@@ -205,27 +205,23 @@ def checkpointed(policy: Policy) -> Iterator[None]:
 def _read(policy: Policy, tokens: int) -> None:
     """Do what the teacher does."""
     with policy.adapter("teacher", merge=True), policy.eval_mode():
-        policy.hidden(_ids(policy, tokens))
+        policy.hidden(policy.some_ids(tokens))
 
 
 def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
     """Do what the student does, with `kl_rows` rows of the loss."""
     with policy.adapter("student"), policy.train_mode():
-        hidden = policy.hidden(_ids(policy, tokens))[0]
+        hidden = policy.hidden(policy.some_ids(tokens))[0]
         hidden = hidden[torch.arange(kl_rows, device=hidden.device) % tokens]
         loss = losses.reverse_kl(hidden, hidden.detach(), policy.head)
         torch.autograd.grad(loss, policy.trainable(), allow_unused=True)  # leaves .grad alone
-
-
-def _ids(policy: Policy, tokens: int) -> torch.Tensor:
-    return torch.arange(tokens, device=policy.device)[None] % len(policy.head.weight)
 
 
 @torch.no_grad()
 def _cache_bytes(policy: Policy) -> int:
     """Return the bytes of keys and values per token; layers with a fixed-size state have none."""
     cache = DynamicCache(config=policy.base_lm.config)
-    policy.hidden(_ids(policy, 8), cache)
+    policy.hidden(policy.some_ids(8), cache)
     kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     return sum(x.nbytes for x in kv if x is not None) // 8
 

@@ -22,7 +22,7 @@ from .prefix import (
     join_small_groups,
     min_shared_prefix,
     pass_tokens,
-    trial_tolerance,
+    trial_fault,
 )
 from .scoring import fed, reply_hidden, token_batches
 
@@ -103,13 +103,12 @@ def can_pack(policy: Policy) -> bool:
 
 @torch.no_grad()
 def _trial(policy: Policy) -> bool:
-    vocabulary = policy.base_lm.config.get_text_config().vocab_size
-    start, *ends = ([i % vocabulary for i in range(n, n + 8)] for n in (0, 8, 16))
-    prompts, replies = [start + end[:6] for end in ends], [end[6:] for end in ends]
+    ids = policy.some_ids(24)[0].tolist()
+    prompts, replies = [ids[:8] + ids[n : n + 2] for n in (8, 16)], [ids[10:16], ids[18:]]
     with policy.eval_mode():
         try:
             want = reply_hidden(policy, prompts, replies)
-            error = (packed_hidden(policy, prompts, replies, 8) - want).norm() / want.norm()
-        except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError):
+            got = packed_hidden(policy, prompts, replies, 8)
+        except Exception:  # a model can raise anything on what it does not take
             return False
-    return bool(error < trial_tolerance(want.dtype))
+    return not trial_fault(got.view(2, 6, -1), want.view(2, 6, -1))

@@ -34,17 +34,14 @@ class SharedPrefix:
     Args:
         policy: the model.
         ids: token ids of the prefix.
-        device: where the KV is kept between uses (None: on the model's device).
     """
 
     @torch.no_grad()
-    def __init__(self, policy: Policy, ids: Sequence[int], device: str | None = None) -> None:
+    def __init__(self, policy: Policy, ids: Sequence[int]) -> None:
         cache = DynamicCache(config=policy.base_lm.config)
         policy.hidden(torch.tensor([list(ids)], device=policy.device), cache)
         layers: list[Any] = cache.layers
         self.ids, self.kv = list(ids), [(layer.keys, layer.values) for layer in layers]
-        if device:
-            self.kv = self.to(device).kv
 
     def to(self, device: str | torch.device) -> SharedPrefix:
         """Return it on a device; nothing is copied if it is already there."""
@@ -52,12 +49,9 @@ class SharedPrefix:
         moved.kv = [(k.to(device), v.to(device)) for k, v in self.kv]
         return moved
 
-    def crop(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Shorten it to a prefix of all prompts, shorter than each of them; return its length."""
-        n = min(shared_length(self.ids, p) for p in prompts)
-        if n < len(self.ids):
-            self.ids, self.kv = self.ids[:n], [(k[:, :, :n], v[:, :, :n]) for k, v in self.kv]
-        return n
+    def crop(self, n: int) -> None:
+        """Shorten it to its first n tokens."""
+        self.ids, self.kv = self.ids[:n], [(k[:, :, :n], v[:, :, :n]) for k, v in self.kv]
 
     def as_cache(self, policy: Policy) -> AbstractContextManager[DynamicCache]:
         """Return an empty cache that continues it: its first token has position len(ids)."""
@@ -159,8 +153,9 @@ def can_share(policy: Policy) -> bool:
         try:
             with policy.eval_mode():
                 reason = prefix_obstacle(policy.base_lm) or _trial(policy)
-        except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
-            reason = f"a trial run failed ({str(error).splitlines()[0]})"
+        except Exception as error:  # a model can raise anything on what it does not take
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = f"a trial run failed ({reason})"
         if reason:
             alike = "prompts that begin alike are computed in full"
             warnings.warn(f"{policy.name}: {alike}, because {reason}", stacklevel=2)
@@ -171,16 +166,18 @@ def can_share(policy: Policy) -> bool:
 @torch.no_grad()
 def _trial(policy: Policy) -> str:
     """Try two rows that share 8 tokens; return what is wrong with their hidden states, or ""."""
-    ids = torch.arange(24, device=policy.device).view(2, 12)
-    ids %= policy.base_lm.config.get_text_config().vocab_size
+    ids = policy.some_ids(24).view(2, 12)
     ids[1, :8] = ids[0, :8]
     want = policy.hidden(ids)[:, 8:]
     with SharedPrefix(policy, ids[0, :8].tolist()).as_cache(policy) as cache:
-        error = (policy.hidden(ids[:, 8:], cache) - want).norm() / want.norm()
-    close = error < trial_tolerance(want.dtype)
-    return "" if close else f"a trial run was off by {error:.0e}"
+        return trial_fault(policy.hidden(ids[:, 8:], cache), want)
 
 
-def trial_tolerance(dtype: torch.dtype) -> float:
-    """Return the relative error up to which hidden states of a trial run count as the same."""
-    return 1e-4 if dtype == torch.float32 else 0.05
+def trial_fault(got: torch.Tensor, want: torch.Tensor) -> str:
+    """Return how far hidden states [..., T, D] are off; "" if they are the same up to rounding.
+
+    A row's median counts, because in 16 bits a few tokens can take another expert.
+    """
+    off = ((got - want).norm(dim=-1) / want.norm(dim=-1)).median(-1).values.max()
+    close = off < (1e-4 if want.dtype == torch.float32 else 0.05)
+    return "" if close else f"a trial run was off by {off:.0e}"

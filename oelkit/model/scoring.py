@@ -33,14 +33,13 @@ def reply_hidden(
     Raises:
         ValueError: a prompt is empty, or prompt + reply is longer than the context.
     """
+    skip, rows, starts = len(prefix.ids) if prefix else 0, [], []
     for i, (p, r) in enumerate(zip(prompts, replies, strict=True)):
         if not p or len(p) + len(r) > policy.context_length:
             raise ValueError(
                 f"sequence {i}: {len(p)} prompt and {len(r)} reply tokens; the prompt must not be "
                 f"empty and both together must fit the context of {policy.context_length}"
             )
-    skip, rows, starts = len(prefix.ids) if prefix else 0, [], []
-    for p, r in zip(prompts, replies, strict=True):
         rows.append(torch.tensor(fed(p, r)[skip:]))
         starts.append(len(p) - 1 - skip)
     ids = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(policy.device)

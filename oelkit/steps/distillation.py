@@ -228,7 +228,7 @@ def _prefix(t: Training, text: str) -> SharedPrefix:
     prefix = t.prefixes.pop(text, None)
     while len(t.prefixes) >= t.plan.kept_texts:
         del t.prefixes[next(iter(t.prefixes))]
-    t.prefixes[text] = prefix or SharedPrefix(t.policy, t.beginnings[text], "cpu")
+    t.prefixes[text] = prefix or SharedPrefix(t.policy, t.beginnings[text]).to("cpu")
     return t.prefixes[text].to(t.policy.device)
 
 

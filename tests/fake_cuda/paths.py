@@ -162,7 +162,7 @@ def paths(policy, all_losses):
     if attention.prefix_obstacle(policy.base_lm) == "":
 
         def kept():
-            kept = SharedPrefix(policy, PROMPTS[0][:300], "cpu")
+            kept = SharedPrefix(policy, PROMPTS[0][:300]).to("cpu")
             assert {x.device.type for pair in kept.kv for x in pair} == {"cpu"}
             assert {x.device.type for pair in kept.to("cuda").kv for x in pair} == {"cuda"}
 
