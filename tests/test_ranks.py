@@ -98,6 +98,21 @@ def test_the_command_is_launched_and_only_the_first_process_writes(folder, monke
     assert not Path("three").exists()
 
 
+def test_a_gradient_that_only_one_process_has_reaches_both(monkeypatch):
+    """Such as those of an expert that no token of the other's states reached."""
+    sent = []
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda x: sent.append(x.clone()) or x.add_(sum(sent[:-1]))
+    )
+    for first, second in ((True, False), (True, True)):
+        weights = [torch.nn.Parameter(torch.zeros(n)) for n in (2, 3, 4)]
+        weights[0].grad = torch.ones(2) if first else None
+        weights[1].grad = torch.ones(3) if second else None
+        ranks.add_gradients(weights)
+    assert [None if p.grad is None else p.grad.tolist() for p in weights] == [[2, 2], [1] * 3, None]
+
+
 def test_other_commands_are_refused_where_several_processes_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["play", "--out", str(tmp_path / "games.jsonl")]) == 1

@@ -39,11 +39,17 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes, in one message."""
+    """Replace each gradient by its sum over all processes, in one message.
+
+    Some can be missing here: those of an expert that no token of this process's states reached.
+    """
     if count() == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
+    parameters = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    here = grads[0].new_tensor([p.grad is not None for p in parameters])
+    flat = torch.cat([here, *(grad.flatten() for grad in grads)])
     distributed.all_reduce(flat)
-    for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(summed.view_as(grad))
+    anywhere, *sums = flat.split([len(grads), *(grad.numel() for grad in grads)])
+    for p, grad, part, there in zip(parameters, grads, sums, anywhere.tolist(), strict=True):
+        p.grad = grad.copy_(part.view_as(grad)) if there else None
