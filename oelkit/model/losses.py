@@ -230,24 +230,14 @@ def _loss(
         )
     if not temperature > 0 or not (clip is None or clip > 0):
         raise ValueError(f"temperature={temperature}, clip={clip}: must be above 0")
-    targets = tuple(x.detach() for x in targets)
-    chunk = chunk or head.chunk_rows
-    return _Chunked.apply(
-        hidden, targets, head, temperature, weights, chunk, loss_and_dlogits, clip
-    )
-
-
-class _Chunked(torch.autograd.Function):
-    """Computes loss and gradient chunk by chunk, in the forward pass."""
-
-    # why: an autograd function takes all its inputs one by one
-    @staticmethod
-    def forward(ctx, hidden, targets, head, temperature, weights, chunk, loss_and_dlogits, clip):
-        total, wide = 0.0, torch.promote_types(hidden.dtype, torch.float32)
-        grad = hidden.new_empty(hidden.shape, dtype=wide) if ctx.needs_input_grad[0] else None
-        for i in range(0, len(hidden), chunk):
+    wide, chunk = torch.promote_types(hidden.dtype, torch.float32), chunk or head.chunk_rows
+    total, grad = torch.zeros((), dtype=wide, device=hidden.device), None
+    if hidden.requires_grad and torch.is_grad_enabled():
+        grad = torch.empty_like(hidden, dtype=wide)
+    with torch.no_grad():
+        for i in range(0, n, chunk):
             part, w = slice(i, i + chunk), weights[i : i + chunk].to(wide)
-            z, given = head.logits(hidden[part], temperature), []
+            z, given = head.logits(hidden[part], temperature), list[Tensor]()
             for x in targets:
                 if x.is_floating_point():
                     given.append(head.logits(x[part], temperature).log_softmax(1))
@@ -256,16 +246,24 @@ class _Chunked(torch.autograd.Function):
             loss, dz = loss_and_dlogits(z, *given)
             if clip is not None:
                 w = w * (clip / loss.abs()).clamp(max=1)
-            total = total + (loss * w).sum()
+            total += (loss * w).sum()
             if grad is not None:
                 # weights after the product: in float16 small weights would underflow before it
                 grad[part] = head.gradient(dz, z, temperature) * w[:, None]
+    return total if grad is None else _WithGradient.apply(hidden, total, grad)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to the hidden states is known."""
+
+    @staticmethod
+    def forward(ctx, hidden, loss, grad):
         ctx.save_for_backward(grad)
         ctx.dtype = hidden.dtype
-        return total
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         (grad,) = ctx.saved_tensors
-        return (grad * upstream).to(ctx.dtype), *(None,) * 7
+        return (grad * upstream).to(ctx.dtype), None, None
