@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 
 from .given import shallow
 from .records import Fields, Message
-from .text import content_text, well_formed
+from .text import answer_text, begun_thought, content_text, in_marks, well_formed
 
 MAX_TEXT = 2_000_000  # characters per message; no model reads that much
 _ROLES = {
@@ -126,6 +126,57 @@ def wants_parts(render: Callable[[list[Message]], str]) -> bool:
     if silent:
         raise ValueError("its chat template shows nothing of what a user says; take another")
     return False
+
+
+class Templated:
+    """What takes messages by a tokenizer's chat template, as Transformers alone applies it.
+
+    Args:
+        name: name of the model, for errors.
+        tokenizer: the tokenizer with the template.
+        enable_thinking: passed to the template (None: the template's own default).
+
+    Raises:
+        ValueError: the template shows nothing of what a user says.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, enable_thinking: bool | None = None):
+        self.name, self.tokenizer, self.enable_thinking = name, tokenizer, enable_thinking
+        try:
+            self._in_parts = wants_parts(lambda messages: self._apply(messages, tokenize=False))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        asked = self.render([{"role": "user", "content": MARK}])
+        self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""
+        return self.render(messages, tokenize=True, return_dict=False)
+
+    def render(self, messages: Sequence[Message], tokenize: bool = False, **options: Any) -> Any:
+        """Return the prompt as text; ValueError if the chat template rejects the messages."""
+        messages = plain(messages)
+        messages = in_parts(messages) if self._in_parts else messages
+        with rendering(self.name, messages):
+            return self._apply(messages, tools=tools_of(messages), tokenize=tokenize, **options)
+
+    def _apply(self, messages: Sequence[Message], **options: Any) -> Any:
+        options |= {"add_generation_prompt": True, **thinking(self.enable_thinking)}
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+    def answer_text(self, reply: str) -> str:
+        """Return the answer in a reply, whose thought the template may have begun."""
+        return answer_text(reply if reply.startswith(self._begun) else self._begun + reply)
+
+
+def tools_of(messages: Sequence[Message]) -> list[Fields] | None:
+    """Return the tools that a prompt offers; None if there are none."""
+    return next((m["tools"] for m in messages if m.get("tools")), None)
+
+
+def thinking(enabled: bool | None) -> dict[str, bool]:
+    """Return options of a chat template; some templates use the shorter name."""
+    return {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}
 
 
 def _call(call: Any, where: str) -> Fields:

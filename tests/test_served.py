@@ -56,7 +56,7 @@ def test_what_is_sent_is_the_sampling_and_each_request_has_a_seed_of_its_own(mic
         assert a["seed"] != b["seed"] and (a["temperature"], a["top_p"]) == (0.5, 0.9)
         assert (a["top_k"], a["max_tokens"], a["model"]) == (7, 3, "micro")
         assert (a["min_p"], a["repetition_penalty"]) == (0, 1)  # servers have their own defaults
-        assert a["chat_template_kwargs"] == {"enable_thinking": False}
+        assert a["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
         assert a["messages"] == asked
 
 

@@ -91,6 +91,9 @@ def test_ends_that_are_no_ids_and_a_model_without_any(tmp_path):
     path.write_text(json.dumps(tokenizer | {"eos_token": None}))
     with pytest.warns(UserWarning, match="no token ends its replies"):
         load_policy(tmp_path)
+    plain = PlainModel(tmp_path, str(tmp_path), "paper")
+    (reply,) = generate(plain, [plain.encode(ASK)], max_new_tokens=3)  # type: ignore
+    assert reply.truncated and len(reply.ids) == 3
 
 
 @pytest.mark.parametrize("begin, end", THOUGHTS)
@@ -181,7 +184,7 @@ PARTS = LLAMA.replace(
 )
 
 
-@pytest.mark.parametrize("template", [LLAMA, PARTS])
+@pytest.mark.parametrize("template", [LLAMA, PARTS, LLAMA + "{% if thinking %}<think>{% endif %}"])
 def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
     """As in some vision models, whose templates silently drop plain text."""
     policy = policy_with(tmp_path, template, ["<|start|>", "<|eot|>"])
@@ -189,8 +192,8 @@ def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
         ids = policy.encode([{"role": "user", "content": content}])
         assert policy.tokenizer.decode(ids) == "<|start|>user\ngo<|eot|><|eot|><|start|>assistant\n"
         assert ids.count(policy.eos_ids[-1]) == 1  # that of the template
-    plain = PlainModel(tmp_path, str(tmp_path), "paper")
-    assert plain.encode(ASK) == policy.encode(ASK)
+    plain = PlainModel(tmp_path, str(tmp_path), "paper", enable_thinking=True)
+    assert plain.encode(ASK) == load_policy(tmp_path, enable_thinking=True).encode(ASK)
     with pytest.raises(ValueError, match="adapter=None: it has no adapters to choose from"):
         generate(plain, [policy.encode(ASK)], adapter=None, max_new_tokens=2)  # type: ignore
     for work in (memory_plan, lambda p: compare_answers(p, ASK, "notes")):

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, behind_mark, in_parts, plain, rendering, wants_parts
-from ..text import answer_text, begun_thought, in_marks
+from ..messages import Templated
+from ..text import in_marks
 from .base import context_length
 from .loading import load_policy
 from .lora import seeded
@@ -56,7 +56,7 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
         merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
     except RuntimeError as error:  # LoRA biases on layers that have none
         raise ValueError(f"{adapter}: {error} Export to peft") from error
-    config.eos_token_id = eos  # only the chat template may know what ends a turn
+    config.eos_token_id = eos or None  # only the chat template may know what ends a turn
     try:
         merged.save_pretrained(out)
     except SafetensorError as error:
@@ -77,7 +77,7 @@ def _stored_dtype(source: str) -> str | None:
     return config.get("dtype") or config.get("torch_dtype")
 
 
-class PlainModel:
+class PlainModel(Templated):
     """A PEFT folder, a whole model or a GGUF file; the steps that play accept it as a policy."""
 
     def __init__(self, path: Path, base: str, prompt_set: str, enable_thinking: bool | None = None):
@@ -89,8 +89,7 @@ class PlainModel:
             prompt_set: name of the prompt set that it plays with.
             enable_thinking: passed to the chat template (None: the template's own default).
         """
-        self.name, self.source, self.default_prompt_set = base, model_folder(base), prompt_set
-        self.enable_thinking = enable_thinking
+        self.source, self.default_prompt_set = model_folder(base), prompt_set
         options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}  # never a pickle
         folder = path
         if path.suffix == ".gguf":
@@ -103,24 +102,11 @@ class PlainModel:
             model = AutoModelForCausalLM.from_pretrained(folder, **options)
         self.model: Any = model.to(device).eval()
         tokenizer = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer)
+        super().__init__(base, AutoTokenizer.from_pretrained(folder, **tokenizer), enable_thinking)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.context_length = context_length(self.model.config, self.tokenizer)
-        how = {"add_generation_prompt": True, "tokenize": False, **self._template}
-        self._parts = wants_parts(lambda m: self.tokenizer.apply_chat_template(m, **how))
-        asked = self.tokenizer.decode(self.encode([{"role": "user", "content": MARK}]))
-        self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
-
-    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""
-        tools = next((m["tools"] for m in messages if m.get("tools")), None)
-        messages = in_parts(plain(messages)) if self._parts else plain(messages)
-        how = {"add_generation_prompt": True, "return_dict": False, **self._template}
-        with rendering(self.name, messages):
-            return self.tokenizer.apply_chat_template(messages, tools=tools, **how)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
@@ -141,13 +127,10 @@ class PlainModel:
         return replies
 
     def _reply(self, ids: list[int]) -> Reply:
-        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        ends = {ends} if isinstance(ends, int) else {*ends}
+        ends = self.model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        ends = ends if isinstance(ends, list) else [ends]
         last = next((i for i, token in enumerate(ids) if token in ends), None)
         text = self.tokenizer.decode(ids[:last], skip_special_tokens=True)
         ids = ids if last is None else ids[: last + 1]
         return Reply(ids, in_marks(text) if self._in_words else text, last is None)
-
-    def answer_text(self, reply: str) -> str:
-        """Return the answer in a reply, whose thought the template may have begun."""
-        return answer_text(self._begun + reply)

@@ -18,7 +18,16 @@ import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
-from ..messages import MARK, behind_mark, in_parts, plain, rendering, wants_parts
+from ..messages import (
+    MARK,
+    behind_mark,
+    in_parts,
+    plain,
+    rendering,
+    thinking,
+    tools_of,
+    wants_parts,
+)
 from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
@@ -108,24 +117,22 @@ class Policy(Shown, Adapters):
         messages = plain(messages)
         if not messages:
             raise ValueError("the prompt has no messages")
-        if lost := next(
-            (self._left_out[m["role"]] for m in messages if m["role"] in self._left_out), ""
-        ):
-            raise ValueError(
-                f"{self.name}: its chat template leaves {lost} out; take a model whose template "
-                "shows them, or write them into the user's message"
-            )
-        tools = next((m["tools"] for m in messages if m.get("tools")), None)
+        for m in messages:
+            if lost := self._left_out.get(m["role"]):
+                raise ValueError(
+                    f"{self.name}: its chat template leaves {lost} out; take a model whose "
+                    "template shows them, or write them into the user's message"
+                )
+        tools = tools_of(messages)
         prompt = self._render(messages, tools)
+        uncalled = [{k: m[k] for k in m if k != "tool_calls" or not m[k]} for m in messages]
         without = {  # templates silently drop what they do not know
             "tools": (messages, None),
-            "tool calls": ([{**m, "tool_calls": None} for m in messages], tools),
+            "tool calls": (uncalled, tools),
             "tool results": ([m for m in messages if m["role"] != "tool"], tools),
         }
-        there = bool(tools), any(m.get("tool_calls") for m in messages), len(messages)
-        there = *there[:2], there[2] > len(without["tool results"][0])
-        for (what, parts), is_there in zip(without.items(), there):
-            if is_there and self._render(*parts) == prompt:
+        for what, rest in without.items():
+            if rest != (messages, tools) and self._render(*rest) == prompt:
                 raise ValueError(
                     f"{self.name}: its chat template shows no {what}; take a model whose template "
                     "does, or write them into the messages as text"
@@ -172,12 +179,10 @@ class Policy(Shown, Adapters):
         template = self.tokenizer.get_chat_template(tools=cast(Any, tools))
         today = date.fromisoformat(self.date)
         ask = r"strftime_now\((['\"])(.*?)\1\)"
-        options.setdefault("add_generation_prompt", True)
+        options = {"add_generation_prompt": True, **thinking(self.enable_thinking), **options}
         if options.setdefault("tokenize", True):  # older Transformers do not know this one
             options |= {"sanitize_control_tokens": True, "return_dict": False}
         options["chat_template"] = re.sub(ask, lambda m: repr(today.strftime(m[2])), template)
-        if self.enable_thinking is not None:  # some templates use the shorter name
-            options |= {name: self.enable_thinking for name in ("enable_thinking", "thinking")}
         if tools:
             options["tools"] = tools
         return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))

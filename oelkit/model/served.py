@@ -15,13 +15,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import Sampling
-from ..messages import MARK, behind_mark, plain, rendering
-from ..text import THOUGHTS, answer_text, begun_thought, in_marks
+from ..messages import Templated, plain, thinking, tools_of
+from ..text import THOUGHTS, in_marks
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
 
-class ServedModel:
+class ServedModel(Templated):
     """A model on a server, by its name there."""
 
     # why: nine, because three say which model, and servers differ in the rest
@@ -64,15 +64,12 @@ class ServedModel:
             raise ImportError("a served model needs: pip install 'oelkit[server]'") from error
         options = {"max_retries": retries, "timeout": timeout, "api_key": api_key}
         self.errors, self.client = openai.OpenAIError, openai.OpenAI(base_url=base_url, **options)
-        self.name = self.model = model
-        self.default_prompt_set, self.enable_thinking = prompt_set, enable_thinking
+        self.model, self.default_prompt_set = model, prompt_set
         self.context_length, self.concurrency = context_length, concurrency
         with clear_errors(str(tokenizer)):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(tokenizer))
-        asked = self.encode([{"role": "user", "content": MARK}])
-        shown = self.tokenizer.decode(asked)
-        begun, self._in_words = begun_thought(behind_mark(shown)), in_marks(shown) != shown
-        self._marks = next((marks for marks in THOUGHTS if marks[0] == begun), None)
+            loaded = AutoTokenizer.from_pretrained(model_folder(tokenizer))
+        super().__init__(model, loaded, enable_thinking)
+        asked = self.encode([{"role": "user", "content": "?"}])
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None
         for self._beyond in (True, False):  # some servers reject fields that OpenAI does not have
             error = self._ask(asked, Sampling(max_new_tokens=1), 0).error
@@ -102,15 +99,10 @@ class ServedModel:
         Raises:
             ValueError: the chat template rejects messages.
         """
-        tools = next((m["tools"] for m in messages if m.get("tools")), None)
-        messages = plain(messages)
-        how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
-        if self.enable_thinking is not None:
-            how["enable_thinking"] = self.enable_thinking
-        with rendering(self.name, messages):
-            prompt = _Prompt(self.tokenizer.apply_chat_template(messages, tools=tools, **how))
+        prompt, messages = _Prompt(super().encode(messages)), plain(messages)
         prompt.sent = {"messages": [{k: m[k] for k in m if k != "tools"} for m in messages]}
-        prompt.sent |= {"tools": tools} if tools else {}
+        if tools := tools_of(messages):
+            prompt.sent["tools"] = tools
         return prompt
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
@@ -129,7 +121,7 @@ class ServedModel:
         extra: dict[str, Any] = {"top_k": sampling.top_k, "min_p": 0, "repetition_penalty": 1}
         extra = extra if self._beyond else {}
         if self.enable_thinking is not None:
-            extra["chat_template_kwargs"] = {"enable_thinking": self.enable_thinking}
+            extra["chat_template_kwargs"] = thinking(self.enable_thinking)
         how = {name: getattr(sampling, name) for name in ("temperature", "top_p")}
         how |= {"max_tokens": sampling.max_new_tokens, "seed": seed % 2**31, "extra_body": extra}
         try:
@@ -140,16 +132,11 @@ class ServedModel:
         text, said = choice.message.content or "", choice.message.model_dump()
         thought = said.get("reasoning_content", said.get("reasoning"))  # servers name it either way
         if thought is not None:
-            begin, end = self._marks or THOUGHTS[0]
-            text = f"{begin}{thought}{end}{text}"
+            begin = self._begun or THOUGHTS[0][0]
+            text = f"{begin}{thought}{dict(THOUGHTS)[begin]}{text}"
         text = in_marks(text) if self._in_words else text
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return Reply(ids, text, choice.finish_reason == "length")
-
-    def answer_text(self, reply: str) -> str:
-        """Return the answer in a reply, whose thought the template may have begun."""
-        begun = self._marks[0] if self._marks else ""
-        return answer_text(reply if reply.startswith(begun) else begun + reply)
 
 
 class _Prompt(list[int]):

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..curation import Curation
 from ..logs import read_chats
-from ..messages import in_parts, plain, rendering, wants_parts
+from ..messages import Templated
 from ..project import find_root
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
@@ -166,22 +166,15 @@ def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
     try:
         check_settings(settings := about["settings"])
         tokenizer = load_tokenizer(settings["model"])
+        model = Templated(settings["model"], tokenizer, settings.get("enable_thinking"))
         prompts, budget = PromptSet(**about["prompts"]), settings["budget_tokens"]
-        how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        if (thinking := settings.get("enable_thinking")) is not None:
-            how["enable_thinking"] = thinking
-        parts = wants_parts(lambda messages: tokenizer.apply_chat_template(messages, **how))
     except (OSError, ValueError, KeyError, TypeError):  # model gone, or a run in another format
         return {}
     first = [{"role": "user", "content": ""}]
     state = next((turn.prompt for game in games for turn in game.turns), first)
 
     def prompt(experience: str) -> str:
-        messages = plain(with_experience(prompts, state, experience))
-        tools = next((m["tools"] for m in messages if m.get("tools")), None)
-        messages = in_parts(messages) if parts else messages
-        with rendering(settings["model"], messages):
-            return tokenizer.apply_chat_template(messages, tools=tools, **how)
+        return model.render(with_experience(prompts, state, experience))
 
     return {"tokenizer": tokenizer, "budget_tokens": budget, "prompt": prompt}
 
