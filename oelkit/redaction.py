@@ -6,11 +6,13 @@ your own is any function from text to text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
+from .given import shallow
 from .text import well_formed
 
 Hook = Callable[[str], str]
@@ -63,6 +65,7 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
     text = well_formed(value)
     if hook is None:
         return text
+    text = _inside(text, hook, counts)
     new = hook(text)
     if not isinstance(new, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the redact hook returned a {type(new).__name__}, not text")
@@ -71,3 +74,15 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         # for a hook with its own placeholders, count the texts it changed
         counts.update({k: n for k, n in gained.items() if n > 0} or {"text": 1})
     return new
+
+
+def _inside(text: str, hook: Hook, counts: Counter[str]) -> str:
+    r"""Redact the texts within JSON, such as a tool call's arguments, where \n is two letters."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        value = shallow(json.loads(text))
+    except (ValueError, RecursionError):
+        return text
+    new = redacted(value, hook, counts)
+    return text if new == value else json.dumps(new, ensure_ascii=False)

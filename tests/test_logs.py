@@ -263,14 +263,17 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     row = json.loads(json.dumps(CHAT).replace("lost", mail).replace("order 7", mail))
     row["customer"] = {"mail": [mail]}
     row["messages"][2]["tool_calls"][0]["function"]["arguments"] = json.dumps(
-        {"mail": mail, "password": "hunter2222"}
+        {"mail": f"To:\n{mail}\n+49 30 1234567", "password": "hunter2222"}
     )
     row["messages"][2]["reasoning_content"] = mail
     row["tools"][0]["function"]["description"] = mail
     chats = read_chats(lines(tmp_path, row))
     assert mail not in json.dumps(chats[0].extra) + str(chats[0])
-    assert chats.replaced == {"e-mail": 7, "key": 1} and "replaced: 7 e-mail" in str(chats)
-    assert json.loads(chats[0].turns[0].action)["arguments"]["password"] == "[key]"
+    assert chats.replaced == {"e-mail": 7, "key": 1, "phone": 1} and "replaced: 7 e-mail" in str(
+        chats
+    )
+    called = json.loads(chats[0].turns[0].action)["arguments"]
+    assert called == {"mail": "To:\n[e-mail]\n[phone]", "password": "[key]"}
     assert mail in str(asdict(read_chats([row], redact=None)[0]))
     own = read_chats([row], redact=lambda text: seen.append(text) or text.replace(mail, "X"))
     assert mail not in str(asdict(own[0])) and own.replaced == {"text": 7} and mail in seen

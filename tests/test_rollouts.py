@@ -364,12 +364,13 @@ def test_a_world_that_fails_in_every_game_is_an_error(tiny, archive):
     assert not archive
 
 
-def test_messages_that_the_template_rejects_end_their_own_game(tiny):
+def test_messages_that_the_template_rejects_end_their_own_game(tiny, capsys):
     refuse = "{{ raise_exception('no chess') if 'chess' in m.content }}"
     tiny.tokenizer.chat_template = TEMPLATE.replace("%}<|im_start|>", f"%}}{refuse}<|im_start|>", 1)
     told = "1 of 3 games ended in an error .* map 4: ValueError: .*its chat template.*no chess"
     with pytest.warns(UserWarning, match=told):
-        games = play(tiny, (3, 4, 5), ["", "as in chess", ""], temperature=0)
+        games = play(tiny, (3, 4, 5), ["", "as in chess", ""], temperature=0, progress=True)
+    assert capsys.readouterr().out.startswith("rollout: 3 games in ")
     good = play(tiny, (3, 4, 5), temperature=0)
     assert [games[0].turns, games[2].turns] == [good[0].turns, good[2].turns]
     assert games[1].outcome is Outcome.UNKNOWN and not games[1].turns

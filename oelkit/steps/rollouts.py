@@ -118,8 +118,9 @@ def rollout(
                 replies = generate(policy, [g.ids for g in asked], adapter=adapter, **draw)
             for game, reply in zip(asked, replies, strict=True):
                 game.play(reply, policy.answer_text(reply.text))
-            bar.update(sum(game.outcome is not None for game in asked))
+            bar.update(sum(game.outcome is not None for game in games) - bar.n)
             bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
+        bar.update(len(games) - bar.n)
     _complain(games, policy.context_length)
     thinks = policy.enable_thinking
     thinking = {} if thinks is None else {"enable_thinking": thinks}

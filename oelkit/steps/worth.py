@@ -48,7 +48,7 @@ def leave_one_out(
         ValueError: no items or no maps, or an error from `evaluate`.
     """
     given.a_policy(policy, adapters=True)
-    path = path and given.path("path", path)
+    path = given.path("path", path) if path else None
     texts = list(dict.fromkeys(given.texts("items", items)))
     seeds = given.seeds("seeds", seeds)
     if not any(texts) or not seeds:
@@ -57,7 +57,7 @@ def leave_one_out(
     weights = {str(i): p for i, p in enumerate(policy.trainable())}
     asked = repr((sorted(texts), seeds, sorted(options.items())))
     about["key"] = checksum(weights, {"asked": asked})[:16]
-    rows = read_jsonl(path) if path and Path(path).exists() else []
+    rows = read_jsonl(path) if path and path.exists() else []
     rows = [row for row in rows if row.items() >= about.items()]
     found = worth_of(rows)
 
