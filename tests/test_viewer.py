@@ -280,7 +280,9 @@ def test_wrong_types_are_told_in_a_sentence():
     for wrong in ([{}], "games.jsonl", {"base": [None]}):
         with pytest.raises(TypeError, match="trajectories: expected a list of Trajectory"):
             trajectory_viewer(wrong)
-    with pytest.raises(TypeError, match="expected a Curation, such as Curation.items., got a list"):
+    with pytest.raises(
+        TypeError, match="expected a Curation, such as Curation.items., got the list"
+    ):
         experience_editor([])
 
 

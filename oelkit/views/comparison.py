@@ -7,7 +7,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..tables import plain
 from . import plots
-from .findings import compare
+from .findings import VERDICT, compare
 from .summary import rate_text
 
 # one per run, in order; Okabe and Ito's palette
@@ -37,8 +37,7 @@ def table(runs: dict[str, dict], settings: dict[str, dict]) -> str:
                 line += f"; played {metrics['eval_env']}, so not compared"
             else:
                 sign, why = compare(last, first["rounds"][-1]["pass_rate"]["consolidated"])
-                verdict = {1: "above", 0: "not distinguishable from", -1: "below"}[sign]
-                line += f"; {verdict} {next(iter(runs))}: {why}"
+                line += f"; {VERDICT[sign]} {next(iter(runs))}: {why}"
         lines.append(line)
     for key in dict.fromkeys(key for one in settings.values() for key in one):
         values = {name: one.get(key) for name, one in settings.items()}

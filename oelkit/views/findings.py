@@ -13,6 +13,8 @@ from ..stats import draw_spread, outcomes, paired_bootstrap, wilson_interval
 from .plots import NAMES
 from .summary import episodes_text, map_count, rate_text
 
+VERDICT = {1: "above", 0: "not distinguishable from", -1: "below"}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -63,8 +65,7 @@ def findings(metrics: dict) -> list[Finding]:
 
 def _above(what: str, row: dict, than: str, other: dict) -> Finding:
     sign, why = compare(row, other)
-    verdict = {1: "above", 0: "not distinguishable from", -1: "below"}[sign]
-    text = f"{what} reaches {rate_text(row)}, {verdict} {than} at {rate_text(other)}: {why}."
+    text = f"{what} reaches {rate_text(row)}, {VERDICT[sign]} {than} at {rate_text(other)}: {why}."
     return Finding(text, sign > 0)
 
 

@@ -24,9 +24,7 @@ from ..runs.stages import StageStatus, status
 from ..text import by_draw
 from . import plots
 from .findings import chain, findings
-from .summary import episodes_text, headline, rate_text
-
-ARMS = ("base", "in_context", "consolidated")
+from .summary import ARMS, episodes_text, headline, rate_text
 
 
 def write_report(run_folder: str | Path) -> Path:

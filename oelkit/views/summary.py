@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..envs import describe
 from ..text import counted
 
+ARMS = ("base", "in_context", "consolidated")
+
 
 def rate_text(row: dict) -> str:
     """Format a pass rate with its 95% interval: "81.2% [74%, 87%]"."""
@@ -54,12 +56,11 @@ def summary(metrics: dict) -> str:
     """
     if not isinstance(metrics, dict) or not metrics.get("rounds"):
         raise TypeError("metrics: expected the result of Run.run_all, or a finished metrics.json")
-    arms = ("base", "in_context", "consolidated")
-    head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in arms)
+    head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in ARMS)
     head += f"  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
     lines = [head, "-" * len(head)]
     for r in metrics["rounds"]:
-        ood, rates = r["ood"]["consolidated"], [rate_text(r["pass_rate"][arm]) for arm in arms]
+        ood, rates = r["ood"]["consolidated"], [rate_text(r["pass_rate"][arm]) for arm in ARMS]
         cells = [f"{r['round']:>5}", *(f"{text:>18}" for text in rates)]
         cells.append(f"{r['reply_tokens']['consolidated']:>6.1f}")
         cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")

@@ -147,6 +147,13 @@ def test_search_goes_from_hit_to_hit_through_games_and_turns(show, games):
     press(page, "N")
     until(page, lambda: (view.at["game"], view.at["turn"]) == seen[-2])
     press(page, "/")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("[left]")  # in the first turn of each game
+    until(page, lambda: status.inner_text().endswith("of 4 hits"))
+    page.locator(".ov-row").last.click()
+    press(page, "ArrowRight", "n")  # from behind the last hit to the first
+    until(page, lambda: (view.at["game"], view.at["turn"]) == (0, 0))
+    press(page, "/")
     page.keyboard.type("no such words")
     until(page, lambda: status.inner_text() == "no hits")
     assert listed(page) == []

@@ -59,9 +59,7 @@ class ExperienceEditor(LiveView):
         worth: Mapping[str, Sequence[float]] | None = None,
         on_change: Callable[[], Any] | None = None,
     ):
-        if not isinstance(curation, Curation):
-            name = type(curation).__name__
-            raise TypeError(f"curation: expected a Curation, such as Curation(items), got a {name}")
+        given.one("curation", curation, Curation, ", such as Curation(items),")
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")

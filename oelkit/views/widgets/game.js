@@ -51,7 +51,7 @@ function strip({ game, turn: now, differs, key, go }) {
 function replyOf(turn, query) {
   const [before, move, after] = turn.reply;
   const none = turn.thinking ? "no answer: the thinking never ended" : "empty";
-  if (!(before + move + after)) return [el("span", { class: "ov-dim" }, none)];
+  if (!(before + move + after)) return [el("span", { class: "oel-dim" }, none)];
   const found = move && el("b", { class: "ov-action" }, ...marked(move, query));
   return [...long(before, query), found, ...long(after, query)];
 }
@@ -61,7 +61,7 @@ function learned(turn, openItem) {
   if (!turn.items.length) return [];
   const item = ([id, words, status]) => el(openItem ? "button" : "p",
     openItem ? { "data-focus": `item ${id}`, onclick: () => openItem(id) } : {}, visible(words), " ",
-    el("span", { class: "ov-dim" }, status));
+    el("span", { class: "oel-dim" }, status));
   return [el("section", { class: "ov-items" }, el("h4", {}, "items from this turn"), ...turn.items.map(item))];
 }
 
@@ -73,7 +73,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
   const top = [caption && el("h3", {}, pill(row.outcome, outcomeName(row.outcome)), " ", caption),
     strip({ game, turn: now, differs, key, go })];
   if (!turn) return el("div", { class: "ov-game" }, ...top,
-    el("p", { class: "ov-dim" }, `ended after ${several(game.turns.length, "turn")}${game.feedback && ": "}${visible(game.feedback)}`));
+    el("p", { class: "oel-dim" }, `ended after ${several(game.turns.length, "turn")}${game.feedback && ": "}${visible(game.feedback)}`));
   const cut = turn.truncated ? pill("cut", "cut off at the limit") : "";
   const move = turn.action == null ? el("b", { class: "ov-action ov-none" }, "none found")
     : el("b", { class: "ov-action" }, visible(turn.action));
@@ -86,7 +86,7 @@ function gameView({ key, row, game, turn: now, differs, caption, query, open, go
         turn.thinking && fold("thinking", `thinking · ${several(turn.thinking.length, "character")}`, open,
           text(turn.thinking)),
         block([`reply · ${several(turn.reply_tokens, "token")}`, cut], "reply", ...replyOf(turn, query)),
-        turn.level && el("p", { class: "ov-dim" }, `level ${turn.level}`),
+        turn.level && el("p", { class: "oel-dim" }, `level ${turn.level}`),
         el("p", { class: "ov-move" }, "move ", move, now === differs && pill("differs", "first difference")),
         turn.feedback && block("feedback", `feedback${last}`, ...long(turn.feedback, query)))),
     ...learned(turn, openItem), ...comments(now),

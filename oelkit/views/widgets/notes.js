@@ -42,7 +42,7 @@ function notesPanel({ kernel, place, tell }) {
     /** The comments on a turn. */
     comments: (game, turn) => of(game).filter((note) => note.turn === turn && !isTag(note)).map((note) =>
       el("p", { class: "ov-comment", dir: "auto" }, visible(note.text), " ",
-        el("span", { class: "ov-dim" }, dots(visible(note.author), note.time.replace("T", " "))), away(note))),
+        el("span", { class: "oel-dim" }, dots(visible(note.author), note.time.replace("T", " "))), away(note))),
     counts(games) {
       const found = new Map();
       for (let i = 0; i < games; i++) for (const tag of tags(i)) found.set(tag, (found.get(tag) ?? 0) + 1);

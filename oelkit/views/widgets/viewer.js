@@ -34,8 +34,8 @@ export default { render({ model, el: host }) {
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
           el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
-          el("span", { class: "ov-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
-        el("span", { class: "ov-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
+          el("span", { class: "oel-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
+        el("span", { class: "oel-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
           several(r.turns, "turn"), r.tokens > 0 && `${number(r.tokens)} tok`, ...noted.tags(game).map(visible)))));
     },
     attributes: { role: "listbox", tabindex: 0, "aria-label": "games" },
@@ -107,7 +107,7 @@ export default { render({ model, el: host }) {
     if (!hits.length) return;
     const { game, turn } = at(), place = shown.indexOf(game);
     const after = hits.findIndex((h) => (h.game === game ? h.turn > turn : shown.indexOf(h.game) > place));
-    const next = here() >= 0 ? here() + by : by > 0 ? after : (after < 0 ? hits.length : after) - 1;
+    const next = here() >= 0 ? here() + by : by > 0 ? Math.max(after, 0) : (after < 0 ? hits.length : after) - 1;
     const to = hits[(next + hits.length) % hits.length];
     toHit = true;
     to.game === game ? go({ turn: to.turn }) : choose(to.game, to.turn);
@@ -121,7 +121,7 @@ export default { render({ model, el: host }) {
   const button = (label, text, onclick, title = label) => el("button", { "aria-label": label, title, onclick }, text);
   const earlier = button("previous hit", "↑", () => hit(-1), "previous hit (N)");
   const later = button("next hit", "↓", () => hit(1), "next hit (n)");
-  const hitText = el("span", { class: "ov-dim", role: "status" });
+  const hitText = el("span", { class: "oel-dim", role: "status" });
 
   // -- filters
 
@@ -170,7 +170,7 @@ export default { render({ model, el: host }) {
     const r = rows[ids[0]], texts = ids.map((i) => games.get(i));
     const others = [...new Set([...twins(ids[0]), ...ids.slice(1)])];  // Python can show any two side by side
     title.replaceChildren(ofLog(r) ? "" : pill(r.outcome, outcomeName(r.outcome)), " ", el("bdi", { class: "ov-id" }, visible(r.id)),
-      el("span", { class: "ov-dim" }, dots(visible(texts[0].model), inRound(r), visible(r.arm),
+      el("span", { class: "oel-dim" }, dots(visible(texts[0].model), inRound(r), visible(r.arm),
         r.seed != null && `map seed ${r.seed}`, r.tokens > 0 && several(r.tokens, "token"))));
     const any = others.length ? `compare… (${others.length} on this map)` : "no other game on this map";
     compare.replaceChildren(el("option", { value: "" }, any), ...others.map((i) => el("option", { value: i },
@@ -244,7 +244,7 @@ export default { render({ model, el: host }) {
     else KEYS[event.key]();
     event.preventDefault();
   }
-  const status = el("span", { class: "ov-dim", role: "status" }, "waiting for the kernel");
+  const status = el("span", { class: "oel-dim", role: "status" }, "waiting for the kernel");
   const bar = el("div", { class: "ov-bar" }, el("div", { class: "ov-group" }, search, earlier, later), offers.node);
   const named = el("span", {}, "game");
   const help = [["←", "→", "turn"], ["↑", "↓", named], ["/", "search"], ["n", "N", "hit"], ["c", "tag or comment"], ["u", "undo"]];
@@ -252,7 +252,7 @@ export default { render({ model, el: host }) {
   bar, failure.node,
   el("div", { class: "ov-body" },
     el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), list.box), detail),
-  el("div", { class: "ov-foot ov-dim" }, ...help.flatMap((keys) =>
+  el("div", { class: "ov-foot oel-dim" }, ...help.flatMap((keys) =>
     [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), keys.at(-1), "  "])));
   ownKeys(root);
   settle(host, root, () => list.box.focus());

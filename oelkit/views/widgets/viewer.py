@@ -69,7 +69,7 @@ class TrajectoryViewer(LiveView):
         ]
         if not self._games:
             raise ValueError("nothing to view: there is no trajectory with a turn")
-        self._items, self._on_item, self._symbols = items, on_item, kinds
+        self._curation, self._on_item, self._symbols = items, on_item, kinds
         self.comments = comments if comments is not None else Curation([])
         self._places: dict[str, list[int]] = {}
         for i, (_, game) in enumerate(self._games):
@@ -105,6 +105,10 @@ class TrajectoryViewer(LiveView):
             )
         self.at = {"game": found[0], "turn": turn, "other": None}
         self.send_json(kind="reveal")
+
+    @property
+    def _items(self) -> Sequence[ExperienceItem]:  # a curation is read as it is now
+        return self._curation.items if isinstance(self._curation, Curation) else self._curation
 
     def _answer(self, message: dict) -> None:
         match message:
@@ -176,8 +180,7 @@ class TrajectoryViewer(LiveView):
         """For each game the COLUMNS of viewer.js."""
         maps: dict[Any, int] = {}
         rows = []
-        items = self._items.items if isinstance(self._items, Curation) else self._items
-        cited = {e.trajectory_id for item in items for e in item.evidence}
+        cited = {e.trajectory_id for item in self._items for e in item.evidence}
         for arm, g in self._games:
             cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
             row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
@@ -197,8 +200,7 @@ class TrajectoryViewer(LiveView):
 
     def _game(self, game: Trajectory) -> dict:
         cited: dict[int, list[list[str]]] = {}
-        items = self._items.items if isinstance(self._items, Curation) else self._items
-        for item in items:  # a curation is read as it is now
+        for item in self._items:
             for turn in {e.turn for e in item.evidence if e.trajectory_id == game.id}:
                 cited.setdefault(turn, []).append([item.id, item.text, getattr(item, "status", "")])
         turns = [{**self._turn(t), "items": cited.get(k, [])} for k, t in enumerate(game.turns)]
