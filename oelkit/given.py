@@ -74,7 +74,7 @@ def settings(name: str, kind: type[T], value: T | None, changes: Mapping[str, An
         TypeError: `value` is not of the class `kind`, or a change is unknown or has a wrong type.
         ValueError: a change is not one of the choices.
     """
-    found: Any = one(name, kind() if value is None else value, kind, ", its fields as keywords,")
+    found: Any = one(name, kind() if value is None else value, kind, " or its fields as keywords")
     hints = get_type_hints(type(found))
     if unknown := [key for key in changes if key not in hints]:
         meant = did_you_mean(unknown[0], hints)

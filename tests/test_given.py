@@ -68,7 +68,10 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: distill(p, [STATE], "notes", {"steps": 3}), "config: expected a DistillConfig"),
         (lambda p: distill(p, [STATE], "notes", seed="0"), "seed: expected a whole number"),
         (lambda p: distill(p, [STATE], "notes", step=1), r"'step' \(did you mean steps\?\)"),
-        (lambda p: rollout(p, LAKE, [1], sampling={"top_k": 1}), "sampling: expected a Sampling"),
+        (
+            lambda p: rollout(p, LAKE, [1], sampling={"top_k": 1}),
+            "sampling: expected a Sampling or its fields as keywords, got the dict",
+        ),
         (lambda p: rollout(p, LAKE, [1], temperature="0"), "temperature: expected float, got"),
         (lambda p: rollout(p, LAKE, [1], env_kwargs="x"), "env_kwargs: expected a dict"),
         (lambda p: evaluate(p, LAKE, [1], seed=3), r"seed: use sampling_seeds=\(0,\)"),

@@ -62,7 +62,7 @@ class Run(Driver, Shown):
         folder = given.path("folder", folder)
         self.folder, self.progress = run_folder(folder.name, folder.parent), progress
         self.on_step = on_step
-        given.one("settings", settings, Settings, ', such as Settings.of("tiny"),')
+        given.one("settings", settings, Settings, ', such as Settings.of("tiny")')
         if policy is not None:
             given.a_policy(policy)
         thinking = policy and policy.enable_thinking

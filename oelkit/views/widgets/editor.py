@@ -59,7 +59,7 @@ class ExperienceEditor(LiveView):
         worth: Mapping[str, Sequence[float]] | None = None,
         on_change: Callable[[], Any] | None = None,
     ):
-        given.one("curation", curation, Curation, ", such as Curation(items),")
+        given.one("curation", curation, Curation, ", such as Curation(items)")
         super().__init__()
         if budget_tokens is not None and tokenizer is None:
             raise ValueError("a token budget needs a tokenizer")
