@@ -39,7 +39,7 @@ _LABELLED = re.compile(
     re.IGNORECASE,
 )
 _KINDS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
-_NO_TEXT = {"role", "from", "type", "schema"}  # fields that belong to a format
+_NO_TEXT = {"role", "from", "type"}  # fields whose words belong to a format
 
 
 def redact(text: str) -> str:
@@ -60,7 +60,7 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         return {k: redacted(v, hook, counts, k) for k, v in fields.items()}
     if isinstance(value, list | tuple):
         return [redacted(v, hook, counts, name) for v in cast(list[Any], value)]
-    if not isinstance(value, str) or name in _NO_TEXT:
+    if not isinstance(value, str) or (name in _NO_TEXT and value.isidentifier()):
         return value
     text = well_formed(value)
     if hook is None:

@@ -269,9 +269,8 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     row["tools"][0]["function"]["description"] = mail
     chats = read_chats(lines(tmp_path, row))
     assert mail not in json.dumps(chats[0].extra) + str(chats[0])
-    assert chats.replaced == {"e-mail": 7, "key": 1, "phone": 1} and "replaced: 7 e-mail" in str(
-        chats
-    )
+    assert chats.replaced == {"e-mail": 7, "key": 1, "phone": 1}
+    assert "replaced: 7 e-mail" in str(chats)
     called = json.loads(chats[0].turns[0].action)["arguments"]
     assert called == {"mail": "To:\n[e-mail]\n[phone]", "password": "[key]"}
     assert mail in str(asdict(read_chats([row], redact=None)[0]))
@@ -280,6 +279,12 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
     assert "assistant" not in seen  # the format's field names are not text
     with pytest.raises(RecordError, match="hook returned a NoneType"):
         read_chats([row], redact=lambda text: None)
+
+
+def test_a_field_that_a_tool_calls_from_is_text():
+    call = {"name": "send", "arguments": {"from": "bob@example.com", "type": "a b@example.com"}}
+    row = {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}]}
+    assert "example.com" not in read_chats([row])[0].turns[0].reply
 
 
 def test_what_is_shown_of_a_bad_line_is_redacted(tmp_path):
