@@ -6,6 +6,7 @@ from unittest.mock import ANY
 
 import nbformat
 import pytest
+from jinja2 import TemplateError
 
 from oelkit.curation import Curation
 from oelkit.records import (
@@ -170,6 +171,12 @@ def test_budget_prompt_and_draws():
     assert [id for id, row in browser.rows.items() if row["cut"]] == ["10"]
     with pytest.raises(ValueError, match="needs a tokenizer"):
         experience_editor(curation, budget_tokens=5)
+
+    def refuse(notes):
+        raise TemplateError("System role not supported")
+
+    refused = Browser(curation, prompt=refuse).state  # its rows are there all the same
+    assert "System role not supported" in refused["before"] and len(refused["reads"]) == 3
 
 
 def test_near_duplicates_word_diff_and_source(files):

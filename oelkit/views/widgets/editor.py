@@ -211,7 +211,10 @@ class ExperienceEditor(LiveView):
         if self.budget is not None:
             reads, cut = c.within_budget(self.budget, self.count, self.draw)
         text = experience_text(reads)
-        prompt = self.prompt(text)
+        try:
+            prompt = self.prompt(text)
+        except Exception as error:  # a chat template can raise anything on what it does not take
+            prompt = f"The whole prompt cannot be shown: {error}\n{text}"
         before, found, after = prompt.partition(text) if text else (prompt, "", "")
         rows, self._groups = rows_of(c, items, {i.id for i in cut}, self.count)
         for row in rows.values():
