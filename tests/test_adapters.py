@@ -4,6 +4,7 @@ quantised; no dropout between student and teacher.
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -382,6 +383,18 @@ def test_what_the_base_has_no_place_for_is_not_merged(tiny_model, tmp_path, lora
     with pytest.raises(ValueError, match=told):
         merge_adapter(str(tiny_model), tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_the_hub_is_merged_in_the_16_bits_in_which_it_is_stored(
+    tiny, tmp_path, monkeypatch
+):
+    tiny.source = "some/model"
+    stored = SimpleNamespace(dtype=torch.float16)
+    monkeypatch.setattr("oelkit.model.plain.load_policy", lambda *_, **__: tiny)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: stored)
+    merge_adapter(tiny.source, tmp_path, tmp_path / "out")
+    weights = load_file(tmp_path / "out/model.safetensors").values()
+    assert {x.dtype for x in weights} == {torch.float16}
 
 
 # -- folders that are already quantised

@@ -3,7 +3,6 @@ and PEFT alone, to play it as others will."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
 from ..messages import Templated
@@ -51,7 +50,8 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             "model, so merging would change both; export to peft"
         )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
-    half = torch.float16 if _stored_dtype(policy.source) == "float16" else torch.bfloat16
+    stored = AutoConfig.from_pretrained(policy.source).dtype
+    half = torch.float16 if stored == torch.float16 else torch.bfloat16
     try:
         merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
     except RuntimeError as error:  # LoRA biases on layers that have none
@@ -69,12 +69,6 @@ def add_tokenizer(model: str, folder: Path) -> str:
     source = model_folder(model)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return str(Path(source).resolve()) if Path(source).is_dir() else source
-
-
-def _stored_dtype(source: str) -> str | None:
-    path = Path(source) / "config.json"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return config.get("dtype") or config.get("torch_dtype")
 
 
 class PlainModel(Templated):
