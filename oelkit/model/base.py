@@ -52,7 +52,7 @@ def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
     layers = {
         n
         for n, m in base.named_modules()
-        if not any(m.children()) and any(True for _ in m.parameters(recurse=False))
+        if not list(m.children()) and list(m.parameters(recurse=False))
     }
     for key in sorted(info["unexpected_keys"]):
         parts = key.split(".")

@@ -142,10 +142,8 @@ def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     if wrong := next((key for key, x in state.items() if not x.isfinite().all()), None):
         raise ValueError(f"{folder}: {wrong} holds numbers that are not finite; train it again")
     for key in [key for key in state if ".lora_" not in key]:
-        mine, x = (
-            own.get(key.removeprefix("base_model.model.").replace(".base_layer", "")),
-            state.pop(key),
-        )
+        mine = own.get(key.removeprefix("base_model.model.").replace(".base_layer", ""))
+        x = state.pop(key)
         if mine is None or mine.shape != x.shape or not torch.equal(mine.cpu(), x.to(mine.dtype)):
             raise ValueError(
                 f"{folder}: it contains its own {key}, which is not the base model's; oelkit "
@@ -195,12 +193,9 @@ def fingerprint(model: Any) -> list[float]:
 
 def _alike(a: Any, b: list[float]) -> bool:
     """Whether both are of one base: in bfloat16 it is within 2 %. `a` comes from a file."""
-    numbers = isinstance(a, list) and all(isinstance(x, int | float) for x in a)
-    return (
-        numbers
-        and len(a) == len(b)
-        and all(abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True))
-    )
+    if not isinstance(a, list) or len(a) != len(b) or any(type(x) not in (int, float) for x in a):
+        return False
+    return all(abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True))
 
 
 @contextmanager

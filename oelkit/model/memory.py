@@ -138,7 +138,7 @@ def memory_plan(
     shared = experience_tokens >= min_shared_prefix(policy) and can_share(policy)
     retained, own = math.ceil(retention * batch_size), state_tokens + reply
     student = own + experience_tokens * bool(retained)
-    teacher = state_tokens + reply + experience_tokens * (not shared)
+    teacher = own + experience_tokens * (not shared)
     head, cuda = policy.head, policy.device.type == "cuda"
     kl_rows = min(head.chunk_rows, batch_size * reply)
     lora = {p for n, p in policy.model.named_parameters() if ".lora_" in n}

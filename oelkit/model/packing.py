@@ -10,7 +10,7 @@ gradients, for any number of rows.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from weakref import WeakKeyDictionary
 
 import torch
@@ -76,7 +76,7 @@ def packed_hidden(
         return reply_hidden(policy, prompts, replies)
     own = [fed(p, r)[shared:] for p, r in zip(prompts, replies, strict=True)]
     ids = [*prompts[0][:shared], *chain.from_iterable(own)]
-    ends = [shared + sum(map(len, own[: i + 1])) for i in range(len(own))]
+    ends = list(accumulate(map(len, own), initial=shared))[1:]
     row_of = [0] * shared + [i for i, part in enumerate(own, 1) for _ in part]
     positions = [*range(shared), *(shared + at for part in own for at in range(len(part)))]
     rest = -len(ids) % ALIGNED
