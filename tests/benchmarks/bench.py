@@ -133,8 +133,8 @@ class Bench:
         self,
         what: str,
         unit: str,
-        ours: float | None,
-        peer: float | None,
+        ours: float,
+        peer: float,
         peer_name: str,
         n: int,
         *,
@@ -145,8 +145,6 @@ class Bench:
         """Write one figure. The ratio is peer / ours (how many times better), or ours / peer if the
         target is a maximum.
         """
-        if ours is None or peer is None:
-            return
         ratio = ours / peer if at_most else peer / ours
         target = target if self.judged else None
         reached = None if target is None else (ratio <= target if at_most else ratio >= target)
@@ -254,17 +252,13 @@ class Bench:
                 subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
                 if turn:
                     seconds[name].append(time.perf_counter() - began)
-        for name in ours:
-            self.line(
-                f"start of {' '.join(['python', *ours[name]])}: time",
-                "s",
-                statistics.median(seconds[name]),
-                statistics.median(seconds["import torch"]),
-                "import torch alone",
-                len(seconds[name]),
-                ours_seconds=seconds[name],
-                peer_seconds=seconds["import torch"],
-            )
+        found = {
+            name: {"seconds": each, "median": statistics.median(each), "peak": None}
+            for name, each in seconds.items()
+        }
+        torch_alone = found["import torch"], "import torch alone"
+        for name, command in ours.items():
+            self.both(f"start of {' '.join(['python', *command])}", found[name], *torch_alone)
 
     def waiting(self) -> None:
         """Measure the cost of waiting threads that soon sleep, so that a busy machine is usable."""
@@ -370,16 +364,8 @@ class Bench:
             found = [self.run("scaling", arm, games=n, reply=16) for n in counts]
             for (a, one), (b, many) in zip(zip(counts, found), list(zip(counts, found))[1:]):
                 if one and many:
-                    self.line(
-                        f"{arm} of {b} games over {a} games: time",
-                        "s",
-                        many["median"],
-                        one["median"],
-                        f"ours with {a}",
-                        len(many["seconds"]),
-                        target=float(b / a),
-                        at_most=True,
-                    )
+                    what = f"{arm} of {b} games over {a} games: time"
+                    self.costs(what, many, one, f"ours with {a}", float(b / a))
 
     # -- sizes
 

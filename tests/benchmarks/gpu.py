@@ -6,7 +6,7 @@ WHAT is `correct`, `figures` or `loops`. gpu_learn.py measures how models learn.
 
 Each measurement is written at once as its own line, so that an interrupted call loses nothing.
 Whatever no longer fits into `--seconds` is recorded as left out. `--small` is a rehearsal, which
-also runs on a CPU; `table` prints recorded lines. Needs the bench extra. `figures` and `loops` make
+also runs on a CPU. Needs the bench extra. `figures` and `loops` make
 random models of published sizes, as time and memory do not depend on the values of weights;
 `models` makes them beforehand, in `--models FOLDER`."""
 
@@ -223,7 +223,7 @@ def _floors(device: str) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    steps = ("correct", "models", "figures", "loops", "table", "one-loop")
+    steps = ("correct", "models", "figures", "loops", "one-loop")
     parser.add_argument("what", choices=steps)
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
     parser.add_argument("--seconds", type=float, default=280, help="start nothing after this time")
@@ -234,10 +234,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.what == "one-loop":
         one_loop(args.model, args.cap, str(args.out))
-        return 0
-    if args.what == "table":
-        for text in args.out.read_text("utf-8").splitlines():
-            print(*(f"{k}={v}" for k, v in json.loads(text).items() if k != "loss"), sep="  ")
         return 0
     call = Call(args.out.resolve(), args.seconds, args.small)
     if args.what == "correct":

@@ -125,6 +125,10 @@ def learn(call: Call, model: str, rounds: int, seeds: int, at_once: int) -> None
                 if job.work.returncode:
                     said = job.out.with_suffix(".log").read_text()[-500:]
                     call.line(figure="learn", run=job.name, error=said)
+                for waiting in [other for other in todo if other.like is job]:
+                    if not job.out.exists():  # there is nothing to begin from
+                        todo.remove(waiting)
+                        call.line(figure="learn", run=waiting.name, left_out=f"no {job.name}")
         time.sleep(1)
     for job in running:
         job.work.terminate()

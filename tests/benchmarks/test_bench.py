@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import arms
 import bench
@@ -41,8 +42,15 @@ def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
         assert str(Path.cwd()) not in json.dumps(line)
 
 
-def test_the_start_and_the_waiting_threads_are_measured(tmp_path):
-    out = tmp_path / "results.jsonl"
+def test_the_start_and_the_waiting_threads_are_measured(tmp_path, monkeypatch):
+    out, asked = tmp_path / "results.jsonl", []
+
+    def run(command, env=None, **_):
+        asked.append((command, env))
+        return CompletedProcess(command, 0, '{"seconds": [1.0], "peak": null}\n', "")
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(bench, "_gflops", lambda: 1.0)
     assert bench.main(["--only", "start,waiting", "--repeats", "1", "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     whats = [
@@ -52,6 +60,9 @@ def test_the_start_and_the_waiting_threads_are_measured(tmp_path):
     ]
     assert [row["what"] for row in rows] == whats
     assert all(row["ours"] > 0 and row["peer"] > 0 for row in rows)
+    *starts, (_, ours), (_, peer) = asked
+    assert len({tuple(command) for command, _ in starts}) == 3 and len(starts) == 6
+    assert bench.WAITING.items() <= ours.items() and not bench.WAITING.keys() & peer.keys()
 
 
 def test_a_step_counts_what_it_reads():
@@ -72,12 +83,14 @@ def test_scaling(arm):
     assert arms.measure_scaling(STEP | {"arm": arm, "games": 3})["seconds"][0] > 0
 
 
-def test_an_arm_that_fails_is_said(tmp_path, capsys):
+def test_an_arm_that_fails_is_said(tmp_path, capsys, monkeypatch):
     out = tmp_path / "results.jsonl"
-    assert (
-        bench.main(["--only", "cost", "--repeats", "0", "--out", str(out)]) == 1
-    )  # fails: the mean of no steps
-    assert "failed with exit status" in capsys.readouterr().out and not out.exists()
+    (tmp_path / "arms.py").write_text("raise MemoryError('too large')")
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "_gflops", lambda: 1.0)
+    assert bench.main(["--only", "cost", "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "failed with exit status 1: MemoryError: too large" in said and not out.exists()
 
 
 def test_benchmarks_draws_each_line_once_with_its_target():
@@ -98,6 +111,17 @@ def test_benchmarks_draws_each_line_once_with_its_target():
     assert all(label.get_fontsize() >= 9 for axis in axes for label in axis.get_yticklabels())
     assert rows[0]["model"] in figure.get_suptitle()
     assert_whole(figure)
+
+
+def test_runs_that_wait_for_one_that_failed_are_left_out_at_once(tmp_path, monkeypatch):
+    first = gpu_learn.Job("first", ["-c", "raise SystemExit('no items')"], tmp_path / "0.jsonl")
+    second = gpu_learn.Job("second", ["-c", ""], tmp_path / "1.jsonl", first)
+    monkeypatch.setattr(gpu_learn, "_jobs", lambda *_: [first, second])
+    out = tmp_path / "learn.jsonl"
+    gpu_learn.learn(gpu_learn.Call(out, 300, small=True), "micro", 1, 1, 1)
+    failed, left_out = map(json.loads, out.read_text().splitlines())
+    assert (failed["run"], failed["error"]) == ("first", "no items\n")
+    assert (left_out["run"], left_out["left_out"]) == ("second", "no first")
 
 
 def test_learning_on_a_card_is_rehearsed_with_the_settings_that_it_names(
