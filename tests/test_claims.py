@@ -35,9 +35,9 @@ def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
     model = with_short_probe(study_plots.LAKES.model, tmp_path / "model")
     policy, rows = load_policy(model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
-    less = {"extract_games": 8, "state_games": 4, "num_draws": 3, "eval_maps": 4}
+    less = {"extract_games": 4, "state_games": 2, "num_draws": 2, "eval_maps": 4}
     less["max_new_tokens"] = 16  # truncates the base model's replies
-    settings = Settings(**less, steps=2, batch_size=4, gate="off")
+    settings = Settings(**less, steps=2, batch_size=2, gate="off")
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
         found = list(experiment(run))

@@ -116,6 +116,7 @@ def test_the_base_is_no_better_than_a_player_who_guesses(lakes):
     """On every lake: also with letters in swapped roles, with one hole and two decoys, and with two
     goals.
     """
+    seeds = SEEDS[:64]
     worlds = [
         ("oelkit/FrozenLake4x4Unseen-v0", {}),
         ("oelkit/FrozenLake3x3Unseen-v0", {}),
@@ -123,16 +124,16 @@ def test_the_base_is_no_better_than_a_player_who_guesses(lakes):
         ("oelkit/FrozenLake4x4Unseen-v0", {"holes": 1, "decoys": 2}),
     ]
     for env_id, env_kwargs in worlds:
-        report = evaluate(lakes, env_id, SEEDS, adapter=None, env_kwargs=env_kwargs)
+        report = evaluate(lakes, env_id, seeds, adapter=None, env_kwargs=env_kwargs)
         told = evaluate(
             lakes,
             env_id,
-            SEEDS,
+            seeds,
             NOTES if "symbols" not in env_kwargs else SWAPPED,
             adapter=None,
             env_kwargs=env_kwargs,
         )
-        bounds = envs.bounds(env_id, SEEDS, **env_kwargs)
+        bounds = envs.bounds(env_id, seeds, **env_kwargs)
         assert report.low <= max(bounds["random"], bounds["fixed_plan"]), (
             env_id,
             env_kwargs,
