@@ -22,20 +22,8 @@ TABLES = {
 }
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 HOURS = ("morning", "noon", "afternoon", "evening")
-COMPANY = (
-    "a dog",
-    "a cat",
-    "a book",
-    "a child",
-    "a violin",
-    "an umbrella",
-    "a newspaper",
-    "a suitcase",
-    "a camera",
-    "flowers",
-    "a hat",
-    "a stick",
-)
+COMPANY = "a dog,a cat,a book,a child,a violin,an umbrella,a newspaper,a suitcase,a camera,flowers"
+COMPANY = [*COMPANY.split(","), "a hat", "a stick"]
 
 
 class Waiter(gymnasium.Env):
