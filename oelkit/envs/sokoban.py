@@ -62,11 +62,9 @@ class Room:
             return None
         return to, tuple(sorted(behind if b == to else b for b in boxes)) if to in boxes else boxes
 
-    def cells(
-        self, position: Position | None = None, symbols: dict[str, str] = SOKOBAN_SYMBOLS
-    ) -> list[list[str]]:
+    def cells(self, position: Position, symbols: dict[str, str]) -> list[list[str]]:
         """Return the board as rows of symbols."""
-        player, boxes = position or (self.player, self.boxes)
+        player, boxes = position
         flat = [symbols["wall" if i in self.walls else "free"] for i in range(self.size**2)]
         for cell in self.targets:
             flat[cell] = symbols["target"]
@@ -127,9 +125,10 @@ def draw_room(rng: np.random.Generator, size: int = 6, boxes: int = 1) -> Room:
         away = [p for p in pulled if not {p[0], *p[1]} & set(targets)]
         if away:
             distances = [_distance(p[1], targets, size) for p in away]
-            farthest = [p for p, d in zip(away, distances) if d == max(distances)]
+            most = max(distances)
+            farthest = [p for p, d in zip(away, distances) if d == most]
             player, boxes_at = farthest[rng.integers(len(farthest))]
-            return Room(size, walls, targets, tuple(sorted(boxes_at)), player)
+            return Room(size, walls, targets, boxes_at, player)
 
 
 def _distance(boxes: tuple[int, ...], targets: tuple[int, ...], size: int) -> int:
