@@ -40,6 +40,7 @@ SMALL = Settings.of(
 )
 # for `make test`: truncates the base model's replies; training steps take most of the time
 SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 16, "steps": 6, "extract_games": 6}
+SHORT |= {"state_games": 4, "batch_size": 2, "eval_maps": 4}
 WAYS = ("moment", "fsync", "rename", "line")
 
 
