@@ -11,10 +11,13 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from . import __version__, commands
+from . import __version__
+from .commands import runs, start, steps
+from .commands.doctor import doctor
 from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from .flags import FIELDS, STEPS, add_own, add_setting
 from .given import did_you_mean
@@ -34,74 +37,54 @@ FILES = (
     "items.jsonl, with the decisions of the curation.jsonl beside it if there is one."
 )
 LOOP = (ModelConfig, ExtractConfig, DistillConfig, EvalConfig, Settings)
-COMMANDS = {  # what each does, an example, and the settings it takes
-    "demo": ("let the embedded model learn while you watch, in a minute", "demo", ()),
-    "doctor": ("show what this machine has, which models fit and what is missing", "doctor", ()),
-    "init": ("create a world, a prompt set and a script of your own", "init my_world", ()),
-    "curate": ("open the editor of experience items in the browser", "curate first", ()),
-    "view": ("open the viewer of games and conversations in the browser", "view chats.jsonl", ()),
-    "notebooks": (
-        "execute notebooks on one run, two at a time where possible; stop at the first error",
-        "notebooks 01_rollout --run look -p seed=1",
-        (),
-    ),
+COMMANDS = {  # function, whose docstring is the help; example; settings that it takes
+    "demo": (start.demo, "demo", ()),
+    "doctor": (doctor, "doctor", ()),
+    "init": (start.init, "init my_world", ()),
+    "curate": (start.curate, "curate first", ()),
+    "view": (start.view, "view chats.jsonl", ()),
+    "notebooks": (runs.notebooks, "notebooks 01_rollout --run look -p seed=1", ()),
     "loop": (
-        "run all steps in rounds, with a table and a report at the end",
+        runs.loop,
         "loop --run two --scale small --model Qwen/Qwen2.5-1.5B-Instruct\n"
         "  oelkit loop --run two --resume --rounds 3",
         LOOP,
     ),
     "estimate": (
-        "estimate what a run needs (memory, tokens, minutes per stage, cost) from a small trial",
+        runs.estimate,
         "estimate --scale small --model Qwen/Qwen2.5-1.5B-Instruct --price-per-hour 0.80",
         LOOP,
     ),
-    "status": ("show which stages of a run are done, missing or stale, and why", "status two", ()),
-    "promote": ("make the round after K start from round K", "promote two 1", ()),
-    "rollback": ("make the round after K start where round K started", "rollback two 1", ()),
-    "report": ("rewrite the report.html of a run and print its table", "report two", ()),
-    "compare": (
-        "compare finished runs side by side: a table, and a figure with --out",
-        "compare one two --out compared.png",
-        (),
-    ),
-    "export": (
-        "export a run's model for other programs, and check it by playing again in that form",
-        "export two --to peft --to merged",
-        (),
-    ),
-    "data": (
-        "write trajectories, items or training sets of a run for other programs",
-        "data two --what trl --out states.parquet",
-        (),
-    ),
-    "import": (
-        "read chat logs of an agent into round 1 of a run, as trajectories and states",
-        "import chats.jsonl --run mine --bad skip",
-        (),
-    ),
+    "status": (runs.status, "status two", ()),
+    "promote": (runs.promote, "promote two 1", ()),
+    "rollback": (runs.rollback, "rollback two 1", ()),
+    "report": (runs.report, "report two", ()),
+    "compare": (runs.compare, "compare one two --out compared.png", ()),
+    "export": (runs.export, "export two --to peft --to merged", ()),
+    "data": (steps.data, "data two --what trl --out states.parquet", ()),
+    "import": (runs.import_chats, "import chats.jsonl --run mine --bad skip", ()),
     "play": (
-        "play games and write their trajectories",
+        steps.play,
         "play --seeds 0:32 --out games.jsonl",
         (ModelConfig, "env seed temperature max_new_tokens"),
     ),
     "extract": (
-        "write down what trajectories teach, as experience items",
+        steps.extract,
         "extract --trajectories games.jsonl --num-draws 4 --out items.jsonl",
         (ModelConfig, ExtractConfig, "seed max_new_tokens"),
     ),
     "distill": (
-        "train an adapter that no longer needs the experience; no environment, no reward",
+        steps.distill,
         "distill --trajectories games.jsonl --experience items.jsonl --out adapter",
         (ModelConfig, DistillConfig, "seed"),
     ),
     "evaluate": (
-        "measure the pass rate on held-out maps",
+        steps.evaluate,
         "evaluate --adapter adapter --eval-maps 128",
         (ModelConfig, EvalConfig, "env seed max_new_tokens"),
     ),
     "ifeval": (
-        "measure how well the model follows instructions: IF-Eval, with its official checkers",
+        steps.ifeval,
         "ifeval --model MODEL --adapter adapter --limit 100",
         (ModelConfig, "seed"),
     ),
@@ -111,6 +94,14 @@ COMMANDS = {  # what each does, an example, and the settings it takes
 class Parser(argparse.ArgumentParser):
     """A parser that suggests a similar choice; `main` does the same for flags."""
 
+    commands: Mapping[str, Parser] = {}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; flags may stand between a command's other arguments, unless there is a `--`."""
+        if args and args[0] in self.commands and "--" not in args:
+            return self.commands[args[0]].parse_known_intermixed_args(args[1:], namespace)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and one sentence, then exit with status 2."""
         if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
@@ -118,19 +109,21 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser; the flags of `loop` and of its steps are the fields of `Settings`."""
     how: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     about = "Online Experiential Learning in rounds."
     top = Parser("oelkit", description=about, epilog=EPILOG, **how)
     top.add_argument("--version", action="version", version=f"oelkit {__version__}")
     choices = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, example, settings) in COMMANDS.items():
+    top.commands = choices.choices
+    for name, (command, example, settings) in COMMANDS.items():
+        text = command.__doc__[0].lower() + command.__doc__[1:].rstrip(".")
         end = f"example:\n  oelkit {example}"
         end += f"\n\n{FILES}" if name in STEPS[:-1] else ""
         one = choices.add_parser(name, help=text, description=f"{name}: {text}.", epilog=end, **how)
         one.usage = "oelkit loop [options]" if name == "loop" else None  # too many
-        one.set_defaults(parser=one)
+        one.set_defaults(command=name, parser=one)
         add_own(one, name)
         if settings:
             scale = "defaults for the embedded model (tiny), for one of 0.5-2 B parameters (small),"
@@ -173,9 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
     args.argv = argv
     try:
-        # `import` is a Python keyword
-        command = args.command if args.command != "import" else "import_chats"
-        status = getattr(commands, command)(args) or 0
+        status = COMMANDS[args.command][0](args) or 0
         if getattr(args, "out", None):
             print(f"written: {args.out}", *getattr(args, "then", ()), sep="\n")
         return status

@@ -159,7 +159,7 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
         source.add_argument("--states", metavar="FILE", help="a states.jsonl to train on")
         source.add_argument("--trajectories", metavar="FILE", help="train on its turns' prompts")
     if name == "ifeval":
-        text = "a .jsonl of prompts, or a data set on the hub (default: %(default)s)"
+        text = "a .jsonl of prompts, or a data set on the hub (default: google/IFEval)"
         add("questions", nargs="?", default="google/IFEval", metavar="FILE", help=text)
         number, text = _within(int, 1, _MANY), "most tokens per reply (default: %(default)s)"
         add("--limit", type=number, metavar="N", help="ask only the first N prompts")

@@ -311,8 +311,10 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     assert args.out == str(folder / "items.jsonl") and args.model != "micro"
     assert len(read_jsonl(folder / "trajectories.jsonl", Trajectory)) == 1
     assert len(read_jsonl(folder / "states.jsonl", State)) == 2
+    (folder / "trajectories.jsonl").rename(tmp_path / "games")
     assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1
-    assert "already exists" in capsys.readouterr().err
+    assert "states.jsonl already exists" in capsys.readouterr().err
+    (tmp_path / "games").rename(folder / "trajectories.jsonl")
     assert main(["status", "mine"]) == 1
     told = f"mine holds imported logs but no loop yet; continue with: oelkit {shlex.join(then)}\n"
     assert capsys.readouterr().err.endswith(told)

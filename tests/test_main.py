@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from helpers import make_game
 
 import oelkit.runs.run  # saved before tests replace model loading
 from oelkit import __main__ as cli
-from oelkit import commands
+from oelkit.commands.runs import settings_of
+from oelkit.commands.steps import experience_texts
 from oelkit.config import DistillConfig, part
 from oelkit.curation import Curation
 from oelkit.model.sampling import Reply
@@ -182,7 +184,7 @@ def test_help_says_the_defaults_by_group(call):
 
 def made(*arguments):
     """Return the settings that a command line gives."""
-    return commands.settings_of(cli.parser().parse_args(arguments))
+    return settings_of(cli.parser().parse_args(arguments))
 
 
 def test_the_flags_of_the_loop_are_its_settings():
@@ -378,7 +380,10 @@ def test_a_run_is_named_alone_or_behind_a_flag(call, place):
     for line in (["f", "mine"], ["f", "--run", "mine"]):
         args = cli.parser().parse_args(["import", *line])
         assert (args.file, args.run) == ("f", "mine")
-    misused(call("status", "mine", "--run", "other"), "--run", "'mine' is named already")
+    misused(call("status", "mine", "--run", "other"), "RUN", "'other' is named already")
+    missing = call("import", "absent.jsonl", "--bad", "skip", "mine")  # a flag in between
+    refused(missing, "absent.jsonl: No such file")
+    assert call("status", "--", "mine") == call("status", "mine")
 
 
 def test_a_run_of_an_older_form_is_told_in_a_sentence(call, place):
@@ -498,25 +503,23 @@ def test_experience_files(place):
     (place / "plain.txt").write_text("H is a hole.\n")
     (place / "experience.md").write_text("## Draw 0\na\nb\n\n## Draw 1\nc\n\n")
     path = str(items(place / "items.jsonl", ["a", "b", "c"]))
-    assert commands.experience_texts(None) == [""] and commands.experience_texts("plain.txt") == [
-        "H is a hole."
-    ]
-    assert commands.experience_texts("experience.md") == ["a\nb", "c"]
+    assert experience_texts(None) == [""] and experience_texts("plain.txt") == ["H is a hole."]
+    assert experience_texts("experience.md") == ["a\nb", "c"]
     (place / "mine.md").write_text("# Mine\n\n## Draw 0\na\n")
     with pytest.raises(ValueError, match="mine.md: text before the first heading `## Draw 0`"):
-        commands.experience_texts("mine.md")
+        experience_texts("mine.md")
     (place / "nothing.md").write_text("## Draw 0\n\n## Draw 1\n")
     with pytest.raises(ValueError, match="nothing.md contains no experience"):
-        commands.experience_texts("nothing.md")
-    assert commands.experience_texts("nothing.md", needed=False) == [""]
-    assert commands.experience_texts(path) == [
+        experience_texts("nothing.md")
+    assert experience_texts("nothing.md", needed=False) == [""]
+    assert experience_texts(path) == [
         "- EXPERIENCE ITEM: a\n- EXPERIENCE ITEM: c",
         "- EXPERIENCE ITEM: b",
     ]
     curation = Curation.open(path, place / "curation.jsonl")
     curation.accept("i1")
     curation.add("mine")
-    assert commands.experience_texts(path) == ["- EXPERIENCE ITEM: b\n- EXPERIENCE ITEM: mine"]
+    assert experience_texts(path) == ["- EXPERIENCE ITEM: b\n- EXPERIENCE ITEM: mine"]
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
@@ -596,7 +599,7 @@ def test_damaged_files_of_a_run_and_texts_that_are_none_are_named(call, place, s
     (place / "told.md").write_bytes("## Draw 0\nLöcher\n".encode("cp1252"))
     refused(call("play", *tiny, "--experience", "told.md"), "told.md: not UTF-8")
     (place / "told.md").write_text("\ufeff## Draw 0 \nH is a hole.\n## Draw 1\t\nG is the goal.\n")
-    assert commands.experience_texts("told.md") == ["H is a hole.", "G is the goal."]
+    assert experience_texts("told.md") == ["H is a hole.", "G is the goal."]
 
 
 def test_what_cannot_be_written_is_known_before_the_work(call, place, settings, monkeypatch):
@@ -620,9 +623,8 @@ def numbers():
     """Yield (command, flag, whether it is a whole number) of all numbers and dates that argparse
     accepts.
     """
-    commands = next(a for a in cli.parser()._actions if isinstance(a.choices, dict)).choices
     kinds = {"int": True, "float": False, "date": False}
-    for command, one in commands.items():
+    for command, one in cli.parser().commands.items():
         for action in one._actions:
             kind = "date" if action.dest == "date" else getattr(action.type, "__name__", "")
             if kind in kinds:
@@ -672,7 +674,9 @@ def test_a_setting_that_no_training_takes_is_refused_before_the_games(
     ],
 )
 def test_an_empty_text_is_refused_before_any_work(call, monkeypatch, line, told):
-    monkeypatch.setattr(commands, line[0], lambda *_: 1 / 0)
+    function, *rest = cli.COMMANDS[line[0]]
+    never = wraps(function)(lambda *_: 1 / 0)
+    monkeypatch.setitem(cli.COMMANDS, line[0], (never, *rest))
     status, out, err = call(*line)
     assert (status, out) == (2, "") and f"error: {told} an empty value" in err
 
@@ -748,6 +752,7 @@ def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     read = set(re.findall(r"[\"'(]((?:data|examples|tests)/[\w/.]+)", sources))
     assert len(read) > 8 and all((place / "mine" / path).exists() for path in read), read
     assert call("notebooks", "--copy", "mine")[0] == 0  # the same files again
+    assert "python 'my own'/learn.py\n" in call("init", "my own")[1]
     (place / "mine/notebooks/00_tour.ipynb").write_text("my work")
     refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb already exists and differs")
 

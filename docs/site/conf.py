@@ -56,8 +56,7 @@ def write_reference(app) -> None:
     (folder / "reference.md").write_text("\n".join(lines), "utf-8")
     lines = ["# Command line", "", "`oelkit COMMAND --help` prints the same.", ""]
     whole = parser()
-    commands = next(a.choices for a in whole._actions if hasattr(a, "choices") and a.choices)
-    for name, command in {"oelkit": whole, **commands}.items():
+    for name, command in {"oelkit": whole, **whole.commands}.items():
         about = command.format_help()
         title = name if name == "oelkit" else f"oelkit {name}"
         lines += [f"## {title}", "", "```text", about.rstrip(), "```", ""]

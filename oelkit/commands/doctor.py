@@ -21,7 +21,7 @@ _NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "gymnasium", "anywid
 
 
 def doctor(args: Namespace) -> None:
-    """Print what this machine has, which models fit, and what is missing."""
+    """Show what this machine has, which models fit and what is missing."""
     from ..model.known import EXPERIENCE_TOKENS, KNOWN, SEQUENCE_TOKENS, place
 
     system = f"{platform.system()} on {platform.machine()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ..project import find_root
@@ -27,7 +28,7 @@ def _given(args: Namespace) -> dict[str, Any]:
 
 
 def notebooks(args: Namespace) -> None:
-    """Execute notebooks, or copy them to a folder."""
+    """Execute notebooks on one run, two at a time where possible; stop at the first error."""
     from ..notebooks import NotebookError, run_notebooks
 
     if args.copy:
@@ -43,7 +44,7 @@ def notebooks(args: Namespace) -> None:
 
 
 def loop(args: Namespace) -> None:
-    """Start a run, or resume one."""
+    """Run all steps in rounds, with a table and a report at the end."""
     folder = run_folder(args.run, find_root() / "runs")
     there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
     if there and not goes_on:
@@ -73,7 +74,7 @@ def loop(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Write the report of a run and print its table."""
+    """Rewrite the report.html of a run and print its table."""
     from ..runs.files import read_json
     from ..views.findings import findings
     from ..views.report import damage_told, write_report
@@ -88,7 +89,7 @@ def report(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Compare finished runs."""
+    """Compare finished runs side by side: a table, and a figure with --out."""
     from ..runs.files import read_json
     from ..views import comparison
     from ..views.report import damage_told
@@ -123,7 +124,7 @@ def folder_of(args: Namespace) -> Path:
 
 
 def status(args: Namespace) -> int:
-    """Print the status of each stage of a run; return 0 if all are done, else 3."""
+    """Show which stages of a run are done, missing or stale, and why."""
     from ..runs.stages import status
 
     rows = status(folder_of(args))
@@ -134,12 +135,12 @@ def status(args: Namespace) -> int:
 
 
 def promote(args: Namespace) -> None:
-    """Let the round after K start from round K."""
+    """Make the round after K start from round K."""
     _decide(args, lambda stages: args.round)
 
 
 def rollback(args: Namespace) -> None:
-    """Let the round after K start where round K started."""
+    """Make the round after K start where round K started."""
     _decide(args, lambda stages: stages.start(args.round))
 
 
@@ -152,11 +153,11 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     with locked(folder):
         stages.decide(args.round, first := start(stages))
     print(f"round {args.round + 1} starts from {weights(first)}")
-    print(f"to see what this makes stale: oelkit status {args.run}")
+    print(f"to see what this makes stale: oelkit status {quote(args.run)}")
 
 
 def estimate(args: Namespace) -> None:
-    """Try a small run and print what the whole one will need."""
+    """Estimate what a run needs (memory, tokens, minutes per stage, cost) from a small trial."""
     from ..model.loading import policy_from_config
     from ..runs.estimate import estimate
     from ..runs.run import Run
@@ -166,7 +167,7 @@ def estimate(args: Namespace) -> None:
 
 
 def export(args: Namespace) -> None:
-    """Export a run's model, and let each export play the held-out maps again."""
+    """Export a run's model for other programs, and check it by playing again in that form."""
     from ..runs.card import export_table
     from ..runs.export import check_exports, export, push_to_hub
 
@@ -184,7 +185,7 @@ def export(args: Namespace) -> None:
 
 
 def import_chats(args: Namespace) -> None:
-    """Read chat logs into round 1 of a run."""
+    """Read chat logs of an agent into round 1 of a run, as trajectories and states."""
     from ..logs import read_chats
     from ..records import write_jsonl
     from ..redaction import redact
@@ -192,8 +193,8 @@ def import_chats(args: Namespace) -> None:
 
     folder = run_folder(args.run, find_root() / "runs") / "round_1"
     paths = [folder / f"{name}.jsonl" for name in ("trajectories", "states")]
-    if paths[0].exists() and not args.force:
-        raise ValueError(f"{paths[0]} already exists: choose another --run, or use --force")
+    if (there := [path for path in paths if path.exists()]) and not args.force:
+        raise ValueError(f"{there[0]} already exists: choose another --run, or use --force")
     how = {"format": args.format, "on_bad": args.bad}
     with warnings.catch_warnings(action="ignore"):  # about skipped lines, which are printed below
         chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)

@@ -7,6 +7,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..project import find_root, shipped
@@ -39,17 +40,17 @@ def lay_out(parts: Sequence[str], top: Path, folder: Path, then: str) -> None:
     for path, to in pairs:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
-    print(f"copied: {len(pairs)} files to {folder}", then.format(folder), sep="\n")
+    print(f"copied: {len(pairs)} files to {folder}", then.format(quote(str(folder))), sep="\n")
 
 
 def init(args: Namespace) -> None:
-    """Create a world, a prompt set and a script for the user to edit."""
+    """Create a world, a prompt set and a script of your own."""
     then = "Edit world.py and prompts.toml for your own world, then run: python {}/learn.py"
     lay_out([""], Path("examples/start"), Path(args.folder), then)
 
 
 def demo(args: Namespace) -> None:
-    """Let a model learn for one round in a run folder, and show what changed."""
+    """Let the embedded model learn while you watch, in a minute."""
     from ..runs.run import Run
     from ..views import plots
 
@@ -97,14 +98,14 @@ def _before_and_after(metrics: dict, names: dict[str, str]) -> Any:
 
 
 def curate(args: Namespace) -> int:
-    """Open the editor as an app."""
+    """Open the editor of experience items in the browser."""
     from ..views.app import serve
 
     return serve("curate", args.run, args.round, args.port, args.browser)
 
 
 def view(args: Namespace) -> int:
-    """Open the viewer as an app."""
+    """Open the viewer of games and conversations in the browser."""
     from ..views.app import serve
 
     return serve("view", args.run, args.round, args.port, args.browser)

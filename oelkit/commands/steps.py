@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def play(args: Namespace) -> None:
-    """Play games."""
+    """Play games and write their trajectories."""
     from ..records import write_jsonl
     from ..steps.rollouts import rollout
 
@@ -31,7 +31,7 @@ def play(args: Namespace) -> None:
 
 
 def extract(args: Namespace) -> None:
-    """Extract items from games."""
+    """Write down what trajectories teach, as experience items."""
     from ..curation import Curation
     from ..records import Trajectory, read_jsonl, write_jsonl
     from ..steps.extraction import extract
@@ -52,7 +52,7 @@ def extract(args: Namespace) -> None:
 
 
 def distill(args: Namespace) -> None:
-    """Train an adapter."""
+    """Train an adapter that no longer needs the experience; no environment, no reward."""
     from ..config import DistillConfig, part
     from ..model import ranks
     from ..records import State, Trajectory, read_jsonl, write_text
@@ -119,7 +119,7 @@ def evaluate(args: Namespace) -> None:
 
 
 def ifeval(args: Namespace) -> None:
-    """Measure instruction following with IF-Eval."""
+    """Measure how well the model follows instructions: IF-Eval, with its official checkers."""
     from ..records import write_jsonl
     from ..runs.driver import versions
     from ..steps.ifeval import ifeval
@@ -186,7 +186,7 @@ def _write(args: Namespace, settings: Settings, row: dict[str, Any]) -> None:
 
 
 def data(args: Namespace) -> None:
-    """Write the data of a run for other programs."""
+    """Write trajectories, items or training sets of a run for other programs."""
     from ..curation import Curation
     from ..prompts import PromptSet
     from ..records import State, Trajectory, read_jsonl
@@ -196,7 +196,7 @@ def data(args: Namespace) -> None:
     if Path(args.out).exists() and not args.force:
         raise ValueError(f"{args.out} already exists: choose another file, or use --force")
     stages, rows = stages_of(folder := folder_of(args)), []
-    rounds = [args.round] if args.round is not None else range(1, stages.settings["rounds"] + 1)
+    rounds = [args.round] if args.round is not None else range(1, stages.settings.rounds + 1)
     for k in rounds:
         at = folder / f"round_{k}"
         if args.what == "trajectories":
