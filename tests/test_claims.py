@@ -6,6 +6,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -193,6 +194,24 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(
     assert len(at_start) == 2 and all(weights.equal(untrained) for weights in at_start)
     run.load(2)
     assert not policy.trainable()[1].equal(untrained)
+
+
+def test_a_run_of_the_study_that_stopped_is_not_recorded(tmp_path):
+    measure, out = run_path(str(MICRO / "rounds.py"))["measure"], tmp_path / "rows.jsonl"
+    row = {"items": 1, "kept": 1, "ood": {"base": 0, "consolidated": 0}, "seconds": {}}
+    row["pass_rate"] = {"base": {"pass_rate": 0}}
+
+    def run(_, settings, *__, **___):
+        measured = iter([row] * 3)
+        none = dict.fromkeys(("curate", "write_experience", "distill"), lambda *_: [])
+        return SimpleNamespace(settings=settings, evaluate=lambda _: next(measured), **none)
+
+    measure.__globals__["Run"] = run
+    with pytest.raises(StopIteration):
+        measure(None, "default", 0, out)  # five rounds
+    assert not out.exists()
+    measure(None, "SFT", 0, out)
+    assert [row["round"] for row in read_jsonl(out)] == [1, 2, 3]
 
 
 def test_no_two_variants_of_the_study_have_the_same_outcome():

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oelkit import Run, envs, load_policy
-from oelkit.records import append_jsonl, write_jsonl
+from oelkit.records import append_jsonl
 from oelkit.runs.run import HELD_OUT
 from oelkit.text import MARKER
 from oelkit.views import plots
@@ -95,7 +95,8 @@ class Anew(Run):
 
 
 def measure(policy, name: str, seed: int, out: Path) -> None:
-    """Run one variant with one seed and append a line per round."""
+    """Run one variant with one seed, then append a line per round."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         kind = Anew if "anew" in name else Run
         run = kind(
@@ -118,7 +119,7 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
                 **m["pass_rate"],
                 "seconds": m["seconds"],
             }
-            append_jsonl(out, row)
+            rows.append(row)
             print(
                 name,
                 seed,
@@ -126,6 +127,8 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
                 {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]},
                 flush=True,
             )
+    for row in rows:  # only whole runs are recorded
+        append_jsonl(out, row)
 
 
 def table(rows: list[dict]) -> str:
@@ -190,15 +193,11 @@ def main() -> None:
     args = parser.parse_args()
     if study_plots.shown(args, table, figures):
         return
-    done = study_plots.recorded(args.out)
-    last = {(r["variant"], r["seed"]): r["round"] for r in done}
-    complete = {run for run, k in last.items() if k in (BASE.rounds, VARIANTS[run[0]].rounds)}
-    kept = [r for r in done if (r["variant"], r["seed"]) in complete]
-    write_jsonl(args.out, kept)  # incomplete runs start again
+    done = {(r["variant"], r["seed"]) for r in study_plots.recorded(args.out)}
     policy = load_policy(BASE.model)
     for seed in args.seeds:
         for name in args.variants:
-            if (name, seed) not in complete:
+            if (name, seed) not in done:
                 measure(policy, name, seed, args.out)
 
 
