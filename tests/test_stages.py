@@ -892,6 +892,13 @@ def test_a_round_reads_no_file_of_rounds_long_ago(tmp_path, monkeypatch):
 
 def test_a_run_goes_on_without_asking_what_is_done_in_each_round(tmp_path, monkeypatch):
     run = FilesRun(tmp_path / "run", 12, monkeypatch)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="in base; resume"):
+        patch.setitem(driver.WORK, "base", stop)
+        run.run_all()
     run.run_all()
     (run.folder / "round_12/states.jsonl").unlink()
     (run.folder / "round_12/manifests/collect.json").unlink()

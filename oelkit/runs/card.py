@@ -5,6 +5,7 @@ played."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def about(stages: Stages, k: int, form: str) -> dict[str, Any]:
     return {
         "form": form,
         "run": stages.folder.name,
-        "base": model_folder(stages.settings["model"]),
+        "base": model_folder(stages.settings.model),
         "rounds": rounds,
         "experience_sha256": sha256(stages.folder / f"round_{k}/adapter/experience.md"),
-        "settings": stages.settings,
+        "settings": asdict(stages.settings),
         "prompts": record["prompts"],
         "versions": record["versions"],
     }
@@ -123,13 +124,10 @@ def _rounds(rounds: list[dict[str, Any]]) -> list[str]:
         cells += [_rate(r["pass_rate"].get(arm)) for arm in arms]
         cells += [f"{ood[x]['all']:.1%}" if ood.get(x) else "-" for x in ("base", "consolidated")]
         lines.append("| " + " | ".join("-" if c is None else str(c) for c in cells) + " |")
-    lost = [f"Gate, round {r['round']}: {r['gate']['lost']}" for r in rounds if _lost(r)]
+    said = {r["round"]: (r["gate"] or {}).get("lost") for r in rounds}
+    lost = [f"Gate, round {k}: {text}" for k, text in said.items() if text]
     note = "Pass rates on held-out maps with 95% intervals. OOD: correct answers to questions"
     return [*lines, "", note + " unrelated to the world.", *lost]
-
-
-def _lost(row: dict[str, Any]) -> bool:
-    return bool((row["gate"] or {}).get("lost"))
 
 
 def _rate(row: dict[str, Any] | None) -> str:

@@ -36,7 +36,7 @@ class RunContext:
     @property
     def stages(self) -> Stages:
         """The current state of the stages."""
-        return Stages(self.folder, asdict(self.settings), asdict(self.prompts))
+        return Stages(self.folder, self.settings, asdict(self.prompts))
 
     @property
     def eval_env(self) -> str:

@@ -98,12 +98,15 @@ class Driver(RunContext):
             raise ValueError(f"round {k}: rounds count from 1")
         if self._writing and stage == STAGES[0]:  # once per round, not once per stage
             self._look(k)
-        if self.stages.status(k, stage, self._earlier(k)).state != "done":
-            self._refuse(needs := self._needs((k, stage)), redo)
-            with self._locked():
-                for status in needs[:-1]:  # earliest first: no deep recursion
-                    self.ensure(status.round, status.stage, redo)
-                self._ensure((k, stage))
+        if self.stages.status(k, stage, self._earlier(k)).state == "done":
+            return
+        self._refuse(needs := self._needs((k, stage)), redo)
+        with self._locked():
+            if len(needs) == 1:
+                self._do(k, stage)
+                return
+            for status in needs:
+                self.ensure(status.round, status.stage, redo)
 
     def run_all(self, redo: bool = False) -> dict[str, Any]:
         """Do what is missing in all rounds, then return the metrics.json of the whole run.
@@ -116,12 +119,11 @@ class Driver(RunContext):
         """
         self._refuse(statuses := self.status(), redo)
         if left := [status for status in statuses if status.state != "done"]:
-            first = min((s.round for s in left if s.round), default=0)
             with self._locked():
-                for k, stage in [n for n in self.stages.nodes() if not 0 < n[0] < first]:
-                    self.ensure(k, stage, redo)
-                    if stage == "curate":  # fails early if there is nothing to distill
-                        work.known_texts(self, k)
+                for status in left:
+                    if status.stage == "collect":  # play no games if there is nothing to distill
+                        work.known_texts(self, status.round)
+                    self.ensure(status.round, status.stage, redo)
         return files.read_json(self.folder / "metrics.json")
 
     def redo(self) -> list[StageStatus]:
@@ -133,56 +135,42 @@ class Driver(RunContext):
         return stale
 
     def _look(self, k: int) -> None:
-        """Look up the status of the rounds before k, from the first one in which a file changed."""
+        """Note the status of the rounds before k; look again only if one of their files changed."""
         stages, old = self.stages, self._stamps
-        self._stamps = [stages.stamps(j) for j in range(1, k)]
-        same = [was == now for was, now in zip(old, self._stamps)]
-        first = [*same, False].index(False) + 1
-        seen = {node: s for node, s in self._seen.items() if 0 < node[0] < first}
-        for node in itertools.product(range(first, k), STAGES):
+        stamps = [stages.stamps(j) for j in range(1, k)]
+        seen = dict(self._seen) if stamps[: len(old)] == old else {}
+        for node in itertools.product(range(1, k), STAGES):
             stages.status(*node, seen)
-        self._seen = seen
+        self._seen, self._stamps = seen, stamps
 
     def _earlier(self, k: int) -> dict[Node, StageStatus]:
-        """The stages known to be done in the rounds that round k builds on."""
-        near = {k - 1, self.stages.start(k)} if k else ()
-        seen = {node: self._seen.get(node) for node in itertools.product(near, STAGES)}
-        return {node: s for node, s in seen.items() if s and s.state == "done"}
+        """The stages of the rounds before k that are known to be done."""
+        return {n: s for n, s in self._seen.items() if 0 < n[0] < k and s.state == "done"}
 
     def _refuse(self, statuses: list[StageStatus], redo: bool) -> None:
         if not redo and (stale := self.stages.blocking(statuses)):
             raise StaleRunError(self.folder, self.stages.blocking(self.status()) or stale)
 
     def _needs(self, node: Node) -> list[StageStatus]:
-        """A stage and those it needs that are not done, each once, earliest first."""
+        """A stage and those it needs that are not done, each after those that it needs itself."""
         stages, needs, nodes, known = self.stages, {}, [node], self._earlier(node[0])
-        for node in nodes:  # grows while it is walked
-            if node not in needs and (status := stages.status(*node, known)).state != "done":
-                needs[node] = status
-                nodes += stages.before(*node)
-        return list(needs.values())[::-1]
+        while nodes:
+            before = [n for n in stages.before(*nodes[-1]) if n not in needs]
+            if left := [n for n in before if stages.status(*n, known).state != "done"]:
+                nodes += left[::-1]
+            else:
+                node = nodes.pop()
+                needs[node] = stages.status(*node, known)
+        return list(needs.values())
 
-    def _ensure(self, node: Node) -> None:
-        known = self._earlier(k := node[0])
-        if self.stages.status(*node, dict(known)).state == "done":
-            return
-        judge = self.settings.gate in ("stop", "rollback")  # it decides the start of k
-        if k > 1 and judge and (k - 1, "evaluate") not in known:
-            self._ensure((k - 1, "evaluate"))
-        lost = self.stages.lost(k - 1) if self.settings.gate == "stop" else ""
-        if lost and not self.stages.decided(k):
+    def _do(self, k: int, stage: str) -> None:
+        stages, began = self.stages, time.perf_counter()
+        lost = stages.lost(k - 1) if self.settings.gate == "stop" else ""
+        if lost and not stages.decided(k):
             raise ValueError(
                 f"round {k} does not start: {lost}. To start it from round {k - 1} anyway, call "
                 f"run.promote({k - 1}); to start it where that round started, run.rollback({k - 1})"
             )
-        for other in self.stages.before(*node):
-            if other not in known:
-                self._ensure(other)
-        if self.stages.status(*node, known).state != "done":  # it may fit the redone inputs
-            self._do(*node)
-
-    def _do(self, k: int, stage: str) -> None:
-        stages, began = self.stages, time.perf_counter()
         manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
         at = stages.manifest_path(k, stage)
         folder = at.with_name(f".{stage}.partial")
@@ -206,10 +194,11 @@ class Driver(RunContext):
             files.commit(folder, self.folder, place, ours, manifest, at)
             files.remove(work.checkpoint(folder))
         except KeyboardInterrupt as stop:
+            name = StageStatus(k, stage, "missing").name
             where = f" ({stop})" if str(stop) else ""
             raise KeyboardInterrupt(
-                f"stopped in {stage} of round {k}{where}; resume with `oelkit loop --run "
-                f"{self.folder.name} --resume`"
+                f"stopped in {name}{where}; resume with `oelkit loop --run {self.folder.name} "
+                "--resume`"
             ) from None
         finally:
             if self.ours():

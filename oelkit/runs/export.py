@@ -77,7 +77,7 @@ def exported_round(stages: Stages) -> int:
     Raises:
         ValueError: There is none, or it is out of date.
     """
-    k = stages.start(stages.settings["rounds"] + 1)
+    k = stages.start(stages.settings.rounds + 1)
     if k == 0:
         raise ValueError(f"{stages.folder}: all rounds are rolled back; nothing to export")
     for stage in ("distill", "evaluate"):
@@ -94,7 +94,7 @@ def exported_round(stages: Stages) -> int:
 def _write(stages: Stages, k: int, to: str, folder: Path, convert: list[str]) -> None:
     from ..model.plain import add_tokenizer, merge_adapter
 
-    adapter, model = stages.folder / f"round_{k}/adapter", stages.settings["model"]
+    adapter, model = stages.folder / f"round_{k}/adapter", stages.settings.model
     if to == "peft":
         for name in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
             if name != "oelkit.json" or (adapter / name).exists():  # PEFT's own folders lack it

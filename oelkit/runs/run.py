@@ -24,7 +24,7 @@ from .. import envs, given
 from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
-from ..prompts import PromptSet, load_prompt_set
+from ..prompts import PromptSet
 from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
 from ..tables import Brief, Shown
 from . import files, measures, work
@@ -33,6 +33,7 @@ from .driver import Driver, versions
 from .estimate import Estimate, estimate
 from .saved import SavedRun
 from .settings import Settings, check_ranges, check_settings, run_folder
+from .stages import read_prompts
 from .table import ARMS
 
 _LATER = ("rounds", "run_ablations", "gate")  # settings that can differ when a run is opened
@@ -143,9 +144,8 @@ class Run(Driver, Shown):
         self.prompts = self._read_prompts()
 
     def _read_prompts(self) -> PromptSet:
-        s = self.settings
-        prompts = load_prompt_set(s.prompt_set or self.policy.default_prompt_set)
-        return replace(prompts, max_new_tokens=s.max_new_tokens or prompts.max_new_tokens)
+        name = self.settings.prompt_set or self.policy.default_prompt_set
+        return read_prompts(name, self.settings)
 
     def _compare_settings(self) -> dict[str, Any]:
         theirs = asdict(SavedRun(self.folder).settings)

@@ -7,11 +7,12 @@ current inputs and output (by hash) and the current settings. A file that the st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..prompts import load_prompt_set
+from ..prompts import PromptSet, load_prompt_set
 from . import table
 from .files import read_object, sha256, stamp, write_json
 from .settings import Settings, check_settings
@@ -55,18 +56,18 @@ class StaleRunError(ValueError):
 class Stages:
     """The current state of a run folder's stages, from files, settings and manifests alone."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], prompts: dict[str, Any]):
+    def __init__(self, folder: Path, settings: Settings, prompts: dict[str, Any]):
         self.folder, self.settings, self.prompts = folder, settings, prompts
 
     @property
     def _rounds(self) -> range:
-        return range(1, self.settings["rounds"] + 1)
+        return range(1, self.settings.rounds + 1)
 
     def start(self, k: int) -> int:
         """Return the round whose adapter round k starts from; 0 is the untrained model.
 
         A person's promotion or rollback (chain.json) overrides the gate's rollback."""
-        said, goes_back = self._chain(), self.settings.get("gate") == "rollback"
+        said, goes_back = self._chain(), self.settings.gate == "rollback"
         while k > 1:
             if str(k) in said:
                 return said[str(k)]
@@ -108,7 +109,7 @@ class Stages:
                     yield 0, "base"
                 yield k, stage
         for arm in ARMS:
-            if self.settings.get("run_ablations") or (self.folder / self.writes(0, arm)).exists():
+            if self.settings.run_ablations or (self.folder / self.writes(0, arm)).exists():
                 yield 0, arm
         yield 0, "metrics"
 
@@ -118,13 +119,14 @@ class Stages:
             done = [node for node in self.nodes() if node[1] in ("base", "evaluate", *ARMS)]
             logs = [f"round_{j}/curation.jsonl" for j in self._rounds]  # for the items kept
             return [self.writes(*node) for node in done] + logs
-        s, judged = self.start(k), "round_{s}/metrics.json"
-        skip = {STARTED, KNOWN, judged} if s == 0 else set()
-        skip |= set() if self.settings.get("carry_experience") else {KNOWN}
-        skip |= set() if self.settings.get("gate") != "off" else {judged}
-        if stage == "collect" and not self.settings.get("states_with_experience"):
-            skip.add(READY)
-        names = [name.format(k=k, s=s) for name in TABLE[stage].reads if name not in skip]
+        s, settings = self.start(k), self.settings
+        unread = {
+            STARTED: s == 0,
+            KNOWN: s == 0 or not settings.carry_experience,
+            "round_{s}/metrics.json": s == 0 or settings.gate == "off",
+            READY: stage == "collect" and not settings.states_with_experience,
+        }
+        names = [name.format(k=k, s=s) for name in TABLE[stage].reads if not unread.get(name)]
         if k and stage == "evaluate" and self.by_hand(k, "distill"):  # no text beside it
             names = [name.replace("/adapter/experience.md", "/experience.md") for name in names]
         return names
@@ -140,19 +142,19 @@ class Stages:
         made |= {READ.format(k=j): (j, "distill") for j in rounds}
         made |= {self.writes(0, name): (0, name) for name in ("base", *ARMS)}
         nodes = [made[name] for name in self.reads(k, stage) if name in made]
-        if k > 1 and self.settings.get("gate") in ("stop", "rollback"):  # it sets the start
+        if k > 1 and self.settings.gate in ("stop", "rollback"):  # it sets the start
             nodes = [(k - 1, "evaluate"), *nodes]
         return list(dict.fromkeys(nodes))
 
     def slice(self, k: int, stage: str) -> dict[str, Any]:
         """Return what a stage depends on: settings, prompt texts and the starting round."""
-        mine = {name: self.settings.get(name) for name in TABLE[stage].settings}
+        mine = {name: getattr(self.settings, name) for name in TABLE[stage].settings}
         mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
         mine |= {"start": self.start(k)} if k else {}
         if stage == "metrics":
             mine["chain"] = [self.start(j) for j in (*self._rounds, self._rounds[-1] + 1)]
         if stage in ("base", "evaluate"):
-            mine["validation"] = self.settings.get("gate") != "off"
+            mine["validation"] = self.settings.gate != "off"
         return mine
 
     # -- what is there
@@ -205,8 +207,7 @@ class Stages:
         if self.by_hand(k, stage):
             if stage not in BY_HAND:
                 return replace(stale, why=f"{name} is not what the stage wrote")
-            why = f"{name} was put there by hand and is kept"
-            log = f"round_{k}/curation.jsonl"
+            why, log = f"{name} was put there by hand and is kept", f"round_{k}/curation.jsonl"
             then = manifest["inputs"].get(log) if manifest else sha256(self.folder / log)
             if stage == "curate" and then != sha256(self.folder / log):
                 why += f"; {log} has changed since, but has no effect until {name} is deleted"
@@ -286,14 +287,14 @@ def stages_of(folder: str | Path) -> Stages:
     Raises:
         ValueError: There is no run, or it is in an older format.
     """
-    folder = Path(folder)
-    record = read_run(folder)
-    prompts = record["prompts"]
-    try:  # the prompt set as it is now
-        now = asdict(load_prompt_set(str(prompts.get("name"))))
-        prompts = now | {
-            "max_new_tokens": record["settings"].get("max_new_tokens") or now["max_new_tokens"]
-        }
-    except ValueError:
-        pass  # the prompt set is gone or on another machine: use the recorded one
-    return Stages(folder, asdict(Settings()) | record["settings"], prompts)
+    record = read_run(folder := Path(folder))
+    settings, prompts = Settings(**record["settings"]), record["prompts"]
+    with suppress(ValueError):  # the prompt set is gone or on another machine: use the recorded one
+        prompts = asdict(read_prompts(str(prompts.get("name")), settings))
+    return Stages(folder, settings, prompts)
+
+
+def read_prompts(name: str, settings: Settings) -> PromptSet:
+    """Return a prompt set as it is now, with the limit of new tokens that the settings set."""
+    prompts = load_prompt_set(name)
+    return replace(prompts, max_new_tokens=settings.max_new_tokens or prompts.max_new_tokens)
