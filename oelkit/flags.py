@@ -77,7 +77,7 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--port", type=port, metavar="N", help="port of 127.0.0.1 (default: a free one)")
         text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
-    if name in ("status", "promote", "rollback", "export", "data"):
+    if name in ("status", "promote", "rollback", "report", "export", "data"):
         _add_run(add, "RUN", "a name in runs/, or a path")
     if name in ("promote", "rollback"):
         add("round", type=_ROUND, metavar="K", help="a trained round")
@@ -99,7 +99,7 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "keep e-mail addresses, phone numbers and keys as they are"
         add("--no-redact", action="store_true", help=text)
         add("--force", action="store_true", help="overwrite the logs of the run")
-    if name in ("loop", "report", "import"):
+    if name in ("loop", "import"):
         _add_run(add, "RUN", "run folder runs/RUN")
     if name == "notebooks":
         add("--run", default="demo", metavar="RUN", help="run folder runs/RUN (default: demo)")

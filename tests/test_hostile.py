@@ -119,6 +119,8 @@ def test_a_damaged_manifest_names_the_file(tmp_path, manifest):
     (tmp_path / "round_1/trajectories.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"rollout\.json: damaged"):
         status(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics\.json: damaged \(no object in it\)"):
+        stages_of(stranger(tmp_path, **{"round_1/metrics": []})).lost(1)
 
 
 LINKS = {

@@ -309,7 +309,7 @@ def test_loop_stops_resumes_and_reports(call, place, settings):
     assert "H is a hole." in (run / "report.html").read_text(encoding="utf-8")
     (run / "report.html").unlink()
     assert "round 2: distill\ndistill: " in out and ", loss=" in out
-    again = call("report", "--run", "first")
+    again = call("report", run)  # a path, too
     assert again == (0, PROGRESS.sub("", out), "") and (run / "report.html").exists()
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     other = call("loop", "--run", "first", "--resume", "--seed", "3")
@@ -541,7 +541,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, place, settings):
     )
     refused(call("play", "--model", "no/such/model/here", "--out", "x"), "no/such/model/here")
     refused(call("loop", *tiny, "--run", "a/b"), "run name 'a/b'")
-    refused(call("report", "--run", "../x"), "run name '../x'")
+    refused(call("report", "--run", "../x"), "../x holds no run")
     refused(call("loop", *tiny, "--env", "Nowhere-v0"), "unknown environment 'Nowhere-v0'")
     misused(call("loop", *tiny, "--rounds", "0"), "--rounds", "must be 1 to 999, not '0'")
     refused(

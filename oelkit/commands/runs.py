@@ -80,8 +80,7 @@ def report(args: Namespace) -> None:
     from ..views.report import damage_told, write_report
     from ..views.summary import summary
 
-    folder = run_folder(args.run, find_root() / "runs")
-    path = write_report(folder)
+    path = write_report(folder := folder_of(args.run))
     with damage_told(folder):
         metrics = read_json(folder / "metrics.json")
         told = [summary(metrics), *findings(metrics)]
@@ -96,10 +95,10 @@ def compare(args: Namespace) -> None:
 
     runs, settings = {}, {}
     for name in args.runs:
-        folder = folder_of(Namespace(run=name))
+        folder = folder_of(name)
         if not (folder / "metrics.json").is_file():
             raise ValueError(
-                f"{folder} is not finished: resume with `oelkit loop --run {name} --resume`"
+                f"{folder} is not finished: resume with `oelkit loop --run {folder.name} --resume`"
             )
         if name in runs:
             raise ValueError(f"{name} is named twice")
@@ -114,10 +113,10 @@ def compare(args: Namespace) -> None:
         comparison.figure(runs).savefig(args.out, dpi=150)
 
 
-def folder_of(args: Namespace) -> Path:
-    """Return the folder of RUN: a name in runs/, or a path (with a slash)."""
-    path = Path(args.run)
-    folder = run_folder(args.run, find_root() / "runs") if path.name == args.run else path
+def folder_of(run: str) -> Path:
+    """Return the folder of a run: a name in runs/, or a path (with a slash)."""
+    path = Path(run)
+    folder = run_folder(run, find_root() / "runs") if path.name == run else path
     if not (folder / "run.json").exists():
         raise ValueError(no_run(folder))
     return folder
@@ -127,7 +126,7 @@ def status(args: Namespace) -> int:
     """Show which stages of a run are done, missing or stale, and why."""
     from ..runs.stages import status
 
-    rows = status(folder_of(args))
+    rows = status(folder_of(args.run))
     for row in rows:
         place = f"round {row.round}" if row.round else "run"
         print(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip())
@@ -149,7 +148,7 @@ def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
     from ..runs.stages import stages_of
     from ..runs.table import weights
 
-    stages = stages_of(folder := folder_of(args))
+    stages = stages_of(folder := folder_of(args.run))
     with locked(folder):
         stages.decide(args.round, first := start(stages))
     print(f"round {args.round + 1} starts from {weights(first)}")
@@ -174,7 +173,7 @@ def export(args: Namespace) -> None:
     forms = list(dict.fromkeys(args.to or ["peft"]))
     if len(forms) > 1 and (args.out or args.push):
         raise ValueError("--out and --push take one form: use --to once")
-    run = folder_of(args)
+    run = folder_of(args.run)
     folders = [export(run, form, args.out, private=args.private) for form in forms]
     if not args.out:  # otherwise `main` prints the path at the end
         print(*(f"written: {folder}" for folder in folders), sep="\n")

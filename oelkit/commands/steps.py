@@ -195,7 +195,7 @@ def data(args: Namespace) -> None:
 
     if Path(args.out).exists() and not args.force:
         raise ValueError(f"{args.out} already exists: choose another file, or use --force")
-    stages, rows = stages_of(folder := folder_of(args)), []
+    stages, rows = stages_of(folder := folder_of(args.run)), []
     rounds = [args.round] if args.round is not None else range(1, stages.settings.rounds + 1)
     for k in rounds:
         at = folder / f"round_{k}"

@@ -62,14 +62,13 @@ def read_json(path: Path) -> Any:
 
 def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
     """`read_json` of an object whose named fields must have these types."""
-    if (value := read_json(path)) is not None:
-        wrong = [
-            n
-            for n, k in kinds.items()
-            if not isinstance(value, dict) or type(value.get(n)) is not k
-        ]
-        if wrong or not isinstance(value, dict):
-            raise ValueError(f"{path}: damaged (no {', '.join(wrong)} in it); restore or delete it")
+    value = read_json(path)
+    if isinstance(value, dict):
+        wrong = [name for name, kind in kinds.items() if type(value.get(name)) is not kind]
+    else:
+        wrong = [] if value is None else ["object"]
+    if wrong:
+        raise ValueError(f"{path}: damaged (no {', '.join(wrong)} in it); restore or delete it")
     return value
 
 
