@@ -294,9 +294,7 @@ def test_what_is_shown_of_a_bad_line_is_redacted(tmp_path):
 
 
 def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, capsys):
-    from oelkit.commands import runs
-
-    monkeypatch.setattr(runs, "find_root", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
     path = lines(tmp_path, CHAT, {"messages": []})
     assert main(["import", str(path), "--run", "mine"]) == 1
     assert "line 2: the conversation is empty" in capsys.readouterr().err

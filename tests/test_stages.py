@@ -730,6 +730,7 @@ def test_opening_a_run_without_a_word_on_the_gate_keeps_its_own(small, policy, t
     assert gate_of(replace(small, gate="stop")) == "stop"
     (tmp_path / "run/round_1/states.jsonl").unlink()
     assert gate_of(replace(small, gate=None)) == "stop"
+    assert Run.open(tmp_path / "run", policy, gate=None).settings.gate == "stop"
     (tmp_path / "run/round_1/states.jsonl").unlink()
     assert gate_of(replace(small, gate="warn")) == "warn"  # an explicit setting wins
 

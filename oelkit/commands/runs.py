@@ -8,7 +8,6 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ..project import find_root
 from ..runs.settings import SCALES, Settings, extract_logs, no_run, run_folder
 from .start import TREE, lay_out
 
@@ -45,7 +44,7 @@ def notebooks(args: Namespace) -> None:
 
 def loop(args: Namespace) -> None:
     """Run all steps in rounds, with a table and a report at the end."""
-    folder = run_folder(args.run, find_root() / "runs")
+    folder = run_folder(args.run)
     there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
     if there and not goes_on:
         raise ValueError(
@@ -116,7 +115,7 @@ def compare(args: Namespace) -> None:
 def folder_of(run: str) -> Path:
     """Return the folder of a run: a name in runs/, or a path (with a slash)."""
     path = Path(run)
-    folder = run_folder(run, find_root() / "runs") if path.name == run else path
+    folder = run_folder(run) if path.name == run else path
     if not (folder / "run.json").exists():
         raise ValueError(no_run(folder))
     return folder
@@ -190,7 +189,7 @@ def import_chats(args: Namespace) -> None:
     from ..redaction import redact
     from ..steps.rollouts import states
 
-    folder = run_folder(args.run, find_root() / "runs") / "round_1"
+    folder = run_folder(args.run) / "round_1"
     paths = [folder / f"{name}.jsonl" for name in ("trajectories", "states")]
     if (there := [path for path in paths if path.exists()]) and not args.force:
         raise ValueError(f"{there[0]} already exists: choose another --run, or use --force")

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from ..project import find_root, shipped
+from ..project import shipped
 from ..runs.settings import Settings, run_folder
 
 # files that the notebooks read, by path in a clone; the model is not copied
@@ -54,7 +54,7 @@ def demo(args: Namespace) -> None:
     from ..runs.run import Run
     from ..views import plots
 
-    folder = run_folder(args.run, find_root() / "runs")
+    folder = run_folder(args.run)
     # a world that the embedded model learns in one round, at the smallest size that shows it
     few: dict[str, Any] = {"extract_games": 32, "num_draws": 4, "eval_maps": 64, "rounds": 1}
     few |= {"run_ablations": False, "gate": "off", "env": "oelkit/Descent1-v0"}

@@ -9,11 +9,12 @@ from types import ModuleType
 
 from ..project import find_root
 from .saved import SavedRun
+from .settings import run_folder
 
 
 class _Runs(ModuleType):
     def __getitem__(self, name: str) -> SavedRun:
-        return SavedRun(find_root() / "runs" / name)
+        return SavedRun(run_folder(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(p.parent.name for p in (find_root() / "runs").glob("*/run.json")))

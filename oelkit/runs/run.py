@@ -119,8 +119,9 @@ class Run(Driver, Shown):
         Raises:
             ValueError: There is no such run or setting, or the change would make it another run.
         """
-        theirs = asdict(SavedRun(folder).settings)
+        theirs = asdict(saved := SavedRun(folder).settings)
         check_settings(theirs | changes)
+        changes["gate"] = changes.get("gate") or saved.gate  # none: keep the run's own
         for name, value in changes.items():
             less = name in ("rounds", "run_ablations") and value < theirs[name]
             if value != theirs[name] and (name in _ALWAYS or less):
@@ -128,7 +129,7 @@ class Run(Driver, Shown):
                     f"{folder} is a run with other settings: {name} was {theirs[name]!r}, is "
                     f"{value!r}; leave it out, or choose another name for the run"
                 )
-        run = cls(folder, Settings(**theirs), policy, progress=progress)
+        run = cls(folder, saved, policy, progress=progress)
         run.settings = replace(run.settings, **changes)
         run.prompts = run._read_prompts()
         return run

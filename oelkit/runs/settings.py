@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
 from ..given import did_you_mean, setting
+from ..project import find_root
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,16 @@ def check_settings(settings: dict[str, Any]) -> None:
     check_ranges(settings)
 
 
-def run_folder(name: str, root: str | Path = "runs") -> Path:
-    """Return the folder of a run; ValueError for an invalid name, such as one with a slash."""
+def run_folder(name: str, root: Path | None = None) -> Path:
+    """Return the folder of a run in runs/, or in another root.
+
+    ValueError for an invalid name, such as one with a slash."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
             f"run name {name!r}: use letters from A to Z, digits and '_'; '.' and '-' can follow "
             "the first character"
         )
-    return Path(root) / name
+    return (root or find_root() / "runs") / name
 
 
 def no_run(folder: Path) -> str:

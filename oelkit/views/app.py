@@ -18,7 +18,6 @@ from typing import Any
 from ..curation import Curation
 from ..logs import read_chats
 from ..messages import Templated
-from ..project import find_root
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import read_json
@@ -121,7 +120,7 @@ def place(kind: str, what: str, round: int | None) -> Path:
         return path
     if not path.is_dir():
         with suppress(ValueError):  # otherwise it is no run's name but a file's
-            path = run_folder(what, find_root() / "runs")
+            path = run_folder(what)
     if (path / name).is_file():  # a round's folder
         return path / name
     rounds = {p.parent.name[6:]: p for p in path.glob(f"round_*/{name}")}
