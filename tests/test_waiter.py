@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
@@ -12,7 +11,6 @@ import pytest
 from oelkit import Run, envs, load_policy, load_prompt_set
 from oelkit.prompts import act_messages
 from oelkit.records import Evidence, ExperienceItem, read_jsonl, write_jsonl
-from oelkit.runs import work
 from oelkit.runs.run import HELD_OUT
 from oelkit.runs.stages import status
 
@@ -83,7 +81,8 @@ def test_prompts_ask_about_the_guest():
 
 
 def test_the_curated_arm_differs_in_what_its_writer_reads_of_a_turn(learn):
-    own, curated = (load_prompt_set(FOLDER / f"waiter{arm}.toml") for arm in ("", "_curated"))
+    settings = (learn["settings_of"](arm, learn["SETTINGS"]) for arm in ("own", "curated"))
+    own, curated = (load_prompt_set(one.prompt_set) for one in settings)
     assert own.turn.replace("You brought: {action}", "You said: {reply}") == curated.turn
     replace = learn["replace"]
     assert replace(curated, turn=own.turn, name=own.name) == own != curated
@@ -117,24 +116,6 @@ def small(learn, micro_folder, tmp_path, monkeypatch):
         eval_maps=4,
         max_new_tokens=8,  # truncates the base model's replies
     )
-
-
-def test_what_a_person_goes_through_was_written_about_whole_replies(
-    learn, small, tmp_path, monkeypatch
-):
-    asked, extract = [], work.extraction.extract
-    lakes = replace(small, model=str(FOLDER.parents[1] / "data/micro_lakes"))
-    monkeypatch.setattr(
-        work.extraction,
-        "extract",
-        lambda *args, **options: asked.append(options) or extract(*args, **options),
-    )
-    for arm in ("own", "curated"):
-        with pytest.raises(
-            ValueError, match="nothing to distill|0 item"
-        ):  # this model writes nothing about guests
-            learn["learn"](arm, lakes, tmp_path / "rows.jsonl")
-    assert ["{reply}" in options["prompt_set"].turn for options in asked] == [False, True]
 
 
 def test_an_arm_runs_is_curated_and_drawn(learn, small, tmp_path):
