@@ -1,8 +1,9 @@
-"""A base model as loaded: its context length, and whether it uses all that its files hold."""
+"""A base model as loaded: context length, argument for a cache, whether all its files are used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -67,3 +68,10 @@ def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
                 f"{name}: its config.json has a quantization_config, but its weights are dense; "
                 "delete that from the config.json"
             )
+
+
+def cache_argument(base: Any) -> str:
+    """Return the name of the argument that takes a KV cache, or "" if the model has a state of its
+    own. It is `cache` from Transformers 5.24 on, and `past_key_values` before."""
+    known = signature(base.base_model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), "")

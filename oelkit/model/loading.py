@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from .. import given
 from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
-from .base import check_weights
+from .base import cache_argument, check_weights
 from .lora import attach, warn_of_names
 from .lora_settings import adapter_config, lora_config, plain_lora
 from .policy import Policy
@@ -256,7 +255,7 @@ def _load_base(
         raise ValueError(
             f"{name}: a {config.model_type} model exposes no hidden states; it is not supported"
         )
-    if "past_key_values" not in signature(base.base_model.forward).parameters:
+    if not cache_argument(base):
         raise ValueError(
             f"{name}: a {config.model_type} model keeps its state in a format of its own, with "
             "which replies would depend on the rest of their batch; it is not supported"

@@ -31,7 +31,7 @@ from ..messages import (
 from ..tables import Brief, Shown
 from ..text import THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
-from .base import context_length
+from .base import cache_argument, context_length
 from .head import Head, head_of
 
 
@@ -67,6 +67,11 @@ class Policy(Shown, Adapters):
     def context_length(self) -> int:
         """Longest prompt + reply, in tokens."""
         return context_length(self.base_lm.config, self.tokenizer)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """Name of the model's argument that takes a KV cache."""
+        return cache_argument(self.base_lm)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -250,9 +255,8 @@ class Policy(Shown, Adapters):
             cache: keys and values of the tokens before them.
             **how: attention_mask or position_ids.
         """
-        return self.base_lm.base_model(
-            input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, **how
-        ).last_hidden_state
+        how = {**how, "use_cache": cache is not None, self.cache_argument: cache}
+        return self.base_lm.base_model(input_ids=input_ids, **how).last_hidden_state
 
     @torch.no_grad()
     def check_hidden(self) -> None:

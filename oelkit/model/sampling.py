@@ -195,7 +195,9 @@ def _batching(policy: Policy) -> tuple[bool, bool]:
         }
         want, ours = policy.hidden(ids[:, 7:])[0], True
         try:
-            got = policy.base_lm.base_model(**call, past_key_values=growing_cache(policy.base_lm))
+            got = policy.base_lm.base_model(
+                **call, **{policy.cache_argument: growing_cache(policy.base_lm)}
+            )
         except Exception:  # a model can raise anything on what it does not take
             ours, got = False, policy.base_lm.base_model(**call)
         _batches[policy] = not trial_fault(got.last_hidden_state[0, 7:], want), ours
@@ -222,8 +224,8 @@ def _sample(
             ids = policy.base_lm.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
                 max_new_tokens=min(every, max_new_tokens - start),
+                **{policy.cache_argument: cache},
             )
             new = ids[:, before:]
             ended = torch.isin(new, ends)
@@ -267,12 +269,11 @@ def _read(
         _fill(cache, [found[row] for row in once], wide)
     if longest > 1:
         start = len(begin) + wide
-        policy.base_lm.base_model(
-            input_ids=ids[once, start:-1],
+        policy.hidden(
+            ids[once, start:-1],
+            cache,
             attention_mask=mask[once, :-1],
             position_ids=(mask[once].cumsum(1) - 1).clamp(min=0)[:, start:-1],
-            past_key_values=cache,
-            use_cache=True,
         )
     end = wide + longest - 1
     for i, row in enumerate(once if kept.keeps else []):
