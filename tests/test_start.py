@@ -71,6 +71,7 @@ def test_version_and_doctor(capsys):
     status, out, _ = said(capsys, "doctor")
     assert status == 0 and "runs on: " in out and "GiB free of" in out
     assert all(f"\n{name} " in out for name in KNOWN)
+    assert "It was loaded and has answered." in out
     assert "\nNothing is missing." in out or "\nOptional, but not installed:\n  " in out
     rows = [line for line in out.splitlines() if line.startswith(tuple(KNOWN))]
     assert len({line.index("GiB") for line in rows}) == 1, "one column"

@@ -21,8 +21,10 @@ _NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "gymnasium", "anywid
 
 
 def doctor(args: Namespace) -> None:
-    """Show what this machine has, which models fit and what is missing."""
+    """Show what this machine has, which models fit and what is missing; try the embedded model."""
     from ..model.known import EXPERIENCE_TOKENS, KNOWN, SEQUENCE_TOKENS, place
+    from ..model.loading import load_policy
+    from ..model.sampling import generate
 
     system = f"{platform.system()} on {platform.machine()}"
     print(f"oelkit {__version__}, Python {platform.python_version()}, {system}")
@@ -37,13 +39,15 @@ def doctor(args: Namespace) -> None:
     print(
         f"The least that a training step takes: one sequence of {SEQUENCE_TOKENS:,} tokens at a "
         f"time, with checkpointing, and an experience of {EXPERIENCE_TOKENS:,} tokens.\n"
-        "To measure it, run print(memory_plan(load_policy(NAME))). "
-        "The embedded model, micro, fits everywhere."
+        "To measure it, run print(memory_plan(load_policy(NAME)))."
     )
     missing = [row for row in _OPTIONAL if find_spec(row[0]) is None]
     print("Optional, but not installed:" if missing else "Nothing is missing.")
     for module, why, packages in missing:
         print(f"  {module}, {why}: pip install {packages}")
+    policy = load_policy("micro", device="cpu")
+    generate(policy, [policy.encode([{"role": "user", "content": "?"}])], max_new_tokens=1)
+    print("The embedded model, micro, fits everywhere. It was loaded and has answered.")
 
 
 def _gib(size: float) -> str:
