@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -92,20 +92,34 @@ COMMANDS = {  # function, whose docstring is the help; example; settings that it
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests a similar choice; `main` does the same for flags."""
+    """A parser that suggests a similar choice or flag."""
 
     commands: Mapping[str, Parser] = {}
+    words: Sequence[str] = ()  # that a command is given
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; flags may stand between a command's other arguments, unless there is a `--`."""
         if args and args[0] in self.commands and "--" not in args:
-            return self.commands[args[0]].parse_known_intermixed_args(args[1:], namespace)
+            one = self.commands[args[0]]
+            one.words = args[1:]
+            return one.parse_known_intermixed_args(one.words, namespace)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and one sentence, then exit with status 2."""
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        """Print the usage and one sentence, then exit with status 2.
+
+        An unknown flag is named first: its value can look like another mistake.
+        """
+        flags = [flag for flag in self._option_string_actions if flag[:2] == "--"]
+        given = [word.split("=")[0] for word in self.words if re.match("--[a-z]", word)]
+        if unknown := [flag for flag in given if flag not in flags]:
+            cut = next((flag for flag in flags if flag.startswith(unknown[0])), "")
+            meant = f" (did you mean {cut}?)" if cut else did_you_mean(unknown[0], flags)
+            message = f"unrecognized arguments: {' '.join(unknown)}{meant}"
+        elif wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message += did_you_mean(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+        elif wrong := re.match(r"argument K: invalid int value: '(.*)'", message):
+            message += f"; give the run and a round, such as: {self.prog} {wrong[1]} 1"
         super().error(message)
 
 
@@ -159,11 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         if not word or re.fullmatch("--[a-z-]+=", word):
             args.parser.error(f"{word or before} has an empty value")
     if rest:
-        flags = re.findall(r"--[a-z][a-z-]+", args.parser.format_help())
-        word = rest[0].split("=")[0]
-        cut = next((flag for flag in flags if word[:2] == "--" and flag.startswith(word)), "")
-        meant = f" (did you mean {cut}?)" if cut else did_you_mean(word, flags)
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.argv = argv
     try:
         status = COMMANDS[args.command][0](args) or 0

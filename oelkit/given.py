@@ -177,4 +177,10 @@ def did_you_mean(word: str, known: Iterable[str], alike: str = "^-+") -> str:
     """
     known = {re.sub(alike, "", name).lower(): name for name in known}
     close = get_close_matches(re.sub(alike, "", word).lower(), known, 1, cutoff=0.74)
-    return f" (did you mean {known[close[0]]}?)" if close else ""
+    meant = known[close[0]] if close else word
+    return "" if meant == word else f" (did you mean {meant}?)"
+
+
+def not_json(error: Exception) -> str:
+    """Return what is wrong with a line that is not JSON, without the parser's own line number."""
+    return re.sub(r"( at)?: line \d+ (column \d+) .*", r" at \2", f"not JSON: {error}")

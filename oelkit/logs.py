@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from .given import shallow
+from .given import not_json, shallow
 from .messages import message, reply_text, tools
 from .records import AnyPath, BadLine, Fields, Message, Outcome, RecordError, Trajectory, Turn
 from .records import from_dict as record_of
@@ -115,7 +115,7 @@ def _complain(where: str, chats: Chats, on_bad: str) -> None:
     bad = chats.bad
     if bad:
         others = ", ".join(str(line) for line, *_ in bad[1:9]) + ", …" * (len(bad) > 9)
-        more = f" ({len(bad) - 1} more bad lines: {others})" if len(bad) > 1 else ""
+        more = f" ({counted(len(bad) - 1, 'more bad line')}: {others})" if len(bad) > 1 else ""
         said = f"{where}, line {bad[0][0]}: {bad[0][2]}{more}"
         if on_bad == "raise":
             raise RecordError(
@@ -164,11 +164,11 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
 
 def _row(number: int, line: bytes) -> Row:
     try:
-        return number, json.loads(line.decode()), ""
+        return number, json.loads(line.decode().rstrip("\r\n")), ""
     except UnicodeDecodeError as error:
         return number, None, f"not UTF-8: byte {error.start} is 0x{line[error.start]:02x}"
     except (ValueError, RecursionError) as error:
-        return number, None, f"not JSON: {error}"
+        return number, None, not_json(error)
 
 
 def _format(row: Any) -> str:

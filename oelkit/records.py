@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
-from .given import placed, shallow
+from .given import not_json, placed, shallow
 from .tables import Brief, Shown
 
 try:
@@ -223,15 +223,15 @@ def read_jsonl(path: AnyPath, cls: type[Any] = dict) -> list[Any]:
     with open(path, "rb") as lines:  # bytes split at "\n" only, str.splitlines also at U+2028
         for number, line in enumerate(lines, 1):
             try:
-                if line.strip():
+                if line := line.strip():
                     records.append(from_dict(cls, shallow(json.loads(line.decode("utf-8-sig")))))
             except _FieldError as e:
                 bad.append((number, e.name, str(e)))
             except (ValueError, RecursionError) as e:
-                bad.append((number, None, f"not JSON: {e}"))
+                bad.append((number, None, not_json(e)))
     if bad:
-        n, _, said = bad[0]
-        what = f"{path}, line {n}: {said}" + f" ({len(bad) - 1} more bad lines)" * (len(bad) > 1)
+        more = f" ({len(bad) - 1} more bad line{'s' * (len(bad) > 2)})" * (len(bad) > 1)
+        what = f"{path}, line {bad[0][0]}: {bad[0][2]}{more}"
         kept = f"; the {len(records)} good records are in this error's .records" if records else ""
         raise RecordError(f"{what}. Fix or delete the line{kept}", records, bad)
     return records

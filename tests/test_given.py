@@ -159,10 +159,7 @@ def test_errors_on_the_command_line_are_in_its_words(tmp_path, monkeypatch, caps
     (tmp_path / "items.jsonl").write_text('{"schema": 1}\n' * 2)
     for line, end in (
         ("import chats.jsonl", "Fix the lines, or leave them out with --bad skip"),
-        (
-            "extract --trajectories items.jsonl --out y",
-            "(1 more bad lines). Fix or delete the line",
-        ),
+        ("extract --trajectories items.jsonl --out y", "(1 more bad line). Fix or delete the line"),
         ("play --model mirco --out y", "mirco (did you mean micro?): no such model folder"),
     ):
         assert main(line.split()) == 1

@@ -305,7 +305,7 @@ def test_rounds_may_be_raised_later_and_nothing_else_changed(done, settings, tmp
     with pytest.raises(ValueError, match=r"model was .*: Run.open\([^,]*\)$"):
         Run(tmp_path / "run", settings, load_policy(other))
     (tmp_path / "run/run.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json: not a valid run record"):
+    with pytest.raises(ValueError, match="run.json: damaged"):
         start(tmp_path / "run", settings)
 
 

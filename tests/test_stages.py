@@ -428,7 +428,7 @@ def test_a_run_of_an_older_form_is_told_apart(tmp_path, small, policy):
             ValueError, match="older form.*oelkit report --run old.*start a new run"
         ):
             ask()
-    with pytest.raises(ValueError, match="not a valid run record"):
+    with pytest.raises(ValueError, match="holds no run"):
         stages.status(tmp_path)
 
 

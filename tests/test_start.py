@@ -42,6 +42,10 @@ def said(capsys, *arguments):
         ("loop --round 2", "--rounds"),
         ("play --out x --adap y", "--adapter"),
         ("play --env oelkit/FrozenLak4x4-v0 --out x", "oelkit/FrozenLake4x4-v0"),
+        ("play --env oelkit.envs:oelkit/Sokoban-v1 --out x", "oelkit.envs:oelkit/Sokoban-v0"),
+        ("loop --run x --stepz 3", "--steps"),
+        ("curate x --rond 1", "--round"),
+        ("play --outt x", "--out"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(line, meant, capsys):
@@ -62,6 +66,7 @@ def test_a_misspelt_model_is_answered_with_the_one_that_was_meant(tmp_path):
 
 def test_what_is_far_from_everything_is_not_guessed(capsys):
     assert did_you_mean("oelkit/Nowhere-v0", ["oelkit/Sql-v0", "oelkit/Sokoban-v0"]) == ""
+    assert did_you_mean("a/B", ["a/B", "a/C"]) == ""  # itself
     status, _, err = said(capsys, "play", "--out", "x", "--frobnicate")
     assert status == 2 and "unrecognized arguments: --frobnicate" in err and "mean" not in err
 
@@ -178,7 +183,9 @@ def test_what_an_app_shows_of_a_run_of_a_round_and_of_a_file(tmp_path, monkeypat
 
 def test_apps_say_what_is_missing_before_a_server_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "no such file" in said(capsys, "curate", "nothing")[2]
+    with monkeypatch.context() as without:
+        without.setattr(app, "find_spec", lambda name: None)
+        assert "no such file" in said(capsys, "curate", "nothing")[2]
     (tmp_path / "items.jsonl").write_text("{}\n")
     assert "items.jsonl, line 1" in said(capsys, "curate", "items.jsonl")[2]
     (tmp_path / "items.jsonl").write_text("")
@@ -190,7 +197,7 @@ def test_apps_say_what_is_missing_before_a_server_starts(tmp_path, monkeypatch, 
             f"port {port} at 127.0.0.1" in said(capsys, "curate", "items.jsonl", "--port", port)[2]
         )
     monkeypatch.setattr(app, "find_spec", lambda name: None)
-    assert "pip install voila" in said(capsys, "view", "items.jsonl")[2]
+    assert "pip install voila" in said(capsys, "curate", "items.jsonl")[2]
 
 
 def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):

@@ -121,7 +121,8 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
 
 def _unknown(env_id: str) -> ValueError:
     """Return the error for an unknown id, with the id that was probably meant or some examples."""
-    said = given.did_you_mean(env_id, gym.registry, r"^.*[:/]|-v\d+$")
+    module = env_id[: env_id.find(":") + 1].lstrip(":")  # without it, the world is not found
+    said = given.did_you_mean(env_id, [module + i for i in gym.registry], r"^.*[:/]|-v\d+$")
     if not said:
         said = ": use one of docs/worlds.md (oelkit/Descent-v0, oelkit/FrozenLake4x4-v0, "
         said += "oelkit/Sokoban-v0, ...), or MODULE:ID for your own"

@@ -40,7 +40,7 @@ def sha256(path: Path) -> str | None:
     if (now := stamp(path)) is None:
         return None
     if not S_ISREG(now[0]):  # reading a pipe would block
-        raise ValueError(f"{path}: is not a regular file; delete it")
+        raise ValueError(f"{path}: is not a regular file; move it away")
     return _sha256(path, *now)
 
 
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({error}); restore or delete it") from error
+        raise ValueError(f"{path}: damaged ({error}); restore it, or move it away") from error
 
 
 def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
@@ -68,7 +68,8 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
     else:
         wrong = [] if value is None else ["object"]
     if wrong:
-        raise ValueError(f"{path}: damaged (no {', '.join(wrong)} in it); restore or delete it")
+        what = f"damaged (no {', '.join(wrong)} in it)"
+        raise ValueError(f"{path}: {what}; restore it, or move it away")
     return value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..prompts import PromptSet, load_prompt_set
 from . import table
 from .files import read_object, sha256, stamp, write_json
-from .settings import Settings, check_settings
+from .settings import Settings, check_settings, no_run
 from .table import ARMS, BY_HAND, FILES, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # format of the run folder; 1 had no manifests
@@ -257,12 +257,8 @@ class Stages:
 def read_run(folder: Path) -> dict[str, Any]:
     """Return run.json; ValueError if it is missing, damaged or in an older format."""
     path = folder / "run.json"
-    try:
-        record = read_object(path, settings=dict)
-    except ValueError:
-        record = None
-    if not record:
-        raise ValueError(f"{path}: not a valid run record; choose another run name or delete it")
+    if (record := read_object(path, settings=dict)) is None:
+        raise ValueError(no_run(folder))
     if record.get("form") != FORM:
         raise ValueError(
             f"{folder} is a run in an older format, without manifests: `oelkit report "

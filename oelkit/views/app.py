@@ -58,11 +58,11 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         ValueError: There is nothing to show, or the port is taken. Raised before the server starts.
         ImportError: Voila is not installed.
     """
-    if find_spec("voila") is None:
-        raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     path = place(kind, what, round)
     # only to find errors early; without the tokenizer, which takes long to load
     editor(path, teacher=False) if kind == "curate" else viewer(path)
+    if find_spec("voila") is None:
+        raise ImportError(f"oelkit {kind} needs Voila: pip install voila")
     with socket.socket() as free:
         if os.name == "posix":  # reuse a port just closed; Windows would share one in use
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
