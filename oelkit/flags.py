@@ -78,7 +78,8 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("status", "promote", "rollback", "report", "export", "data"):
-        _add_run(add, "RUN", "a name in runs/, or a path")
+        more = ", or an adapter's folder" if name == "export" else ""
+        _add_run(add, "RUN", f"a name in runs/, or a path{more}")
     if name in ("promote", "rollback"):
         add("round", type=_ROUND, metavar="K", help="a trained round")
     if name == "compare":
@@ -148,6 +149,9 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
     if name in STEPS[:-1]:
         flag, needed = "--previous" if name == "extract" else "--experience", name == "distill"
         text = f"what the {'teacher' if needed else 'model'} reads"
+        text = (
+            "experience of earlier games, which the model extends" if flag == "--previous" else text
+        )
         text += "" if needed else " (default: nothing)"
         add(flag, dest="experience", metavar="FILE", required=needed, help=text)
     if name == "play":

@@ -76,6 +76,24 @@ def test_a_merged_model_needs_neither_peft_nor_the_base(micro, micro_folder):
     assert sum(a == b for a, b in zip(base, run, strict=True)) < 0.5 * len(run)
 
 
+def test_an_adapter_without_a_run_is_exported_like_that_of_a_run(micro, tmp_path, capsys):
+    adapter = shutil.copytree(micro / "round_1/adapter", tmp_path / "my_adapter")
+    assert cli.main(["export", str(adapter), "--to", "peft", "--to", "merged"]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {adapter}/export/merged\n")
+    for form, weights in (("peft", "adapter_model"), ("merged", "model")):
+        ours, runs = (
+            (folder / f"{weights}.safetensors").read_bytes()
+            for folder in (adapter / "export" / form, export(micro, form, tmp_path / form))
+        )
+        assert ours == runs
+    assert (adapter / "export/merged/experience.md").exists()
+    assert load_policy(adapter / "export/merged").default_prompt_set == "brief"
+    with pytest.raises(ValueError, match="my_adapter holds an adapter, but no run"):
+        check_exports(adapter, [])
+    assert cli.main(["export", str(tmp_path / "none")]) == 1
+    assert "none holds no run" in capsys.readouterr().err
+
+
 def test_exports_play_the_same_maps_again_and_one_that_lost_its_weights_shows(micro, tmp_path):
     whole = export(micro, "peft", tmp_path / "whole")
     empty = export(micro, "peft", tmp_path / "empty")

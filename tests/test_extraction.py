@@ -153,6 +153,16 @@ def test_the_embedded_model_is_told_of_chats_without_a_board(tiny, script):
         extract(tiny, games(1), prompt_set="paper")
 
 
+def test_tools_that_the_template_leaves_out_are_told_before_the_reading(tiny, script):
+    script(item)
+    (game,) = games(1)
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    prompt = [{"role": "user", "content": "Hi", "tools": tools}]
+    turns = replace(game.turns[0], prompt=prompt), game.turns[0]
+    with pytest.warns(UserWarning, match="leave out 1 of the 2 replies .* shows no tools"):
+        extract(tiny, [replace(game, env_id="log", turns=turns)], prompt_set="paper")
+
+
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):
     thinking = load_policy(tiny_model, enable_thinking=True)
     thinking.base_lm.config.max_position_embeddings = 16_384

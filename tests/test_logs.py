@@ -10,7 +10,15 @@ import pytest
 from oelkit import read_chats, states
 from oelkit.__main__ import main, parser
 from oelkit.messages import MAX_TEXT
-from oelkit.records import Outcome, RecordError, State, Trajectory, read_jsonl, write_jsonl
+from oelkit.records import (
+    Outcome,
+    RecordError,
+    State,
+    Trajectory,
+    read_jsonl,
+    write_jsonl,
+    write_text,
+)
 from oelkit.redaction import redact
 
 TOOL = {"type": "function", "function": {"name": "find_order", "parameters": {"type": "object"}}}
@@ -180,6 +188,7 @@ BAD = {
     "list": ([1], "is a list, not an object"),
     "UTF-8": (b'{"messages": "\xff"}', "not UTF-8: byte 14 is 0xff"),
     "JSON": (b'{"messages": [', "not JSON"),
+    "string": (b'{"messages": "a', r"not JSON: Unterminated string starting at column 14[.:]"),
     "tools": ({**chat("a", "b"), "tools": "7"}, "tools is not a list"),
 }
 
@@ -199,6 +208,9 @@ def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
 
 
 def test_many_bad_lines_are_all_named(tmp_path):
+    path = lines(tmp_path, *[{"messages": []}] * 2, chat("a", "b"))
+    with pytest.raises(RecordError, match=r"line 1: .* \(1 more bad line: 2\)"):
+        read_chats(path)
     path = lines(tmp_path, *[{"messages": []}] * 3, chat("a", "b"))
     with pytest.raises(RecordError, match=r"line 1: .* \(2 more bad lines: 2, 3\)"):
         read_chats(path)
@@ -314,5 +326,15 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     assert "states.jsonl already exists" in capsys.readouterr().err
     (tmp_path / "games").rename(folder / "trajectories.jsonl")
     assert main(["status", "mine"]) == 1
-    told = f"mine holds imported logs but no loop yet; continue with: oelkit {shlex.join(then)}\n"
-    assert capsys.readouterr().err.endswith(told)
+    told = "mine holds imported logs but no loop yet; continue with: oelkit "
+    assert capsys.readouterr().err.endswith(f"{told}{shlex.join(then)}\n")
+    items = folder / "items.jsonl"
+    for made, text, nearest in (
+        (items, "", "extract --trajectories "),
+        (items, "{}\n", f"curate {items}\n"),
+        (folder / "curation.jsonl", "", f"distill --states {folder / 'states.jsonl'} --exp"),
+        (folder / "mine/adapter_config.json", "{}", f"export {folder / 'mine'} --to merged\n"),
+    ):
+        write_text(made, text)
+        assert main(["report", "mine"]) == 1
+        assert told + nearest in capsys.readouterr().err

@@ -258,8 +258,12 @@ def test_extract_samples_as_its_help_says(call, place, settings, monkeypatch):
     write_jsonl("games.jsonl", [make_game()])
     line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl", "--force"]
     line += ["--prompt-set", "brief", "--max-new-tokens", "8"]
-    assert call(*line, "--out", "x.jsonl")[0] == 0
-    assert call(*line, "--out", "x.jsonl", "--extract-temperature", "0")[0] == 0
+    told = "wrote no item about 1 game: 0 of 4 replies say that there is nothing new"
+    with pytest.warns(UserWarning, match=told):
+        status, out, _ = call(*line, "--out", "x.jsonl")
+    assert status == 0 and out.count("next: oelkit view games.jsonl\n") == 1 and "curate" not in out
+    with pytest.warns(UserWarning, match=told):
+        assert call(*line, "--out", "x.jsonl", "--extract-temperature", "0")[0] == 0
     assert temperatures == [0.7, 0]
     about = call("extract", "--help")[1].rpartition("--extract-temperature FLOAT")[2]
     assert about.partition("--")[0].strip().endswith("(default: 0.7)")
@@ -282,6 +286,34 @@ def test_extract_prints_what_was_written(call, place, settings, monkeypatch):
         "  H is  [31ma hole.  (written by 2 of 2 draws)",
         "  G is far.  (written by 1 of 2 draws)",
     ]
+
+
+def test_an_interrupted_extract_goes_on_after_its_replies(call, place, settings, monkeypatch):
+    asked = []
+
+    def generate(policy, prompts, sampling, *, seed):
+        if len(asked) == 2 and not (place / "again").exists():
+            raise KeyboardInterrupt
+        asked.append(seed)
+        return [Reply([7], f"- EXPERIENCE ITEM: H is hole {seed}.", False)] * len(prompts)
+
+    monkeypatch.setattr("oelkit.model.sampling.generate", generate)
+    write_jsonl("games.jsonl", [replace(make_game(), id=f"g{i}") for i in range(4)])
+    line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl"]
+    line += ["--prompt-set", "brief", "--seed", "1", "--out", "x.jsonl"]
+    assert call(*line)[::2] == (
+        130,
+        "interrupted; the replies so far are kept: the same command continues after them\n",
+    )
+    assert not Path("x.jsonl").exists()
+    (place / "again").touch()
+    with open(".x.jsonl.replies", "a") as kept:
+        kept.write('{"schema": 1, "as')  # killed while it wrote
+    assert call(*line)[0] == 0 and asked == [*range(1009, 1009 + len(asked))]
+    texts = {item.text for item in read_jsonl("x.jsonl", ExperienceItem)}
+    assert sorted(texts) == [f"H is hole {seed}." for seed in asked]
+    assert not Path(".x.jsonl.replies").exists()
+    assert call(*line, "--force", "--seed", "2")[0] == 0 and asked[-1] > 2018
 
 
 @pytest.mark.slow
@@ -342,12 +374,18 @@ def test_status_tells_what_is_stale_and_redo_does_no_more(call, place, settings)
     status, out, _ = call("status", "first")
     assert status == 3
     assert re.search(r"round 1 +curate +stale +round_1/curation.jsonl has changed since\n", out)
+    for command in ("report", "compare"):
+        with pytest.warns(
+            UserWarning, match="first is out of date .curate of round 1: round_1/cur"
+        ):
+            assert call(command, "first")[0] == 0
     assert re.search(r"round 1 +rollout +done\n", out)
     refused(call(*line[:3], "--resume"), "out of date", "round_1/curation.jsonl", "--redo")
     assert trained.read_bytes() == before
     assert call(*line[:3], "--redo")[0] == 0 and call("status", "first")[0] == 0
     assert trained.read_bytes() != before
     assert (run / "round_1/trajectories.jsonl").stat().st_mtime_ns == games
+    assert "such as: oelkit rollback first 1\n" in call("rollback", "first")[2]
     status, out, _ = call("rollback", "first", "1")
     assert (status, out.splitlines()[0]) == (0, "round 2 starts from the untrained model")
     status, out, _ = call("status", "first")
@@ -444,7 +482,7 @@ def test_steps_on_files(call, place, settings):
         "items.jsonl",
     )
     assert status == 0 and read_jsonl("items.jsonl", ExperienceItem) is not None, err
-    assert "written: items.jsonl\nnext: oelkit curate items.jsonl\n" in out
+    assert "written: items.jsonl\nnext: oelkit " in out
     items(place / "items.jsonl", ["H is a hole.", "G is the goal."])
     curation = Curation.open("items.jsonl", "curation.jsonl")
     curation.accept("i0")
@@ -462,6 +500,7 @@ def test_steps_on_files(call, place, settings):
         "--out",
         "adapter",
     )
+    assert out.endswith("\nthen use it: oelkit export adapter --to merged\n")
     assert (
         status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
     ), err

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ..runs.settings import SCALES, Settings, extract_logs, no_run, run_folder
+from ..runs.settings import SCALES, Settings, extract_logs, is_adapter, no_run, run_folder
 from .start import TREE, lay_out
 
 if TYPE_CHECKING:
@@ -80,10 +80,19 @@ def report(args: Namespace) -> None:
     from ..views.summary import summary
 
     path = write_report(folder := folder_of(args.run))
+    _tell_stale(folder)
     with damage_told(folder):
         metrics = read_json(folder / "metrics.json")
         told = [summary(metrics), *findings(metrics)]
     print(*told, f"report: {path}", sep="\n")
+
+
+def _tell_stale(folder: Path) -> None:
+    from ..runs.stages import StaleRunError
+    from ..views.report import stale
+
+    if old := stale(folder):
+        warnings.warn(str(StaleRunError(folder, old)), stacklevel=3)
 
 
 def compare(args: Namespace) -> None:
@@ -101,6 +110,7 @@ def compare(args: Namespace) -> None:
             )
         if name in runs:
             raise ValueError(f"{name} is named twice")
+        _tell_stale(folder)
         runs[name], run = (read_json(folder / f"{file}.json") for file in ("metrics", "run"))
         with damage_told(folder):
             settings[name] = run["settings"]
@@ -165,18 +175,19 @@ def estimate(args: Namespace) -> None:
 
 
 def export(args: Namespace) -> None:
-    """Export a run's model for other programs, and check it by playing again in that form."""
+    """Export a model for other programs; a run's is checked by playing again in that form."""
     from ..runs.card import export_table
     from ..runs.export import check_exports, export, push_to_hub
 
     forms = list(dict.fromkeys(args.to or ["peft"]))
     if len(forms) > 1 and (args.out or args.push):
         raise ValueError("--out and --push take one form: use --to once")
-    run = folder_of(args.run)
+    adapter = is_adapter(Path(args.run))
+    run = Path(args.run) if adapter else folder_of(args.run)
     folders = [export(run, form, args.out, private=args.private) for form in forms]
     if not args.out:  # otherwise `main` prints the path at the end
         print(*(f"written: {folder}" for folder in folders), sep="\n")
-    if args.check:
+    if args.check and not adapter:
         print(*export_table(check_exports(run, folders)), sep="\n")
     if args.push:
         print(f"pushed: {push_to_hub(folders[0], args.push)}")

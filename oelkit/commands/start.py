@@ -6,6 +6,7 @@ import os
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -78,7 +79,9 @@ def demo(args: Namespace) -> None:
     picture.parent.mkdir(exist_ok=True)
     names = {arm: name for arm, (name, _) in about.items()}
     plots.styled(_before_and_after)(metrics, names).savefig(picture, dpi=150)
-    print(f"\npicture: {picture}", f"next, edit what it wrote: oelkit curate {args.run}", sep="\n")
+    first = "" if find_spec("voila") else " (after: pip install voila)"
+    print(f"\npicture: {picture}")
+    print(f"next, edit what it wrote: oelkit curate {args.run}{first}")
     print(f"then train on your edit:  oelkit loop --run {args.run} --redo")
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import time
+import warnings
 from argparse import Namespace
 from collections import Counter
+from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,21 +37,68 @@ def extract(args: Namespace) -> None:
     """Write down what trajectories teach, as experience items."""
     from ..curation import Curation
     from ..records import Trajectory, read_jsonl, write_jsonl
+    from ..runs import files
     from ..steps.extraction import extract
+    from ..text import counted
 
     s, texts = _start(args)
     texts = [texts[draw % len(texts)] for draw in range(s.num_draws)]
     games = read_jsonl(args.trajectories, Trajectory)
     policy, options = _load(args, s)
     options |= {"num_draws": s.num_draws, "budget_tokens": s.budget_tokens, "strict": s.strict}
-    options |= {"show_previous": s.show_previous}
-    items = extract(policy, games, texts, s.extract_sampling, **options)
+    options |= {"show_previous": s.show_previous, "on_step": (counts := Counter()).update}
+    started = files.sha256(Path(args.adapter, "adapter_model.safetensors")) if args.adapter else ""
+    known = Path(args.out).with_name(f".{Path(args.out).name}.replies")
+    try:
+        player: Any = _Resumed(policy, known, [asdict(s), started])
+        items = extract(player, games, texts, s.extract_sampling, **options)
+    except KeyboardInterrupt:
+        told = "interrupted; the replies so far are kept: the same command continues after them"
+        raise KeyboardInterrupt(told) from None
     write_jsonl(args.out, items)
+    known.unlink(missing_ok=True)
+    if not items:
+        read, new, few = counts["replies"], counts["nothing_new"], counted(len(games), "game")
+        said = f"{new} of {read} replies say that there is nothing new, the others lack the form"
+        warnings.warn(f"{policy.name} wrote no item about {few}: {said}", stacklevel=2)
+        args.then = [f"next: oelkit view {shlex.quote(args.trajectories)}"]
+        args.then += ["then try another --prompt-set, or a larger --model"]
+        return
     said = Curation(items).statements()
     for one in said[:8]:  # model text can hold terminal control codes
         text = "".join(c if c.isprintable() else " " for c in one.text)[:100]
         print(f"  {text}  (written by {len(one.draws)} of {s.num_draws} draws)")
     args.then = [f"next: oelkit curate {shlex.quote(args.out)}"]
+
+
+class _Resumed:
+    """A policy that keeps its replies in a file and, after an interruption, answers from it."""
+
+    def __init__(self, policy: Policy, path: Path, about: Any):
+        from ..records import RecordError, read_jsonl
+
+        self._policy, self._path, self._about = policy, path, about
+        try:
+            rows = read_jsonl(path) if path.exists() else []
+        except RecordError as error:  # killed while it wrote the last line
+            rows = error.records
+        self._known = {row["asked"]: row["replies"] for row in rows}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def generate(self, prompts: Any, sampling: Any, seed: int) -> list[Any]:
+        """Sample the replies of one call, unless the file has them."""
+        from ..model.sampling import Reply, generate
+        from ..records import append_jsonl
+
+        asked = sha256(repr((self._about, prompts, sampling, seed)).encode()).hexdigest()
+        if asked in self._known:
+            return [Reply(*kept) for kept in self._known[asked]]
+        replies = generate(self._policy, prompts, sampling, seed=seed)
+        kept = [[reply.ids, reply.text, reply.truncated] for reply in replies]
+        append_jsonl(self._path, {"asked": asked, "replies": kept})
+        return replies
 
 
 def distill(args: Namespace) -> None:
@@ -79,6 +129,10 @@ def distill(args: Namespace) -> None:
     write_text(Path(args.out, "experience.md"), read)
     for row in rows[:1] + rows[-1:]:
         print(f"loss {row['loss']:.4f} at step {row['step']}")
+    model, out = shlex.quote(s.model), shlex.quote(args.out)
+    world = f"oelkit evaluate --model {model} --adapter {out} (in a world)"
+    args.then = [f"next, measure it: {world}, or oelkit.agreement in Python (on logs)"]
+    args.then += [f"then use it: oelkit export {out} --to merged"]
 
 
 def _told(path: str, texts: list[str], policy: Policy) -> str:

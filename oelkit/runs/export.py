@@ -1,7 +1,8 @@
 """Exports what a run has learned: as a PEFT folder, a merged 16-bit model or a GGUF file.
 
-Each export has a model card. `check_exports` plays it again with plain libraries. Of the run
-folder, only `export/` is written to."""
+Each export of a run has a model card. `check_exports` plays it again with plain libraries. Of the
+run folder, only `export/` is written to. An adapter that belongs to no run is exported alike, but
+without card and check, because no world is known."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from ..records import write_text
 from ..stats import outcomes, paired_bootstrap
 from . import card
 from .files import read_json, remove, write_json
+from .settings import is_adapter
 from .stages import Stages, stages_of
 
 if TYPE_CHECKING:
@@ -34,10 +36,10 @@ def export(
     """Export the model of the run's last round, taking rollbacks into account.
 
     Args:
-        run: A run, or its folder.
+        run: A run, its folder, or the folder of an adapter such as `save_adapter` writes.
         to: "peft" (an adapter folder), "merged" (a whole 16-bit model) or "gguf" (a folder with
             one 16-bit file from llama.cpp's converter).
-        out: Output folder. None: export/FORM in the run folder, which is replaced.
+        out: Output folder. None: export/FORM in that folder, which is replaced.
         private: Leave the experience text out of the folder and the card, but keep its hash.
 
     Returns:
@@ -49,21 +51,24 @@ def export(
     """
     if to not in FORMS:
         raise ValueError(f"cannot export to {to!r}: choose one of {', '.join(FORMS)}")
-    stages = stages_of(given.path("run", getattr(run, "folder", run)))
-    k, folder = exported_round(stages), Path(out or stages.folder / "export" / to)
+    source = given.path("run", getattr(run, "folder", run))
+    stages = None if is_adapter(source) else stages_of(source)
+    k, folder = exported_round(stages) if stages else 0, Path(out or source / "export" / to)
+    adapter = source / f"round_{k}/adapter" if stages else source
     if out is not None and folder.exists():
-        raise ValueError(f"{folder} already exists: choose another folder or delete it")
+        raise ValueError(f"{folder} already exists: choose another folder")
     convert = _converter() if to == "gguf" else []
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     partial.mkdir(parents=True)
     try:
-        _write(stages, k, to, partial, convert)
-        text = stages.folder / f"round_{k}/adapter/experience.md"
+        _write(adapter, stages, to, partial, convert, source.resolve().name)
+        text = adapter / "experience.md"
         if not private and text.is_file():
             shutil.copy(text, partial)
-        write_json(partial / card.ABOUT, card.about(stages, k, to))
-        write_text(partial / "README.md", card.model_card(partial))
+        if stages:
+            write_json(partial / card.ABOUT, card.about(stages, k, to))
+            write_text(partial / "README.md", card.model_card(partial))
         remove(folder)
         os.replace(partial, folder)
     finally:
@@ -91,24 +96,29 @@ def exported_round(stages: Stages) -> int:
     return k
 
 
-def _write(stages: Stages, k: int, to: str, folder: Path, convert: list[str]) -> None:
+def _write(
+    adapter: Path, stages: Stages | None, to: str, folder: Path, convert: list[str], name: str
+) -> None:
     from ..model.plain import add_tokenizer, merge_adapter
+    from ..model.source import model_folder, notes
 
-    adapter, model = stages.folder / f"round_{k}/adapter", stages.settings.model
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8-sig"))
+    own = notes(adapter).get("base") or str(config.get("base_model_name_or_path"))
+    model = stages.settings.model if stages else own
     if to == "peft":
-        for name in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
-            if name != "oelkit.json" or (adapter / name).exists():  # PEFT's own folders lack it
-                shutil.copy(adapter / name, folder)
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        for file in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
+            if file != "oelkit.json" or (adapter / file).exists():  # PEFT's own folders lack it
+                shutil.copy(adapter / file, folder)
         # PEFT loads the base model by this name and does not know "micro"
         config["base_model_name_or_path"] = add_tokenizer(model, folder)
         write_json(folder / "adapter_config.json", config)
         return
     merged = folder / "merged" if to == "gguf" else folder
     merge_adapter(model, adapter, merged)
-    write_json(folder / "oelkit.json", {"prompts": stages.prompts["name"]})  # for load_policy
+    about = {"prompts": stages.prompts["name"]} if stages else notes(Path(model_folder(model)))
+    write_json(folder / "oelkit.json", about)  # for load_policy
     if to == "gguf":
-        file = folder / f"{stages.folder.name}.gguf"
+        file = folder / f"{name}.gguf"
         command = [*convert, str(merged), "--outfile", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not file.is_file():
@@ -147,7 +157,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not (given.path("folder", folder) / card.ABOUT).is_file():
-        raise ValueError(f"{folder}: not a folder written by `oelkit export`")
+        raise ValueError(f"{folder}: not a folder written by `oelkit export` of a run (no card)")
     try:
         address = HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder)

@@ -203,7 +203,9 @@ def no_run(folder: Path) -> str:
     """
     logs = folder / "round_1"
     if (logs / "trajectories.jsonl").exists() and not (logs / "manifests").exists():
-        return f"{folder} holds imported logs but no loop yet; continue with: {extract_logs(logs)}"
+        return f"{folder} holds imported logs but no loop yet; continue with: {next_of_logs(logs)}"
+    if is_adapter(folder):
+        return f"{folder} holds an adapter, but no run"
     beside = [path.parent.name for path in sorted(folder.parent.glob("*/run.json"))]
     meant = did_you_mean(folder.name, beside)
     if beside and not meant:
@@ -211,8 +213,28 @@ def no_run(folder: Path) -> str:
     return f"{folder} holds no run{meant}"
 
 
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter in PEFT format."""
+    return (folder / "adapter_config.json").is_file()
+
+
+_HOW = "--prompt-set rules --scale small --model YOUR_MODEL"
+
+
 def extract_logs(folder: Path) -> str:
     """Return the command that extracts items from the logs in a round's folder."""
-    line = f"oelkit extract --trajectories {quote(str(folder / 'trajectories.jsonl'))} "
-    line += "--prompt-set rules --scale small --model YOUR_MODEL "
-    return line + f"--out {quote(str(folder / 'items.jsonl'))}"
+    games, items = (quote(str(folder / f"{name}.jsonl")) for name in ("trajectories", "items"))
+    return f"oelkit extract --trajectories {games} {_HOW} --out {items}"
+
+
+def next_of_logs(folder: Path) -> str:
+    """Return the command that comes next for the imported logs in a round's folder."""
+    names = "states.jsonl", "items.jsonl", "my_adapter"
+    states, items, adapter = (quote(str(folder / name)) for name in names)
+    if trained := next(filter(is_adapter, sorted(folder.glob("*"))), None):
+        return f"oelkit export {quote(str(trained))} --to merged"
+    if not ((written := folder / "items.jsonl").is_file() and written.stat().st_size):
+        return extract_logs(folder)
+    if not (folder / "curation.jsonl").exists():
+        return f"oelkit curate {items}"
+    return f"oelkit distill --states {states} --experience {items} {_HOW} --out {adapter}"

@@ -108,7 +108,9 @@ def extract(
     room = None if writer else room  # another model has a context of its own
     seen = [_Draw(d, text, budget_tokens, policy) for d, text in enumerate(before)]
     trajectories = _readable(policy, prompt_set, trajectories, room)
-    warn_of_chats(policy, [t.prompt for g in trajectories if g.env_id == "log" for t in g.turns])
+    prompts = [t.prompt for g in trajectories if g.env_id == "log" for t in g.turns]
+    warn_of_chats(policy, prompts)
+    _warn_of_tools(policy, prompts)
     n, lanes = len(trajectories), list[_Lane]()
     for draw in seen:
         games = random.Random(f"{seed}/{draw.index}").sample(trajectories, n)
@@ -253,6 +255,20 @@ def _readable(
         told = "are left out because a turn does not fit the context"
         warnings.warn(f"{few} {told}: {why}", stacklevel=3)
     return good
+
+
+def _warn_of_tools(policy: Policy, prompts: Sequence[Sequence[Message]]) -> None:
+    """Warn at once of prompts that the chat template rejects: training leaves them out."""
+    refused = list[str]()
+    for prompt in prompts:
+        if any({"tools", "tool_calls"} & m.keys() for m in prompt):
+            try:
+                policy.encode(prompt)
+            except ValueError as error:
+                refused.append(str(error))
+    if refused:
+        told = f"training will leave out {len(refused)} of the {len(prompts)} replies in these logs"
+        warnings.warn(f"{told}: {refused[0]}", stacklevel=3)
 
 
 def _items_of(answer: str, truncated: bool, strict: bool) -> list[str]:

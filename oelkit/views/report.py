@@ -70,7 +70,7 @@ def _page(folder: Path, metrics: dict, run: dict) -> str:
     return _template().render(
         metrics=metrics,
         about=[f"{name} {value}" for name, value in known.items() if value is not None],
-        stale=_stale(folder),
+        stale=stale(folder),
         headline=headline(metrics),
         findings=findings(metrics),
         chain=chain(metrics),
@@ -89,8 +89,8 @@ def _template() -> Any:
     return Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
 
 
-def _stale(folder: Path) -> list[StageStatus]:
-    """The stages that are out of date; a run in an older format cannot tell."""
+def stale(folder: Path) -> list[StageStatus]:
+    """Return the stages that are out of date; a run in an older format cannot tell."""
     try:
         return [one for one in status(folder) if one.state == "stale"]
     except ValueError:
