@@ -255,8 +255,8 @@ class Policy(Shown, Adapters):
             cache: keys and values of the tokens before them.
             **how: attention_mask or position_ids.
         """
-        how = {**how, "use_cache": cache is not None, self.cache_argument: cache}
-        return self.base_lm.base_model(input_ids=input_ids, **how).last_hidden_state
+        cached = {"use_cache": cache is not None, self.cache_argument: cache}
+        return self.base_lm.base_model(input_ids=input_ids, **how, **cached).last_hidden_state
 
     @torch.no_grad()
     def check_hidden(self) -> None:
