@@ -185,6 +185,7 @@ def measure_step(spec: dict) -> dict:
         batch_size=batch,
         retention=spec.get("retention", 0.0),
         max_new_tokens=spec["reply"],
+        batch_tokens=spec.get("batch_tokens"),
     )
     found = peak.bytes()
     plan = memory_plan(

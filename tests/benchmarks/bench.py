@@ -293,17 +293,13 @@ class Bench:
                 what = (
                     f"distillation step, 8 states, 16 reply tokens, {tokens} tokens of experience"
                 )
-                # TRL takes all states at once; for the shortest experience, also one at a time
-                # with accumulated gradients
-                for split in (1, 8) if tokens == self._experiences()[0] else (1,):
-                    name = f"TRL SDFTTrainer, full_logits, micro-batches of {8 // split}"
-                    self.both(
-                        what,
-                        ours,
-                        self.run("step", "trl", **size, split=split),
-                        name,
-                        *((faster, less) if split == 1 else (None, None)),
-                    )
+                name = "TRL SDFTTrainer, full_logits, micro-batches of {}"
+                peer = self.run("step", "trl", **size, split=1)
+                self.both(what, ours, peer, name.format(8), faster, less)
+                first = tokens == self._experiences()[0]  # also one state at a time
+                if first and (ours := self.run("step", "ours", **size, batch_tokens=1)):
+                    peer = self.run("step", "trl", **size, split=8)
+                    self.both(f"{what}, batch_tokens=1", ours, peer, name.format(1), None, 1.0)
 
     def cost(self) -> None:
         low, high = self.run("step", "ours", states=8, reply=16, experience=256), None
