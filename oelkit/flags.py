@@ -147,11 +147,10 @@ def _add_of_step(one: argparse.ArgumentParser, name: str) -> None:
     add("--out", required=needed, metavar="PATH", help="file or folder to write")
     add("--force", action="store_true", help="overwrite existing output")
     if name in STEPS[:-1]:
-        flag, needed = "--previous" if name == "extract" else "--experience", name == "distill"
-        text = f"what the {'teacher' if needed else 'model'} reads"
-        text = (
-            "experience of earlier games, which the model extends" if flag == "--previous" else text
-        )
+        needed = name == "distill"
+        flag, text = "--experience", f"what the {'teacher' if needed else 'model'} reads"
+        if name == "extract":
+            flag, text = "--previous", "experience of earlier games, which the model extends"
         text += "" if needed else " (default: nothing)"
         add(flag, dest="experience", metavar="FILE", required=needed, help=text)
     if name == "play":

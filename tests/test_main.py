@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -301,10 +302,7 @@ def test_an_interrupted_extract_goes_on_after_its_replies(call, place, settings,
     write_jsonl("games.jsonl", [replace(make_game(), id=f"g{i}") for i in range(4)])
     line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl"]
     line += ["--prompt-set", "brief", "--seed", "1", "--out", "x.jsonl"]
-    assert call(*line)[::2] == (
-        130,
-        "interrupted; the replies so far are kept: the same command continues after them\n",
-    )
+    assert call(*line)[::2] == (130, "interrupted; the same command continues there\n")
     assert not Path("x.jsonl").exists()
     (place / "again").touch()
     with open(".x.jsonl.replies", "a") as kept:
@@ -439,7 +437,7 @@ def test_a_measure_of_the_default_model_is_written_with_its_name(call, place):
     refused(call("ifeval", "q.jsonl", *same), "--out and --replies need a file each")
 
 
-def test_steps_on_files(call, place, settings):
+def test_steps_on_files(call, place, settings, monkeypatch):
     tiny = ["--model", settings.model, "--prompt-set", settings.prompt_set]
     status, out, err = call(
         "play", *tiny, "--env", settings.env, "--seeds", "4:7", "--out", "new/games.jsonl"
@@ -501,6 +499,18 @@ def test_steps_on_files(call, place, settings):
         "adapter",
     )
     assert out.endswith("\nthen use it: oelkit export adapter --to merged\n")
+    line = ["distill", *tiny, "--trajectories", "new/games.jsonl", "--experience", "items.jsonl"]
+    line += ["--steps", "2", "--batch-size", "2", "--out", "again"]
+    with monkeypatch.context() as stopped:
+        pressed = nullcontext(lambda: True)
+        stopped.setattr("oelkit.steps.distillation.interrupt_deferred", lambda: pressed)
+        told = "stopped after 1 of 2 steps; the same command continues there\n"
+        assert call(*line)[::2] == (130, told) and not Path("again").exists()
+    assert "distill: 2 steps" in call(*line)[1] and not Path(".again.checkpoint").exists()
+    weights = [
+        Path(f"{name}/adapter_model.safetensors").read_bytes() for name in ("adapter", "again")
+    ]
+    assert weights[0] == weights[1]
     assert (
         status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
     ), err

@@ -11,7 +11,7 @@ import pytest
 import oelkit
 from oelkit.config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, part
 from oelkit.notebooks import run_notebooks
-from oelkit.runs.settings import SCALES, Settings, run_folder
+from oelkit.runs.settings import SCALES, Settings, check_settings, run_folder
 
 ROOT = Path(__file__).parents[1]
 PARTS = (ModelConfig, ExtractConfig, DistillConfig, EvalConfig)
@@ -39,6 +39,10 @@ def test_scales_change_settings_that_there_are():
     for scale, changes in SCALES.items():
         assert asdict(Settings.of(scale, model="m")) == asdict(Settings(model="m")) | changes
     assert Settings.of("paper", model="m", rounds=1).rounds == 1
+    with pytest.raises(TypeError, match=r"no setting 'step' \(did you mean steps\?\)"):
+        Settings.of("tiny", step=3)
+    with pytest.raises(ValueError, match=r"no setting 'step' \(did you mean steps\?\)"):
+        check_settings({"step": 3})
     with pytest.raises(ValueError, match="no scale 'huge': choose one of tiny, small, paper"):
         Settings.of("huge")
 

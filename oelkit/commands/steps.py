@@ -48,15 +48,10 @@ def extract(args: Namespace) -> None:
     options |= {"num_draws": s.num_draws, "budget_tokens": s.budget_tokens, "strict": s.strict}
     options |= {"show_previous": s.show_previous, "on_step": (counts := Counter()).update}
     started = files.sha256(Path(args.adapter, "adapter_model.safetensors")) if args.adapter else ""
-    known = Path(args.out).with_name(f".{Path(args.out).name}.replies")
-    try:
-        player: Any = _Resumed(policy, known, [asdict(s), started])
+    with files.continued(args.out, "replies") as path:
+        player: Any = _Resumed(policy, path, [asdict(s), started])
         items = extract(player, games, texts, s.extract_sampling, **options)
-    except KeyboardInterrupt:
-        told = "interrupted; the replies so far are kept: the same command continues after them"
-        raise KeyboardInterrupt(told) from None
-    write_jsonl(args.out, items)
-    known.unlink(missing_ok=True)
+        write_jsonl(args.out, items)
     if not items:
         read, new, few = counts["replies"], counts["nothing_new"], counted(len(games), "game")
         said = f"{new} of {read} replies say that there is nothing new, the others lack the form"
@@ -72,7 +67,7 @@ def extract(args: Namespace) -> None:
 
 
 class _Resumed:
-    """A policy that keeps its replies in a file and, after an interruption, answers from it."""
+    """A policy that keeps its replies in a file, and gives those that are there."""
 
     def __init__(self, policy: Policy, path: Path, about: Any):
         from ..records import RecordError, read_jsonl
@@ -106,6 +101,7 @@ def distill(args: Namespace) -> None:
     from ..config import DistillConfig, part
     from ..model import ranks
     from ..records import State, Trajectory, read_jsonl, write_text
+    from ..runs import files
     from ..runs.work import as_draws
     from ..steps.distillation import distill
     from ..steps.rollouts import states
@@ -121,12 +117,15 @@ def distill(args: Namespace) -> None:
     if first := ranks.rank() == 0:
         print(_told(args.experience, texts, policy), flush=True)
     options["progress"], read = first, as_draws(texts)
-    rows = distill(policy, prompts, texts, part(DistillConfig, s), **options)
-    if not first:  # only the first process writes and prints
+    with files.continued(args.out, "checkpoint") as path:
+        config = part(DistillConfig, s)
+        rows = distill(policy, prompts, texts, config, checkpoint=path, **options)
+        if first:  # only the first process writes and prints
+            policy.save_adapter(args.out)
+            write_text(Path(args.out, "experience.md"), read)
+    if not first:
         args.out = None
         return
-    policy.save_adapter(args.out)
-    write_text(Path(args.out, "experience.md"), read)
     for row in rows[:1] + rows[-1:]:
         print(f"loss {row['loss']:.4f} at step {row['step']}")
     model, out = shlex.quote(s.model), shlex.quote(args.out)

@@ -184,6 +184,18 @@ def refuse_links(folder: Path) -> None:
 
 
 @contextmanager
+def continued(out: str, what: str) -> Iterator[Path]:
+    """Yield a file for what is done so far, beside the output; it is deleted once all is done."""
+    path = Path(out).with_name(f".{Path(out).name}.{what}")
+    try:
+        yield path
+    except KeyboardInterrupt as stop:
+        told = f"{str(stop) or 'interrupted'}; the same command continues there"
+        raise KeyboardInterrupt(told) from None
+    path.unlink(missing_ok=True)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Become the only writer of a run folder; yields a function that says whether this still holds.
 

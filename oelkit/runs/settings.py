@@ -47,13 +47,18 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         """Return the settings of a scale ("tiny", "small" or "paper") with some changed.
 
         With a model other than the embedded one, "tiny" trains with the defaults. ValueError for
-        an unknown scale.
+        an unknown scale, TypeError for an unknown setting.
         """
         if scale not in SCALES:
             raise ValueError(
                 f"no scale {scale!r}{did_you_mean(scale, SCALES)}: "
                 f"choose one of {', '.join(SCALES)}"
             )
+        for name in changes:
+            if name not in cls.__dataclass_fields__:
+                raise TypeError(
+                    f"no setting {name!r}{did_you_mean(name, cls.__dataclass_fields__)}"
+                )
         embedded = scale == "tiny" and changes.get("model", cls.model) == cls.model
         return cls(**SCALES[scale] | (EMBEDDED if embedded else {}) | changes)
 
@@ -176,7 +181,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     hints = get_type_hints(Settings)
     for name, value in settings.items():
         if name not in hints:
-            raise ValueError(f"there is no setting {name!r}")
+            raise ValueError(f"there is no setting {name!r}{did_you_mean(name, hints)}")
         try:
             setting(name, value, hints[name])
         except TypeError as error:
