@@ -142,6 +142,17 @@ class Curation(Shown):
         """Replace an item by several, each with its evidence and status; return their ids."""
         return list(self._do(Op.SPLIT, id, reason, author, texts=_ids(texts)))
 
+    def rewrite(self, op: str, id: Ids, texts: Sequence[str], reason: str = "") -> tuple[str, ...]:
+        """Do an edit, merge or split, and accept its texts unless all it replaces was rejected.
+
+        The editor does this with what a person wrote. It is one operation, so one undo is enough.
+
+        Returns:
+            The ids of the items that it made; none for an edit.
+        """
+        accept = any(self.item(i).status != "rejected" for i in _ids(id))
+        return self._do(Op(op), id, reason, None, texts=_ids(texts), every_draw=accept)
+
     def add(
         self,
         text: str,

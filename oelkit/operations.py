@@ -86,7 +86,8 @@ class Operation:
     to: int | None = None
     """The target index of a move, or the number of the operation that a reason explains."""
     every_draw: bool = False
-    """For accept: whether the item goes into every draw's text or only into its own draw's."""
+    """For accept: whether the item goes into every draw's text or only into its own draw's. For
+    edit, merge and split: whether the new text is also accepted, for every draw."""
     evidence: tuple[Evidence, ...] = ()
     extra: Fields = field(default_factory=Fields, hash=False)
 
@@ -164,13 +165,14 @@ def apply(state: State, op: Operation) -> State:
     items, texts = _checked(state, op)
     status = STATUS.get(Op(op.op))
     changed = {i.id: replace(i, status=status or i.status, author=op.author) for i in items}
+    accepted: Fields = {"status": "accepted", "every_draw": True} if op.every_draw else {}
     match op.op:
         case Op.ACCEPT:
             changed = {id: replace(i, every_draw=op.every_draw) for id, i in changed.items()}
         case Op.RESTORE:
             changed = {id: replace(i, text=one_line(i.original)) for id, i in changed.items()}
         case Op.EDIT:
-            changed = {id: replace(i, text=texts[0]) for id, i in changed.items()}
+            changed = {id: replace(i, text=texts[0], **accepted) for id, i in changed.items()}
         case Op.MOVE:
             return _moved(state, items, op.to)
         case Op.ADD:
@@ -186,7 +188,7 @@ def apply(state: State, op: Operation) -> State:
             if len({i.status for i in items}) > 1:
                 made = replace(made, status="pending")
             new = [
-                replace(made, id=id, text=text, original=original)
+                replace(made, id=id, text=text, original=original, **accepted)
                 for id, text, original in zip(op.new, texts, op.texts, strict=True)
             ]
             return _inserted(state | changed, new, first)

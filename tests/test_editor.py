@@ -201,6 +201,29 @@ def test_near_duplicates_word_diff_and_source(files):
     ]
 
 
+@pytest.mark.parametrize("op, texts", [("edit", ["x"]), ("merge", ["x"]), ("split", ["x", "y"])])
+def test_what_a_person_writes_is_accepted_in_one_step_unless_it_was_rejected(files, op, texts):
+    curation = Curation.open(*files)
+    browser = Browser(curation)
+    ids = ["i0", "i2"] if op == "merge" else ["i0"]
+    curation.skip("i2")
+    browser.do(op, ids=ids, texts=texts)
+    assert [item.text for item in curation.kept()] == texts and len(curation.log) == 2
+    assert [i.text for i in Curation.open(*files).kept()] == texts, "the log says it"
+    browser.do("undo")
+    assert [item.status for item in curation.items] == ["pending", "pending", "skipped"]
+    curation.reject(["i0", "i2"])
+    browser.do(op, ids=ids, texts=texts)
+    assert not curation.kept()
+
+
+def test_a_merged_text_is_compared_sentence_by_sentence(files):
+    browser = Browser(Curation.open(*files))
+    merged = browser.do("merge", ids=["i1", "i2"], texts=["G is the goal. H is the goal."])["at"]
+    assert browser.rows["i0"]["against"][0][0] == merged
+    assert browser.rows[merged]["against"][0][0] == "i0"
+
+
 def test_what_no_person_decided_is_marked_until_one_does(files):
     curation = Curation.open(*files)
     curation.accept(["i0", "i2"], author="auto", every_draw=False)

@@ -118,13 +118,13 @@ def test_what_was_said_in_the_same_words_is_one_row_by_support(show, tmp_path):
     assert "contradicts “H is the goal.”" in first
     page.locator(".oel-row").first.click()
     until(page, lambda: page.locator(".oel-side details").count() == 7)  # all of its evidence
-    page.get_by_role("button", name="H is the goal. written by 1 draw").click()
+    page.get_by_role("button", name="H is the goal. 1 draw").click()
     assert current(page) == "H is the goal."
     button(page, "Contradictions").click()
     assert rows(page) == ["h is a hole", "H is the goal."]
     button(page, "Near-duplicates").click()
     assert rows(page) == ["Boxes move.", "A box moves."]
-    press(page, "l", "m")
+    press(page, "l", "m", "Control+Enter")
     until(page, lambda: len(curation.items) == 9)
     assert curation.items[0].draws == (0, 1, 8)
 
@@ -142,7 +142,9 @@ def test_edit_in_place_cancel_split_and_add(show, curation):
     press(page, "Control+Enter")
     until(page, lambda: len(curation.log) == 1)
     assert {curation.item(id).text for id in ("i0", "i3")} == {f"{TEXTS[0]} Mind it."}
+    assert curation.kept()[0].text == f"{TEXTS[0]} Mind it.", "what a person writes is trained"
     page.locator("[aria-current] ins").first.wait_for()  # word by word against the original
+    show_all(page)
     page.locator(".oel-row").nth(2).click()
     press(page, "d")
     page.locator("textarea").fill("Avoid H.\nAvoid G.")
@@ -178,9 +180,14 @@ def test_selection_merge_and_bulk(show, curation):
     press(page, "Escape")
     assert not page.locator(".oel-pop").is_visible()
     assert page.locator(".oel-row input:checked").count() == 2
-    press(page, "m")
+    press(page, "m")  # opens their text
+    assert page.locator("textarea").input_value() == f"{TEXTS[1]}\n{TEXTS[2]}"
+    page.locator("textarea").fill("G is the goal: avoid H.")
+    press(page, "Control+Enter")
     until(page, lambda: len(curation.items) == 4)
     assert curation.item("merge-1").parents == ("i1", "i2")
+    assert curation.kept()[0].text == "G is the goal: avoid H."
+    show_all(page)
     until(page, lambda: page.get_by_text("Merged from").count() == 1)
     page.get_by_label("Select all shown").click()
     press(page, "a")
@@ -540,8 +547,12 @@ def test_accessible_and_whole_in_both_themes_and_widths(show, sample, theme, tmp
             path=(PICTURES and f"{PICTURES}/editor_{theme}_{width}.png") or tmp_path / "page.png"
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        seen, read = (side.bounding_box()["height"] for side in page.locator(".oel-side").all())
-        assert abs(seen - read) < 2, "the teacher's text has its share where both stand in a column"
+        seen, read = (side.bounding_box() for side in page.locator(".oel-side").all())
+        assert read["height"] > seen["height"] / 2, "the teacher's text has its share in a column"
+        board = page.locator(".oel-side svg").first.bounding_box()
+        assert board["y"] + board["height"] < seen["y"] + seen["height"], "the whole board is seen"
+        whole = "n => n.scrollWidth <= n.clientWidth && n.scrollHeight <= n.clientHeight + 1"
+        assert all(n.evaluate(whole) for n in page.locator(".oel-meta, .oel-after").all())
         for keys in ((), ("?",), ("Escape", "e")):
             press(page, *keys)
             found = Axe().run(page)

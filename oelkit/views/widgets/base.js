@@ -21,7 +21,7 @@ function visible(text) {
 
 const number = (n) => n.toLocaleString("en");
 const several = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
-const outcomeName = (outcome) => outcome.replace("_", " ");
+const outcomeName = (outcome) => ({ success: "won", failure: "lost" })[outcome] ?? outcome.replace("_", " ");
 
 /** Text as nodes, with search hits marked. */
 function marked(text, query) {
@@ -38,12 +38,14 @@ function ownKeys(root) {
   for (const kind of ["keydown", "keyup", "focusin"]) root.addEventListener(kind, own);
 }
 
-/** A list that keeps only the visible rows in the page. count(): rows; height(i): px; row(i): its element;
- *  keep(): a row that always stays in the page (the one with the focus), or -1. */
-function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
+/** A list that keeps only the visible rows in the page. count(): rows; row(i): its element; height: px of a row, or with
+ *  key(i), its name, until it was drawn; keep(): a row that always stays in the page (the one with the focus), or -1. */
+function virtualList({ count, height, row, key = null, keep = () => -1, attributes = {} }) {
   const rows = el("div", { class: "oel-rows", role: "list" });
   const box = el("div", { class: "oel-list", ...attributes }, rows);
   let tops = [0], drawn = new Map();
+  const heights = new Map();  // measured, by key
+  const tall = (i) => (key && heights.get(key(i))) || height;
 
   const at = (y) => {  // the row at that height
     let low = 0, high = tops.length - 2;
@@ -54,6 +56,20 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
     return low;
   };
   function draw() {
+    place();
+    for (let tries = 0; key && tries < 4 && measure(); tries++) { stack(); place(); }
+  }
+  function measure() {  // whether a drawn row has another height than was thought
+    const other = [...drawn].filter(([i, { offsetHeight: h }]) => h && Math.abs(h - tall(i)) > 1);
+    for (const [i, node] of other) heights.set(key(i), node.offsetHeight);
+    return other.length > 0;
+  }
+  function stack() {
+    tops = [0];
+    for (let i = 0; i < count(); i++) tops.push(tops[i] + tall(i));
+    rows.style.height = `${tops.at(-1)}px`;
+  }
+  function place() {
     const wanted = new Set(), n = tops.length - 1;
     if (n) for (let i = at(box.scrollTop - 200); i <= at(box.scrollTop + box.clientHeight + 200); i++) wanted.add(i);
     if (keep() >= 0 && keep() < n) wanted.add(keep());
@@ -69,16 +85,16 @@ function virtualList({ count, height, row, keep = () => -1, attributes = {} }) {
   }
   /** Call after rows were added, removed or changed. */
   function refresh() {
-    tops = [0];
-    for (let i = 0; i < count(); i++) tops.push(tops[i] + height(i));
-    rows.style.height = `${tops.at(-1)}px`;
+    stack();
     drawn.clear();
     draw();
   }
   function reveal(i) {
-    if (tops[i + 1] > box.scrollTop + box.clientHeight) box.scrollTop = tops[i + 1] - box.clientHeight;
-    if (tops[i] < box.scrollTop) box.scrollTop = tops[i];
-    draw();
+    for (let tries = 0; tries < 2; tries++) {  // again if rows that were not drawn before are higher than was thought
+      if (tops[i + 1] > box.scrollTop + box.clientHeight) box.scrollTop = tops[i + 1] - box.clientHeight;
+      if (tops[i] < box.scrollTop) box.scrollTop = tops[i];
+      draw();
+    }
   }
   box.addEventListener("scroll", draw);
   new ResizeObserver(draw).observe(box);

@@ -1,14 +1,13 @@
 // The experience editor in the browser. It keeps only cursor, selection and filter. All item data comes from the
 // kernel; every decision is sent there and shown once it comes back.
 
-const CLOSED = 58;  // height in px of a row that is not the current one
 function render({ model, el: host }) {
   const items = new Map();
   let state = { order: [], draws: [], reads: [], cut: [], can: [false, false], before: "", after: "", log: [null, 0] };
   let shown = [], cursor = null, selected = new Set(), filter = null, sort = "support", source = "", query = "";
   let hitsOnly = false, writing = null;  // { id, form, area }: the row being edited; id "" when adding an item
   const sent = [], refused = [];  // { id, text } of forms: without an answer yet; not saved, so shown again
-  let openHeight = CLOSED, looked = null, loaded = false, coming = true;
+  let looked = null, loaded = false, coming = true, stays = null;  // a row shown in any filter while it is current
 
   const current = () => items.get(cursor);
   const chosen = () => (selected.size ? state.order.filter((id) => selected.has(id)) : cursor ? [cursor] : []);
@@ -24,6 +23,7 @@ function render({ model, el: host }) {
   function decide(op) {
     const ids = chosen();
     if (!ids.length || (op === "merge" && ids.length < 2) || kernel.down()) return kernel.down() && lost();
+    if (op === "merge") return join(ids);
     const said = ids.length > 1 ? several(ids.length, "item") : `“${visible(items.get(ids[0]).text.slice(0, 60))}”`;
     ask(op, { ids });
     after.textContent = `${DECIDED[op]} ${said}`;
@@ -111,7 +111,8 @@ function render({ model, el: host }) {
 
   // -- writing: edit an item in place, or add one
 
-  function write(id, text) {
+  /** ids: the rows that the text replaces; several are merged, at the row `id`. */
+  function write(id, text, ids = id ? [id] : []) {
     if (writing) return writing.area.focus();
     const done = (op, texts) => {
       if (op && kernel.down()) return lost();
@@ -119,12 +120,17 @@ function render({ model, el: host }) {
       adding.replaceChildren();
       layout();
       focusRow();
-      if (op) { sent.push({ id, text: area.value }); ask(op, { ids: id ? [id] : [], texts }); }
+      if (op) {
+        const accepts = ids.some((each) => items.get(each)?.status !== "rejected");
+        sent.push({ id, ids, text: area.value });
+        ask(op, { ids, texts });
+        if (accepts) after.textContent += " and accepted";
+      }
       reopen();
     };
-    const { form, area } = itemForm(id ? items.get(id).text : "", id === "", layout, done);
+    const { form, area } = itemForm(id ? items.get(id).text : "", ids.length, layout, done);
     area.value = text ?? area.value;
-    writing = { id, form, area };
+    writing = { id, ids, form, area };
     if (!id) adding.replaceChildren(form);
     layout();
     if (id) list.reveal(shown.indexOf(id));
@@ -132,9 +138,14 @@ function render({ model, el: host }) {
   }
   function reopen() {  // with what was not saved; as a new item if its row is gone
     if (writing || !refused.length) return;
-    const { id, text } = refused.shift();
-    if (items.has(id)) go(id);
-    write(items.has(id) ? id : "", text);
+    const { id, ids, text } = refused.shift(), there = ids.length > 0 && ids.every((each) => items.has(each));
+    if (there) go(id);
+    write(there ? id : "", text, there ? ids : []);
+  }
+  function join(ids) {  // the person words the merged item, from a line for each row
+    const id = ids.find((each) => shown.includes(each)) ?? ids[0];
+    go(id);
+    write(id, ids.map((each) => items.get(each).text).join("\n"), ids);
   }
 
   // -- commands: one table for buttons, keys and help
@@ -166,8 +177,7 @@ function render({ model, el: host }) {
     source(value) { source = value; show(); }, sort(by) { sort = by; show(); }, hits() { hitsOnly = !hitsOnly; show(); },
     author(name) { remembered.set(name); ask("author", { texts: [name] }); focusRow(); },
     draw: (to) => kernel.send({ op: "draw", to }), budget: (to) => ask("budget", { to }),
-    rows: { count: () => shown.length, keep: () => shown.indexOf(cursor), row,
-      height: (i) => (shown[i] === cursor ? openHeight : CLOSED) } });
+    rows: { count: () => shown.length, keep: () => shown.indexOf(cursor), row, key: (i) => shown[i], height: 58 } });
   const { root, progress, failure, search, hits, why, after, every, none, list, help, adding, about, evidence } = parts;
 
   ownKeys(root);
@@ -195,15 +205,7 @@ function render({ model, el: host }) {
     return itemRow({ id, item: items.get(id), here: id === cursor, query, unit: state.unit, selected: selected.has(id),
       edge: inOrder() && id === state.edge, on: { go, write, select }, place: [i, shown.length] });
   }
-  function layout() {
-    keepFocus(() => {
-      list.refresh();
-      const open = writing?.id ? writing.form : list.box.querySelector("[aria-current]");
-      if (!open || Math.abs(open.offsetHeight - openHeight) <= 1) return;
-      openHeight = Math.max(CLOSED, open.offsetHeight);  // its height differs from the previous row's
-      list.refresh();
-    });
-  }
+  const layout = () => keepFocus(() => list.refresh());
   function show() { keepFocus(showAll); }
   function showAll() {
     const all = state.order.map((id) => items.get(id));
@@ -212,7 +214,7 @@ function render({ model, el: host }) {
     const before = shown, at = shown.indexOf(cursor), kind = filter ?? "all";
     shown = sorted(state.order.filter((id) => {
       const item = items.get(id);
-      return writing?.id === id || (FILTERS[kind](item) && (!source || item.sources.includes(source))
+      return writing?.id === id || (stays === id && cursor === id) || (FILTERS[kind](item) && (!source || item.sources.includes(source))
         && (!hitsOnly || !query || matches(item)));
     }), items, sort, kind);
     selected = new Set([...selected].filter((id) => items.has(id)));
@@ -259,8 +261,8 @@ function render({ model, el: host }) {
     const there = order && new Set(order);
     if (order) for (const id of items.keys()) if (!there.has(id)) items.delete(id);
     if (saved != null) refused.push(...sent.splice(0, 1).filter(() => !saved));
-    if (writing?.id && !items.has(writing.id)) {  // undone or merged meanwhile
-      refused.push({ id: writing.id, text: writing.area.value });
+    if (writing?.ids.some((id) => !items.has(id))) {  // undone or merged meanwhile
+      refused.push({ ...writing, text: writing.area.value });
       writing = null;
       after.textContent = "The item is gone: your text becomes a new one.";
     }
@@ -268,8 +270,7 @@ function render({ model, el: host }) {
     if (!loaded && state.author === "user" && remembered.get()) kernel.send({ op: "author", texts: [remembered.get()] });
     loaded = true;
     if (at && items.has(at) && !writing) {
-      cursor = at;
-      if (filter && !FILTERS[filter](items.get(at))) filter = "all";  // show what was undone
+      cursor = stays = at;  // show what was done or undone
     }
     if (order || Object.keys(rows).length || Object.keys(news).length || at) { show(); look(true); }
     if (at) list.reveal(shown.indexOf(cursor));
@@ -288,7 +289,6 @@ function render({ model, el: host }) {
   const found = () => keepFocus(() => { failure.tell(); root.classList.remove("oel-lost"); });
   const kernel = line(model, { hear, lost, found });
   settle(host, root, focusRow);
-  new ResizeObserver(() => requestAnimationFrame(layout)).observe(list.box);
   show();
   kernel.send({ op: "hello" });
   return kernel.close;

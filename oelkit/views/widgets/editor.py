@@ -128,7 +128,12 @@ class ExperienceEditor(LiveView):
         # an empty text, a concurrent write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
-        if message["op"] in ("edit", "split", "add"):  # the page keeps a form's text until it knows
+        if message["op"] in (
+            "edit",
+            "merge",
+            "split",
+            "add",
+        ):  # the page keeps a form's text until it knows
             answer["saved"] = len(self.curation.log) > before
         self.refresh(**answer)
 
@@ -154,15 +159,12 @@ class ExperienceEditor(LiveView):
                 self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
                 getattr(c, op)(items, reason)
-            case "edit":
-                c.edit(items, texts[0], reason)
-                return {"at": items[0]}
+            case "edit" | "merge" | "split" if texts:
+                return {"at": [*c.rewrite(op, items, texts, reason), items[0]][0]}
             case "move":
                 return self._move(items, texts[0], bool(to))
             case "merge":
                 return {"at": c.merge(items, None, reason)}
-            case "split":
-                return {"at": c.split(items, texts, reason)[0]}
             case "add":
                 return {"at": c.add(texts[0], (), reason)}
             case "undo" | "redo":

@@ -17,9 +17,9 @@ function editorCommands(on) {
     command(() => on.decide("accept"), ["a"], "a", "accept: the model should learn this, in every draw", DECIDE, "Accept"),
     command(() => on.decide("reject"), ["x"], "x", "reject: the teacher does not read it", DECIDE, "Reject"),
     command(() => on.decide("skip"), ["s"], "s", "skip: seen, not decided", DECIDE, "Skip"),
-    command(() => on.write(), ["e"], "e", "edit in place; Ctrl+Enter saves, Esc cancels", DECIDE, "Edit"),
+    command(() => on.write(), ["e"], "e", "edit in place; Ctrl+Enter saves and accepts, Esc cancels", DECIDE, "Edit"),
     command(() => on.select(), [" "], "Space", "select several, to decide on them at once", DECIDE, "Select"),
-    command(() => on.decide("merge"), ["m"], "m", "merge the selection into one item", DECIDE, "Merge"),
+    command(() => on.decide("merge"), ["m"], "m", "merge the selection into one item: opens its text", DECIDE, "Merge"),
     command(() => on.ask("undo"), ["u"], "u", "undo (no limit)", DECIDE, "Undo"),
     command(() => on.ask("redo"), ["U"], "U", "redo", DECIDE, "Redo"),
     command(on.why, ["w"], "w", "why: a reason for the last decision", DECIDE),
@@ -107,7 +107,7 @@ function editorPage(on) {
   menu.addEventListener("click", (event) => { if (event.target.closest(".oel-pop button")) menu.open = false; });
   const right = el("div", { class: "oel-sides" }, evidence, teacher);
   const root = el("section", { class: "oel oel-editor", tabindex: -1, "aria-label": "Experience editor" },
-    el("header", { class: "oel-head" }, progress, meter, el("label", { class: "oel-budget" }, spent, budget)),
+    el("header", { class: "oel-head" }, progress, el("label", { class: "oel-budget" }, spent, budget), meter),
     el("div", { class: "oel-tools" }, filters, sorts, sources, search, hits),
     help, failure.node,
     el("div", { class: "oel-bar", role: "toolbar", "aria-label": "Decisions" },
@@ -136,7 +136,11 @@ function editorPage(on) {
     draws.replaceChildren(...state.draws.map((d) =>
       el("option", { value: d, selected: d === state.draw }, `draw ${d}`)));
     const [limit, item] = [".oel-limit", ".oel-item"].map((each) => prompt.querySelector(each));
-    if (limit ?? item) teacher.scrollTop = (limit ?? item).offsetTop - teacher.clientHeight / (limit ? 2 : 3);
+    if (!limit && !item) return;
+    const head = teacher.firstChild.offsetHeight, goal = (limit ?? item).offsetTop - teacher.clientHeight / (limit ? 2 : 3);
+    const lines = [...prompt.children].flatMap((node) => [...node.getClientRects()].map((box) => box.top));  // none is cut
+    const from = teacher.getBoundingClientRect().top - teacher.scrollTop;
+    teacher.scrollTop = Math.max(0, lines.map((top) => top - from).find((top) => top >= goal + head) - head) || 0;
   }
   function showBudget({ budget: most, tokens = 0, cut, unit = "tokens", measured }) {
     sorts.lastChild.hidden = !measured;

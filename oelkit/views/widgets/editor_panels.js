@@ -17,13 +17,12 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
     ]));
   const made = ([id, words]) => el("p", { dir: "auto" }, visible(words), " ",
     el("button", { onclick: () => on.restore(id) }, "Restore"));
-  const other = ([id, words, n]) => el("p", { dir: "auto" },
-    el("button", { class: "oel-wide", onclick: () => on.go(id) }, visible(words),
-      el("span", { class: "oel-dim" }, n ? `  written by ${several(n, "draw")}` : "")));
+  const other = ([id, words, n]) => el("button", { dir: "auto", onclick: () => on.go(id) }, visible(words),
+    el("span", { class: "oel-dim" }, n ? `  ${several(n, "draw")}` : ""));
   const done = ([op, author, time, why]) =>
     el("li", {}, el("b", {}, op), visible(` by ${author}, ${new Date(time).toLocaleString()}${why && `: ${why}`}`));
   return [
-    ...(against.length ? part("Seems to contradict", ...against.map(other)) : []),
+    against.length > 0 && el("div", { class: "oel-contra" }, ...part("Contradicts", ...against.map(other))),
     ...evidence.map(shownTurn),
     more > 0 && el("button", { onclick: on.all }, `Show the other ${several(more, "turn")} of evidence`),
     ...(evidence.length ? [] : [el("p", { class: "oel-none" }, "No evidence is recorded.")]),
@@ -72,19 +71,25 @@ function unheard([log, n], sent, again) {
   ...sent.map(({ text }) => el("p", { dir: "auto" }, "Perhaps not saved: ", visible(text)))];
 }
 
-/** A form for the text of an item. done(op, texts): "edit", "add", "split" at line breaks, or nothing. */
-function itemForm(text, isNew, oninput, done) {
-  const area = el("textarea", { rows: 3, oninput, "aria-label": isNew ? "Text of the new item" : "Text of the item" });
+const SAVES = "What you write is accepted, unless you rejected what it replaces";
+
+/** A form for a text that replaces `items` items. done(op, texts): "add" (none), "edit", "merge" (several),
+ *  "split" at line breaks, or nothing. */
+function itemForm(text, items, oninput, done) {
+  const isNew = items === 0, op = ["add", "edit"][items] ?? "merge";
+  const what = { add: "Text of the new item", edit: "Text of the item", merge: "Text of the merged item" }[op];
+  const area = el("textarea", { rows: 3, oninput, "aria-label": what });
   area.value = text;
   const lines = () => area.value.split("\n").filter((words) => words.trim());
-  const save = () => (!isNew && area.value === text ? done() : done(isNew ? "add" : "edit", [area.value]));
+  const save = () => (op === "edit" && area.value === text ? done() : done(op, [area.value]));
   const split = () => (lines().length > 1 ? done("split", lines()) : area.focus());
   const button = (words, keys, run, title) => el("button", { onclick: run, title }, `${words} `, el("kbd", {}, keys));
   const form = el("div", { class: "oel-form", role: isNew ? null : "listitem" }, area, el("div", { class: "oel-acts" },
-    button("Save", "Ctrl+Enter", save), button("Cancel", "Esc", () => done()),
-    !isNew && button("Split at line breaks", "Ctrl+Shift+Enter", split, "Make each line an item, with all the evidence")));
+    button(op === "merge" ? `Merge ${items}` : "Save", "Ctrl+Enter", save, SAVES), button("Cancel", "Esc", () => done()),
+    op === "merge" && el("span", { class: "oel-dim" }, "Line breaks become spaces: keep the best wording, delete the rest."),
+    op === "edit" && button("Split at line breaks", "Ctrl+Shift+Enter", split, "Make each line an item, with all the evidence")));
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (!isNew && event.shiftKey ? split : save)();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (op === "edit" && event.shiftKey ? split : save)();
     else if (event.key === "Escape") done();
     else return;
     event.preventDefault();

@@ -15,12 +15,14 @@ function support({ support: n, of, sources }) {
   return sources.join(", ");
 }
 
-/** "worth +12 points [3, 21]": what the pass rate loses without the item; null if not measured. */
-function worthOf(worth) {
+/** "worth +12 points [3, 21]": what the pass rate loses without the item; null if not measured. It recommends nothing if
+ *  another item contradicts this one. */
+function worthOf(worth, disputed) {
   if (!worth) return null;
   const [middle, low, high] = worth.map((rate) => Math.round(100 * rate));
   const said = `worth ${middle > 0 ? "+" : ""}${middle} points [${low}, ${high}]`.replaceAll("-", "−");
-  const title = "Pass rate with all items minus that without this one, with its 95% interval";
+  const title = "Pass rate with all items minus that without this one, with its 95% interval. Look at the evidence first.";
+  if (disputed) return el("span", { title }, `${said}: see the evidence`);
   return el(low > 0 || high < 0 ? "b" : "span", { title, class: low > 0 ? "oel-helps" : high < 0 ? "oel-against" : "" }, said);
 }
 
@@ -33,7 +35,7 @@ function itemRow({ id, item, here, query, unit, edge, selected, on, place }) {
     item.against.length > 0 && el("b", { class: "oel-against", title: "These seem to contradict each other" },
       `contradicts “${visible(item.against[0][1].slice(0, 60))}”${item.against.length > 1
         ? ` and ${item.against.length - 1} more` : ""}`),
-    worthOf(item.worth), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${several(item.seen, "turn")} of evidence`,
+    worthOf(item.worth, item.against.length > 0), support(item), item.items > 1 && several(item.items, "item"), item.seen > 0 && `${several(item.seen, "turn")} of evidence`,
     item.alike != null && el("span", { class: "oel-alike", title: "Similar to other items: see the Near-duplicates filter" },
       `near-duplicate ${item.alike + 1}`),
     item.diff && "edited", item.auto && "decided automatically", item.cut && el("b", {}, "over budget"), edge && el("b", {}, "the budget cuts above"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,15 +14,22 @@ from ...statements import Statement, statements
 from .base import board_of
 from .transcript import is_chat
 
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 SHOWN = 40  # turns of evidence shown unless all are requested
 
 
 @lru_cache(8)
 def _likeness(texts: tuple[str, ...]) -> tuple[dict[int, int], dict[int, list[int]]]:
-    """Return the group of each text with near-duplicates, and what contradicts each, by index."""
+    """Return the group of each text with near-duplicates, and what contradicts each, by index.
+
+    A text of several sentences, such as that of merged items, is compared sentence by sentence too.
+    """
     alike = {i: n for n, group in enumerate(similar(texts)) for i in group}
     against: dict[int, list[int]] = {}
-    for a, b in contradictions(texts):
+    said = [(i, one) for i, text in enumerate(texts) for one in _SENTENCE.split(text)]
+    parts = contradictions([one for _, one in said], claims_only=True)
+    pairs = {(said[a][0], said[b][0]) for a, b in parts} | {*contradictions(texts)}
+    for a, b in sorted(pair for pair in pairs if pair[0] != pair[1]):
         against.setdefault(a, []).append(b)
         against.setdefault(b, []).append(a)
     return alike, against

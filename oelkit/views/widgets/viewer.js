@@ -25,7 +25,7 @@ export default { render({ model, el: host }) {
   // -- list
 
   const list = virtualList({
-    count: () => shown.length, height: () => ROW,
+    count: () => shown.length, height: ROW,
     row(i) {
       const game = shown[i], r = rows[game], found = byGame?.get(game)?.length;
       return el("div", { class: "ov-row", role: "option", id: `${uid}-${game}`, onclick: () => choose(game),
