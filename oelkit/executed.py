@@ -63,8 +63,9 @@ def write_results(folder: Path, results: list[NotebookResult]) -> None:
 def clean(notebook: Any) -> list[Any]:
     """Reduce a notebook to what can be published; return its cells.
 
-    A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views and
-    papermill's own cells are removed.
+    A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views,
+    papermill's own cells and the badge of Colab, which is loaded from the network, are removed.
+    Links lead from runs/NAME/notebooks to where they led before.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -72,6 +73,9 @@ def clean(notebook: Any) -> list[Any]:
     notebook.metadata.pop("widgets", None)
     notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags(c)]
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"^\[!\[Open in Colab\].*\n+", "", cell.source)
+            cell.source = text.replace("](../", "](../../../")
         for output in list(cell.get("outputs", [])):
             data = output.get("data", {})
             widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)

@@ -221,6 +221,8 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             error.cell = number
             raise error
         html, _ = HTMLExporter().from_notebook_node(notebook)
+        # scripts for formulas and widgets, of which there are none; a page needs no network
+        html = re.sub(r'<script src="https?:[^>]*>\s*</script>', "", html)
         _write(final.with_suffix(".html"), html, partial)
         _write(final, nbformat.writes(notebook), partial)
         if old and stamp(failed) == old:  # from an earlier batch, not from one running now

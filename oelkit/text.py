@@ -265,3 +265,8 @@ def word_diff(old: str, new: str) -> list[tuple[str, str]]:
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         runs += [("=", a[i:j])] if tag == "equal" else [("-", a[i:j]), ("+", b[k:m])]
     return [(sign, " ".join(words)) for sign, words in runs if words]
+
+
+def outcome_text(outcome: str) -> str:
+    """Say an outcome as a reader does: won, lost, turn limit."""
+    return {"success": "won", "failure": "lost"}.get(outcome, outcome.replace("_", " "))

@@ -4,6 +4,7 @@ papermill ignores.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,9 @@ limit: int | None = None"""
 
 
 def write(root, name, *sources, parameters=PARAMETERS, after=None):
-    cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters)]
+    head = "[![Open in Colab](https://x.org/badge.svg)](https://x.org)\n\n"
+    head += f"# {name}: [logs](../docs/logs.md)"
+    cells = [nbformat.v4.new_markdown_cell(head), nbformat.v4.new_code_cell(parameters)]
     cells[1].metadata["tags"] = ["parameters"]
     cells += [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"name": "python3", "display_name": "Python 3"}
@@ -490,6 +493,8 @@ display(e, turn, game, items, trajectory_viewer([game]), experience_editor(items
     page = copy.with_suffix(".html").read_text()
     assert page.count("&lt;script&gt;alert(1)") > 5
     assert "<script>alert(1)" not in page and "<img src=x" not in page
+    assert not re.search(r'src="https?:', page), "it loads nothing from the network"
+    assert 'href="../../../docs/logs.md"' in page
 
 
 def test_publishes_of_progress_bars_only_the_end(root):

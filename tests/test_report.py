@@ -87,8 +87,8 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     k = metrics["rounds"][-1]["round"]
     captions = [text for text in page.texts["figcaption"] if "held-out map" in text]
     assert [c.split(", nothing in the prompt, ") for c in captions] == [
-        ["Before training", "held-out map 5: failure."],
-        [f"After round {k}", "held-out map 5: success."],
+        ["Before training", "held-out map 5: lost."],
+        [f"After round {k}", "held-out map 5: won."],
     ]
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
@@ -100,7 +100,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     lines = [text for text in page.texts["li"] if text.strip()]
     assert lines == [str(found) for found in findings(metrics)]
     (head,) = re.findall(r'<p class="head">(.*)</p>', text)
-    assert re.match(r"\d rounds?: 5% → .*% of 128 held-out maps passed", head)
+    assert re.match(r"\d rounds?: untrained 5% → .*% of 128 held-out maps passed", head)
     assert "maps passed" not in words(next(report._figures(run, metrics))[1]), "said twice"
     assert text.index("<img") < text.index("Findings")
     assert "model micro" in "".join(page.texts["small"]) and "torch 2.13" in "".join(
@@ -112,7 +112,7 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
 def test_games_before_and_after_are_called_so(tmp_path):
     run = make_run(tmp_path / "demo", make_metrics((90,)))
     titles = [words(figure) for _, figure, _ in report._games(run, make_metrics((90,)))]
-    assert ["before: failure" in titles[0], "after: success" in titles[1]] == [True, True]
+    assert ["before: lost" in titles[0], "after: won" in titles[1]] == [True, True]
 
 
 @pytest.mark.slow
@@ -290,10 +290,14 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     metrics["next_start"] = 1
     page = Page(write_report(make_run(tmp_path / "demo", metrics)).read_text(encoding="utf-8"))
     lines = [text for text in page.texts["li"] if text.strip()]
-    assert "Round 1 starts from the untrained model: the gate found no loss." in lines
+    assert "Round 1 starts from the untrained model: the gate found no loss against it." in lines
     assert f"Round 2 starts from round 1: the gate found that {lost}." in lines
     assert "The next round starts from round 1." in lines
     assert f"gate: {lost}" in summary(metrics)
+    metrics["chain"][1]["lost"] = ""
+    metrics["rounds"][0]["ood"]["base"] |= {"all": 0.9}
+    metrics["rounds"][-1]["ood"]["consolidated"] |= {"all": 0.5}
+    assert any("so the gate said nothing" in str(found) for found in findings(metrics))
 
 
 def test_the_report_says_first_what_is_out_of_date(tmp_path):

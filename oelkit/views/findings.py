@@ -137,6 +137,9 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
         f"[{low:.0%}, {high:.0%}] before.",
         not lost,
     )
+    if lost and metrics.get("chain") and not any(link["lost"] for link in metrics["chain"]):
+        text = "No round lost that much against the one before it, so the gate said nothing."
+        yield Finding(text, False)
     kinds = [kind for kind in before if kind not in ("all", "n")]
     if lost and kinds:
         worst = min(kinds, key=lambda kind: after[kind] - before[kind])
@@ -161,7 +164,7 @@ def chain(metrics: dict) -> list[Finding]:
     found = []
     for link in metrics.get("chain", ()):
         k, lost = link["round"], link["lost"]
-        said = f": the gate found {f'that {lost}' if lost else 'no loss'}"
+        said = f": the gate found {f'that {lost}' if lost else 'no loss against it'}"
         judged = said if lost or rounds[k].get("gate") else ""
         text = f"Round {k} starts from {weights(link['start'])}{judged}."
         found.append(Finding(text, not lost))

@@ -21,6 +21,7 @@ from ..envs.picture import draw_board
 from ..records import Trajectory
 from ..stats import wilson_interval
 from ..tables import plain
+from ..text import outcome_text
 from .summary import headline
 
 # Okabe and Ito's palette, safe for colour-blind readers; each colour has one meaning everywhere
@@ -280,7 +281,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
         figure.text(x / width, 1 - y / height, text, parse_math=False, **look)
 
     colour = "#158a5c" if trajectory.outcome == "success" else "#c8502a"
-    title = f"{trajectory.id}: {trajectory.outcome.replace('_', ' ')}"
+    title = f"{trajectory.id}: {outcome_text(trajectory.outcome)}"
     write(0.06, 0.2, title, weight="bold", color=colour)
     for i, turn in enumerate(turns):
         left, top = 1.45 * (i % columns), 0.32 + tall * (i // columns)

@@ -21,7 +21,7 @@ from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, w
 from ..runs.files import read_json, refuse_links
 from ..runs.settings import no_run
 from ..runs.stages import StageStatus, status
-from ..text import by_draw
+from ..text import by_draw, outcome_text
 from . import plots
 from .findings import chain, findings
 from .summary import ARMS, episodes_text, headline, rate_text
@@ -148,7 +148,7 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     both.sort(key=lambda seed: after[seed].outcome is not Outcome.SUCCESS)
     for name, game in (("before", before), ("after", after)) if both else ():
         trained = "Before training" if name == "before" else f"After round {k}"
-        outcome = game[both[0]].outcome.replace("_", " ")
+        outcome = outcome_text(game[both[0]].outcome)
         caption = f"{trained}, nothing in the prompt, held-out map {both[0]}: {outcome}."
         titled = replace(game[both[0]], id=name)  # an id would be clipped above a short game
         yield f"game_{name}", plots.strip(titled), caption

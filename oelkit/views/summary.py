@@ -25,14 +25,14 @@ def episodes_text(row: dict) -> str:
 
 
 def headline(metrics: dict) -> str:
-    """Sum up a run in one line, as in "4 rounds: 0% → 1% → 16% → 84% → 90% of 128 held-out maps
-    passed, nothing in the prompt".
+    """Sum up a run in one line, as in "4 rounds: untrained 0% → 1% → 16% → 84% → 90% of 128
+    held-out maps passed, nothing in the prompt".
     """
     rounds = metrics["rounds"]
     rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
     steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
     many = counted(len(rounds), "round")
-    return f"{many}: {steps} of {episodes_text(rows[0])} passed, nothing in the prompt"
+    return f"{many}: untrained {steps} of {episodes_text(rows[0])} passed, nothing in the prompt"
 
 
 def _levels(metrics: dict) -> list[str]:

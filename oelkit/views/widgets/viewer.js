@@ -1,7 +1,7 @@
 // Games turn by turn. The page has the index of all games; the text of a game is requested when it is opened.
 
 const GLYPH = { success: "✓", failure: "✕", invalid: "!", turn_limit: "…", unknown: "?" };
-const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught", "chat"];
+const COLUMNS = ["id", "outcome", "round", "arm", "seed", "turns", "cut", "tokens", "map", "taught", "chat", "words"];
 const ROW = 46;
 
 export default { render({ model, el: host }) {
@@ -33,7 +33,7 @@ export default { render({ model, el: host }) {
       el("span", { class: `ov-dot ov-${r.outcome}`, "aria-hidden": "true" }, ofLog(r) ? "“" : GLYPH[r.outcome] ?? "?"),
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
-          el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
+          el("bdi", { class: !r.words && "ov-id" }, visible(r.words || (r.seed == null ? r.id : `map ${r.seed}`))), " ",
           el("span", { class: "oel-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
         el("span", { class: "oel-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
           several(r.turns, "turn"), r.tokens > 0 && `${number(r.tokens)} tok`, ...noted.tags(game).map(visible)))));

@@ -21,7 +21,7 @@ from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
-from ...text import answer_text, one_line, thought_text
+from ...text import answer_text, one_line, outcome_text, thought_text
 from .base import LiveView, board_of, source
 from .transcript import after_turn, before_turns, is_chat, parts
 
@@ -184,7 +184,7 @@ class TrajectoryViewer(LiveView):
         for arm, g in self._games:
             cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
             row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
-            row += [maps.setdefault(_map(g), len(maps)), g.id in cited, is_chat(g)]
+            row += [maps.setdefault(_map(g), len(maps)), g.id in cited, is_chat(g), _first_words(g)]
             rows.append(row)
         return rows
 
@@ -236,6 +236,12 @@ def _words(content: Any) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
+def _first_words(game: Trajectory) -> str:
+    """The beginning of what the user of a conversation says first; "" for a game."""
+    said = (_words(m.get("content", "")) for m in game.turns[0].prompt if m.get("role") == "user")
+    return one_line(next(said, ""))[:80] if is_chat(game) else ""
+
+
 def _mark(answer: str, action: str | None) -> list[str]:
     """Split the answer in three; the middle part holds the action (empty: not found)."""
     found = re.finditer(r"\[\s*\w+\s*\]", answer) if action else ()
@@ -249,12 +255,12 @@ def _mark(answer: str, action: str | None) -> list[str]:
 def _table(games: list[Trajectory]) -> str:
     chats = all(map(is_chat, games[:TABLE_ROWS]))
     names = ("outcome", "round", "map seed", "moves", "final feedback", "game")
-    names = ("turns", "final feedback", "conversation") if chats else names
+    names = ("turns", "first words", "final feedback", "conversation") if chats else names
     rows = []
     for game in games[:TABLE_ROWS]:
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
-        cells = (game.outcome, game.round, game.seed, moves, end, game.id)
-        cells = (len(game.turns), end, game.id) if chats else cells
+        cells = (outcome_text(game.outcome), game.round, game.seed, moves, end, game.id)
+        cells = (len(game.turns), _first_words(game), end, game.id) if chats else cells
         rows.append("<tr>" + "".join(f"<td>{escape(str(c)[:120])}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in names)
     more = len(games) - TABLE_ROWS
