@@ -25,9 +25,11 @@ from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
-# the view fills the page, and is dark if the system is (Voila is always light)
+# the view fills the page, and is dark if the system is (Voila is always light); until it is there,
+# neither the static table nor Jupyter's "Loading widget" is shown
 STYLE = """<style>
 body { overflow: hidden; }
+.oel-static, .jupyter-widgets:not(:has(*)) { display: none; }
 .oel {
   color-scheme: light dark !important;
   --bg: light-dark(#fff, #15171c) !important; --text: light-dark(#14171c, #e8eaef) !important;

@@ -137,14 +137,14 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
         f"[{low:.0%}, {high:.0%}] before.",
         not lost,
     )
-    if lost and metrics.get("chain") and not any(link["lost"] for link in metrics["chain"]):
-        text = "No round lost that much against the one before it, so the gate said nothing."
-        yield Finding(text, False)
     kinds = [kind for kind in before if kind not in ("all", "n")]
     if lost and kinds:
         worst = min(kinds, key=lambda kind: after[kind] - before[kind])
         change = f"{before[worst]:.0%} before, {after[worst]:.0%} after"
         yield Finding(f"The largest loss is in {worst!r}: {change}.")
+    if lost and metrics.get("chain") and not any(link["lost"] for link in metrics["chain"]):
+        text = "No round lost that much against the one before it, so the gate said nothing."
+        yield Finding(text)
 
 
 def _arms(metrics: dict) -> Iterator[Finding]:

@@ -33,7 +33,8 @@ export default { render({ model, el: host }) {
       el("span", { class: `ov-dot ov-${r.outcome}`, "aria-hidden": "true" }, ofLog(r) ? "“" : GLYPH[r.outcome] ?? "?"),
       el("span", { class: "ov-what" },
         el("span", { title: visible(r.id) },
-          el("bdi", { class: !r.words && "ov-id" }, visible(r.words || (r.seed == null ? r.id : `map ${r.seed}`))), " ",
+          r.words && el("bdi", {}, visible(r.words), " "),
+          el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
           el("span", { class: "oel-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
         el("span", { class: "oel-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
           several(r.turns, "turn"), r.tokens > 0 && `${number(r.tokens)} tok`, ...noted.tags(game).map(visible)))));

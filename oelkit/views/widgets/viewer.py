@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
+from os.path import commonprefix
 from typing import Any
 
 import traitlets
@@ -179,12 +180,12 @@ class TrajectoryViewer(LiveView):
     def _index(self) -> list[list]:
         """For each game the COLUMNS of viewer.js."""
         maps: dict[Any, int] = {}
-        rows = []
+        rows, words = [], _first_words([g for _, g in self._games])
         cited = {e.trajectory_id for item in self._items for e in item.evidence}
-        for arm, g in self._games:
+        for (arm, g), said in zip(self._games, words, strict=True):
             cut, tokens = any(t.truncated for t in g.turns), sum(t.reply_tokens for t in g.turns)
             row = [g.id, g.outcome, g.round, arm, g.seed, len(g.turns), cut, tokens]
-            row += [maps.setdefault(_map(g), len(maps)), g.id in cited, is_chat(g), _first_words(g)]
+            row += [maps.setdefault(_map(g), len(maps)), g.id in cited, is_chat(g), said]
             rows.append(row)
         return rows
 
@@ -236,10 +237,16 @@ def _words(content: Any) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-def _first_words(game: Trajectory) -> str:
-    """The beginning of what the user of a conversation says first; "" for a game."""
-    said = (_words(m.get("content", "")) for m in game.turns[0].prompt if m.get("role") == "user")
-    return one_line(next(said, ""))[:80] if is_chat(game) else ""
+def _first_words(games: Sequence[Trajectory]) -> list[str]:
+    """What the user of each conversation says first, without a beginning that all share; "" for a
+    game.
+    """
+    users = [[m for m in g.turns[0].prompt if m.get("role") == "user"][:1] for g in games]
+    said = [one_line(" ".join(_words(m.get("content", "")) for m in u)) for u in users]
+    said = [text if is_chat(g) else "" for text, g in zip(said, games, strict=True)]
+    same = commonprefix([text for text in said if text])
+    same = same[: same.rfind(" ") + 1] if len(same) > 12 and len({*said}) > 1 else ""
+    return [text and f"{'… ' * bool(same)}{text[len(same) :]}"[:80] for text in said]
 
 
 def _mark(answer: str, action: str | None) -> list[str]:
@@ -256,11 +263,11 @@ def _table(games: list[Trajectory]) -> str:
     chats = all(map(is_chat, games[:TABLE_ROWS]))
     names = ("outcome", "round", "map seed", "moves", "final feedback", "game")
     names = ("turns", "first words", "final feedback", "conversation") if chats else names
-    rows = []
-    for game in games[:TABLE_ROWS]:
+    rows, words = [], _first_words(games[:TABLE_ROWS])
+    for game, said in zip(games, words, strict=False):
         moves, end = " ".join(t.action or "?" for t in game.turns), one_line(game.feedback)
         cells = (outcome_text(game.outcome), game.round, game.seed, moves, end, game.id)
-        cells = (len(game.turns), _first_words(game), end, game.id) if chats else cells
+        cells = (len(game.turns), said, end, game.id) if chats else cells
         rows.append("<tr>" + "".join(f"<td>{escape(str(c)[:120])}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in names)
     more = len(games) - TABLE_ROWS
