@@ -4,6 +4,7 @@ Results are written for programs, as NAME.status.json and junit.xml. Nothing is 
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,9 +64,8 @@ def write_results(folder: Path, results: list[NotebookResult]) -> None:
 def clean(notebook: Any) -> list[Any]:
     """Reduce a notebook to what can be published; return its cells.
 
-    A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views,
-    papermill's own cells and the badge of Colab, which is loaded from the network, are removed.
-    Links lead from runs/NAME/notebooks to where they led before.
+    A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views and
+    papermill's own cells are removed.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -73,15 +73,28 @@ def clean(notebook: Any) -> list[Any]:
     notebook.metadata.pop("widgets", None)
     notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags(c)]
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            text = re.sub(r"^\[!\[Open in Colab\].*\n+", "", cell.source)
-            cell.source = text.replace("](../", "](../../../")
         for output in list(cell.get("outputs", [])):
             data = output.get("data", {})
             widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)
             if widget and "%|" in data.get("text/plain", ""):
                 cell.outputs.remove(output)
     return notebook.cells
+
+
+def html_page(notebook: Any) -> str:
+    """Return a notebook as a page for runs/NAME/notebooks that loads nothing from the network.
+
+    It has neither Colab's badge nor the scripts for formulas and widgets, of which there are none.
+    """
+    from nbconvert import HTMLExporter
+
+    page = copy.deepcopy(notebook)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"^\[!\[Open in Colab\].*\n+", "", cell.source)
+            cell.source = text.replace("](../", "](../../../")
+    html, _ = HTMLExporter().from_notebook_node(page)
+    return re.sub(r'<script src="https?:[^>]*>\s*</script>', "", html)
 
 
 def unrun(cell: Any) -> bool:

@@ -26,6 +26,7 @@ from .executed import (
     NotebookResult,
     clean,
     first_line,
+    html_page,
     mark_failure,
     tags,
     unrun,
@@ -198,7 +199,6 @@ def _output_folder(root: Path, run: str) -> Path:
 def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Path) -> Path:
     """Execute one notebook, publish `folder/NAME.ipynb` and `.html`, and return the former."""
     import nbformat
-    from nbconvert import HTMLExporter
 
     final, failed = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     partial = folder / f".{path.stem}.{os.getpid()}.partial.ipynb"  # another batch has its own
@@ -220,10 +220,7 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             error = kind(f"{where}: {reason}; the failed notebook is {failed}")
             error.cell = number
             raise error
-        html, _ = HTMLExporter().from_notebook_node(notebook)
-        # scripts for formulas and widgets, of which there are none; a page needs no network
-        html = re.sub(r'<script src="https?:[^>]*>\s*</script>', "", html)
-        _write(final.with_suffix(".html"), html, partial)
+        _write(final.with_suffix(".html"), html_page(notebook), partial)
         _write(final, nbformat.writes(notebook), partial)
         if old and stamp(failed) == old:  # from an earlier batch, not from one running now
             failed.unlink()

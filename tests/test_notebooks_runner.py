@@ -495,6 +495,7 @@ display(e, turn, game, items, trajectory_viewer([game]), experience_editor(items
     assert "<script>alert(1)" not in page and "<img src=x" not in page
     assert not re.search(r'src="https?:', page), "it loads nothing from the network"
     assert 'href="../../../docs/logs.md"' in page
+    assert "badge.svg" in copy.read_text(), "the executed notebook has the source's cells"
 
 
 def test_publishes_of_progress_bars_only_the_end(root):
