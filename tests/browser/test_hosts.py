@@ -56,7 +56,8 @@ from IPython.display import display
 from oelkit import Curation
 from oelkit.records import ExperienceItem
 from oelkit.views.widgets import experience_editor
-items = [ExperienceItem(f"i{n}", f"note {n}", (), "m", 1, 0) for n in range(6)]
+items = [ExperienceItem(f"i{n}", f"note {n}", (), "m",
+items = [ExperienceItem(f"i{n}", f"note {n}", (), "Control+Enter", 1, 0) for n in range(6)]
 display(experience_editor(Curation(items, Path("../log.jsonl"))))"""
 
 
