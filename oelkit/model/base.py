@@ -72,6 +72,9 @@ def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:
 
 def cache_argument(base: Any) -> str:
     """Return the name of the argument that takes a KV cache, or "" if the model has a state of its
-    own. It is `cache` from Transformers 5.24 on, and `past_key_values` before."""
+    own. It is `cache` from Transformers 5.24 on, and `past_key_values` before; XLM's `cache` is a
+    dict."""
     known = signature(base.base_model.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in known), "")
+    if "cache" in known and "Cache" in str(known["cache"].annotation):
+        return "cache"
+    return "past_key_values" if "past_key_values" in known else ""

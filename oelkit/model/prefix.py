@@ -178,6 +178,6 @@ def trial_fault(got: torch.Tensor, want: torch.Tensor) -> str:
 
     A row's median counts, because in 16 bits a few tokens can take another expert.
     """
-    off = ((got - want).norm(dim=-1) / want.norm(dim=-1)).median(-1).values.max()
+    off = float(((got - want).norm(dim=-1) / want.norm(dim=-1)).median(-1).values.max())
     close = off < (1e-4 if want.dtype == torch.float32 else 0.05)
     return "" if close else f"a trial run was off by {off:.0e}"

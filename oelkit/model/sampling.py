@@ -187,20 +187,14 @@ def _batching(policy: Policy) -> tuple[bool, bool]:
         ids = policy.some_ids(24)
         mask = torch.ones_like(ids)
         mask[:, :7] = 0
-        call = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "use_cache": True,
-        }
+        how = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
         want, ours = policy.hidden(ids[:, 7:])[0], True
         try:
-            got = policy.base_lm.base_model(
-                **call, **{policy.cache_argument: growing_cache(policy.base_lm)}
-            )
+            got = policy.hidden(ids, growing_cache(policy.base_lm), **how)
         except Exception:  # a model can raise anything on what it does not take
-            ours, got = False, policy.base_lm.base_model(**call)
-        _batches[policy] = not trial_fault(got.last_hidden_state[0, 7:], want), ours
+            made = policy.base_lm.base_model(input_ids=ids, use_cache=True, **how)
+            ours, got = False, made.last_hidden_state
+        _batches[policy] = not trial_fault(got[0, 7:], want), ours
     return _batches[policy]
 
 

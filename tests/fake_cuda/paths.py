@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from oelkit.config import DistillConfig
-from oelkit.model import attention, losses, prefix
+from oelkit.model import attention, losses
 from oelkit.model.adapters import Adapters
 from oelkit.model.head import Head
 from oelkit.model.loading import LORA
@@ -67,13 +67,12 @@ def without_values() -> None:
     """Answer zeros, ones or "false" when code asks a fake tensor for its values."""
     tensor = torch.Tensor
     tensor.item = lambda self: {torch.bool: False, torch.int64: 9}.get(self.dtype, 1.0)
-    tensor.__float__ = lambda self: 1.0
+    tensor.__float__ = lambda self: 0.0
     tensor.__bool__ = lambda self: False
     tensor.nonzero = lambda self: torch.arange(len(self), device=self.device)[:, None]
     tensor.data_ptr = lambda self: self.untyped_storage()._cdata  # fake tensors all answer 0
     GenerationMixin.generate = counted(GenerationMixin.generate)
     GenerationMixin._has_unfinished_sequences = goes_on
-    prefix._trial = lambda policy: ""
     torch.isin = lambda x, y: torch.zeros_like(x, dtype=torch.bool)
     Adapters.is_untrained = lambda self, name="student": False
     torch.cuda.get_device_capability = lambda device=None: CAPABILITY
