@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from jinja2 import TemplateError
 
 from .given import shallow
 from .records import Fields, Message
-from .text import answer_text, begun_thought, content_text, in_marks, well_formed
+from .text import MARKS, answer_text, begun_thought, content_text, in_marks, well_formed
 
 MAX_TEXT = 2_000_000  # characters per message; no model reads that much
 _ROLES = {
@@ -27,16 +26,36 @@ _ROLES = {
 _KEPT = ("name", "tool_call_id", "tool_calls", "reasoning_content")  # of a message
 
 
-@contextmanager
-def rendering(name: str, messages: Sequence[Message]) -> Iterator[None]:
-    """Turn a chat template's error into a ValueError that names the model and the roles."""
+def rendered(name: str, messages: Sequence[Message], apply: Callable[[Any], Any]) -> Any:
+    """Return what `apply`, a chat template, makes of messages; ValueError if it rejects them."""
     try:
-        yield
+        return apply(messages)
     except (TemplateError, TypeError) as error:  # such as a template without a system role
+        if (texts := _text_arguments(messages)) != list(messages):
+            return rendered(name, texts, apply)
         raise ValueError(
             f"{name}: its chat template rejects these messages ({error}); use roles that it knows, "
             f"not {[m['role'] for m in messages]}"
         ) from error
+
+
+def _text_arguments(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return messages whose tool calls have their arguments as text, as DeepSeek's templates need.
+
+    Other templates need objects.
+    """
+
+    def told(call: Any) -> Any:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
+            return call
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    return [
+        {**m, "tool_calls": [*map(told, m["tool_calls"])]} if m.get("tool_calls") else m
+        for m in messages
+    ]
 
 
 def message(raw: Any, place: int) -> Message:
@@ -148,6 +167,7 @@ class Templated:
             raise ValueError(f"{name}: {error}") from None
         asked = self.render([{"role": "user", "content": MARK}])
         self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
+        self._unsaid = unsaid(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""
@@ -157,16 +177,28 @@ class Templated:
         """Return the prompt as text; ValueError if the chat template rejects the messages."""
         messages = plain(messages)
         messages = in_parts(messages) if self._in_parts else messages
-        with rendering(self.name, messages):
-            return self._apply(messages, tools=tools_of(messages), tokenize=tokenize, **options)
+        options |= {"tools": tools_of(messages), "tokenize": tokenize}
+        return rendered(self.name, messages, lambda given: self._apply(given, **options))
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> Any:
         options |= {"add_generation_prompt": True, **thinking(self.enable_thinking)}
         return self.tokenizer.apply_chat_template(messages, **options)
 
+    def reply_text(self, reply: str) -> str:
+        """Return a reply with the marks of its thought, which the template may have begun."""
+        reply = in_marks(reply) if self._in_words else reply
+        return reply if reply.startswith(self._begun) else self._begun + reply
+
     def answer_text(self, reply: str) -> str:
         """Return the answer in a reply, whose thought the template may have begun."""
-        return answer_text(reply if reply.startswith(self._begun) else self._begun + reply)
+        return answer_text(self.reply_text(reply))
+
+
+def unsaid(tokenizer: Any, ends: Sequence[int] = ()) -> set[int]:
+    """Return special tokens and `ends`, which are not text; those that mark a thought are text."""
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*ends, *tokenizer.all_special_ids, *(i for i, token in added if token.special)}
+    return {i for i in special if str(tokenizer.convert_ids_to_tokens(i)) not in MARKS}
 
 
 def tools_of(messages: Sequence[Message]) -> list[Fields] | None:

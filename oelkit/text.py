@@ -24,6 +24,8 @@ THOUGHTS = (
     ("<thought>", "</thought>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<thinking>", "</thinking>"),
     ("<scratchpad>", "</scratchpad>"),
@@ -36,9 +38,14 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
     ("<|channel|>", "<|channel|>final<|message|>"),
 )
+MARKS = "\n".join(begin + end for begin, end in THOUGHTS)
 # Granite 3 uses words instead of marks
 _IN_WORDS = re.compile(r"\bhere(?: is|['\u2019]s) my (thought process|response):", re.IGNORECASE)
-_AROUND = re.compile(r"^<(?:answer|response)>|</(?:answer|response)>$")
+_AROUND = re.compile(  # in Marco-o1's words and, with bars, Kimi K3's
+    r"^(?:<(?:answer|response|output)>|<\|open\|>response<\|sep\|>)|"
+    r"(?:</(?:answer|response|output)>|<\|close\|>response<\|sep\|>.{0,99})$",
+    re.IGNORECASE,
+)
 _BEGIN, _END = (re.compile("|".join(map(re.escape, x)), re.IGNORECASE) for x in zip(*THOUGHTS))
 _MARK = re.compile(
     r"experience[ _-]{0,3}items?[ \t]{0,3}[#(]?\d{0,4}\)?[ \t]{0,3}"
@@ -232,9 +239,9 @@ def wording(text: str) -> tuple[str, ...]:
 def _word(word: str) -> str:
     """Remove case, except of a small letter in quotes: a world's sign "s" differs from "S"."""
     small = _bare(word)
-    if small != word and re.fullmatch("[a-z]", small) and re.match("[\"'`“‘]", word):
+    if small != word and re.fullmatch("[a-z]", small) and not word[0].isalpha():
         return f'"{small}"'
-    return _bare(word.casefold()) or word.casefold()
+    return _bare(word.lower()) or word.lower()  # casefold would take "Maße" for "Masse"
 
 
 def _bare(word: str) -> str:
@@ -245,7 +252,7 @@ def _bare(word: str) -> str:
         before = word
         word = word.rstrip(".,;:…")
         if not _MARKED.fullmatch(word):
-            word = word.rstrip("!?").strip("\"'`“”„«»‘’")
+            word = word.rstrip("!?").strip("\"'`“”„«»‹›「」‘’")
         first, last = word[:1], word[-1:]
         if first in _BRACKETS and word.find(_BRACKETS[first]) in (-1, len(word) - 1):
             word = word[1:]

@@ -44,6 +44,11 @@ def test_groups_of_similar_texts():
         ("H beats G here.", "G beats H here."),
         ("Unless it is red, go on.", "If it is red, go on."),
         ("C* is a wall here.", "C is a wall here."),
+        ("A beats B.", "B beats A."),
+        ("The key comes before the door.", "The door comes before the key."),
+        ("Red is better than blue.", "Blue is better than red."),
+        ("Two keys open one door.", "One key opens two doors."),
+        ("The second is left, the third right.", "The third is left, the second right."),
     ],
 )
 def test_the_same_words_in_another_order_may_say_something_else(a, b):
@@ -70,6 +75,9 @@ def test_paraphrases_are_found_and_nothing_else_is_taken_for_one():
         ("Always ask first.", "Never ask first."),
         ("Move left first.", "Move right first."),
         ("H is a hole, G is not.", "G is a hole, H is not."),
+        ("It costs 5 thousand coins.", "It costs 5 coins."),
+        ("Gehe bei rotem Licht nach links.", "Gehe bei rotem Licht nicht nach links."),
+        ("Va à gauche au feu rouge.", "Ne va pas à gauche au feu rouge."),
     ],
 )
 def test_what_cannot_both_hold_is_a_contradiction_and_no_duplicate(a, b):

@@ -68,6 +68,12 @@ def test_answer_text():
     assert answer_text("<think>[up]? or") == "" and answer_text(" [left] ") == " [left] "
 
 
+def test_a_switch_that_the_template_does_not_know_is_told(tmp_path):
+    folder = make_model(tmp_path, chat_template="{{ messages[0].content }}")
+    with pytest.warns(UserWarning, match="enable_thinking=False changes nothing"):
+        load_policy(folder, enable_thinking=False)
+
+
 def test_a_thought_that_the_template_opens_and_nobody_ends_is_no_answer(tiny_model):
     thinking = load_policy(tiny_model, enable_thinking=True)  # its template writes <think> itself
     assert thinking.answer_text("maybe [up]? or") == ""
@@ -661,6 +667,15 @@ def test_tools_calls_and_results_of_a_log_reach_the_prompt(tmp_path):
     read = with_experience(load_prompt_set("rules"), states(TALK)[1].prompt, "- EXPERIENCE ITEM: x")
     told = policy.tokenizer.decode(policy.encode(read))
     assert "<tool>find</tool>" in told and "ITEM: x" in told
+    # DeepSeek's templates take arguments as text, MiniMax's refuse a result without its call
+    policy.tokenizer.chat_template = TOOLS.replace(
+        "{{ c.function.arguments | tojson }}", "{{ '' + c.function.arguments }}"
+    ).replace(
+        "{% for c",
+        "{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}"
+        "{{ raise_exception('no call') }}{% endif %}{% for c",
+    )
+    assert policy.tokenizer.decode(policy.encode(states(TALK)[1].prompt)) == second
 
 
 @pytest.mark.parametrize(

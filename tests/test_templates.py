@@ -34,6 +34,10 @@ GPT_OSS = (
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+KIMI = (
+    "{% for m in messages %}<|open|>{{ m.role }}<|sep|>{{ m.content }}<|close|>message<|sep|>"
+    "<|end_of_msg|>{% endfor %}{% if add_generation_prompt %}<|open|>think<|sep|>{% endif %}"
+)
 
 
 def policy_with(folder, template, special=(), added=(), **options):
@@ -58,6 +62,7 @@ def policy_with(folder, template, special=(), added=(), **options):
         ),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", [], None),
         (LLAMA.replace("trim", "upper"), ["<|start|>", "<|eot|>"], "<|eot|>"),
+        (KIMI, ["<|open|>", "<|sep|>", "<|close|>", "<|end_of_msg|>"], "<|end_of_msg|>"),
         (LLAMA.replace("<|eot|>", "</answer>\n<|eot|>"), ["<|start|>", "<|eot|>"], "<|eot|>"),
     ],
 )
@@ -121,6 +126,8 @@ def test_a_thought_is_told_from_the_answer_by_its_tokens(tmp_path, begin, end, s
         whole = policy.reply_text(before, ids(f"{reply}[up]?{end}[left]<|im_end|>"))
         assert answer_text(whole) == "[left]" == policy.answer_text(whole)
         assert answer_text(policy.reply_text(before, ids(f"{reply}[up]? or"))) == ""
+    plain = PlainModel(tmp_path, str(tmp_path), "paper")
+    assert plain.answer_text(plain._reply(ids(f"{begin}[up]? or")).text) == ""
     closed = prompt + ids(begin + end)
     assert answer_text(policy.reply_text(closed, ids("[left]"))) == "[left]"
 

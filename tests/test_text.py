@@ -216,6 +216,9 @@ DIFFERENT = [
     ("a/b", "a b"),
     ("~5", "5"),
     ("3 - 1", "3 1"),
+    ("Maße zählen", "Masse zählen"),
+    ("[s] is you", "[S] is you"),
+    ("‹s› is you", "«S» is you"),
 ]
 
 

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def load_policy(
     policy.sync_teacher()
     policy.check_hidden()
     _check_ends(policy)
+    _check_thinking(policy)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1 if empty.num_parameters() < ONE_THREAD_PARAMS else _threads)
     return policy
@@ -170,6 +172,16 @@ def _check_ends(policy: Policy) -> None:
             "template name none), so every reply runs to max_new_tokens",
             stacklevel=3,
         )
+
+
+def _check_thinking(policy: Policy) -> None:
+    """Warn if the chat template does not know `enable_thinking`."""
+    thinks, asked = policy.enable_thinking, [{"role": "user", "content": "?"}]
+    if thinks is None:
+        return
+    if policy.encode(asked) == replace(policy, enable_thinking=not thinks).encode(asked):
+        told = "changes nothing, because its chat template has no such switch"
+        warnings.warn(f"{policy.name}: enable_thinking={thinks} {told}", stacklevel=3)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
 from ..messages import Templated
-from ..text import in_marks
 from .base import context_length
 from .loading import load_policy
 from .lora import seeded
@@ -125,6 +124,6 @@ class PlainModel(Templated):
         ends = self.tokenizer.eos_token_id if ends is None else ends
         ends = ends if isinstance(ends, list) else [ends]
         last = next((i for i, token in enumerate(ids) if token in ends), None)
-        text = self.tokenizer.decode(ids[:last], skip_special_tokens=True)
-        ids = ids if last is None else ids[: last + 1]
-        return Reply(ids, in_marks(text) if self._in_words else text, last is None)
+        said = [i for i in ids[:last] if i not in self._unsaid]
+        text = self.reply_text(self.tokenizer.decode(said))
+        return Reply(ids if last is None else ids[: last + 1], text, last is None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -23,13 +24,14 @@ from ..messages import (
     behind_mark,
     in_parts,
     plain,
-    rendering,
+    rendered,
     thinking,
     tools_of,
+    unsaid,
     wants_parts,
 )
 from ..tables import Brief, Shown
-from ..text import THOUGHTS, answer_text, begun_thought, in_marks
+from ..text import MARKS, THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
 from .base import cache_argument, context_length
 from .head import Head, head_of
@@ -93,6 +95,7 @@ class Policy(Shown, Adapters):
             text = self._text(messages, False)
             behind = behind_mark(text).lstrip() if MARK in text.lower() else ""
             ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+            ids = [i for i in ids if i not in added or added[i].content not in MARKS]
             # there can be text in between, such as </answer>
             ends = [i for n, i in enumerate(ids) if i in added and (n == 0 or added[i].special)]
             if ends:
@@ -137,7 +140,7 @@ class Policy(Shown, Adapters):
             "tool results": ([m for m in messages if m["role"] != "tool"], tools),
         }
         for what, rest in without.items():
-            if rest != (messages, tools) and self._render(*rest) == prompt:
+            if rest != (messages, tools) and self._try(*rest) == prompt:
                 raise ValueError(
                     f"{self.name}: its chat template shows no {what}; take a model whose template "
                     "does, or write them into the messages as text"
@@ -175,8 +178,11 @@ class Policy(Shown, Adapters):
     ) -> list[int]:
         """Return token ids of messages; special tokens in their content are treated as text."""
         messages = in_parts(messages) if self._in_parts else messages
-        with rendering(self.name, messages):
-            return self._apply(messages, tools, **options)
+        return rendered(self.name, messages, lambda given: self._apply(given, tools, **options))
+
+    def _try(self, messages: Sequence[dict[str, Any]], tools: list[dict] | None) -> Any:
+        with suppress(ValueError):  # such as of a tool's result without its call
+            return self._render(messages, tools)
 
     def _apply(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any
@@ -223,12 +229,7 @@ class Policy(Shown, Adapters):
 
     @cached_property
     def _unsaid(self) -> set[int]:
-        """Special and end-of-turn tokens that are not text; those that mark a thought are text."""
-        marks = "\n".join(begin + end for begin, end in THOUGHTS)
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {i for i, token in added if token.special} | {*self.eos_ids}
-        special |= {*self.tokenizer.all_special_ids}
-        return {i for i in special if str(self.tokenizer.convert_ids_to_tokens(i)) not in marks}
+        return unsaid(self.tokenizer, self.eos_ids)
 
     def answer_text(self, reply: str) -> str:
         """Return the answer in a reply to a prompt of this policy; "" if its thought never ended.

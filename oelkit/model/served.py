@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from ..config import Sampling
 from ..messages import Templated, plain, thinking, tools_of
-from ..text import THOUGHTS, in_marks
+from ..text import THOUGHTS
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
@@ -134,9 +134,8 @@ class ServedModel(Templated):
         if thought is not None:
             begin = self._begun or THOUGHTS[0][0]
             text = f"{begin}{thought}{dict(THOUGHTS)[begin]}{text}"
-        text = in_marks(text) if self._in_words else text
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return Reply(ids, text, choice.finish_reason == "length")
+        return Reply(ids, self.reply_text(text), choice.finish_reason == "length")
 
 
 class _Prompt(list[int]):
