@@ -58,6 +58,8 @@ def trained_with_peft(base, folder, **settings):
         {"lora_bias": True},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}},
         {"layers_to_transform": [1], "lora_dropout": 0.3},
+        {"init_lora_weights": "eva"},
+        {"init_lora_weights": "orthogonal"},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q_proj": 2}},
         {"init_lora_weights": "olora", "alpha_pattern": {"v_proj": 3}},
@@ -184,6 +186,10 @@ def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
     trained_with_peft(make_model(tmp_path / "deep", num_hidden_layers=3), tmp_path / "a")
     with pytest.raises(ValueError, match="another base model"):
         load_policy(tiny_model, adapter=tmp_path / "a")
+    other = make_model(tmp_path / "other", seed=5)  # of the same shape
+    trained_with_peft(other, tmp_path / "c")
+    with pytest.warns(UserWarning, match="trained on .*other, not on .*tiny_model"):
+        load_policy(tiny_model, adapter=tmp_path / "c")
     trained_with_peft(tiny_model, tmp_path / "b")
     (tmp_path / "b/adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):

@@ -93,6 +93,13 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
         raise ValueError(
             f"{folder}: this adapter was trained on {base}, not on {name}; load it with that one"
         )
+    named = str(theirs.base_model_name_or_path or name)
+    if not mark and _last(named) != _last(name):
+        warnings.warn(
+            f"{folder}: its adapter_config.json says that it was trained on {named}, not on "
+            f"{name}; on other weights, it means something else",
+            stacklevel=3,
+        )
     take = "give the folder to load_policy(adapter=...), which takes the adapter's own settings"
     plain = plain_lora(theirs)
     for key in SHAPE:
@@ -126,6 +133,12 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
             f"{folder}: {what}: {len(wrong)} of its tensors do not fit {name}, first {wrong[0]}"
         )
     return state
+
+
+def _last(name: str) -> str:
+    """Return the last part of a model's name, also where it is a folder of the hub's cache."""
+    cached = re.search(r"models--.+--([^/]+)/snapshots/", name)
+    return cached[1] if cached else Path(name).resolve().name
 
 
 def _behind_number(key: str) -> str:

@@ -25,12 +25,13 @@ PATTERNS = "rank_pattern", "alpha_pattern"
 # these do not define what the adapter computes; fan_in_fan_out follows from the base
 SILENT = ["task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"]
 SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qalora_group_size"]
-SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights"]
+SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights", "eva_config"]
 OURS = "task_type", "peft_type", "runtime_config"  # the same for everything that oelkit trains
 SWITCHES = "use_rslora", "use_dora", "lora_bias"
 MAY_BE_NULL = *PATTERNS, "lora_dropout"  # other programs write null for these
 STARTS = True, "gaussian"  # B = 0: the untrained student is the base
 OFF_BASE = "pissa", "olora"  # subtract the initial B A from the base's weights
+TRAINED = False, "eva", "orthogonal", "mica"  # a trained one is plain A and B on the base
 
 
 def adapter_config(folder: Path) -> LoraConfig:
@@ -50,7 +51,7 @@ def adapter_config(folder: Path) -> LoraConfig:
         raise ValueError(f"{folder}: its {files[0]} is not JSON of an adapter") from error
     if kind != "LORA":
         raise ValueError(f"{folder}: a {kind} adapter; oelkit trains LoRA adapters only")
-    config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, False))
+    config = lora_config(given, f"{folder}: this adapter", (*STARTS, *OFF_BASE, *TRAINED))
     shapes = tensor_shapes(folder / files[1])  # before anything of that size is allocated
     rows = max((x[0] for key, x in shapes.items() if ".lora_A." in key and x), default=0)
     wide = max((max(x) for key, x in shapes.items() if ".lora_" in key and x), default=0)
@@ -130,5 +131,5 @@ def plain_lora(config: LoraConfig) -> LoraConfig:
         config.lora_alpha *= grown  # pyright: ignore[reportAttributeAccessIssue]
         config.rank_pattern = {k: 2 * r for k, r in (config.rank_pattern or {}).items()}
         config.alpha_pattern = {k: grown * a for k, a in (config.alpha_pattern or {}).items()}
-    config.init_lora_weights, config.lora_dropout = True, 0.0
+    config.init_lora_weights, config.eva_config, config.lora_dropout = True, None, 0.0
     return config
