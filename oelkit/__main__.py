@@ -7,6 +7,7 @@ it ends. The commands themselves are in `commands`."""
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -163,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # run as a program
         argv = sys.argv[1:]
         warnings.formatwarning = _one_line
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a log can hold what a terminal cannot
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.path.append("")  # console scripts lack the working directory; last, it hides nothing
     top = parser()
     for word in argv:

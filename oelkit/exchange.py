@@ -87,6 +87,7 @@ def _row(curation: Curation, id: str) -> Fields:
 
 def _rows(text: str) -> list[Fields]:
     """Return the fields of each JSON line or CSV row."""
+    text = text.removeprefix("\ufeff")
     try:
         if text.lstrip().startswith("{"):
             rows: Iterable[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]

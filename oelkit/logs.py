@@ -27,7 +27,7 @@ from .records import from_dict as record_of
 from .redaction import Hook, redacted
 from .redaction import redact as without_secrets
 from .rows import library
-from .text import counted
+from .text import counted, well_formed
 
 FORMATS = ("messages", "sharegpt", "records")
 Row = tuple[int, Any, str]  # line, its value, and what is wrong with it ("": nothing)
@@ -49,7 +49,7 @@ class Chats(list[Trajectory]):
         said = [f"{count} with {counted(turns, 'reply', 'replies')}"]
         said += [f"replaced: {', '.join(f'{n:,} {k}' for k, n in self.replaced.items()) or 'none'}"]
         said += [f"left out: {counted(len(self.bad), 'line')}"] if self.bad else []
-        return "\n".join([*said, *(f"  line {n}: {message}" for n, _, message in self.bad)])
+        return well_formed("\n".join([*said, *(f"  line {n}: {m}" for n, _, m in self.bad)]))
 
 
 def read_chats(

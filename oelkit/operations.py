@@ -100,7 +100,8 @@ def read_log(path: Path) -> list[Operation]:
     try:
         return read_jsonl(path, Operation)
     except RecordError as e:
-        if any(field is not None for _, field, _ in e.bad):
+        many = not e.records and len(e.bad) > 1  # such as UTF-16
+        if many or any(field is not None for _, field, _ in e.bad):
             raise
         # Not JSON: the remains of a crash. Any other damage leaves a gap in the numbering.
         lines = ", ".join(str(line) for line, _, _ in e.bad)

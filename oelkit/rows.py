@@ -15,13 +15,16 @@ from typing import Any, Literal, cast
 
 from .prompts import PromptSet, with_experience
 from .records import Fields, Message, State, to_dict, write_text
-from .text import content_text
+from .text import content_text, well_formed
 
 _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
 
 
 def plain_rows(records: Iterable[Any]) -> list[Fields]:
-    """Return trajectories, items, states or dicts as rows whose columns each have one type."""
+    """Return trajectories, items, states or dicts as rows whose columns each have one type.
+
+    Half an emoji becomes U+FFFD, because Arrow does not take it.
+    """
     dicts = _dicts(records)
     # Arrow takes the columns from the first row and would drop those that only later rows have
     names = dict.fromkeys(name for row in dicts for name in row)
@@ -36,16 +39,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in cast(list[Any], value)]
     if not isinstance(value, dict):
-        return value
+        return well_formed(value) if isinstance(value, str) else value
     fields = cast(Fields, value)
     if "role" in fields:
         message = fields | {"content": content_text(fields.get("content"))}
-        return {k: v if k in _MESSAGE else _json(v) for k, v in message.items() if v is not None}
+        message = {k: v for k, v in message.items() if v is not None}
+        return {k: _plain(v) if k in _MESSAGE else _json(v) for k, v in message.items()}
     return {k: _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()}
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return well_formed(json.dumps(value, ensure_ascii=False))
 
 
 def training_rows(
@@ -116,7 +120,7 @@ def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
     """
     path = Path(path)
     if path.suffix == ".jsonl":
-        write_text(path, (_json(line) + "\n" for line in _dicts(rows)))
+        write_text(path, (json.dumps(x, ensure_ascii=False) + "\n" for x in _dicts(rows)))
     elif path.suffix == ".parquet":
         arrow, parquet = library("pyarrow", path), library("pyarrow.parquet", path)
         path.parent.mkdir(parents=True, exist_ok=True)

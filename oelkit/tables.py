@@ -24,7 +24,7 @@ class Shown:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return self.brief()[0]
+        return _whole(self.brief()[0])
 
     def _repr_html_(self) -> str:
         title, columns, rows = self.brief()
@@ -35,7 +35,7 @@ class Shown:
         )
         more = f"<p>and {len(rows) - MOST_ROWS:,} more</p>" if len(rows) > MOST_ROWS else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-        return f"<p>{escape(title)}</p>{table if rows else ''}"
+        return _whole(f"<p>{escape(title)}</p>{table if rows else ''}")
 
     def to_frame(self) -> Any:
         """Return the table as a pandas DataFrame. Raises ImportError without pandas."""
@@ -55,6 +55,11 @@ def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     import pandas  # pyright: ignore[reportMissingTypeStubs]  # used only here
 
     return pandas.DataFrame(list(rows), columns=list(columns))
+
+
+def _whole(text: str) -> str:
+    """Replace half emojis, which Jupyter cannot send."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def plain(text: str) -> str:

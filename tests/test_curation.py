@@ -296,6 +296,9 @@ def test_damage_inside_the_log_is_an_error_not_a_crash(log):
     log.write_bytes(b"".join(lines[:2] + [lines[2][:9] + b"\n"] + lines[3:]))
     with pytest.warns(UserWarning), pytest.raises(RecordError, match="missing or repeated"):
         Curation(items(), log)
+    log.write_bytes(b"".join(lines).decode().encode("utf-16"))
+    with pytest.raises(RecordError, match="line 1: not JSON"):
+        Curation(items(), log)
     log.write_bytes(b"".join(lines[:-1] + [lines[-1].replace(b'"schema": 1', b'"schema": 2')]))
     with pytest.raises(RecordError, match="line 9.*schema"):
         Curation(items(), log)

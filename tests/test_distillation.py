@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from oelkit.config import DistillConfig
+from oelkit.messages import in_parts
 from oelkit.model.loading import load_policy
 from oelkit.model.sampling import Reply, generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
@@ -722,6 +723,7 @@ def test_settings_come_as_a_config_and_as_keywords(tiny, calls):
 
 def test_states_that_contain_the_experience_are_said(tiny):
     told = [replace(s, prompt=with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES[:2]]
+    told[1] = replace(told[1], prompt=in_parts(told[1].prompt))
     with pytest.warns(UserWarning, match="2 of 6 states, first 's0', contain the experience"):
         train(tiny, [*told, *STATES[2:]])
 

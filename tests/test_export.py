@@ -14,6 +14,7 @@ from oelkit.model.loading import load_policy
 from oelkit.model.plain import PlainModel
 from oelkit.model.sampling import generate
 from oelkit.records import State, read_jsonl, write_text
+from oelkit.runs.files import locked
 from oelkit.runs.run import Run
 from oelkit.runs.settings import Settings
 from oelkit.runs.stages import stages_of
@@ -155,6 +156,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(copy, tmp_path, m
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="already exists"):
         export(copy, out=tmp_path / "there")
+    with locked(copy), pytest.raises(ValueError, match="is being written by process"):
+        export(copy)
     for name in ("LLAMA_CPP", "PATH"):
         monkeypatch.setenv(name, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"convert_hf_to_gguf.py: set LLAMA_CPP"):

@@ -1,6 +1,7 @@
 """The accumulation of draws."""
 
 import importlib
+import json
 import re
 import warnings
 from collections import Counter
@@ -205,7 +206,8 @@ def test_a_long_session_is_read_in_windows_of_whole_turns(tiny, script, shown):
     calls = script(lambda text: f"{MARKER} seen {board(text)}")
     game, asked = long_game(12), {"prompt_set": "rules", "max_new_tokens": 100}
     tiny.base_lm.config.max_position_embeddings = 2_200
-    items = extract(tiny, [game, games(2)[1]], num_draws=2, show_previous=shown, **asked)
+    parts = [replace(games(2)[1], id=f"g0-{n}") for n in range(1, 12)]
+    items = extract(tiny, [game, *parts], num_draws=2, show_previous=shown, **asked)
     texts = [text for call in calls for text in call]
     assert all(len(tiny.encode([{"role": "user", "content": t}])) < 2_200 for t in texts)
     told = Counter(i for t in texts for i in range(2, 12) if f"FEEDBACK{i}\n" in t)
@@ -254,9 +256,11 @@ def test_another_writer_answers_in_place_of_the_policy(tiny, script):
 
     def writer(messages):
         asked.append(messages)
+        assert json.dumps(messages, ensure_ascii=False).encode()  # as a client of an API does
         return f"<think>so</think>{MARKER} Do: go on."
 
-    items = extract(tiny, games(2), writer=writer, prompt_set="rules")
+    half = [replace(g, turns=(replace(g.turns[0], reply="\ud83d"),)) for g in games(2)]
+    items = extract(tiny, half, writer=writer, prompt_set="rules")
     assert [i.text for i in items] == ["Do: go on."] * 2 and calls == []
     assert "BOARD" in asked[0][0]["content"] and f"{MARKER} Do: go on." in asked[1][0]["content"]
 

@@ -44,7 +44,7 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
         len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
     )
     say(monkeypatch, [row["reply"] for row in rows])
-    report = ifeval(tiny, STORED)
+    report = ifeval(tiny, STORED, max_new_tokens=6)
     assert [r["strict"] for r in report.replies] == [t["inst_level_strict_acc"] for t in theirs]
     assert [r["loose"] for r in report.replies] == [t["inst_level_loose_acc"] for t in theirs]
     found, aggregate = report.summary(), MODULE._checkers().agg_inst_level_acc
@@ -71,7 +71,8 @@ def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_p
     write_jsonl(tmp_path / "one.jsonl", [row])
     say(monkeypatch, ["\U0001f368 " * 9])
     assert (
-        ifeval(tiny, tmp_path / "one.jsonl").replies[0]["strict"] == [True] and not caplog.records
+        ifeval(tiny, tmp_path / "one.jsonl", max_new_tokens=6).replies[0]["strict"] == [True]
+        and not caplog.records
     )
 
 
@@ -110,7 +111,7 @@ def test_asks_the_policy_itself(tiny, tmp_path):
     assert report == ifeval(tiny, path, given, limit=2)
     with pytest.raises(ValueError, match="no adapter 'other'"):
         ifeval(tiny, path, adapter="other", max_new_tokens=6)
-    with pytest.raises(ValueError, match="must leave room for 1280"):
+    with pytest.raises(ValueError, match="prompts.jsonl: prompt 1 has .* lower max_new_tokens"):
         ifeval(tiny, path)
 
 
@@ -121,7 +122,7 @@ def test_judges_the_answer_and_not_the_thought(tiny, monkeypatch, tmp_path):
         monkeypatch,
         ["<think>well, yes</think>yes", "<think>well", "yes, but", "Sure, here it is:\nyes"],
     )
-    report = ifeval(tiny, path)
+    report = ifeval(tiny, path, max_new_tokens=6)
     assert [r["strict"] for r in report.replies] == [[True], [False], [False], [False]]
     assert [r["loose"] for r in report.replies] == [[True], [False], [False], [True]]
     assert [r["key"] for r in report.replies] == [1, 2, 3, 4] and report.replies[0][
@@ -134,14 +135,17 @@ def test_a_thought_that_the_template_opens_is_not_judged(tiny_model, monkeypatch
     write_jsonl(path, [NO_COMMA] * 2)
     say(monkeypatch, ["well, yes</think>yes", "a thought without end"])
     thinking = load_policy(tiny_model, enable_thinking=True)
-    assert [r["strict"] for r in ifeval(thinking, path).replies] == [[True], [False]]
+    assert [r["strict"] for r in ifeval(thinking, path, max_new_tokens=6).replies] == [
+        [True],
+        [False],
+    ]
 
 
 def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [{**NO_COMMA, "instruction_id_list": ["detectable_format:json_format"]}] * 2)
     say(monkeypatch, ["[" * 100_000, "[[1]]"])
-    assert [r["strict"] + r["loose"] for r in ifeval(tiny, path).replies] == [
+    assert [r["strict"] + r["loose"] for r in ifeval(tiny, path, max_new_tokens=6).replies] == [
         [False, False],
         [True, True],
     ]

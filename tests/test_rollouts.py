@@ -312,8 +312,6 @@ class Archive(gym.Env):
 
     def close(self):
         self.open_ones.discard(id(self))
-        if self.fault == "close":
-            raise OSError("the door is stuck")
 
 
 @pytest.fixture
@@ -378,9 +376,15 @@ def test_messages_that_the_template_rejects_end_their_own_game(tiny, capsys):
         play(tiny, (3, 4), "as in chess")
 
 
-def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive):
-    with pytest.warns(UserWarning, match="map 1: its world could not be closed: OSError: the"):
-        (game,) = rollout(tiny, "Archive-v0", [1], max_new_tokens=2, env_kwargs={"fault": "close"})
+@pytest.mark.parametrize("fault", [OSError, GeneratorExit, SystemExit])
+def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive, monkeypatch, fault):
+    def close(self):
+        raise fault("the door is stuck")
+
+    monkeypatch.setattr(Archive, "close", close)
+    told = f"map 1: its world could not be closed: {fault.__name__}: the door"
+    with pytest.warns(UserWarning, match=told):
+        (game,) = rollout(tiny, "Archive-v0", [1], max_new_tokens=2)
     assert game.outcome is Outcome.FAILURE and not game.extra
 
 

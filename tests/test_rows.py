@@ -1,6 +1,7 @@
 """Records for other programs: they can read the files, and TRL trains on them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import make_game, make_model
@@ -50,6 +51,10 @@ def test_trajectories_and_items_come_back_from_each_format(tmp_path, end):
     import pandas
 
     games = [make_game(seed=3), make_game(("[down]",), seed=4)]
+    half = replace(games[0], feedback="half \ud83d")  # Arrow takes no such text
+    write_rows(path := tmp_path / f"half{end}", [half])
+    if end == ".parquet":
+        assert pandas.read_parquet(path)["feedback"][0] == "half \ufffd"
     for name, records, kind in (("games", games, Trajectory), ("items", items(), ExperienceItem)):
         write_rows(path := tmp_path / f"{name}{end}", records)
         if end == ".jsonl":

@@ -1,6 +1,7 @@
 """How objects are shown: a line, a small escaped table, a data frame, a figure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import make_metrics
@@ -45,6 +46,8 @@ def test_a_line_and_a_small_escaped_table(thing, line):
     assert repr(shown).startswith(line) and len(repr(shown)) < 150 and "\n" not in repr(shown)
     html = shown._repr_html_()
     assert len(html) < 4000 and "<script" not in html and html.count("<tr>") <= 12
+    half = replace(GAMES[0], id="\ud83d", turns=(replace(TURN, reply="\ud83d"),))
+    assert (repr(half) + half._repr_html_()).encode()  # Jupyter cannot send half an emoji
 
 
 def test_a_policy_is_a_line(tiny):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from .. import given
 from ..records import write_text
 from ..stats import outcomes, paired_bootstrap
 from . import card
-from .files import read_json, remove, write_json
+from .files import locked, read_json, remove, write_json
 from .settings import is_adapter
 from .stages import Stages, stages_of
 
@@ -46,7 +47,8 @@ def export(
         The output folder.
 
     Raises:
-        ValueError: `to` is unknown, `out` exists, or the round is not trained or is out of date.
+        ValueError: `to` is unknown, `out` exists, the round is not trained or is out of date, or
+            another process writes the run.
         FileNotFoundError: `to` is "gguf" and the converter is missing.
     """
     if to not in FORMS:
@@ -59,9 +61,12 @@ def export(
         raise ValueError(f"{folder} already exists: choose another folder")
     convert = _converter() if to == "gguf" else []
     partial = folder.with_name(f".{folder.name}.partial")
-    remove(partial)
-    partial.mkdir(parents=True)
-    try:
+    with ExitStack() as stack:
+        if stages and out is None:  # it writes into the run
+            stack.enter_context(locked(source))
+        stack.callback(remove, partial)
+        remove(partial)
+        partial.mkdir(parents=True)
         _write(adapter, stages, to, partial, convert, source.resolve().name)
         text = adapter / "experience.md"
         if not private and text.is_file():
@@ -71,8 +76,6 @@ def export(
             write_text(partial / "README.md", card.model_card(partial))
         remove(folder)
         os.replace(partial, folder)
-    finally:
-        remove(partial)
     return folder
 
 

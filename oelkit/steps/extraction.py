@@ -23,6 +23,7 @@ from typing import Any
 from .. import given
 from ..config import Sampling
 from ..likeness import teaching_turn
+from ..messages import plain
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..progress import Bar
@@ -123,7 +124,9 @@ def extract(
         while lanes:
             messages = [lane.messages(prompt_set, room) for lane in lanes]
             if writer:
-                said = [given.one("what writer gives", writer(asked), str) for asked in messages]
+                said = [
+                    given.one("what writer gives", writer(plain(asked)), str) for asked in messages
+                ]
                 replies = [Reply([], text, False) for text in said]
             else:
                 prompts = [policy.encode(asked) for asked in messages]
@@ -160,7 +163,7 @@ class _Draw:
     def add(self, texts: dict[str, Evidence], round: int, first: int) -> None:
         """Append the items of a window that begins with turn `first`, within the budget."""
         about = self.policy.name, round, self.index
-        place = f"-{first}" if first else ""
+        place = f" from turn {first + 1}" if first else ""  # "a-2" can be another game's id
         for i, (text, evidence) in enumerate(texts.items()):
             name = f"r{round}-d{self.index}-{evidence.trajectory_id}{place}-{i}"
             self.items.append(ExperienceItem(name, text, (evidence,), *about))

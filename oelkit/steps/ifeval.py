@@ -89,6 +89,14 @@ def ifeval(
         _check(row, f"{dataset}: prompt {i}", checkers.instructions_registry.INSTRUCTION_DICT)
     ids = [policy.encode([{"role": "user", "content": row["prompt"]}]) for row in rows]
     options = (sampling or Sampling(top_p=0.8, top_k=20)).options(1280) | options
+    longest = options["max_new_tokens"] or 0
+    room = policy.context_length - longest
+    if long := next((i for i, prompt in enumerate(ids, 1) if len(prompt) > room), 0):
+        raise ValueError(
+            f"{dataset}: prompt {long} has {len(ids[long - 1])} tokens, and beside a reply of "
+            f"{longest} the context has room for {room}; lower max_new_tokens, "
+            "or leave the prompt out"
+        )
     replies, said = [], answered(generate(policy, ids, **options))
     for i, (row, reply) in enumerate(zip(rows, said, strict=True), 1):
         entry = {"key": row.get("key", i), "prompt": row["prompt"]}

@@ -194,7 +194,9 @@ class _Game:
         try:
             with _time_limit(WORLD_SECONDS):
                 self.env.close()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as in `_guarded`
             what = f"{self.world}, map {self.seed}: its world could not be closed"
             warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 

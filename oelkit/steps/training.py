@@ -22,6 +22,7 @@ from ..model.prefix import SharedPrefix
 from ..model.sampling import Reply
 from ..prompts import PromptSet, load_prompt_set, with_experience
 from ..records import Message, State, write_jsonl
+from ..text import content_text
 
 ON_POLICY = ("reverse_kl", "jsd", "sampled_kl")  # losses that learn from the student's replies
 MEET = 16  # tokens by which a prompt can differ from the sum of its parts
@@ -77,7 +78,9 @@ def prepare(
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = fitting(policy, states, texts, prompt_set, longest)
     told = [
-        s.id for s in states if any(t in str(m.get("content")) for m in s.prompt for t in texts)
+        s.id
+        for s in states
+        if any(t in content_text(m.get("content")) for m in s.prompt for t in texts)
     ]
     if told:
         warnings.warn(
