@@ -379,7 +379,7 @@ def test_nothing_is_measured_with_dropout_though_the_model_was_left_in_train_mod
 @pytest.mark.parametrize(
     "lora, told",
     [
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "it adapts the embedding or the head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "weights that several layers"),
         ({"lora_bias": True}, "lora_bias=True.* Export to peft"),
     ],
 )

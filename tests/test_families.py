@@ -7,6 +7,7 @@ from helpers import greedy_by_hand, shake, some_prompts
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from oelkit.model.loading import load_policy
+from oelkit.model.plain import merge_adapter
 from oelkit.model.sampling import generate
 
 FEW = ["qwen3", "gemma2", "lfm2", "bert"]
@@ -45,7 +46,7 @@ def test_a_saved_adapter_is_loaded_again(kind, tmp_path):
             assert torch.allclose(other.model(ids).logits, fresh)
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v4", "minimax"])
+@pytest.mark.parametrize("kind", ["deepseek_v4", "minimax", "minimax_m3_vl_text"])
 def test_long_replies_where_padding_or_a_cache_of_ours_would_alter_them(kind, tmp_path):
     """Replies outlast the steps at which rows are removed; some rows end or appear twice."""
     policy = load_policy(families.make_family(kind, tmp_path))
@@ -57,3 +58,17 @@ def test_long_replies_where_padding_or_a_cache_of_ours_would_alter_them(kind, tm
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
     assert len({len(r.ids) for r in replies}) > 1
+
+
+def test_weights_that_layers_share_are_not_merged(tmp_path):
+    policy = load_policy(families.make_family("zamba", tmp_path / "base"))
+    shake(policy)
+    policy.save_adapter(tmp_path / "adapter")
+    ids, found = torch.arange(9)[None], []
+    with torch.no_grad():
+        for merge in (True, False):
+            with policy.adapter("student", merge):
+                found.append(policy.hidden(ids))
+    assert torch.allclose(*found, atol=1e-4)
+    with pytest.raises(ValueError, match="weights that several layers of this model share"):
+        merge_adapter(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")

@@ -140,7 +140,8 @@ class Adapters:
         plain = not any(x.lora_variant or any(x.lora_bias.values()) for x in self.lora_layers)
         if not (dense and plain) or sum(m.weight.numel() for m in bases) >= MERGE_MAX_PARAMS:
             return False
-        return self._all_called()
+        apart = len({m.weight for m in bases}) == len(bases)  # Zamba's layers share weights
+        return apart and self._all_called()
 
     @torch.no_grad()
     def _all_called(self) -> bool:

@@ -76,6 +76,14 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def has_own_layers(model: PreTrainedModel) -> bool:
+    """Whether the model brings along cache layers that Transformers has for no other model."""
+    return any(
+        type(x).__module__ != DynamicCache.__module__
+        for x in DynamicCache(config=model.config).layers
+    )
+
+
 def repeat_key_heads(model: PreTrainedModel) -> None:
     """Avoid the kernel that holds all [T, T] scores, on cards below compute capability 8.
 

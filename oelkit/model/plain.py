@@ -3,6 +3,7 @@ and PEFT alone, to play it as others will."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,11 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             f"{model}: its weights are quantised, and no adapter can be merged into them; export "
             "to peft, or name the dense model"
         )
-    adapted = [getattr(x.get_base_layer(), "weight", None) for x in policy.lora_layers]
-    outer = policy.base_lm.get_input_embeddings(), policy.base_lm.get_output_embeddings()
-    if outer[0].weight is outer[1].weight and any(x is outer[0].weight for x in adapted):
+    held = Counter(p for _, p in policy.base_lm.named_parameters(remove_duplicate=False))
+    if any(held[getattr(x.get_base_layer(), "weight", None)] > 1 for x in policy.lora_layers):
         raise ValueError(
-            f"{adapter}: it adapts the embedding or the head, which share their weights in this "
-            "model, so merging would change both; export to peft"
+            f"{adapter}: it adapts weights that several layers of this model share (such as the "
+            "embedding and the head), so merging would change all of them; export to peft"
         )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
     stored = AutoConfig.from_pretrained(policy.source).dtype

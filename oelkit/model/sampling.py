@@ -28,7 +28,7 @@ from .. import given
 from ..config import Sampling
 from ..progress import Bar
 from ..prompts import load_prompt_set
-from .attention import growing_cache
+from .attention import growing_cache, has_own_layers
 from .kept import Kept, KeysValues
 from .lora import seeded
 from .policy import Policy
@@ -117,12 +117,11 @@ def generate(
             prefix = kept.prefix(policy, of_group, shared) if shared else None
             start = len(prefix.ids) if prefix else 0
             lengths = [len(prompt) - start + new_tokens for prompt in of_group]
-            pads = len({*lengths}) == 1 or _batching(policy)[0]
+            found = [kept.find(prompt, start)[0] for prompt in of_group]
+            parts = [*zip(lengths, found, strict=True)]
+            pads = len({*parts}) == 1 or _batching(policy)[0]
             # separates rows with something in the cache from rows read from the beginning
-            kinds = [
-                (n * (not pads), kept.find(prompt, start)[0] > 0)
-                for n, prompt in zip(lengths, of_group, strict=True)
-            ]
+            kinds = [(0, n > 0) if pads else (length, n) for length, n in parts]
             for rows in _split(token_batches(lengths, batch_tokens), kinds):
                 batch = [group[row] for row in rows]
                 sampled = _sample(policy, [prompts[i] for i in batch], new_tokens, prefix, kept)
@@ -180,8 +179,8 @@ def _split(batches: list[list[int]], kinds: list[Any]) -> Iterator[list[int]]:
 def _batching(policy: Policy) -> tuple[bool, bool]:
     """Whether padding leaves the model's results unchanged, and whether it accepts our cache.
 
-    Found by a trial run. DeepSeek-V4 sums up blocks of tokens, padding included; MiniMax has a
-    cache of its own.
+    Found by a trial run; MiniMax has a cache of its own. Cache layers that a model brings along
+    (DeepSeek-V4, MiniMax-M3) count padding into their blocks, which can exceed a trial.
     """
     if policy not in _batches:
         ids = policy.some_ids(24)
@@ -194,7 +193,8 @@ def _batching(policy: Policy) -> tuple[bool, bool]:
         except Exception:  # a model can raise anything on what it does not take
             made = policy.base_lm.base_model(input_ids=ids, use_cache=True, **how)
             ours, got = False, made.last_hidden_state
-        _batches[policy] = not trial_fault(got[0, 7:], want), ours
+        pads = not has_own_layers(policy.base_lm) and not trial_fault(got[0, 7:], want)
+        _batches[policy] = pads, ours
     return _batches[policy]
 
 

@@ -28,10 +28,12 @@ from oelkit.config import DistillConfig
 from oelkit.model import attention, losses
 from oelkit.model.adapters import Adapters
 from oelkit.model.head import Head
+from oelkit.model.kept import Kept
 from oelkit.model.loading import LORA
 from oelkit.model.lora import attach
 from oelkit.model.lora_settings import lora_config
 from oelkit.model.memory import MemoryPlan
+from oelkit.model.packing import packed_batches
 from oelkit.model.policy import Policy
 from oelkit.model.prefix import SharedPrefix
 from oelkit.model.sampling import Reply, generate
@@ -145,8 +147,11 @@ def learn(t):
         teacher = distillation._score(t, PROMPTS, replies, groups)
     context = distillation.checkpointed(t.policy) if t.plan.gradient_checkpointing else None
     t.optimizer.zero_grad()
+    packed = packed_batches(t.policy, PROMPTS, [len(p) + 3 for p in PROMPTS], 700)
+    assert max(n for n, _ in packed) == (len(PROMPTS[0]) - 1 if shares else 0)
+    students = PROMPTS if t.plan.gradient_checkpointing else STUDENTS
     with context or torch.enable_grad():
-        distillation._backward(t, STUDENTS, replies, None if t.config.loss == "sft" else teacher)
+        distillation._backward(t, students, replies, None if t.config.loss == "sft" else teacher)
     for p in t.policy.trainable():
         assert p.dtype == torch.float32 and p.device.type == "cuda" and p.grad is not None
         assert p.grad.dtype == torch.float32 and p.grad.device.type == "cuda"
@@ -166,14 +171,23 @@ def paths(policy, all_losses):
             assert {x.device.type for pair in kept.to("cuda").kv for x in pair} == {"cuda"}
 
         yield "a beginning in main memory", kept
-        yield "replies behind a beginning", lambda: replies(policy, PROMPTS)
+        yield "replies behind a beginning", lambda: turns(policy, PROMPTS * 5)  # worth a pass
     yield "replies", lambda: replies(policy, [*STUDENTS, STUDENTS[0]])
 
 
-def replies(policy, prompts):
-    found = generate(policy, prompts, max_new_tokens=4)
+def replies(policy, prompts, kept=None):
+    found = generate(policy, prompts, max_new_tokens=4, kept=kept)
     lengths = [len(r.ids) for r in found]
     assert lengths == [4] * len(prompts), lengths
+
+
+def turns(policy, prompts):
+    kept = Kept(2**40)
+    for _ in range(2):
+        prompts = [[*prompt, 7, 8, 5 + i % 3] for i, prompt in enumerate(prompts)]
+        replies(policy, prompts, kept)
+        assert kept.prefixes and len(kept.rows) == len({*map(tuple, prompts)})
+        assert {row.start for row in kept.rows} == {len(kept.prefixes[0].ids)}
 
 
 def main() -> int:
