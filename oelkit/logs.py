@@ -49,7 +49,7 @@ class Chats(list[Trajectory]):
         said = [f"{count} with {counted(turns, 'reply', 'replies')}"]
         said += [f"replaced: {', '.join(f'{n:,} {k}' for k, n in self.replaced.items()) or 'none'}"]
         said += [f"left out: {counted(len(self.bad), 'line')}"] if self.bad else []
-        return well_formed("\n".join([*said, *(f"  line {n}: {m}" for n, _, m in self.bad)]))
+        return "\n".join([*said, *(f"  line {n}: {message}" for n, _, message in self.bad)])
 
 
 def read_chats(
@@ -100,7 +100,8 @@ def read_chats(
                 raise ValueError(f"is in the format {found}, the others are {kind}")
             game = _trajectory(redacted(row, redact, counted), kind, f"{stem}-{line}", ids)
         except (ValueError, RecursionError) as error:
-            bad.append((line, getattr(error, "name", None), without_secrets(str(error))))
+            said = well_formed(without_secrets(str(error)))
+            bad.append((line, getattr(error, "name", None), said))
             continue
         ids.add(game.id)
         counts += counted
@@ -207,14 +208,14 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
     first = next((m["role"] for m in messages if m["role"] != "system"), "")
     if first != "user":
         raise ValueError(f"begins with {first or 'no message'}, not with the user")
-    if row.get("tools"):
-        messages[0]["tools"] = tools(row["tools"])
+    if offered := row.get("tools") or row.get("functions"):  # OpenAI's older name
+        messages[0]["tools"] = tools(offered)
     turns = _turns(messages)
     if not turns:
         raise ValueError("has no reply of the assistant")
     said = "\n".join(filter(None, (turns[-1].feedback, texts.get("feedback"))))
     turns[-1] = replace(turns[-1], feedback=said)  # with a rating in words, if there is one
-    known = ("messages", "conversations", "tools", "system", "feedback", "id", "model")
+    known = ("messages", "conversations", "tools", "functions", "system", "feedback", "id", "model")
     rest = {k: v for k, v in row.items() if k not in known and v is not None}
     about = own, "log", None, texts.get("model", ""), 0
     extra = {"log": rest} if rest else {}

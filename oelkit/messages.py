@@ -77,6 +77,8 @@ def message(raw: Any, place: int) -> Message:
         raise ValueError(f"{where} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
     if said == "function_call":
         text, given = "", {"tool_calls": [_json(text, where)]}
+    if isinstance(call := given.get("function_call"), dict):  # OpenAI's older form
+        given = {"tool_calls": [call]} | given
     given = {"reasoning_content": given.get("reasoning")} | given
     found: Message = {"role": role, "content": text}
     found |= {k: given[k] for k in _KEPT if given.get(k)}

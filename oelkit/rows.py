@@ -25,10 +25,10 @@ def plain_rows(records: Iterable[Any]) -> list[Fields]:
 
     Half an emoji becomes U+FFFD, because Arrow does not take it.
     """
-    dicts = _dicts(records)
+    rows = [cast(Fields, _plain(row)) for row in _dicts(records)]
     # Arrow takes the columns from the first row and would drop those that only later rows have
-    names = dict.fromkeys(name for row in dicts for name in row)
-    return [dict.fromkeys(names) | cast(Fields, _plain(row)) for row in dicts]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [dict.fromkeys(names) | row for row in rows]
 
 
 def _dicts(records: Iterable[Any]) -> list[Fields]:
@@ -45,7 +45,9 @@ def _plain(value: Any) -> Any:
         message = fields | {"content": content_text(fields.get("content"))}
         message = {k: v for k, v in message.items() if v is not None}
         return {k: _plain(v) if k in _MESSAGE else _json(v) for k, v in message.items()}
-    return {k: _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()}
+    return {
+        well_formed(k): _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()
+    }
 
 
 def _json(value: Any) -> str:

@@ -58,6 +58,19 @@ SHAREGPT = {
         {"from": "human", "value": "Then send it again."},
     ],
 }
+OLDER = {  # OpenAI's, before tools
+    "functions": [TOOL["function"]],
+    "messages": [
+        *CHAT["messages"][:2],
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "find_order", "arguments": '{"order": 7}'},
+        },
+        {"role": "function", "name": "find_order", "content": "lost"},
+        *CHAT["messages"][4:],
+    ],
+}
 
 
 def user(text):
@@ -80,7 +93,7 @@ def lines(folder, *rows, name="log.jsonl"):
     return path
 
 
-@pytest.mark.parametrize("row", [CHAT, SHAREGPT], ids=["messages", "sharegpt"])
+@pytest.mark.parametrize("row", [CHAT, SHAREGPT, OLDER], ids=["messages", "sharegpt", "older"])
 def test_each_reply_is_a_turn_and_what_came_back_is_its_feedback(tmp_path, row):
     (game,) = read_chats(lines(tmp_path, row))
     call, said = game.turns
@@ -147,6 +160,7 @@ def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
 
 BAD = {
     "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
+    "half an emoji": ({"\ud83d": []}, "has neither messages"),
     "empty": ({"messages": []}, "conversation is empty"),
     "assistant first": ({"messages": [answer("Hello"), user("Hi")]}, "begins with assistant"),
     "system only": ({"messages": [{"role": "system", "content": "x"}]}, "begins with no message"),
@@ -204,7 +218,7 @@ def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
     with pytest.warns(UserWarning, match=rf"line 3: .*{message}"):
         chats = read_chats(path, on_bad="skip")
     assert len(chats) == 2 and [line for line, *_ in chats.bad] == [3]
-    assert "left out: 1 line\n  line 3: " in str(chats)
+    assert "left out: 1 line\n  line 3: " in str(chats) and str(chats).encode()
 
 
 def test_many_bad_lines_are_all_named(tmp_path):

@@ -46,7 +46,8 @@ def log(id="log", **changes):
 
 def test_conversations_are_told_apart_by_what_the_user_says_first():
     asks = ["Answer with one query: how many orders?", "Answer with one query: which city?", EVIL]
-    chats = [log(ask, prompt=[{"role": "user", "content": ask}]) for ask in asks]
+    said = [asks[0], *([{"type": "text", "text": ask}] for ask in asks[1:])]
+    chats = [log(ask, prompt=[{"role": "user", "content": x}]) for ask, x in zip(asks, said)]
     words = lambda view: [row[-1] for row in asked(view, kind="index")["rows"]]  # noqa: E731
     assert words(trajectory_viewer([*chats, make_game(("[up]",))])) == [*asks, ""]
     assert words(trajectory_viewer(chats[:2])) == ["… how many orders?", "… which city?"]

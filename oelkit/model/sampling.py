@@ -144,7 +144,8 @@ def _check(policy: Policy, prompts: Sequence[Sequence[int]], s: Sampling, new_to
         if not prompt or len(prompt) + new_tokens > policy.context_length:
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens: it must not be empty and must leave room "
-                f"for {new_tokens} new ones in the context of {policy.context_length}"
+                f"for {new_tokens} new ones in the context of {policy.context_length}; lower "
+                "max_new_tokens, or shorten the prompt or the experience in it"
             )
 
 

@@ -22,7 +22,7 @@ from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
-from ...text import answer_text, one_line, outcome_text, thought_text
+from ...text import answer_text, content_text, one_line, outcome_text, thought_text
 from .base import LiveView, board_of, source
 from .transcript import after_turn, before_turns, is_chat, parts
 
@@ -234,7 +234,10 @@ def _map(game: Trajectory) -> Any:
 
 
 def _words(content: Any) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    try:
+        return content_text(content)
+    except ValueError:  # such as a picture
+        return json.dumps(content, ensure_ascii=False)
 
 
 def _first_words(games: Sequence[Trajectory]) -> list[str]:
