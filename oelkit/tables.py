@@ -58,13 +58,13 @@ def frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def _whole(text: str) -> str:
-    """Replace half emojis, which Jupyter cannot send."""
+    """Replace half emojis, which Jupyter cannot send and no font has."""
     return text.encode("utf-8", "replace").decode()
 
 
 def plain(text: str) -> str:
     """Escape a text for a figure: a $ would start a formula, a leading _ hide a legend entry."""
-    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
+    return _whole(f"{' ' * text.startswith('_')}{text}".replace("$", r"\$"))
 
 
 def _bars(title: str, length: str, rows: Sequence[tuple[str, float]]) -> Any:

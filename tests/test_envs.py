@@ -597,6 +597,7 @@ def test_a_picture_tells_every_symbol_apart_and_takes_unknown_letters():
     # a renamed hole has the picture of a hole, with its own letter
     hole, renamed = board_image([["H"]]), board_image([["G"]], {"G": "hole"})
     assert (hole == renamed).mean() > 0.9 and (hole != renamed).any()
+    assert board_image([["\ud83d"]]).any()  # half an emoji of a broken world
     with pytest.raises(ValueError, match="rows of symbols"):
         board_image([])
 

@@ -237,7 +237,7 @@ def test_strip_shows_foreign_text_as_it_is():
         [],
         "r",
         "buy $x^2 now or never",
-        "$\\sqrt$ " * 60,
+        "$\\sqrt$ \ud83d " * 60,  # half an emoji, as a broken model writes it
         1,
         1,
         False,
@@ -252,7 +252,7 @@ def test_strip_shows_foreign_text_as_it_is():
 
 def test_names_of_a_stranger_are_labels_and_no_formulas():
     """Such names are not read as math, too long for the width, or hidden from a legend."""
-    odd = r"_$\frac{1$ and $x^2$"
+    odd = "_$\\frac{1$ and $x^2$ \ud83d"
     rows = make_metrics(probe=None)
     rows["arms"] = {odd: rows["arms"]["sft"]}
     probe = {"all": 0.5, odd: 0.5, "n": 20}

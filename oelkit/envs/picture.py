@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 
+from ..text import well_formed
 from .board import STEPS, symbol_kinds
 
 _ICE, _FLOOR = ("#e3f1fa", "#c3deee"), ("#f1e9dc", "#e0d3bf")  # face, edge
@@ -43,7 +44,7 @@ class _Tile:
     def letter(self, x: float, y: float, text: str, size: float, color: str) -> None:
         style = {"ha": "center", "va": "center_baseline", "weight": "bold", "color": color}
         style |= {"parse_math": False}  # symbols are no formulas
-        self.ax.text(self.x + x, self.y + y, text, size=size * self.point, **style)
+        self.ax.text(self.x + x, self.y + y, well_formed(text), size=size * self.point, **style)
 
     def ellipse(self, x: float, y: float, width: float, height: float, *look: Any) -> None:
         self.add(Ellipse((self.x + x, self.y + y), width, height), *look)
@@ -154,7 +155,7 @@ def draw_board(
     ax.set(xlim=(-0.03, len(cells[0]) + 0.03), ylim=(len(cells) + 0.03, -0.03), aspect="equal")
     ax.set_axis_off()
     if title:
-        ax.set_title(title, fontsize=8, parse_math=False)
+        ax.set_title(well_formed(title), fontsize=8, parse_math=False)
 
 
 def _draw_tile(tile: _Tile, kind: str, symbol: str, indoors: bool) -> None:

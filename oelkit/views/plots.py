@@ -21,7 +21,7 @@ from ..envs.picture import draw_board
 from ..records import Trajectory
 from ..stats import wilson_interval
 from ..tables import plain
-from ..text import outcome_text
+from ..text import outcome_text, well_formed
 from .summary import headline
 
 # Okabe and Ito's palette, safe for colour-blind readers; each colour has one meaning everywhere
@@ -278,7 +278,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
     plt.close(figure)
 
     def write(x: float, y: float, text: str, **look: Any) -> None:  # inches from the top left
-        figure.text(x / width, 1 - y / height, text, parse_math=False, **look)
+        figure.text(x / width, 1 - y / height, well_formed(text), parse_math=False, **look)
 
     colour = "#158a5c" if trajectory.outcome == "success" else "#c8502a"
     title = f"{trajectory.id}: {outcome_text(trajectory.outcome)}"
