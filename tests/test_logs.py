@@ -20,6 +20,7 @@ from oelkit.records import (
     write_text,
 )
 from oelkit.redaction import redact
+from oelkit.runs.files import locked
 
 TOOL = {"type": "function", "function": {"name": "find_order", "parameters": {"type": "object"}}}
 CHAT = {
@@ -339,6 +340,9 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     assert main(["import", str(path), "--run", "mine", "--bad", "skip"]) == 1
     assert "states.jsonl already exists" in capsys.readouterr().err
     (tmp_path / "games").rename(folder / "trajectories.jsonl")
+    with locked(folder.parent):
+        assert main(["import", str(path), "--run", "mine", "--bad", "skip", "--force"]) == 1
+        assert "is being written by process" in capsys.readouterr().err
     assert main(["status", "mine"]) == 1
     told = "mine holds imported logs but no loop yet; continue with: oelkit "
     assert capsys.readouterr().err.endswith(f"{told}{shlex.join(then)}\n")

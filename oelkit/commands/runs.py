@@ -198,6 +198,7 @@ def import_chats(args: Namespace) -> None:
     from ..logs import read_chats
     from ..records import write_jsonl
     from ..redaction import redact
+    from ..runs.files import locked
     from ..steps.rollouts import states
 
     folder = run_folder(args.run) / "round_1"
@@ -207,7 +208,9 @@ def import_chats(args: Namespace) -> None:
     how = {"format": args.format, "on_bad": args.bad}
     with warnings.catch_warnings(action="ignore"):  # about skipped lines, which are printed below
         chats = read_chats(args.file, **how, redact=None if args.no_redact else redact)
-    for path, records in zip(paths, (chats, states(chats))):
-        write_jsonl(path, records)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent):
+        for path, records in zip(paths, (chats, states(chats))):
+            write_jsonl(path, records)
     print(chats, *(f"written: {path}" for path in paths), sep="\n")
     print("continue with:", extract_logs(folder))
