@@ -169,7 +169,6 @@ class Templated:
             raise ValueError(f"{name}: {error}") from None
         asked = self.render([{"role": "user", "content": MARK}])
         self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
-        self._unsaid = unsaid(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""

@@ -75,15 +75,34 @@ def answer_text(text: str) -> str:
 
     It is "" if the thought never ended.
     """
-    answer = _BEGIN.split(_END.split(text)[-1], maxsplit=1)[0]
+    _, answer, _ = _thoughts(text)
     return answer if answer == text else _AROUND.sub("", answer.strip()).strip()
 
 
 def thought_text(text: str) -> str:
     """Return the thoughts in a thinking model's reply: all but its answer, without their marks."""
-    *thoughts, rest = _END.split(text)
-    thoughts += _BEGIN.split(rest, maxsplit=1)[1:]
-    return "\n\n".join(filter(None, (_BEGIN.sub("", thought).strip() for thought in thoughts)))
+    before, _, after = _thoughts(text)
+    thoughts = (_BEGIN.sub("", thought).strip() for thought in (*before, after))
+    return "\n\n".join(filter(None, thoughts))
+
+
+def _thoughts(text: str) -> tuple[list[str], str, str]:
+    """Split a reply into its thoughts, its answer, and a last thought that never ended.
+
+    What a tool call says is no mark of a thought.
+    """
+    first, *parts = text.split("<tool_call>")
+    for n, part in enumerate(parts):
+        call, end, after = part.partition("</tool_call>")
+        if end:
+            parts[n] = "\0" * len(call) + end + after
+    masked = "<tool_call>".join([first, *parts])  # as long as the text
+    ends = [mark.span() for mark in _END.finditer(masked)]
+    starts = [0, *(end for _, end in ends)]
+    begin = _BEGIN.search(masked, starts[-1])
+    answer, rest = (begin.start(), begin.end()) if begin else (len(text), len(text))
+    before = [text[a:b] for a, (b, _) in zip(starts, ends)]
+    return before, text[starts[-1] : answer], text[rest:]
 
 
 def begun_thought(opening: str) -> str:

@@ -391,6 +391,21 @@ def test_what_the_base_has_no_place_for_is_not_merged(tiny_model, tmp_path, lora
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_of_a_merged_base_is_not_one_of_the_base(tiny_model, tmp_path, dtype):
+    """Merging leaves the embedding as it is."""
+    policy = load_policy(tiny_model, dtype=dtype)
+    shake(policy, size=0.003)
+    policy.save_adapter(tmp_path / "first")
+    merge_adapter(str(tiny_model), tmp_path / "first", tmp_path / "merged")
+    load_policy(tmp_path / "merged", dtype=dtype).save_adapter(tmp_path / "second")
+    for folder, other in (("first", tiny_model), ("second", tmp_path / "merged")):
+        for as_is in ("float32", "bfloat16", "float16"):
+            load_policy(other, dtype=as_is, adapter=tmp_path / folder)
+    with pytest.raises(ValueError, match="trained on another base"):
+        load_policy(tiny_model, adapter=tmp_path / "second")
+
+
 def test_a_model_of_the_hub_is_merged_in_the_16_bits_in_which_it_is_stored(
     tiny, tmp_path, monkeypatch
 ):

@@ -103,6 +103,9 @@ def test_ends_that_are_no_ids_and_a_model_without_any(tmp_path):
 
 @pytest.mark.parametrize("begin, end", THOUGHTS)
 def test_thoughts_are_no_answers(begin, end):
+    call = f'<tool_call>\n{{"name": "f", "arguments": {{"x": "{begin}a{end}b"}}}}\n</tool_call>'
+    assert answer_text(f"{begin}a{end}{call}") == call == answer_text(call)
+    assert answer_text(f"{begin}a{call}") == "" and thought_text(f"{begin}a{end}{call}") == "a"
     assert answer_text(f"{begin}[up]?{end}\n\n[left]") == "[left]"
     assert answer_text(f"{begin}[up]? or") == ""
     assert answer_text(f"{begin}a{end}[left]{begin}[up]? or") == "[left]"

@@ -27,7 +27,7 @@ import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from .lora import add_adapter, fingerprint, fitting_weights, lora_state
+from .lora import add_adapter, base_marks, fitting_weights, lora_state
 from .tensors import save_tensors
 
 # from here on merging costs more than the adapter's own products (measured on a CPU)
@@ -238,7 +238,7 @@ class Adapters:
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
         config.inference_mode, config.target_modules = was
-        base = {"base": self.name, "base_embedding": fingerprint(self.model)}
+        base = {"base": self.name, **base_marks(self.model)}
         (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
 
     def load_adapter(self, folder: str | Path) -> None:

@@ -24,6 +24,9 @@ from .lora_settings import OFF_BASE, SHAPE, adapter_config, plain_lora
 from .source import notes
 from .tensors import load_tensors
 
+# by how much the marks of one base can differ in another dtype: relative, absolute
+OFF = {"base_embedding": (0.02, 1e-4), "base_layer": (0.004, 1e-6)}
+
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lora=") -> PeftModel:
     """Add the adapters "student" (active) and "teacher"; A is the same in every process.
@@ -88,8 +91,9 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
     """
     theirs, ours = adapter_config(folder), model.peft_config["student"]
     base = f"another base model ({theirs.base_model_name_or_path})"
-    mark = notes(folder).get("base_embedding")
-    if mark and not _alike(mark, fingerprint(model)):
+    marks, own = notes(folder), base_marks(model)
+    mark = marks.get("base_embedding")
+    if any(own[k] and marks.get(k) and not _alike(marks[k], own[k], off) for k, off in OFF.items()):
         raise ValueError(
             f"{folder}: this adapter was trained on {base}, not on {name}; load it with that one"
         )
@@ -198,17 +202,29 @@ def lora_state(model: Any, adapter: str = "student") -> dict[str, torch.Tensor]:
     return {key: x for key, x in state.items() if ".lora_" in key}
 
 
+def base_marks(model: Any) -> dict[str, list[float]]:
+    """Return what an adapter's oelkit.json says of its base: values of its embedding, and of the
+    last layer with LoRA, as merging and fine-tuning can leave the embedding as it is.
+    """
+    last: Any = [m for m in model.modules() if isinstance(m, LoraLayer)][-1]
+    weight: Any = getattr(last.get_base_layer(), "weight", torch.empty(0))
+    dense = weight.is_floating_point()  # else it is packed, as in 4 bits
+    inner = weight.detach().reshape(-1) if dense else torch.empty(0)
+    some = inner[:: max(1, len(inner) // 64)].float().tolist()
+    return {"base_embedding": fingerprint(model), "base_layer": some}
+
+
 def fingerprint(model: Any) -> list[float]:
     """Return a few embedding values, which identify a base model whatever its path and dtype."""
     weight: Any = model.get_base_model().get_input_embeddings().weight
     return weight[:: max(1, len(weight) // 16), 0].float().tolist()
 
 
-def _alike(a: Any, b: list[float]) -> bool:
-    """Whether both are of one base: in bfloat16 it is within 2 %. `a` comes from a file."""
+def _alike(a: Any, b: list[float], off: tuple[float, float]) -> bool:
+    """Whether both are of one base. `a` comes from a file."""
     if not isinstance(a, list) or len(a) != len(b) or any(type(x) not in (int, float) for x in a):
         return False
-    return all(abs(x - y) <= 0.02 * abs(y) + 1e-4 for x, y in zip(a, b, strict=True))
+    return all(abs(x - y) <= off[0] * abs(y) + off[1] for x, y in zip(a, b, strict=True))
 
 
 @contextmanager

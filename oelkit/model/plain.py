@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..config import Sampling
-from ..messages import Templated
+from ..messages import Templated, unsaid
 from .base import context_length
 from .loading import load_policy
 from .lora import seeded
@@ -96,6 +96,7 @@ class PlainModel(Templated):
         self.model: Any = model.to(device).eval()
         tokenizer = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
         super().__init__(base, AutoTokenizer.from_pretrained(folder, **tokenizer), enable_thinking)
+        self._unsaid = unsaid(self.tokenizer)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
