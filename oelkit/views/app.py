@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,9 +138,17 @@ def place(kind: str, what: str, round: int | None) -> Path:
 def page() -> None:
     """Show the view that `serve` was asked for; the notebook's only cell."""
     from IPython.display import HTML, display
+    from voila.utils import wait_for_request
 
     kind, path = json.loads(os.environ["OELKIT_APP"])
-    display(HTML(STYLE), (editor if kind == "curate" else viewer)(Path(path)))
+    view = editor if kind == "curate" else viewer
+    if os.environ.get("VOILA_PREHEAT") == "True":
+        view(Path(path))  # imports everything; what is shown is read when the page is asked for
+        warnings.simplefilter("ignore")  # of a server that is too busy to answer
+        while "SERVER_SOFTWARE" not in os.environ:
+            wait_for_request()
+            time.sleep(0.1)
+    display(HTML(STYLE), view(Path(path)))
 
 
 def editor(path: Path, teacher: bool = True) -> Any:

@@ -47,6 +47,8 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
         press(page, "x")
         log = mine / "curation.jsonl"
         until(page, lambda: log.exists() and [o["op"] for o in read_jsonl(log)] == ["reject"])
+        page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")  # another kernel
+        page.get_by_text("curation.jsonl: 1 operation").wait_for(timeout=SLOW)
     else:
         assert page.locator(".ov-row").count() > 3
 
