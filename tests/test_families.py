@@ -7,6 +7,7 @@ from helpers import greedy_by_hand, shake, some_prompts
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from oelkit.model.loading import load_policy
+from oelkit.model.memory import memory_plan
 from oelkit.model.plain import merge_adapter
 from oelkit.model.sampling import generate
 
@@ -58,6 +59,7 @@ def test_long_replies_where_padding_or_a_cache_of_ours_would_alter_them(kind, tm
     replies = generate(policy, prompts, max_new_tokens=36, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 36) for p in prompts]
     assert len({len(r.ids) for r in replies}) > 1
+    assert memory_plan(policy, 20, state_tokens=30, reply_tokens=8).fits
 
 
 def test_weights_that_layers_share_are_not_merged(tmp_path):

@@ -368,6 +368,11 @@ def test_hidden_states_that_overflow_in_float16_are_said_at_load(tmp_path):
     assert load_policy(tmp_path).hidden(torch.tensor([[5, 6]])).isfinite().all()
     with pytest.raises(ValueError, match='overflow in float16; load it with dtype="float32", or'):
         load_policy(tmp_path, dtype="float16")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not finite numbers; its weight files are damaged"):
+        load_policy(tmp_path)
 
 
 # -- NF4 on a CPU
@@ -587,6 +592,9 @@ def test_rope_that_changes_with_the_length_ends_where_it_changes(tmp_path):
     assert PlainModel(tmp_path, str(tmp_path), "paper").context_length == 64
     with pytest.raises(ValueError, match="context of 64"):
         generate(policy, [[5] * 60], max_new_tokens=8)
+    nested = {**config.rope_parameters, "original_max_position_embeddings": 32}
+    config.rope_parameters = {"full_attention": nested}
+    assert context_length(config, policy.tokenizer) == 32
 
 
 def test_the_context_of_models_that_name_it_otherwise(tiny):

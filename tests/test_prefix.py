@@ -13,7 +13,13 @@ from oelkit.config import Sampling
 from oelkit.model.loading import load_policy
 from oelkit.model.memory import peak_bytes
 from oelkit.model.packing import can_pack
-from oelkit.model.prefix import SharedPrefix, can_share, group_by_shared_prefix, join_small_groups
+from oelkit.model.prefix import (
+    SharedPrefix,
+    can_share,
+    group_by_shared_prefix,
+    join_small_groups,
+    trial_fault,
+)
 from oelkit.model.sampling import generate
 from oelkit.model.scoring import reply_hidden
 
@@ -170,6 +176,16 @@ def test_a_model_that_refuses_the_trial_without_a_word_turns_it_off(tiny, monkey
     monkeypatch.setattr(type(tiny), "hidden", refuse)
     with pytest.warns(UserWarning, match=r"trial run failed \(NotImplementedError\(\)\)"):
         assert not can_share(tiny)
+
+
+def test_each_token_of_a_trial_counts_except_in_16_bits():
+    want = torch.ones(2, 4, 8)
+    got = want.clone()
+    got[1, 2] = 1.1
+    assert trial_fault(got, want) == "a trial run was off by 1e-01"
+    assert trial_fault(got.bfloat16(), want.bfloat16()) == ""
+    got[1, 2] = torch.nan
+    assert trial_fault(got.double(), want.double())
 
 
 @pytest.mark.parametrize("kind", ["aria_text", "ernie4_5_moe"])

@@ -23,7 +23,9 @@ def context_length(config: Any, tokenizer: Any) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if "longrope" in str(rope):
         original = "original_max_position_embeddings"
-        most = rope.get(original) or getattr(config, original, most)
+        parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # by layer type
+        lengths = [part[original] for part in parts if part.get(original)]
+        most = min(lengths, default=getattr(config, original, most))
     return most or tokenizer.model_max_length
 
 

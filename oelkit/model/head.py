@@ -102,7 +102,7 @@ def head_of(model: Any, name: str) -> Head:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     fault = (
         seen[0].shape != hidden.shape
-        or (seen[0] - hidden).norm() > (1e-4 if exact else 0.05) * hidden.norm()
+        or not (seen[0] - hidden).norm() <= (1e-4 if exact else 0.05) * hidden.norm()
     )
     z = plain.logits(seen[1])
     numbers = vars(model.config.get_text_config()).items()
@@ -118,7 +118,7 @@ def head_of(model: Any, name: str) -> Head:
         return float((head.shaped(z[:, :most]) - want).norm() / want.norm())
 
     best = min(heads, key=error)
-    if fault or error(best, None) > (1e-4 if exact else 0.02):
+    if fault or not error(best, None) <= (1e-4 if exact else 0.02):  # it can be NaN
         raise ValueError(
             f"{name}: its logits are neither the product of hidden states and head nor a scaled or "
             "capped one; such a model is not supported"

@@ -220,8 +220,12 @@ def _train(policy: Policy, tokens: int, kl_rows: int) -> None:
 @torch.no_grad()
 def _cache_bytes(policy: Policy) -> int:
     """Return the bytes of keys and values per token; layers with a fixed-size state have none."""
-    cache = DynamicCache(config=policy.base_lm.config)
-    policy.hidden(policy.some_ids(8), cache)
+    ids, cache = policy.some_ids(8), DynamicCache(config=policy.base_lm.config)
+    try:
+        policy.hidden(ids, cache)
+    except ValueError:  # MiniMax takes only a cache of its own
+        made = policy.base_lm.base_model(input_ids=ids, use_cache=True)
+        cache = getattr(made, policy.cache_argument)
     kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     return sum(x.nbytes for x in kv if x is not None) // 8
 

@@ -264,18 +264,19 @@ class Policy(Shown, Adapters):
         """Run a short prompt and its first half, and refuse a model that no step could use.
 
         Raises:
-            ValueError: activations exceed float16's largest number, 65,504 (as in Gemma 3), or
-                hidden states depend on later tokens (as in encoders).
+            ValueError: hidden states are not finite, as when activations exceed float16's largest
+                number, 65,504 (Gemma 3), or they depend on later tokens (as in encoders).
         """
         ids = self.encode([{"role": "user", "content": "The quick brown fox. 1 + 1 = ?"}])
         prompt = torch.tensor([ids], device=self.device)
         with self.eval_mode():
             whole, half = (self.hidden(x)[0] for x in (prompt, prompt[:, : len(ids) // 2]))
-        if whole.dtype == torch.float16 and not whole.isfinite().all():
-            raise ValueError(
-                f"{self.name}: its hidden states overflow in float16; load it with "
-                'dtype="float32", or "bfloat16" on a card of compute capability 8 or more'
-            )
+        if not whole.isfinite().all():
+            what, todo = "are not finite numbers", "its weight files are damaged"
+            if whole.dtype == torch.float16:
+                what, todo = "overflow in float16", 'load it with dtype="float32", or "bfloat16" '
+                todo += "on a card of compute capability 8 or more"
+            raise ValueError(f"{self.name}: its hidden states {what}; {todo}")
         off = (whole[: len(half)] - half).norm(dim=-1) > 0.05 * half.norm(dim=-1)
         if off.float().mean() > 0.5:  # in 16 bits a few tokens can take another expert
             raise ValueError(
