@@ -42,12 +42,19 @@ def _plain(value: Any) -> Any:
         return well_formed(value) if isinstance(value, str) else value
     fields = cast(Fields, value)
     if "role" in fields:
-        message = fields | {"content": content_text(fields.get("content"))}
+        message = fields | {"content": _content(fields.get("content"))}
         message = {k: v for k, v in message.items() if v is not None}
         return {k: _plain(v) if k in _MESSAGE else _json(v) for k, v in message.items()}
     return {
         well_formed(k): _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()
     }
+
+
+def _content(value: Any) -> str:
+    try:
+        return content_text(value)
+    except ValueError:  # such as a picture
+        return _json(value)
 
 
 def _json(value: Any) -> str:
@@ -82,7 +89,10 @@ def training_rows(
         raise ValueError(f"to={to!r}, {len(texts)} texts: use trl or ms-swift, and give a text")
     rows: list[Fields] = []
     for i, state in enumerate(states):
-        messages = [_said(m) for m in state.prompt]
+        try:
+            messages = [_said(m) for m in state.prompt]
+        except ValueError as error:
+            raise ValueError(f"state {state.id!r}: {error}") from error
         tools = any(m.get("tools") or m.get("tool_calls") for m in state.prompt)
         if tools or messages[-1]["role"] != "user":
             continue

@@ -241,6 +241,9 @@ def test_probe_file_errors(tiny, tmp_path):
         ValueError, match="probe.jsonl: question 2 must have kind, messages and answer"
     ):
         probe(tiny, path)
+    path.write_text('{"kind": "a", "messages": [], "answer": "x"}\n')
+    with pytest.raises(ValueError, match="probe.jsonl: question 1: the prompt has no messages"):
+        probe(tiny, path)
     path.write_text("{nonsense\n")
     with pytest.raises(ValueError, match="probe.jsonl, line 1: not JSON"):
         probe(tiny, path)

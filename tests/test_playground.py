@@ -81,3 +81,8 @@ def test_what_goes_wrong_is_said_in_place_of_the_answers():
     assert Playground(ask, STATES).children[3].value == "<p>&lt;too long&gt;</p>"
     with pytest.raises(ValueError, match="no states"):
         Playground(ask, [])
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(ValueError, match="state 'p': .* kind 'image_url', not text"):
+        Playground(ask, [State("p", "p", 0, [{"role": "user", "content": picture}])])
+    half = State("h", "h", 0, [{"role": "user", "content": "half \ud83d"}])
+    assert Playground(ask, [half]).children[1].value == "half \ufffd"  # Jupyter can send it

@@ -106,6 +106,11 @@ def test_states_that_a_trainer_does_not_take_are_counted_or_refused():
     with pytest.warns(UserWarning, match="2 of 3 states have tools or do not end with the user"):
         (row,) = training_rows([*bad, good], "text", prompts)
     assert row["prompt"][1] == {"role": "user", "content": "Where ?"}
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    seen = State("p", "t", 3, [{"role": "user", "content": picture}])
+    assert json.loads(plain_rows([seen])[0]["prompt"][0]["content"]) == picture
+    with pytest.raises(ValueError, match="state 'p': .* kind 'image_url', not text"):
+        training_rows([good, seen], "text", prompts)
     with pytest.raises(ValueError, match="2 of 2 states .*: ms-swift takes none"):
         training_rows(bad, "text", prompts, "ms-swift")
     with pytest.raises(ValueError, match="0 texts: use trl or ms-swift"):

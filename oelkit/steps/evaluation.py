@@ -196,7 +196,12 @@ def probe(
     """
     rows = _questions(path)
     short = 8 + max(count_tokens(row["answer"], policy.tokenizer) for row in rows)
-    ids = [policy.encode(row["messages"]) for row in rows]
+    ids = list[list[int]]()
+    for i, row in enumerate(rows, 1):
+        try:
+            ids.append(policy.encode(row["messages"]))
+        except ValueError as error:
+            raise ValueError(f"{path}: question {i}: {error}") from error
     if (most := max(map(len, ids))) + short > policy.context_length:
         raise ValueError(
             f"{path}: question {[*map(len, ids)].index(most) + 1} has {most} tokens and the "

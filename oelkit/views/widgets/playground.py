@@ -11,7 +11,7 @@ import ipywidgets as w
 
 from ... import given
 from ...records import Message, State
-from ...text import content_text, one_line
+from ...text import content_text, one_line, well_formed
 from .base import StaticFallback
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class Playground(StaticFallback, w.VBox):
 
 
 def _last(state: State) -> str:
-    return content_text(state.prompt[-1].get("content"))
+    try:
+        return well_formed(content_text(state.prompt[-1].get("content")))
+    except ValueError as error:
+        raise ValueError(f"state {state.id!r}: {error}") from None
 
 
 def answers_html(answers: Sequence[Answer]) -> str:
