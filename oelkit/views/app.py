@@ -74,8 +74,11 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         except (OSError, OverflowError) as error:  # otherwise Voila silently takes another
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
         at: int = free.getsockname()[1]
+    # a page that is closed ends its kernel, for which it needs this cookie; Voila sets none
+    cookie = f"_xsrf={secrets.token_hex(16)}; Path=/; SameSite=Strict"
+    headers = {"Content-Security-Policy": CSP, "Set-Cookie": cookie}
     # Jupyter's own time-out exceeds Tornado's limit, which logs a warning
-    server = {"headers": {"Content-Security-Policy": CSP}, "ws_ping_timeout": 30_000}
+    server = {"headers": headers, "ws_ping_timeout": 30_000}
     command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
     command += [f"--port={at}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
     # keep a kernel with all imports ready for the next page

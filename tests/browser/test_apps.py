@@ -26,13 +26,12 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
     page = new_page(1400, 900)
     stranger = page.goto(url, timeout=SLOW, wait_until="commit")
     assert stranger.status == 403 or "/login" in page.url, "another user of the machine"
+    page.context.clear_cookies()  # those of the login page
     page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")
     page.locator(".oel-row, .ov-row").first.wait_for(timeout=SLOW)
     press(page, "/")  # without a click
     page.wait_for_function("document.activeElement.type == 'search'")
     page.locator(".oel-row, .ov-row").first.click()
-    (said,) = (place / "server.log").read_text().splitlines()  # no warning of a kernel or a server
-    assert "(Ctrl+C ends it)" in said
     box = page.locator(row).bounding_box()
     assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1400, 900)
     assert page.evaluate("document.documentElement.scrollHeight") == 900
@@ -47,10 +46,14 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
         press(page, "x")
         log = mine / "curation.jsonl"
         until(page, lambda: log.exists() and [o["op"] for o in read_jsonl(log)] == ["reject"])
-        page.goto(f"{url}/?token=for-me-alone", timeout=SLOW, wait_until="commit")  # another kernel
+        page.goto(url, timeout=SLOW, wait_until="commit")  # another kernel; the first one ends
         page.get_by_text("curation.jsonl: 1 operation").wait_for(timeout=SLOW)
     else:
         assert page.locator(".ov-row").count() > 3
+    may = {cookie["name"] for cookie in page.context.cookies()}
+    assert "_xsrf" in may, "a closed page ends its kernel"
+    (said,) = (place / "server.log").read_text().splitlines()  # no warning of a kernel or a server
+    assert "(Ctrl+C ends it)" in said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM there")
