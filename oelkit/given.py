@@ -131,10 +131,21 @@ def seeds(name: str, values: Any) -> list[int]:
 
 
 def texts(name: str, values: Any) -> list[str]:
-    """Return a list of texts; a single one becomes a list of one. TypeError if one is not text."""
-    what = f"{name}: expected a text or a list of texts"
-    values = [values] if isinstance(values, str) else values
-    return _each(values, what, lambda value: isinstance(value, str))
+    """Return a list of texts; a single one becomes a list of one.
+
+    TypeError if one is not a text, or is the name of a file in place of its text."""
+    values = [values] if isinstance(values, str | os.PathLike) else values
+    fits = _each(
+        values,
+        f"{name}: expected a text or a list of texts",
+        lambda value: isinstance(value, str | os.PathLike),
+    )
+    for value in map(os.fspath, fits):
+        if os.path.isfile(value) or re.fullmatch(r"\S+\.(md|txt|jsonl)", value):
+            kept = f"Curation.open({value!r}, LOG).experience()"
+            read = kept if value.endswith(".jsonl") else f"Path({value!r}).read_text()"
+            raise TypeError(f"{name}: {value!r} is the name of a file; pass its text: {read}")
+    return fits
 
 
 def text_file(path: str | os.PathLike[str]) -> str:

@@ -25,6 +25,7 @@ from oelkit.__main__ import main
 from oelkit.records import ExperienceItem, State
 from oelkit.stats import draw_spread, episodes_needed, paired_bootstrap
 from oelkit.steps.agreement import agreement
+from oelkit.steps.compare import compare_answers
 from oelkit.steps.evaluation import report_of
 from oelkit.steps.rollouts import states
 
@@ -143,6 +144,24 @@ def test_numbers_of_numpy_and_paths_are_taken(tiny, tmp_path):
     settings = Settings(seed=np.int64(1), lr=np.float64(1e-4), prompt_set=prompts)
     Run(tmp_path / "run", settings, tiny, progress=False)
     assert Run.open(tmp_path / "run", tiny).settings.prompt_set == str(prompts)
+
+
+def test_a_file_in_place_of_its_text_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("H is a hole.", "utf-8")
+    for given in ("notes", tmp_path / "notes", "run/experience.md", "run/items.jsonl"):
+        read = "Curation.open" if str(given).endswith("l") else r"Path\(.*\).read_text\(\)"
+        for ask in (
+            lambda: distill(tiny, [STATE], given),
+            lambda: distill(tiny, [STATE], ["text", given]),
+            lambda: evaluate(tiny, LAKE, range(1), experience=given),
+        ):
+            with pytest.raises(TypeError, match=f"is the name of a file; pass its text: {read}"):
+                ask()
+    for given in ("notes", "run/experience.md"):
+        for ask in (agreement, compare_answers):
+            with pytest.raises(TypeError, match="is the name of a file"):
+                ask(tiny, [STATE] if ask is agreement else STATE.prompt, given)
 
 
 def test_a_text_that_is_known_is_not_read_by_its_letters():

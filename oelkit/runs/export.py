@@ -47,8 +47,8 @@ def export(
         The output folder.
 
     Raises:
-        ValueError: `to` is unknown, `out` exists, the round is not trained or is out of date, or
-            another process writes the run.
+        ValueError: `to` is unknown, `out` exists, the round, or one that it builds on, is not
+            done or is out of date, or another process writes the run.
         FileNotFoundError: `to` is "gguf" and the converter is missing.
     """
     if to not in FORMS:

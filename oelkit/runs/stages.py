@@ -44,11 +44,11 @@ class StaleRunError(ValueError):
     """Inputs or settings of finished stages changed; nothing is redone silently."""
 
     def __init__(self, folder: Path, stale: list[StageStatus]):
-        causes = "; ".join(f"{s.name}: {s.why}" for s in stale if not s.follows)
-        rest = table.first_few([s.name for s in stale if s.follows])
+        first = next((s for s in stale if not s.follows), stale[0])
+        more = f"; {len(stale) - 1} more in run.status()" if len(stale) > 1 else ""
         super().__init__(
-            f"{folder} is out of date ({causes}{rest and '; and so '}{rest}): redo this with "
-            "--redo (run.redo(), or redo=True), or undo the change"
+            f"{folder} is out of date ({first.name}: {first.why}{more}): redo this with `oelkit "
+            f"loop --run {folder.name} --redo` (run.redo(), or redo=True), or undo the change"
         )
         self.stale = stale
 

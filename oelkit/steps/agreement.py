@@ -51,7 +51,7 @@ def agreement(
     """
     given.a_policy(policy, adapters=True)
     states, seed = given.records("states", states, State), given.whole("seed", seed)
-    experience = given.one("experience", experience, str)
+    (experience,) = given.texts("experience", given.one("experience", experience, str))
     if not states or not experience.strip():
         raise ValueError("nothing to compare: there are no states or no experience")
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)

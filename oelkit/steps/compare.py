@@ -55,6 +55,7 @@ def compare_answers(
         ValueError: no experience, or a prompt that exceeds the context.
     """
     given.a_policy(policy, adapters=True)
+    (experience,) = given.texts("experience", given.one("experience", experience, str))
     if not experience.strip():
         raise ValueError("nothing to compare: the experience is empty")
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
