@@ -187,7 +187,9 @@ def test_training_has_a_line_an_arm_and_round():
     loss, entropy = figure.axes
     assert len(loss.lines) == len(entropy.lines) == 5
     assert len({line.get_color() for line in loss.lines}) == 5
-    assert list(loss.lines[1].get_ydata()) == [math.exp(-s / 2) for s in range(8)]
+    assert list(loss.lines[-1].get_ydata()) == [math.exp(-s / 2) for s in range(8)]
+    redone = plots.training(make_rows(arms=[("round 2", 2), ("round 1", 1)]))
+    assert [line.get_label() for line in redone.axes[0].lines] == ["round 1", "round 2"]
     assert loss.get_yscale() == "log"
     assert_whole(figure)
     zero = plots.training(

@@ -165,8 +165,8 @@ def memory_plan(
         most = min(MAX_BATCH_TOKENS, int((share - cost.fixed) / cost.per_token))
         return max(longest, min(batch_tokens or most, whole))
 
-    step = batch_size * student
-    if retained and shared and student <= MAX_PACKED and can_pack(policy):
+    step, packs = batch_size * student, shared and student <= MAX_PACKED and can_pack(policy)
+    if retained and packs:
         step = max(experience_tokens + retained * own, (batch_size - retained) * own)
     learned = micro_batch(training, student, step)
     scored = micro_batch(reading, teacher, batch_size * teacher)
@@ -176,13 +176,15 @@ def memory_plan(
     scores = 12 * min(heads * teacher * scored, max(MAX_SCORES, heads * teacher))
     rows = min(batch_size, max(1, BATCH_TOKENS // student))
     asked = rows * state_tokens + experience_tokens * bool(retained) * (1 if shared else rows)
+    # a packed row's mask, in the model's dtype and in booleans
+    mask = packs * min(learned, MAX_PACKED) ** 2 * (policy.base_lm.dtype.itemsize + 1)
     phases = {
         "sampling": _cache_bytes(policy) * (asked + rows * reply)
         + 16 * len(head.weight) * rows
         + reading(asked),
         "reading the experience": reading(experience_tokens) if shared else 0,
         "scoring": reading(scored) + told + scores,
-        "training": training(learned) + told,
+        "training": training(learned) + told + mask,
     }
     return MemoryPlan(held, phases, free, learned, scored, checkpointing, kept)
 

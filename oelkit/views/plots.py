@@ -188,18 +188,18 @@ def arms(metrics: dict) -> Figure:
 @styled
 def training(rows: Sequence[dict]) -> Figure:
     """Plot loss and the student's entropy by training step, one line per arm or round."""
-    figure, axes = new_figure(2)
-    blues = iter(ROUND_COLOURS)
-    for arm, k in dict.fromkeys((row["arm"], row["round"]) for row in rows):
+    (figure, axes), blues = new_figure(2), iter(ROUND_COLOURS)
+    arms = dict.fromkeys((row["arm"], row["round"]) for row in rows)
+    for arm, k in sorted(arms, key=lambda arm: arm[1]):  # a round that was redone comes last
         steps = [row for row in rows if (row["arm"], row["round"]) == (arm, k)]
         name, colour = plain(str(NAMES.get(arm, arm))), COLOURS.get(arm) or next(blues, "#999999")
         look = {"color": colour, "label": name, "lw": 1.4, "marker": "." * (len(steps) == 1)}
         for axis, key in zip(axes, ("loss", "entropy"), strict=True):
             axis.plot([row["step"] for row in steps], [row[key] for row in steps], **look)
     n = f" (n = {rows[0]['replies']} replies each)" if rows and "replies" in rows[0] else ""
-    one = rows if len({(row["arm"], row["round"]) for row in rows}) == 1 else ()
     for axis, key, name in zip(axes, ("loss", "entropy"), ("Loss", "Entropy"), strict=True):
-        ends = f": {one[0][key]:.2g} → {one[-1][key]:.2g} in {len(one)} steps" if one else ""
+        one = len(arms) == 1
+        ends = f": {rows[0][key]:.2g} → {rows[-1][key]:.2g} in {len(rows)} steps" if one else ""
         axis.set(xlabel=f"step{n}", ylabel="nats per token", title=name + ends)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if rows and all(row["loss"] > 0 for row in rows):
