@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where one can move, otherwise one line when the work is done."""
+"""Progress of long work: a bar where one can move, otherwise a line a minute and one at the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
+
+EVERY = 60  # seconds between two lines
 
 
 def moves() -> bool:
@@ -31,7 +33,7 @@ class Bar(tqdm):
     """
 
     def __init__(self, name: str, work: int | range, unit: str, show: bool):
-        self._moves = moves()
+        self._moves, self._told = moves(), 0.0
         self.many = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
         how: dict[str, Any] = {"desc": name, "unit": unit, "disable": not show, "mininterval": 1}
         if isinstance(work, range):
@@ -39,11 +41,23 @@ class Bar(tqdm):
             work = work.stop
         super().__init__(total=work, file=sys.stdout if self._moves else io.StringIO(), **how)
 
+    def display(self, *args: Any, **how: Any) -> Any:
+        """Move the bar, or print a line if the last one is a minute old."""
+        if self._moves:
+            return super().display(*args, **how)
+        if (now := self.format_dict["elapsed"]) - self._told >= EVERY:
+            self._told = now
+            self._tell()
+
     def close(self) -> None:
         """Leave the bar as it is, or print the line."""
         if not (self.disable or self._moves):
-            done = self.n if self.n == self.total else f"{self.n} of {self.total}"
-            took = self.format_interval(self.format_dict["elapsed"])
-            more = f", {self.postfix}" if self.postfix else ""
-            print(f"{self.desc}: {done} {self.many} in {took}{more}", flush=True)
+            self._tell()
+            self._told = float("inf")  # tqdm displays once more
         super().close()
+
+    def _tell(self) -> None:
+        done = self.n if self.n == self.total else f"{self.n} of {self.total}"
+        took = self.format_interval(self.format_dict["elapsed"])
+        more = f", {self.postfix}" if self.postfix else ""
+        print(f"{self.desc}: {done} {self.many} in {took}{more}", flush=True)

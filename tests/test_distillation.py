@@ -432,6 +432,16 @@ def test_a_state_over_the_context_is_left_out_and_the_others_are_learned(tiny, l
         assert prepare(tiny, [long, *STATES], *options).states == STATES
 
 
+def test_a_cell_that_is_run_twice_says_that_it_trains_on_top(tiny):
+    for again in (False, True, False):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(tiny, STATES[:1], max_new_tokens=2)
+        assert any("policy.reset()" in str(w.message) for w in caught) == again
+        if again:
+            tiny.reset()
+
+
 def test_states_that_cannot_be_asked_are_left_out_and_the_others_are_learned(tiny):
     """The template rejects one, and the other has no place for the experience."""
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]

@@ -343,9 +343,9 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     with locked(folder.parent):
         assert main(["import", str(path), "--run", "mine", "--bad", "skip", "--force"]) == 1
         assert "is being written by process" in capsys.readouterr().err
-    assert main(["status", "mine"]) == 1
+    assert main(["status", "mine"]) == 3
     told = "mine holds imported logs but no loop yet; continue with: oelkit "
-    assert capsys.readouterr().err.endswith(f"{told}{shlex.join(then)}\n")
+    assert capsys.readouterr().out.endswith(f"{told}{shlex.join(then)}\n")
     items = folder / "items.jsonl"
     for made, text, nearest in (
         (items, "", "extract --trajectories "),

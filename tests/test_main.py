@@ -318,7 +318,7 @@ def test_an_interrupted_extract_goes_on_after_its_replies(call, place, settings,
 def test_loop_stops_resumes_and_reports(call, place, settings):
     run = place / "runs" / "first"
     refused(
-        call("loop", "--run", "first", *flags(settings)), "round 1", "write items by hand into"
+        call("loop", "--run", "first", *flags(settings)), "round 1", "add your own with key i in"
     )  # a random model
     refused(call("loop", "--run", "first", *flags(settings)), "--resume", "--run NAME")
     refused(call("report", "--run", "first"), "no metrics.json", "loop --run first --resume")

@@ -31,6 +31,16 @@ def test_a_log_gets_one_line_at_the_end_and_nothing_on_stderr(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("oelkit.progress.EVERY", 0)
+    with Bar("extract", 160, "reading", True) as bar:
+        bar.mininterval = 0
+        bar.set_postfix(items=7, refresh=False)
+        bar.update(4)
+        assert "extract: 4 of 160 readings in 00:00, items=7\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_a_terminal_gets_a_bar_with_loss_and_time_left():
     """In a new process on a real terminal, with stderr separate."""
     code = "import sys; sys.path.insert(0, 'tests'); from test_progress import work; work()"

@@ -316,7 +316,7 @@ def test_all_items_rejected_is_refused_until_some_are_back(settings, tmp_path):
     Curation.open(items, log).reject(["i0", "i1"], "nonsense")
     with pytest.raises(
         ValueError,
-        match="round 1: all 2 items were rejected; restore or add items in .*curation.jsonl",
+        match="round 1: all 2 items were rejected; restore some, or add .*curation.jsonl",
     ):
         run.run_all()
     assert (

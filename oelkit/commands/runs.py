@@ -8,7 +8,15 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ..runs.settings import SCALES, Settings, extract_logs, is_adapter, no_run, run_folder
+from ..runs.settings import (
+    SCALES,
+    Settings,
+    extract_logs,
+    is_adapter,
+    no_run,
+    only_logs,
+    run_folder,
+)
 from .start import TREE, lay_out
 
 if TYPE_CHECKING:
@@ -124,17 +132,23 @@ def compare(args: Namespace) -> None:
 
 def folder_of(run: str) -> Path:
     """Return the folder of a run: a name in runs/, or a path (with a slash)."""
-    path = Path(run)
-    folder = run_folder(run) if path.name == run else path
-    if not (folder / "run.json").exists():
+    if not ((folder := _place(run)) / "run.json").exists():
         raise ValueError(no_run(folder))
     return folder
+
+
+def _place(run: str) -> Path:
+    path = Path(run)
+    return run_folder(run) if path.name == run else path
 
 
 def status(args: Namespace) -> int:
     """Show which stages of a run are done, missing or stale, and why."""
     from ..runs.stages import status
 
+    if logs := only_logs(_place(args.run)):
+        print(logs)
+        return 3
     rows = status(folder_of(args.run))
     for row in rows:
         place = f"round {row.round}" if row.round else "run"

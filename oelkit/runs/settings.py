@@ -206,9 +206,8 @@ def no_run(folder: Path) -> str:
 
     It suggests a similar name, lists runs next to it, or says how to continue with imported logs.
     """
-    logs = folder / "round_1"
-    if (logs / "trajectories.jsonl").exists() and not (logs / "manifests").exists():
-        return f"{folder} holds imported logs but no loop yet; continue with: {next_of_logs(logs)}"
+    if said := only_logs(folder):
+        return said
     if is_adapter(folder):
         return f"{folder} holds an adapter, but no run"
     beside = [path.parent.name for path in sorted(folder.parent.glob("*/run.json"))]
@@ -216,6 +215,16 @@ def no_run(folder: Path) -> str:
     if beside and not meant:
         meant = f"; there are: {shorten(', '.join(beside), 70, placeholder=' ...')}"
     return f"{folder} holds no run{meant}"
+
+
+def only_logs(folder: Path) -> str:
+    """Return that a folder holds imported logs, and what comes next; "" if it does not."""
+    logs = folder / "round_1"
+    if (folder / "run.json").exists() or (logs / "manifests").exists():
+        return ""
+    if not (logs / "trajectories.jsonl").exists():
+        return ""
+    return f"{folder} holds imported logs but no loop yet; continue with: {next_of_logs(logs)}"
 
 
 def is_adapter(folder: Path) -> bool:

@@ -211,16 +211,19 @@ def known_texts(run: RunContext, k: int) -> list[str]:
     folder = run.folder / f"round_{k}"
     if texts := [text for text in read_texts(run, folder / "experience.md") if text]:
         return texts
+    files = f"{str(folder / 'items.jsonl')!r}, {str(folder / 'curation.jsonl')!r}"
+    how = f"add your own with key i in `oelkit curate {run.folder.name}`, or in Python with "
+    how += f"Curation.open({files}).add(TEXT)"
     if items := read_jsonl(folder / "items.jsonl", ExperienceItem):
         raise ValueError(
-            f"nothing to distill in round {k}: all {len(items)} items were rejected; restore or "
-            f"add items in {folder / 'curation.jsonl'}"
+            f"nothing to distill in round {k}: all {len(items)} items were rejected; restore some, "
+            f"or {how}"
         )
     s = run.settings
     raise ValueError(
         f"nothing to distill in round {k}: {run.policy.name} wrote no item about {s.extract_games} "
         f"games (draws: {s.num_draws}); start a run with more games or a higher temperature, or "
-        f"write items by hand into {folder / 'items.jsonl'}"
+        f"{how}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from signal import SIGINT, default_int_handler, getsignal, signal
 from threading import current_thread, main_thread
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,6 +25,26 @@ from ..model.lora import fingerprint
 from ..model.tensors import checksum, load_tensors, save_tensors
 from ..records import sync_folder, to_dict
 from .training import Training
+
+_last: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
+
+
+def remember(training: Training) -> None:
+    """Remember what the student has just learned from; see `warn_if_again`."""
+    _last[training.policy] = _changes(training), training.states
+
+
+def warn_if_again(training: Training) -> None:
+    """Warn if the student was trained on these states just before, as when a cell is run twice."""
+    if _last.get(training.policy) == (_changes(training), training.states):
+        said = "the student was already trained on these states: this training continues from "
+        said += "there, and so does its teacher; to begin anew, call policy.reset() first"
+        warnings.warn(said, stacklevel=3)
+
+
+def _changes(training: Training) -> int:
+    """How often the student's weights were written to: also by a reset or a load."""
+    return sum(p._version for p in training.policy.trainable())
 
 
 class Checkpoint:

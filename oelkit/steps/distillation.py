@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -40,7 +39,7 @@ from ..model.scoring import reply_hidden, token_batches
 from ..progress import Bar
 from ..prompts import PromptSet, with_experience
 from ..records import State
-from .checkpoint import Checkpoint, interrupt_deferred
+from .checkpoint import Checkpoint, interrupt_deferred, remember, warn_if_again
 from .training import ON_POLICY, Training, oom_hint, prepare, update, warn_of
 
 CHECKPOINT_EVERY = 5  # steps
@@ -89,9 +88,7 @@ def distill(
         KeyboardInterrupt: Ctrl+C was pressed; raised once step and checkpoint are complete.
     """
     training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
-    if not training.plan.fits:
-        said = f"{policy.name}: memory will probably run out.\n{training.plan}"
-        warnings.warn(said, stacklevel=2)
+    warn_if_again(training)
     config, history = training.config, training.history
     policy.sync_teacher()
     saved = checkpoint and Checkpoint(training, Path(checkpoint))
@@ -112,6 +109,7 @@ def distill(
             if stop:
                 raise KeyboardInterrupt(f"stopped after {step + 1} of {config.steps} steps")
     training.optimizer.zero_grad(set_to_none=True)
+    remember(training)
     return history
 
 

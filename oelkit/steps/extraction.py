@@ -143,8 +143,8 @@ def extract(
             row |= {"nothing_new": sum(map(says_nothing_new, answers))}
             row |= {"items": sum(map(len, new))}
             written += row["items"]
-            bar.update(sum(done))
             bar.set_postfix({read: n, "items": written}, refresh=False)
+            bar.update(sum(done))
             if on_step:
                 on_step(row)
             lanes, step = [lane for lane in lanes if lane.games], step + 1

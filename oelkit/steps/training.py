@@ -100,6 +100,8 @@ def prepare(
             batch_tokens=c.batch_tokens,
             texts=len(set(texts)),
         )
+    if not plan.fits:
+        warnings.warn(f"{policy.name}: memory will probably run out.\n{plan}", stacklevel=3)
     optimizer, scaler = _adamw(policy, c), _scaler(policy, c.batch_size * longest)
     rng = random.Random(seed)
     return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
