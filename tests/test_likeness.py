@@ -76,6 +76,10 @@ def test_paraphrases_are_found_and_nothing_else_is_taken_for_one():
         ("Move left first.", "Move right first."),
         ("H is a hole, G is not.", "G is a hole, H is not."),
         ("It costs 5 thousand coins.", "It costs 5 coins."),
+        ("Biete eine Rückgabe an.", "Biete keine Rückgabe an."),
+        ("Immer duzen.", "Nie duzen."),
+        ("Order NL-7 ships with DHL.", "Order NL-7 never ships with DHL."),
+        ("Refund $30 at once.", "Refund $40 at once."),
         ("Gehe bei rotem Licht nach links.", "Gehe bei rotem Licht nicht nach links."),
         ("Va à gauche au feu rouge.", "Ne va pas à gauche au feu rouge."),
     ],
@@ -93,6 +97,7 @@ def test_what_cannot_both_hold_is_a_contradiction_and_no_duplicate(a, b):
         ("H is a hole.", "Avoid H."),
         ("x1 = 1", "x2 = 5"),
         ("C is the goal.", "Q is the goal."),
+        ("Order NL-10037 ships with DHL.", "Order NL-10148 ships with DHL."),
         ("", "."),
     ],
 )
@@ -131,6 +136,7 @@ def test_thousands_of_texts_are_not_compared_pair_by_pair():
     pairs = list(likeness._sharing(list(range(2000)), said, 0.75))
     assert 0 < len(pairs) < 2000 * 1999 / 2 / 50
     assert contradictions([f"Rule {n} is for step {n}." for n in range(1000)]) == []
+    assert contradictions([f"Order {n} ships with DHL." for n in range(4711, 4722)]) == []
     assert contradictions(["Return it within 30 days.", "Return it within 45 days."]) == [(0, 1)]
 
 

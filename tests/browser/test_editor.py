@@ -199,7 +199,8 @@ def test_selection_merge_and_bulk(show, curation):
     press(page, " ", "j", "x")
     until(page, lambda: curation.log[-1].op == "reject")
     (id,) = curation.log[-1].ids
-    assert page.locator(".oel-after").inner_text() == f"Rejected “{curation.item(id).text}”"
+    said = f"Rejected “{curation.item(id).text}”"
+    until(page, lambda: page.locator(".oel-after").inner_text() == said)
 
 
 def test_the_reason_follows_the_decision_and_the_name_is_asked_once(show, curation):
@@ -221,7 +222,7 @@ def test_the_reason_follows_the_decision_and_the_name_is_asked_once(show, curati
     press(
         page, "u", "w"
     )  # a reason would be saved with a different decision than the one beside it
-    assert page.locator(".oel-after").inner_text() == "Undone"
+    until(page, lambda: page.locator(".oel-after").inner_text() == "Undone")
     assert not page.get_by_placeholder("why?").is_visible()
 
 
@@ -263,6 +264,7 @@ def test_a_kernel_that_is_gone_says_so_and_takes_no_decision(show, curation):
     page.evaluate("() => { window.alive = model.send; model.send = () => {}; }")
     press(page, "e", "!", "Control+Enter")
     page.get_by_role("alert").get_by_text("The kernel does not answer").wait_for()
+    assert page.locator(".oel-strip").inner_text() == "", "nothing is announced"
     assert str(curation.log_path) in page.get_by_role("alert").inner_text()
     assert f"Perhaps not saved: {TEXTS[1]}!" in page.get_by_role("alert").inner_text()
     page.evaluate("() => { model.send = window.alive; }")
@@ -401,6 +403,7 @@ def test_the_second_editor_is_told(show, curation):
     press(page, "e", "!", "Control+Enter")
     page.get_by_role("alert").get_by_text("changed by somebody else").wait_for()
     assert len(read_jsonl(curation.log_path)) == 1
+    assert page.locator(".oel-strip").inner_text() == "", "nothing is announced"
     assert page.locator("textarea").input_value() == f"{TEXTS[0]}!", "it can be saved again"
     button(page, "Read the log again").click()
     until(page, lambda: curation.item("i0").status == "rejected")

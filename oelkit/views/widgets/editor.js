@@ -7,7 +7,7 @@ function render({ model, el: host }) {
   let shown = [], cursor = null, selected = new Set(), filter = null, sort = "support", source = "", query = "";
   let hitsOnly = false, writing = null;  // { id, form, area }: the row being edited; id "" when adding an item
   const sent = [], refused = [];  // { id, text } of forms: without an answer yet; not saved, so shown again
-  let looked = null, loaded = false, coming = true, stays = null;  // a row shown in any filter while it is current
+  let told = "", looked = null, loaded = false, coming = true, stays = null;  // a row shown in any filter while it is current
 
   const current = () => items.get(cursor);
   const chosen = () => (selected.size ? state.order.filter((id) => selected.has(id)) : cursor ? [cursor] : []);
@@ -17,16 +17,16 @@ function render({ model, el: host }) {
   function ask(op, more = {}) {
     if (kernel.down() && op !== "refresh") return lost();
     keepFocus(() => failure.tell());
-    if (op in DECIDED) [after.textContent, why.hidden] = [DECIDED[op], true];  // a reason applies to the last one
-    kernel.send({ op, ...more });
+    const said = more.said ?? DECIDED[op];  // comes back once it is done
+    if (op in DECIDED) [told, after.textContent, why.hidden] = [said, "", true];  // a reason applies to the last one
+    kernel.send({ op, ...more, said });
   }
   function decide(op) {
     const ids = chosen();
     if (!ids.length || (op === "merge" && ids.length < 2) || kernel.down()) return kernel.down() && lost();
     if (op === "merge") return join(ids);
     const said = ids.length > 1 ? several(ids.length, "item") : `“${visible(items.get(ids[0]).text.slice(0, 60))}”`;
-    ask(op, { ids });
-    after.textContent = `${DECIDED[op]} ${said}`;
+    ask(op, { ids, said: `${DECIDED[op]} ${said}` });
     [why.value, why.hidden] = ["", false];
     selected.clear();
     if (["accept", "reject", "skip"].includes(op)) step(1, ids);
@@ -37,13 +37,14 @@ function render({ model, el: host }) {
   }
   const inOrder = () => sort === "" && filter !== "alike" && filter !== "against";
   function explain() {
-    if (why.value.trim()) { ask("explain", { reason: why.value }); after.textContent += `: ${why.value}`; }
+    if (why.value.trim()) ask("explain", { reason: why.value, said: `${told}: ${why.value}` });
     why.hidden = true;
     focusRow();
   }
   function lost() {
     failure.tell(...unheard(state.log, sent, () => kernel.send({ op: "refresh" })));
     root.classList.add("oel-lost");
+    why.hidden = true;
   }
 
   // -- cursor, selection and focus
@@ -123,8 +124,7 @@ function render({ model, el: host }) {
       if (op) {
         const accepts = ids.some((each) => items.get(each)?.status !== "rejected");
         sent.push({ id, ids, text: area.value });
-        ask(op, { ids, texts });
-        if (accepts) after.textContent += " and accepted";
+        ask(op, { ids, texts, said: `${DECIDED[op]}${accepts ? " and accepted" : ""}` });
       }
       reopen();
     };
@@ -261,6 +261,7 @@ function render({ model, el: host }) {
     const there = order && new Set(order);
     if (order) for (const id of items.keys()) if (!there.has(id)) items.delete(id);
     if (saved != null) refused.push(...sent.splice(0, 1).filter(() => !saved));
+    if (notice) after.textContent = notice;
     if (writing?.ids.some((id) => !items.has(id))) {  // undone or merged meanwhile
       refused.push({ ...writing, text: writing.area.value });
       writing = null;
@@ -279,8 +280,8 @@ function render({ model, el: host }) {
     if (detail?.id === cursor) keepFocus(() => showDetail(detail));
     parts.showSaved(state);
     if (file) download(...file);
-    if (notice) after.textContent = notice;
     if (error) {
+      why.hidden = true;
       failure.tell(`${error} `, conflict ? el("button", { onclick: () => ask("reload") }, "Read the log again") : "");
     }
     reopen();

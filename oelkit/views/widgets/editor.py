@@ -120,9 +120,9 @@ class ExperienceEditor(LiveView):
         return rows[id]
 
     def _receive(self, message: dict) -> None:
-        before = len(self.curation.log)
+        before, said = len(self.curation.log), message.pop("said", None)
         try:
-            answer = self._do(**message)
+            answer = {"notice": said} | self._do(**message)
             if self.on_change and len(self.curation.log) != before:
                 self._hint = self.on_change()
         # an empty text, a concurrent write, a full disk
