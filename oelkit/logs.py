@@ -43,6 +43,9 @@ class Chats(list[Trajectory]):
     replaced: dict[str, int]
     """Number of e-mail addresses, phone numbers and keys that were replaced, by kind."""
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # in a notebook
+        printer.text(str(self))
+
     def __str__(self) -> str:
         turns = sum(len(t.turns) for t in self)
         count = f"{counted(len(self), 'conversation')} ({self.format})"

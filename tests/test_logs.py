@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict
 
 import pytest
+from IPython.lib.pretty import pretty
 
 from oelkit import read_chats, states
 from oelkit.__main__ import main, parser
@@ -220,6 +221,7 @@ def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
         chats = read_chats(path, on_bad="skip")
     assert len(chats) == 2 and [line for line, *_ in chats.bad] == [3]
     assert "left out: 1 line\n  line 3: " in str(chats) and str(chats).encode()
+    assert pretty(chats) == str(chats)  # as a notebook shows it
 
 
 def test_many_bad_lines_are_all_named(tmp_path):

@@ -225,4 +225,5 @@ def games(path: Path) -> list[Trajectory]:
     try:
         return [game for game in read_jsonl(path, Trajectory) if game.turns]
     except RecordError:
-        return list(read_chats(path, on_bad="skip"))
+        with warnings.catch_warnings(action="ignore"):  # the viewer names the lines left out
+            return read_chats(path, on_bad="skip")

@@ -38,6 +38,23 @@ def conversations():
     return read_chats(rows + [{"id": f"chat-{n}", "messages": short} for n in range(3)])
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_rows_that_begin_alike_show_their_ids_and_lines_left_out_are_named(show, theme):
+    hello = [{"role": "user", "content": "I want to return my bike. " * 9}, TALK[-2]]
+    rows = [{"id": f"{'talk_' * n * 9}chat-{n}", "messages": hello} for n in range(3)]
+    with pytest.warns(UserWarning, match="left out"):
+        view = trajectory_viewer(read_chats([*rows, {"messages": "<b>"}], on_bad="skip"))
+    page = show(view, theme)
+    for n, row in enumerate(page.locator(".ov-row").all()):
+        box, name = row.bounding_box(), row.locator(".ov-id").bounding_box()
+        assert row.locator(".ov-id").inner_text().endswith(f"chat-{n}")
+        assert name["x"] + name["width"] < box["x"] + box["width"]
+    page.get_by_text("1 line of the log could not be read").click()
+    assert page.locator(".ov-left").inner_text().splitlines()[1].startswith("line 4: ")
+    if PICTURES:
+        page.screenshot(path=f"{PICTURES}/ids_{theme}.png")
+
+
 def item(turn):
     return ExperienceItem("i1", "Routers: 45 days.", (Evidence("chat-9", turn),), "m", 1, 0)
 

@@ -2,6 +2,12 @@
 
 const CLIP = 20000;  // characters of a text that are shown at first
 const dots = (...parts) => parts.filter(Boolean).join(" · ");
+/** A long name without its middle: ids of one log begin alike. */
+const middle = (name) => (name.length > 20 ? `${name.slice(0, 7)}…${name.slice(-12)}` : name);
+/** The lines of a log that could not be read, which have no row. */
+const leftOut = (bad) => (!bad.length ? [] : [el("details", { class: "ov-left" },
+  el("summary", {}, `${several(bad.length, "line")} of the log could not be read`),
+  ...bad.map(([line, said]) => el("div", {}, `line ${line}: ${visible(said)}`)))]);
 const pill = (kind, text) => el("span", { class: `ov-pill ov-${kind}` }, text);
 
 /** Text as nodes like `marked`, but only its beginning if it is long and no hit lies beyond. */

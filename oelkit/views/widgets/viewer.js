@@ -28,15 +28,14 @@ export default { render({ model, el: host }) {
     count: () => shown.length, height: ROW,
     row(i) {
       const game = shown[i], r = rows[game], found = byGame?.get(game)?.length;
+      const name = [el("bdi", { class: "ov-id" }, r.seed == null ? middle(visible(r.id)) : `map ${r.seed}`), " ",
+        el("span", { class: "oel-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))];
       return el("div", { class: "ov-row", role: "option", id: `${uid}-${game}`, onclick: () => choose(game),
         "aria-selected": String(game === at().game), "aria-posinset": i + 1, "aria-setsize": shown.length },
       el("span", { class: `ov-dot ov-${r.outcome}`, "aria-hidden": "true" }, ofLog(r) ? "“" : GLYPH[r.outcome] ?? "?"),
       el("span", { class: "ov-what" },
-        el("span", { title: visible(r.id) },
-          r.words && el("bdi", {}, visible(r.words), " "),
-          el("bdi", { class: "ov-id" }, r.seed == null ? visible(r.id) : `map ${r.seed}`), " ",
-          el("span", { class: "oel-dim" }, dots(inRound(r), found && several(found, "hit"), visible(r.arm)))),
-        el("span", { class: "oel-dim" }, dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
+        el("span", { title: visible(r.id) }, ...(r.words ? [el("bdi", {}, visible(r.words))] : name)),
+        el("span", { class: "oel-dim", title: visible(r.id) }, ...(r.words ? [...name, " · "] : []), dots(!ofLog(r) && outcomeName(r.outcome), r.cut && "cut off",
           several(r.turns, "turn"), r.tokens > 0 && `${number(r.tokens)} tok`, ...noted.tags(game).map(visible)))));
     },
     attributes: { role: "listbox", tabindex: 0, "aria-label": "games" },
@@ -77,6 +76,7 @@ export default { render({ model, el: host }) {
     if (i >= 0) list.box.setAttribute("aria-activedescendant", `${uid}-${at().game}`);
     else list.box.removeAttribute("aria-activedescendant");
   }
+  const left = el("div", {});
   const noun = () => (rows.length && rows.every((r) => r.chat) ? "conversation" : "game");
   const twins = (game) => rows.flatMap((r, i) => (i !== game && r.map === rows[game]?.map ? [i] : []));
   /** Open a game; if two were side by side, keep one of the same arm and round beside it. */
@@ -252,7 +252,7 @@ export default { render({ model, el: host }) {
   const root = el("div", { class: "oel oel-viewer", role: "group", "aria-label": "trajectory viewer", onkeydown: key },
   bar, failure.node,
   el("div", { class: "ov-body" },
-    el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), list.box), detail),
+    el("div", { class: "ov-side" }, el("div", { class: "ov-sum" }, status, hitText, reset, take), left, list.box), detail),
   el("div", { class: "ov-foot oel-dim" }, ...help.flatMap((keys) =>
     [...keys.slice(0, -1).map((k) => el("kbd", {}, k)), keys.at(-1), "  "])));
   ownKeys(root);
@@ -262,6 +262,7 @@ export default { render({ model, el: host }) {
     index(message) {
       rows = message.rows.map((row) => Object.fromEntries(row.map((value, i) => [COLUMNS[i], value])));
       canOpen = message.items;
+      left.replaceChildren(...leftOut(message.bad));
       named.textContent = noun();
       list.box.ariaLabel = `${noun()}s`;
       detail.ariaLabel = noun();

@@ -21,6 +21,7 @@ import traitlets
 from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
+from ...logs import Chats
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
 from ...text import answer_text, content_text, one_line, outcome_text, thought_text
 from .base import LiveView, board_of, source
@@ -34,7 +35,8 @@ class TrajectoryViewer(LiveView):
 
     Args:
         trajectories: A sequence, or one per arm ({"base": [...], "consolidated": [...]}). In a
-            plain sequence a record's field `arm` names its arm.
+            plain sequence a record's field `arm` names its arm. The page says which lines
+            `read_chats` left out.
         items: A curation, or items; a turn shows the items that it is evidence for.
         on_item: Called with the id of a clicked item.
         kinds: Meaning of renamed symbols, as in `envs.picture.draw_board`.
@@ -68,6 +70,8 @@ class TrajectoryViewer(LiveView):
             for game in given.records("trajectories", games, Trajectory)
             if game.turns
         ]
+        logs = [games for games in arms.values() if isinstance(games, Chats)]
+        self._bad = [(line, said) for log in logs for line, _, said in log.bad]
         if not self._games:
             raise ValueError("nothing to view: there is no trajectory with a turn")
         self._curation, self._on_item, self._symbols = items, on_item, kinds
@@ -115,7 +119,7 @@ class TrajectoryViewer(LiveView):
         match message:
             case {"kind": "index"}:
                 items = self._on_item is not None
-                self.send_json(kind="index", rows=self._index(), items=items)
+                self.send_json(kind="index", rows=self._index(), items=items, bad=self._bad)
                 self._send_notes()
             case {"kind": "game", "game": int(i)} if 0 <= i < len(self._games):
                 self.send_json(kind="game", game=i, **self._game(self._games[i][1]))
