@@ -124,7 +124,8 @@ def test_only_what_changed_is_sent(files):
 def test_refusals_are_told_and_change_nothing(files):
     curation = Curation.open(*files)
     browser = Browser(curation)
-    assert "text is empty" in browser.do("edit", ids=["i0"], texts=["  "])["error"]
+    assert "text is empty" in browser.do("edit", ids=["i0"], texts=["  "], said="Edited")["error"]
+    assert "notice" not in browser.state
     assert not browser.state["saved"]
     assert "no operation 'log'" in browser.do("log")["error"]
     assert "gone" in browser.do("move", ids=["i0"], texts=["gone"], to=0)["error"]
@@ -236,7 +237,9 @@ def test_what_no_person_decided_is_marked_until_one_does(files):
 
 
 def test_where_an_item_comes_from(files):
-    turn = Turn("a board", [], f"reply {EVIL}", "left", "ok", 1, 1, False)
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    reply = f"<think>Hm.</think>reply {EVIL}\n{call}"
+    turn = Turn("a board", [], reply, "left", "ok", 1, 1, False)
     game = Trajectory("t0", "e", 1, "m", 1, (turn,), Outcome.SUCCESS, "ok")
     curation = Curation.open(*files)
     seen = []
@@ -262,14 +265,17 @@ def test_where_an_item_comes_from(files):
             "outcome": "success",
             "text": "a board",
             "board": {"cells": [], "kinds": ANY, "action": "left"},
+            "thinking": "Hm.",
             "reply": f"reply {EVIL}",
+            "calls": [["f", "{}"]],
             "move": "left",
             "feedback": "ok",
         }
     ]
-    merged = browser.do("merge", ids=["i0", "i2"])["at"]
+    browser.do("edit", ids=["i2"], texts=["x"])
+    merged = browser.do("merge", ids=["i0"])["at"]
     detail = browser.do("look", ids=[merged])["detail"]
-    assert detail["parents"] == [["i0", "x"], ["i2", "G is the goal."]]
+    assert detail["parents"] == [[["i0", "i2"], "x"]]
     assert detail["evidence"][1] == {"game": "t0", "turn": 3}  # beyond the games that are loaded
 
 

@@ -243,6 +243,7 @@ def test_reorder_filter_and_search(show, curation):
     press(page, "/")
     page.keyboard.type("he")
     until(page, lambda: page.locator("mark").count() == 2)
+    assert current(page) == TEXTS[1], "the first hit, before Enter"
     press(page, "Enter", "n")
     assert current(page) == TEXTS[2]
     press(page, "N")
@@ -298,6 +299,9 @@ def test_the_divider_moves_and_full_screen_fills(show, curation):
     until(page, lambda: page.locator(".oel-editor").bounding_box()["height"] == 800)
     press(page, "f")
     until(page, lambda: page.locator(".oel-editor").bounding_box()["height"] == 640)
+    page.set_viewport_size({"width": 420, "height": 850})
+    last = page.get_by_role("button", name="Help: keys").bounding_box()
+    assert last["x"] + last["width"] < 400, "no button is out of sight"
 
 
 @pytest.mark.parametrize("format", ["JSONL", "CSV"])

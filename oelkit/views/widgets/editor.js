@@ -49,13 +49,13 @@ function render({ model, el: host }) {
 
   // -- cursor, selection and focus
 
-  function go(id) {
+  function go(id, focus = null) {
     if (id == null || writing) return;
     if (!shown.includes(id) && items.has(id)) { filter = "all"; source = query = search.value = ""; show(); }
     cursor = id;
     layout();
     list.reveal(shown.indexOf(id));
-    focusRow();
+    focus ? focus.focus() : focusRow();
     look();
   }
   /** Go to the next row, or after deciding on several rows to the one after the last. */
@@ -63,11 +63,11 @@ function render({ model, el: host }) {
     const at = Math.max(...from.map((id) => shown.indexOf(id)));
     go(shown[Math.max(0, Math.min(shown.length - 1, at + by))]);
   }
-  function hit(by) {
+  function hit(by, focus) {
     const n = shown.length, at = shown.indexOf(cursor);
     for (let k = 1; query && k <= n; k++) {
       const id = shown[(((at + by * k) % n) + n) % n];
-      if (matches(items.get(id))) return go(id);
+      if (matches(items.get(id))) return go(id, focus);
     }
   }
   function select(id = cursor) {
@@ -190,7 +190,11 @@ function render({ model, el: host }) {
     if (event.target.closest("input, textarea, select, button, summary, .oel-side, .oel-divider") || String(getSelection())) return;
     focusRow();
   });
-  search.addEventListener("input", () => { query = search.value.toLowerCase(); show(); });
+  search.addEventListener("input", () => {
+    query = search.value.toLowerCase();
+    show();
+    if (!current() || !matches(current())) hit(1, search);  // and go on typing
+  });
   search.addEventListener("keydown", (event) => {
     if (event.key === "Enter") { if (current() && matches(current()) && query) focusRow(); else hit(1); }
     if (event.key === "Escape") { search.value = query = ""; show(); focusRow(); }
@@ -212,11 +216,10 @@ function render({ model, el: host }) {
     const count = (kind) => all.filter(FILTERS[kind]).length;
     if (loaded) filter ??= count("pending") ? "pending" : "all";  // start with the undecided items
     const before = shown, at = shown.indexOf(cursor), kind = filter ?? "all";
-    shown = sorted(state.order.filter((id) => {
-      const item = items.get(id);
-      return writing?.id === id || (stays === id && cursor === id) || (FILTERS[kind](item) && (!source || item.sources.includes(source))
-        && (!hitsOnly || !query || matches(item)));
-    }), items, sort, kind);
+    const listed = state.order.filter((id) => writing?.id === id || (stays === id && cursor === id)
+      || (FILTERS[kind](items.get(id)) && (!source || items.get(id).sources.includes(source))));
+    const found = listed.filter((id) => matches(items.get(id)));
+    shown = sorted(hitsOnly && query ? listed.filter((id) => writing?.id === id || found.includes(id)) : listed, items, sort, kind);
     selected = new Set([...selected].filter((id) => items.has(id)));
     if (!shown.includes(cursor)) {  // it is gone: move to the next one still shown
       cursor = before.slice(at + 1).find((id) => shown.includes(id)) ?? shown.at(at < 0 ? 0 : -1) ?? null;
@@ -224,11 +227,11 @@ function render({ model, el: host }) {
     progress.textContent = progressOf(all, state);
     parts.showBudget(state);
     parts.showFilters(kind, count, showOnly);
-    const found = [...new Set(all.flatMap((item) => item.sources))];
-    if (!found.includes(source)) source = "";
-    parts.showSources(found, source);
+    const origins = [...new Set(all.flatMap((item) => item.sources))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    if (!origins.includes(source)) source = "";
+    parts.showSources(origins, source);
     hits.hidden = !query;
-    hits.textContent = several(all.filter((i) => query && matches(i)).length, "hit");
+    hits.textContent = several(found.length, "hit");
     hits.ariaPressed = String(hitsOnly);
     every.checked = shown.length > 0 && shown.every((id) => selected.has(id));
     every.indeterminate = !every.checked && selected.size > 0;
@@ -252,7 +255,7 @@ function render({ model, el: host }) {
     look();
   }
   const showDetail = (detail) => about.replaceChildren(...evidenceNodes(detail, current().against, state.viewer, {
-    restore: (id) => ask("restore", { ids: [id] }), go,
+    restore: (ids) => ask("restore", { ids }), go,
     turn: (game, to) => kernel.send({ op: "turn", ids: [game], to }),
     all: () => kernel.send({ op: "look", ids: [cursor], to: 1 }) }));
 
@@ -270,9 +273,7 @@ function render({ model, el: host }) {
     Object.assign(state, order && { order }, news);
     if (!loaded && state.author === "user" && remembered.get()) kernel.send({ op: "author", texts: [remembered.get()] });
     loaded = true;
-    if (at && items.has(at) && !writing) {
-      cursor = stays = at;  // show what was done or undone
-    }
+    if (at && items.has(at) && !writing) cursor = stays = at;  // show what was done or undone
     if (order || Object.keys(rows).length || Object.keys(news).length || at) { show(); look(true); }
     if (at) list.reveal(shown.indexOf(cursor));
     if (reveal) { root.scrollIntoView({ block: "nearest" }); focusRow(); }

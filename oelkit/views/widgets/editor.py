@@ -15,7 +15,7 @@ from ... import given
 from ...curation import Curation
 from ...exchange import bring_in, export
 from ...records import ConflictError, Trajectory
-from ...text import count_tokens, counted, experience_text
+from ...text import MARKER, count_tokens, counted, experience_text
 from .base import LiveView, pre, source
 from .editor_rows import detail, rows_of
 
@@ -68,7 +68,7 @@ class ExperienceEditor(LiveView):
         self.games, self.on_turn = {game.id: game for game in games}, on_turn
         self.worth = dict(worth or {})
         self.on_change, self.unit = on_change, "words" if tokenizer is None else "tokens"
-        tokenizer = tokenizer or (lambda text: len(text.split()))
+        tokenizer = tokenizer or (lambda text: len(text.replace(MARKER, "").split()))
         self.count = lru_cache(1 << 15)(lambda text: count_tokens(text, tokenizer))
         self.draw: int | None = None  # the draw whose text is previewed
         self._shown: str | None = None  # the last item passed to `show`
@@ -122,7 +122,7 @@ class ExperienceEditor(LiveView):
     def _receive(self, message: dict) -> None:
         before, said = len(self.curation.log), message.pop("said", None)
         try:
-            answer = {"notice": said} | self._do(**message)
+            answer = ({"notice": said} if said else {}) | self._do(**message)
             if self.on_change and len(self.curation.log) != before:
                 self._hint = self.on_change()
         # an empty text, a concurrent write, a full disk

@@ -1,6 +1,6 @@
 // The editor's panels: the origin of an item, and what the teacher reads.
 
-/** The evidence of a row. on: restore(id), turn(game, turn), go(id), all(). */
+/** The evidence of a row. on: restore(ids), turn(game, turn), go(id), all(). */
 function evidenceNodes({ originals, evidence, more, parents, history }, against, viewer, on) {
   const part = (title, ...nodes) => [el("h4", {}, title), ...nodes];
   const text = (value) => el("pre", {}, visible(value));
@@ -11,12 +11,15 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
       el("span", { class: "oel-dim" }, ` ${visible(t.game)}`)),
     ...(!t.of ? [el("p", { class: "oel-dim" }, "The editor was not given this game or conversation.")] : [
       ...(t.board.cells.length ? [board(t.board)] : told(t.chat ? "Before the reply" : "Observation", t.text)),
-      ...part("Reply", text(t.reply)), ...told("Move", t.move ?? (t.chat ? "" : "none found")),
+      t.thinking && el("details", {}, el("summary", {}, `Thinking · ${several(t.thinking.length, "character")}`), text(t.thinking)),
+      ...told("Reply", t.reply || (t.calls.length ? "" : t.thinking ? "no answer: the thinking never ended" : "empty")),
+      ...t.calls.flatMap(([tool, given]) => part(`Calls ${visible(tool || "a tool")}`, text(given))),
+      ...told("Move", t.chat ? "" : t.move ?? "none found"),
       ...told(t.chat ? "After the reply" : "Feedback", t.feedback),
       viewer && el("button", { onclick: () => on.turn(t.game, t.turn - 1) }, t.chat ? "Whole conversation" : "Whole game"),
     ]));
-  const made = ([id, words]) => el("p", { dir: "auto" }, visible(words), " ",
-    el("button", { onclick: () => on.restore(id) }, "Restore"));
+  const made = ([ids, words]) => el("p", { dir: "auto" }, visible(words), " ",
+    el("button", { onclick: () => on.restore(ids) }, "Restore"));
   const other = ([id, words, n]) => el("button", { dir: "auto", onclick: () => on.go(id) }, visible(words),
     el("span", { class: "oel-dim" }, n ? `  ${several(n, "draw")}` : ""));
   const done = ([op, author, time, why]) =>
@@ -26,7 +29,7 @@ function evidenceNodes({ originals, evidence, more, parents, history }, against,
     ...evidence.map(shownTurn),
     more > 0 && el("button", { onclick: on.all }, `Show the other ${several(more, "turn")} of evidence`),
     ...(evidence.length ? [] : [el("p", { class: "oel-none" }, "No evidence is recorded.")]),
-    ...(parents.length ? part(parents.length > 1 ? "Merged from" : "Split from", ...parents.map(made)) : []),
+    ...(parents.length ? part(parents.flatMap(([ids]) => ids).length > 1 ? "Merged from" : "Split from", ...parents.map(made)) : []),
     ...part(originals.length > 1 ? "As first written" : "Original", ...originals.map(text)),
     ...(history.length ? part("History", el("ul", {}, ...history.map(done))) : [])].filter(Boolean);
 }

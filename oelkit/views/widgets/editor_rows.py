@@ -11,8 +11,9 @@ from ...curation import CuratedItem, Curation
 from ...likeness import contradictions, similar
 from ...records import Evidence, Trajectory
 from ...statements import Statement, statements
+from ...text import MARKER, answer_text, thought_text
 from .base import board_of
-from .transcript import is_chat
+from .transcript import is_chat, parts
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 SHOWN = 40  # turns of evidence shown unless all are requested
@@ -61,7 +62,7 @@ def rows_of(
             "support": len(s.draws),
             "of": draws,
             "sources": _sources(group, several),
-            "tokens": count(s.text),
+            "tokens": count(f"{MARKER} {s.text}"),  # as the teacher reads it
             "cut": any(id in cut for id in s.ids),
             "alike": alike.get(n),
             "against": [
@@ -91,13 +92,15 @@ def detail(
     items = [c.item(id) for id in ids]
     seen = list(dict.fromkeys(e for item in items for e in item.evidence))
     history = {op.n: op for id in ids for op in c.history(id)}
-    parents = dict.fromkeys(parent for item in items for parent in item.parents)
+    parents = dict[str, list[str]]()
+    for parent in dict.fromkeys(parent for item in items for parent in item.parents):
+        parents.setdefault(c.item(parent).text, []).append(parent)
     return {
         "id": row,
         "originals": list(dict.fromkeys(item.original for item in items)),
         "evidence": [_turn(e, games) for e in seen[: None if whole else SHOWN]],
         "more": 0 if whole else max(0, len(seen) - SHOWN),
-        "parents": [[parent, c.item(parent).text] for parent in parents],
+        "parents": [[same, text] for text, same in parents.items()],
         "history": [[op.op, op.author, op.time, op.reason] for _, op in sorted(history.items())],
     }
 
@@ -109,6 +112,8 @@ def _turn(seen: Evidence, games: Mapping[str, Trajectory]) -> dict[str, Any]:
     t = game.turns[seen.turn]
     place = {"game": game.id, "turn": seen.turn + 1, "of": len(game.turns)}
     board = {**board_of(t.observation), "action": t.action}
-    place["chat"] = is_chat(game)
-    played = {"reply": t.reply, "move": t.action, "feedback": t.feedback}
+    answer, chat = answer_text(t.reply), is_chat(game)
+    reply, calls = parts(answer) if chat else (answer, [])
+    place |= {"chat": chat, "thinking": thought_text(t.reply), "reply": reply, "calls": calls}
+    played = {"move": t.action, "feedback": t.feedback}
     return {**place, "outcome": game.outcome, "text": t.observation, "board": board, **played}
