@@ -182,7 +182,11 @@ def main(argv: list[str] | None = None) -> int:
         status = COMMANDS[args.command][0](args) or 0
         if getattr(args, "out", None):
             print(f"written: {args.out}", *getattr(args, "then", ()), sep="\n")
+        sys.stdout.flush()
         return status
+    except BrokenPipeError:  # as in `oelkit status NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        return 1
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130

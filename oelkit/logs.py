@@ -141,7 +141,11 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
         yield from ((i, row, "") for i, row in enumerate(source, 1))
         return
     path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: No such file")
     if path.is_dir():
+        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise ValueError(f"{path} is a folder, but no saved data set: name the log's file")
         yield from _rows(library("datasets", path).load_from_disk(str(path)))
     elif path.suffix == ".parquet":
         parquet = library("pyarrow.parquet", path)

@@ -432,6 +432,13 @@ def test_a_state_over_the_context_is_left_out_and_the_others_are_learned(tiny, l
         assert prepare(tiny, [long, *STATES], *options).states == STATES
 
 
+def test_only_the_setting_that_is_wrong_is_named(tiny):
+    for wrong in ({"lr": -1}, {"warmup": -1}, {"steps": 0}, {"retention": 2}, {"batch_size": 0}):
+        (name, value), *_ = wrong.items()
+        with pytest.raises(ValueError, match=f"^{name}={value}[.0]*: need"):
+            train(tiny, **wrong)
+
+
 def test_a_cell_that_is_run_twice_says_that_it_trains_on_top(tiny):
     for again in (False, True, False):
         with warnings.catch_warnings(record=True) as caught:

@@ -1,7 +1,10 @@
 """Chat logs: how formats, bad lines and secrets are handled."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import warnings
 from dataclasses import asdict
 
@@ -348,6 +351,15 @@ def test_import_writes_trajectories_and_states_of_a_run(tmp_path, monkeypatch, c
     assert main(["status", "mine"]) == 3
     told = "mine holds imported logs but no loop yet; continue with: oelkit "
     assert capsys.readouterr().out.endswith(f"{told}{shlex.join(then)}\n")
+    for wrong, why in ((tmp_path, "is a folder, but no"), ("no.jsonl", "^no.jsonl: No such file$")):
+        with pytest.raises((ValueError, FileNotFoundError), match=why):
+            read_chats(wrong)
+    reading, closed = os.pipe()
+    os.close(reading)  # as `| head` does
+    call = [sys.executable, "-m", "oelkit", "status", str(folder.parent)]
+    done = subprocess.run(call, stdout=closed, stderr=subprocess.PIPE, check=False)
+    os.close(closed)
+    assert done.stderr == b""
     items = folder / "items.jsonl"
     for made, text, nearest in (
         (items, "", "extract --trajectories "),

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import FrozenInstanceError, asdict, fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_scales_change_settings_that_there_are():
     for scale, changes in SCALES.items():
         assert asdict(Settings.of(scale, model="m")) == asdict(Settings(model="m")) | changes
     assert Settings.of("paper", model="m", rounds=1).rounds == 1
+    for wrong, told in (
+        (lambda: Settings(round=3), r"no setting 'round' \(did you mean rounds\?\)"),
+        (lambda: Settings(3), "3: name the setting, as in"),
+        (lambda: Settings(rounds="3"), "rounds: expected int, got the str '3'"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            wrong()
+    assert "rounds" in signature(Settings.of).parameters and "Any" not in dir(oelkit)
     with pytest.raises(TypeError, match=r"no setting 'step' \(did you mean steps\?\)"):
         Settings.of("tiny", step=3)
     with pytest.raises(ValueError, match=r"no setting 'step' \(did you mean steps\?\)"):

@@ -98,6 +98,9 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
         unknown = gym.error.UnregisteredEnv | gym.error.DeprecatedEnv
         if isinstance(error, unknown) or "Malformed environment ID" in str(error):
             raise _unknown(env_id) from error
+        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if odd and odd[1] in kwargs:
+            raise ValueError(f"{env_id!r} takes no argument {odd[1]!r}") from error
         said = f"{env_id!r} cannot be made: {type(error).__name__}: {error}"
         raise ValueError(said) from error
     if isinstance(env.unwrapped, TextEnv):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
+from functools import cache
+from inspect import Parameter, Signature
 from pathlib import Path
 from shlex import quote
 from textwrap import shorten
@@ -42,6 +44,21 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         "own (warn for a new run)",
     )
 
+    def __new__(cls, *unnamed: Any, **given: Any) -> Settings:
+        """Refuse values without a name, and names of no setting, with the one that was meant."""
+        if unnamed:
+            raise TypeError(f"{unnamed[0]!r}: name the setting, as in Settings(rounds=3)")
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                meant = did_you_mean(name, cls.__dataclass_fields__)
+                raise TypeError(f"no setting {name!r}{meant}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Refuse a value of another type at once."""
+        for name, kind in _hints().items():
+            object.__setattr__(self, name, setting(name, getattr(self, name), kind))
+
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
         """Return the settings of a scale ("tiny", "small" or "paper") with some changed.
@@ -54,11 +71,6 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
                 f"no scale {scale!r}{did_you_mean(scale, SCALES)}: "
                 f"choose one of {', '.join(SCALES)}"
             )
-        for name in changes:
-            if name not in cls.__dataclass_fields__:
-                raise TypeError(
-                    f"no setting {name!r}{did_you_mean(name, cls.__dataclass_fields__)}"
-                )
         embedded = scale == "tiny" and changes.get("model", cls.model) == cls.model
         return cls(**SCALES[scale] | (EMBEDDED if embedded else {}) | changes)
 
@@ -77,6 +89,21 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         """How replies are sampled in evaluation."""
         rest = (self.eval_top_p, self.eval_top_k, self.max_new_tokens)
         return Sampling(self.eval_temperature, *rest)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings)
+
+
+# so that `?` and completion name the settings
+_NAMED = [
+    Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+    for f in fields(Settings)
+]
+_OF = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", "scale")]
+Settings.__signature__ = Signature(_NAMED)  # type: ignore[attr-defined]
+Settings.of.__func__.__signature__ = Signature([*_OF, *_NAMED])  # type: ignore[attr-defined]
 
 
 # training of the embedded model at scale `tiny`; it would damage a real model
@@ -178,7 +205,7 @@ def outside(value: float, low: float, high: float) -> str:
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError for settings from a file that are unknown, mistyped or out of range."""
-    hints = get_type_hints(Settings)
+    hints = _hints()
     for name, value in settings.items():
         if name not in hints:
             raise ValueError(f"there is no setting {name!r}{did_you_mean(name, hints)}")

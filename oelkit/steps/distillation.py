@@ -74,7 +74,8 @@ def distill(
             with the same bytes. It is not deleted; nor is a saved batch whose loss is not finite.
         on_step: called with the row of each step taken by this call.
         progress: show a progress bar.
-        **changes: fields of the config, as keywords (lr=1e-4).
+        **changes: fields of the config (`oelkit.config.DistillConfig`: steps, batch_size, lr,
+            warmup, loss, temperature, retention, max_new_tokens and more), as keywords.
 
     Returns:
         One row per step: step, loss (nats per token), entropy (nats, of the student), replies,

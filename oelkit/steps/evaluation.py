@@ -145,7 +145,8 @@ def evaluate(
             K draws), episode i reads text i mod K.
         sampling: how replies are sampled (None: T 0.7, top_p 0.8, top_k 20).
         sampling_seeds: one per sample of a map.
-        **options: options of `rollout` except its seed, including fields of the sampling.
+        **options: options of `rollout` except its seed, and fields of the sampling
+            (`oelkit.config.Sampling`: temperature, top_p, top_k, max_new_tokens, batch_tokens).
 
     Raises:
         ValueError: nothing to play, maps given unequally often, or an error from `rollout`.

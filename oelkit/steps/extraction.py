@@ -79,7 +79,8 @@ def extract(
         on_step: called with {"replies", "empty", "nothing_new", "items"} after each step. `empty`
             counts replies without an item, `nothing_new` those that say there is nothing new.
         progress: show a progress bar.
-        **changes: fields of the sampling, as keywords (temperature=0).
+        **changes: fields of the sampling (`oelkit.config.Sampling`: temperature, top_p, top_k,
+            max_new_tokens, batch_tokens), as keywords.
 
     Returns:
         The items of all draws, oldest first within each draw.

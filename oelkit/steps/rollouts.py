@@ -69,7 +69,8 @@ def rollout(
         adapter: "student", "teacher", or None for the base model.
         env_kwargs: arguments of the world.
         progress: show a progress bar; a text names it.
-        **changes: fields of the sampling, as keywords (temperature=0).
+        **changes: fields of the sampling (`oelkit.config.Sampling`: temperature, top_p, top_k,
+            max_new_tokens, batch_tokens), as keywords.
 
     Returns:
         The trajectories, in the order of the seeds. A game ends early if its prompt outgrows the

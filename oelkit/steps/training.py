@@ -109,20 +109,18 @@ def prepare(
 
 def _check(c: DistillConfig) -> None:
     """Refuse invalid settings; the ValueError names them."""
-    if c.batch_size < 1 or not 0 < c.temperature < math.inf or not 0 <= c.retention <= 1:
-        raise ValueError(
-            f"batch_size={c.batch_size}, temperature={c.temperature}, retention={c.retention}: "
-            "need at least 1, above 0, and 0 to 1"
-        )
-    if c.steps < 1 or c.warmup < 0 or not 0 < c.lr < math.inf:
-        what = f"steps={c.steps}, warmup={c.warmup}, lr={c.lr}"
-        raise ValueError(f"{what}: need at least 1, at least 0, and above 0")
+    for name in ("temperature", "lr"):
+        if not 0 < getattr(c, name) < math.inf:
+            raise ValueError(f"{name}={getattr(c, name)}: need a number above 0")
+    if not 0 <= c.retention <= 1:
+        raise ValueError(f"retention={c.retention}: need 0 to 1")
     if not 0 <= c.lr * c.weight_decay < 1:
         raise ValueError(
             f"lr={c.lr}, weight_decay={c.weight_decay}: one step would decay the adapter by "
             "100% or more; need a weight_decay from 0 to below 1 / lr"
         )
-    least_of = {"off_policy_steps": 0, "max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}
+    least_of = {"batch_size": 1, "steps": 1, "warmup": 0, "off_policy_steps": 0}
+    least_of |= {"max_new_tokens": 1, "batch_tokens": 1, "top_k": 0}
     for name, least in least_of.items():
         if (value := getattr(c, name)) is not None:
             given.count(name, value, least)

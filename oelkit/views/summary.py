@@ -66,7 +66,10 @@ def summary(metrics: dict) -> str:
         cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")
         cells += [f"{r.get('kept', '-'):>5}", f"{sum(r['seconds'].values()):>5.0f}"]
         lines.append("  ".join(cells))
-    about = [f"{episodes_text(metrics['rounds'][0]['pass_rate']['base'])} of {metrics['eval_env']}"]
+    world, maps = metrics["eval_env"], episodes_text(metrics["rounds"][0]["pass_rate"]["base"])
+    about = [f"{maps} of {world}"]
+    if "Unseen" not in world:
+        about += ["held-out by their seeds only, because this world has no Unseen maps"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95% intervals"]))
     lines += _levels(metrics)
