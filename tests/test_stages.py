@@ -138,6 +138,7 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
             ask()
         assert f"`oelkit loop --run {run.folder.name} --redo`" in str(caught.value)
         assert "\n" not in str(caught.value)
+    assert "; out of date: curate of round 1, distill of round 1, " in repr(run)
     assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # unaffected stages are read
     assert tree(run.folder) == before
     stale = [node for node, state in states(run).items() if state == "stale"]
