@@ -74,25 +74,12 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
         except (OSError, OverflowError) as error:  # otherwise Voila silently takes another
             raise ValueError(f"port {port} at 127.0.0.1: {error}; choose another") from error
         at: int = free.getsockname()[1]
-    # a page that is closed ends its kernel, for which it needs this cookie; Voila sets none
-    cookie = f"_xsrf={secrets.token_hex(16)}; Path=/; SameSite=Strict"
-    headers = {"Content-Security-Policy": CSP, "Set-Cookie": cookie}
-    # Jupyter's own time-out exceeds Tornado's limit, which logs a warning
-    server = {"headers": headers, "ws_ping_timeout": 30_000}
-    command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
-    command += [f"--port={at}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
-    # keep a kernel with all imports ready for the next page
-    command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
-    command += [] if browser else ["--no-browser"]
-    # other users of this machine can reach the ports; the kernel warns about it
-    command += ["--KernelManager.transport_encryption=auto"]
-    # passed as an environment variable, because `ps` shows arguments
-    command += ["--Voila.auto_token=True"]
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
+    # passed as an environment variable, because `ps` shows arguments
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
     given |= {"JUPYTER_TOKEN": token}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the server with the command
-    server, listens = subprocess.Popen(command, env=os.environ | given), False
+    server, listens = subprocess.Popen(_voila(at, browser), env=os.environ | given), False
     try:
         while server.poll() is None and not (listens := _listens(at)):
             time.sleep(0.1)
@@ -110,6 +97,23 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
             pass
         finally:
             server.kill()
+
+
+def _voila(port: int, browser: bool) -> list[str]:
+    """The command that starts the server."""
+    # a page that is closed ends its kernel, for which it needs this cookie; Voila sets none
+    cookie = f"_xsrf={secrets.token_hex(16)}; Path=/; SameSite=Strict"
+    headers = {"Content-Security-Policy": CSP, "Set-Cookie": cookie}
+    # Jupyter's own time-out exceeds Tornado's limit, which logs a warning
+    server = {"headers": headers, "ws_ping_timeout": 30_000}
+    command = [sys.executable, "-W", "ignore", "-c", VOILA, str(NOTEBOOK), "--Voila.ip=127.0.0.1"]
+    command += [f"--port={port}", f"--Voila.tornado_settings={server}", "--Voila.log_level=ERROR"]
+    # keep a kernel with all imports ready for the next page
+    command += ["--preheat_kernel=True", "--pool_size=1", "--show_tracebacks=True"]
+    command += [] if browser else ["--no-browser"]
+    # other users of this machine can reach the ports; the kernel warns about it
+    command += ["--KernelManager.transport_encryption=auto"]
+    return [*command, "--Voila.auto_token=True"]
 
 
 def _listens(port: int) -> bool:
