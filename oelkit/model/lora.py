@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from .tensors import load_tensors
 
 # by how much the marks of one base can differ in another dtype: relative, absolute
 OFF = {"base_embedding": (0.02, 1e-4), "base_layer": (0.004, 1e-6)}
+# PEFT warns about deprecated names that it uses itself, and about settings that are intended here
+_quiet = partial(warnings.catch_warnings, action="ignore")
 
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lora=") -> PeftModel:
@@ -43,7 +46,7 @@ def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lo
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT warns about a name that is not the folder
     try:
-        with seeded(0, base.device), _no_noise():  # LoRA's A is random
+        with seeded(0, base.device), _quiet():  # LoRA's A is random
             model = get_peft_model(base, config, adapter_name="student")
     except (ValueError, re.error) as error:
         raise ValueError(f"{what} does not fit {name}: {error}") from error
@@ -64,17 +67,8 @@ def warn_of_names(model: Any, names: Any, name: str) -> None:
 
 def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
     """Add an inactive adapter; A is the same on every call."""
-    with seeded(0, next(model.parameters()).device), _no_noise():
+    with seeded(0, next(model.parameters()).device), _quiet():
         model.add_adapter(name, config)
-
-
-@contextmanager
-def _no_noise() -> Iterator[None]:
-    """Silence warnings about deprecated names that PEFT uses and about intended settings."""
-    with warnings.catch_warnings():
-        for kind in (FutureWarning, PeftWarning, UserWarning, RuntimeWarning):
-            warnings.simplefilter("ignore", kind)
-        yield
 
 
 def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tensor]:
@@ -196,8 +190,8 @@ def _with_start(
 
 def lora_state(model: Any, adapter: str = "student") -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter, named as in a PEFT folder."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PeftWarning)  # it mistakes LoRA biases for broken matrices
+    # PEFT mistakes LoRA biases for broken matrices
+    with warnings.catch_warnings(action="ignore", category=PeftWarning):
         state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: x for key, x in state.items() if ".lora_" in key}
 

@@ -192,9 +192,8 @@ def memory_plan(
 @contextmanager
 def checkpointed(policy: Policy) -> Iterator[None]:
     """Recompute each layer in the backward pass instead of storing results (in train mode only)."""
-    with warnings.catch_warnings():
-        # Transformers is renaming these two methods, and older versions lack the new names
-        warnings.simplefilter("ignore", FutureWarning)
+    # Transformers is renaming these two methods, and older versions lack the new names
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         # this kind needs no trainable inputs
         policy.base_lm.gradient_checkpointing_enable({"use_reentrant": False})
         try:
