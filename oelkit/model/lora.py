@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from .tensors import load_tensors
 
 # by how much the marks of one base can differ in another dtype: relative, absolute
 OFF = {"base_embedding": (0.02, 1e-4), "base_layer": (0.004, 1e-6)}
-# PEFT warns about deprecated names that it uses itself, and about settings that are intended here
-_quiet = partial(warnings.catch_warnings, action="ignore")
 
 
 def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lora=") -> PeftModel:
@@ -45,8 +42,8 @@ def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lo
     """
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT warns about a name that is not the folder
-    try:
-        with seeded(0, base.device), _quiet():  # LoRA's A is random
+    try:  # PEFT warns about deprecated names of its own, and about settings that are intended here
+        with seeded(0, base.device), warnings.catch_warnings(action="ignore"):  # LoRA's A is random
             model = get_peft_model(base, config, adapter_name="student")
     except (ValueError, re.error) as error:
         raise ValueError(f"{what} does not fit {name}: {error}") from error
@@ -67,7 +64,8 @@ def warn_of_names(model: Any, names: Any, name: str) -> None:
 
 def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
     """Add an inactive adapter; A is the same on every call."""
-    with seeded(0, next(model.parameters()).device), _quiet():
+    device = next(model.parameters()).device
+    with seeded(0, device), warnings.catch_warnings(action="ignore"):  # as in `attach`
         model.add_adapter(name, config)
 
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import Cache
 
 from ..config import ModelConfig
 from ..messages import (
@@ -41,8 +41,8 @@ from .head import Head, head_of
 class Policy(Shown, Adapters):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
-    tokenizer: PreTrainedTokenizerBase
-    """The tokenizer, with a chat template."""
+    tokenizer: Any
+    """The tokenizer, with a chat template; Any, because Transformers declares unions."""
     default_prompt_set: str = "paper"
     """Name of a prompt set (the model folder's oelkit.json can name another)."""
     enable_thinking: bool | None = None
@@ -80,7 +80,7 @@ class Policy(Shown, Adapters):
         """Token ids that end a reply, from tokenizer, generation_config and chat template."""
         ids = self.base_lm.generation_config.eos_token_id
         ids = [ids] if isinstance(ids, int) else ids or []
-        known = {*ids, cast(Any, self.tokenizer).eos_token_id, *self._turn_ends} - {None}
+        known = {*ids, self.tokenizer.eos_token_id, *self._turn_ends} - {None}
         return sorted(i for i in known if 0 <= i < len(self._embedding))
 
     @cached_property
@@ -106,14 +106,14 @@ class Policy(Shown, Adapters):
         """Return what the template writes for messages; "" if it rejects them."""
         options: dict[str, Any] = {"add_generation_prompt": opening, "tokenize": False}
         try:
-            return cast(Any, self._render(messages, None, **options))
+            return self._render(messages, None, **options)
         except ValueError:
             return ""
 
     @property
     def pad_id(self) -> int:
         """Token id of padding; the embedding always has it."""
-        ids = [cast(Any, self.tokenizer).pad_token_id, *self.eos_ids, 0]
+        ids = [self.tokenizer.pad_token_id, *self.eos_ids, 0]
         return next(i for i in ids if i is not None and 0 <= i < len(self._embedding))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
@@ -169,13 +169,13 @@ class Policy(Shown, Adapters):
     @cached_property
     def _in_parts(self) -> bool:
         try:
-            return wants_parts(lambda messages: cast(Any, self._apply(messages, tokenize=False)))
+            return wants_parts(lambda messages: self._apply(messages, tokenize=False))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
     def _render(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None, **options: Any
-    ) -> list[int]:
+    ) -> Any:
         """Return token ids of messages; special tokens in their content are treated as text."""
         messages = in_parts(messages) if self._in_parts else messages
         return rendered(self.name, messages, lambda given: self._apply(given, tools, **options))
@@ -186,8 +186,8 @@ class Policy(Shown, Adapters):
 
     def _apply(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any
-    ) -> list[int]:
-        template = self.tokenizer.get_chat_template(tools=cast(Any, tools))
+    ) -> Any:
+        template = self.tokenizer.get_chat_template(tools=tools)
         today = date.fromisoformat(self.date)
         ask = r"strftime_now\((['\"])(.*?)\1\)"
         options = {"add_generation_prompt": True, **thinking(self.enable_thinking), **options}
@@ -196,11 +196,11 @@ class Policy(Shown, Adapters):
         options["chat_template"] = re.sub(ask, lambda m: repr(today.strftime(m[2])), template)
         if tools:
             options["tools"] = tools
-        return cast(Any, self.tokenizer.apply_chat_template(list(messages), **options))
+        return self.tokenizer.apply_chat_template(list(messages), **options)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def reply_text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text of a reply with the marks of its thought, even if the prompt began it.
@@ -210,12 +210,12 @@ class Policy(Shown, Adapters):
             ids: token ids of the reply.
         """
         opening = self._opening
-        before = cast(str, self.tokenizer.decode(list(prompt[-32 - len(opening) :]))).rstrip()
+        before = self.tokenizer.decode(list(prompt[-32 - len(opening) :])).rstrip()
         begun = next((begin for begin, _ in THOUGHTS if before.endswith(begin)), "")
         if opening and before.endswith(opening):
             begun = begun_thought(opening)
         known = [i for i in ids if i not in self._unsaid]
-        text = begun + cast(str, self.tokenizer.decode(known, skip_special_tokens=False))
+        text = begun + self.tokenizer.decode(known, skip_special_tokens=False)
         return in_marks(text) if in_marks(self._asked) != self._asked else text
 
     @property

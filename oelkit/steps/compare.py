@@ -78,7 +78,7 @@ def compare_answers(
         Answer(
             arm,
             reply.text,
-            [policy.tokenizer.decode([token]) for token in reply.ids],  # type: ignore[misc]
+            [policy.tokenizer.decode([token]) for token in reply.ids],
             {other: logprobs[other][i].tolist() for other in ARMS},
         )
         for i, (arm, reply) in enumerate(replies.items())
