@@ -162,16 +162,14 @@ class SokobanEnv(TextEnv):
         room, before = self.layout, self.position
         after = room.move(before, action)
         if after is None:
-            ahead = room.move((before[0], ()), action)
-            return ("You hit a wall." if ahead is None else "The box is blocked."), Outcome.INVALID
+            wall = room.move((before[0], ()), action) is None  # also without the boxes
+            return "You hit a wall." if wall else "The box is blocked.", Outcome.INVALID
         self.position = after
         feedback = f"You moved {self.word(action)} to {self.place(*divmod(after[0], room.size))}"
         if pushed := set(after[1]) - set(before[1]):
             (box,) = pushed
             feedback += f" and pushed a box to {self.place(*divmod(box, room.size))}"
             feedback += ", onto a target" if box in room.targets else ""
-        solved = after[1] == room.targets
-        return (
-            f"{feedback}. You won." if solved else f"{feedback}.",
-            Outcome.SUCCESS if solved else None,
-        )
+        if after[1] == room.targets:
+            return f"{feedback}. You won.", Outcome.SUCCESS
+        return f"{feedback}.", None
