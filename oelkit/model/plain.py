@@ -83,10 +83,9 @@ class PlainModel(Templated):
             enable_thinking: passed to the chat template (None: the template's own default).
         """
         self.source, self.default_prompt_set = model_folder(base), prompt_set
-        options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}  # never a pickle
-        folder = path
-        if path.suffix == ".gguf":
-            options, folder = {"gguf_file": path.name}, path.parent
+        gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+        folder = path.parent if gguf else path
+        options: Any = gguf or {"dtype": "auto", "use_safetensors": True}  # never a pickle
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if (path / "adapter_config.json").is_file():
             dense = AutoModelForCausalLM.from_pretrained(self.source, **options)
@@ -94,8 +93,7 @@ class PlainModel(Templated):
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, **options)
         self.model: Any = model.to(device).eval()
-        tokenizer = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-        super().__init__(base, AutoTokenizer.from_pretrained(folder, **tokenizer), enable_thinking)
+        super().__init__(base, AutoTokenizer.from_pretrained(folder, **gguf), enable_thinking)
         self._unsaid = unsaid(self.tokenizer)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
@@ -105,19 +103,18 @@ class PlainModel(Templated):
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
         """Sample replies with Transformers' `generate`, batch by batch."""
-        draw: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+        how: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+        how["max_new_tokens"] = sampling.max_new_tokens
         if sampling.temperature:
-            names = ("temperature", "top_p", "top_k")
-            draw |= {name: getattr(sampling, name) for name in names}
+            how |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
         replies: list[Reply] = []
         with seeded(seed, self.model.device):
             for start in range(0, len(prompts), ROWS):
                 batch = {"input_ids": list(prompts[start : start + ROWS])}
                 batch = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
-                new = sampling.max_new_tokens
-                out = self.model.generate(**batch, max_new_tokens=new, **draw)
-                for row in out[:, batch["input_ids"].shape[1] :].tolist():
-                    replies.append(self._reply(row))
+                out = self.model.generate(**batch, **how)
+                new = out[:, batch["input_ids"].shape[1] :].tolist()
+                replies += [self._reply(ids) for ids in new]
         return replies
 
     def _reply(self, ids: list[int]) -> Reply:
