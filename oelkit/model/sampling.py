@@ -210,9 +210,8 @@ def _sample(
     cache: Any = growing_cache(policy.base_lm) if prefix or _batching(policy)[1] else None
     every = max_new_tokens if cache is None else PRUNE_EVERY
     with prefix.as_cache(policy) if prefix else nullcontext(cache) as cache:
-        begin, ends = prefix.ids if prefix else [], torch.tensor(policy.eos_ids)
-        ends = ends.to(policy.device)
-        ids, mask = _read(policy, prompts, begin, cache, kept)
+        ends = torch.tensor(policy.eos_ids, device=policy.device)
+        ids, mask = _read(policy, prompts, prefix.ids if prefix else [], cache, kept)
         rows, replies = list(range(len(prompts))), [[] for _ in prompts]
         for start in range(0, max_new_tokens, every):
             before = ids.shape[1]
