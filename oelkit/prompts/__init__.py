@@ -213,19 +213,15 @@ def game_text(prompt_set: PromptSet, trajectory: Trajectory, first: int = 0) -> 
 
     {board} is filled only at the first turn of each level. first: as in `extract_messages`.
     """
-    turns = trajectory.turns
+    levels = [t.extra.get("level") for t in trajectory.turns]
     return "".join(
         prompt_set.turn.format(
             turn=first + i + 1,
             observation=t.observation,
-            board=f"{t.observation}\n" if i == 0 or _level(t) != _level(turns[i - 1]) else "",
+            board=f"{t.observation}\n" if i == 0 or levels[i] != levels[i - 1] else "",
             reply=t.reply,
             action=t.action or "?",
             feedback=t.feedback,
         )
-        for i, t in enumerate(turns)
+        for i, t in enumerate(trajectory.turns)
     )
-
-
-def _level(turn: Turn) -> object:
-    return turn.extra.get("level")
