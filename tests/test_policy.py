@@ -40,9 +40,8 @@ REPLIES = [[8, 2], [11, 12, 13, 14], [90]]
 
 
 def sft_loss(policy):
-    return cross_entropy(
-        reply_hidden(policy, PROMPTS, REPLIES), torch.tensor(sum(REPLIES, [])), policy.head
-    )
+    hidden = reply_hidden(policy, PROMPTS, REPLIES)
+    return cross_entropy(hidden, torch.tensor(sum(REPLIES, [])), policy.head)
 
 
 def close(a, b, tolerance):
@@ -52,10 +51,8 @@ def close(a, b, tolerance):
 
 def test_text_and_ids(tiny, tiny_model):
     ids = tiny.encode(MESSAGES)
-    assert (
-        tiny.tokenizer.decode(ids)
-        == "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
-    )
+    said = "<|im_start|>user\ngo left the<|im_end|>\n<|im_start|>assistant\n"
+    assert tiny.tokenizer.decode(ids) == said
     assert tiny.decode(ids) == "user\ngo left the\nassistant\n"
     assert tiny.eos_ids == [2] and tiny.pad_id == 0 and tiny.context_length == 512
     thinking = load_policy(tiny_model, enable_thinking=True)
@@ -88,20 +85,15 @@ def test_student_starts_as_the_base_in_float32_and_only_lora_trains(tiny, tiny_m
     ids = torch.tensor([PROMPTS[2]])
     assert torch.equal(tiny.model(input_ids=ids).logits, base(input_ids=ids).logits)
     trained = [n for n, p in tiny.model.named_parameters() if p.requires_grad]
-    assert (
-        trained
-        and all(".student." in n for n in trained)
-        and len(trained) == len(tiny.trainable()) == 2 * 7 * 2
-    )
+    assert len(trained) == len(tiny.trainable()) == 2 * 7 * 2
+    assert all(".student." in n for n in trained)
     assert not any("lm_head" in n or "embed" in n for n in trained)
     assert not tiny.model.training
 
 
 def test_lora_arguments(tiny_model):
     policy = load_policy(tiny_model, lora={"r": 4, "target_modules": ["q_proj"]})
-    assert {tuple(p.shape) for p in policy.trainable()} == {(4, 64), (64, 4)} and len(
-        policy.trainable()
-    ) == 4
+    assert sorted(tuple(p.shape) for p in policy.trainable()) == [(4, 64)] * 2 + [(64, 4)] * 2
     with pytest.warns(UserWarning, match="lora= names qproj: .* has no such layer"):
         load_policy(tiny_model, lora={"target_modules": ["qproj", "v_proj"]})
     for wrong, told in (
@@ -119,65 +111,59 @@ def test_same_adapter_in_each_process_and_the_global_generator_untouched(tiny_mo
     a = load_policy(tiny_model)
     assert torch.equal(torch.rand(3), want)
     b = load_policy(tiny_model)
-    assert all(torch.equal(p, q) for p, q in zip(a.trainable(), b.trainable()))
+    assert all(map(torch.equal, a.trainable(), b.trainable()))
 
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("outer", ["student", None])
 def test_use_switches_and_restores(tiny, merge, outer):
     shake(tiny), shake(tiny, "teacher", 2)
-    tiny.trainable()[0].requires_grad_(
-        False
-    )  # a user's own choice, which PEFT's set_adapter would undo
+    # a user's own choice, which PEFT's set_adapter would undo
+    tiny.trainable()[0].requires_grad_(False)
     ids = torch.tensor([PROMPTS[2]])
 
+    @torch.no_grad()
     def logits():
-        with torch.no_grad():
-            return tiny.model(input_ids=ids).logits
+        return tiny.model(input_ids=ids).logits
+
+    def flags():
+        return {n: p.requires_grad for n, p in tiny.model.named_parameters()}
 
     weights = {n: p.clone() for n, p in tiny.model.named_parameters()}
-    flags = {n: p.requires_grad for n, p in tiny.model.named_parameters()}
-    seen = {}
+    outside, seen = flags(), {}
     with tiny.adapter(outer):
-        before, inner = logits(), {n: p.requires_grad for n, p in tiny.model.named_parameters()}
+        before, inside = logits(), flags()
         for adapter in ("student", "teacher", None):
             with torch.no_grad(), tiny.adapter(adapter, merge=merge):
                 seen[adapter] = logits()
         assert torch.equal(logits(), before)
-        assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == inner
+        assert flags() == inside
         with pytest.raises(KeyError), torch.no_grad(), tiny.adapter("teacher", merge=merge):
             raise KeyError
         assert torch.equal(logits(), before)
-    assert {n: p.requires_grad for n, p in tiny.model.named_parameters()} == flags
+    assert flags() == outside
     assert all(torch.equal(p, weights[n]) for n, p in tiny.model.named_parameters())
     # merged float32 weights give the same function up to rounding; the adapters really differ
-    with torch.no_grad():
-        with tiny.adapter("student"):
-            torch.testing.assert_close(seen["student"], logits(), rtol=1e-3, atol=1e-4)
-        with tiny.adapter("teacher"):
-            torch.testing.assert_close(seen["teacher"], logits(), rtol=1e-3, atol=1e-4)
-    assert (
-        (seen["student"] - seen["teacher"]).abs().max()
-        > 0.1
-        < (seen["student"] - seen[None]).abs().max()
-    )
+    for adapter in ("student", "teacher"):
+        with tiny.adapter(adapter):
+            torch.testing.assert_close(seen[adapter], logits(), rtol=1e-3, atol=1e-4)
+    for other in ("teacher", None):
+        assert (seen["student"] - seen[other]).abs().max() > 0.1
     with pytest.raises(ValueError, match="no adapter 'pupil'"), tiny.adapter("pupil"):
         pass
 
 
 def test_an_untrained_adapter_costs_nothing_where_nothing_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr(
-        "oelkit.model.adapters.MERGE_MAX_PARAMS", 0
-    )  # as in 16 and 4 bits, where adapters stay apart
+    # as in 16 and 4 bits, where adapters stay apart
+    monkeypatch.setattr("oelkit.model.adapters.MERGE_MAX_PARAMS", 0)
     calls, ids = [], torch.tensor([PROMPTS[2]])
     a = tiny.lora_layers[0].lora_A["student"]
     a.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad(), tiny.adapter("student", merge=True):
         blank = tiny.hidden(ids)
     assert not calls
-    with tiny.adapter(
-        "student", merge=True
-    ):  # with gradients it is present, otherwise it would never be trained
+    # with gradients it is present, otherwise it would never be trained
+    with tiny.adapter("student", merge=True):
         assert torch.equal(tiny.hidden(ids), blank) and calls
     tiny.lora_layers[-1].lora_B["student"].weight.data[0, 0] = 1.0
     with torch.no_grad(), tiny.adapter("student", merge=True):
@@ -193,10 +179,8 @@ def test_teacher_is_the_student_of_the_last_freeze_and_stays_so(tiny, tmp_path, 
     for _ in range(3):
         sft_loss(tiny).backward()
         optimizer.step()
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(before, token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher"))
-    )
+    after = token_logprobs(tiny, PROMPTS, REPLIES, adapter="teacher")
+    assert all(map(torch.equal, before, after))
     assert (before[0] - token_logprobs(tiny, PROMPTS, REPLIES)[0]).abs().max() > 1e-3
     fresh = load_policy(tiny_model, adapter=tmp_path / "start")
     for adapter in ("teacher", "student"):
@@ -237,13 +221,10 @@ def test_saved_adapter_is_plain_peft(tiny, tmp_path, tiny_model):
     tiny.save_adapter(tmp_path)
     names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names)  # the same bytes from every process
-    assert sorted(f.name for f in tmp_path.glob("adapter*")) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-    plain = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path
-    ).eval()
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(f.name for f in tmp_path.glob("adapter*")) == files
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    plain = PeftModel.from_pretrained(base, tmp_path).eval()
     ids = torch.tensor([PROMPTS[2]])
     torch.testing.assert_close(plain(input_ids=ids).logits, tiny.model(input_ids=ids).logits)
     assert tiny.model.peft_config["student"].inference_mode is False
@@ -257,12 +238,9 @@ def test_token_logprobs_equal_the_definition(tiny):
         small = token_logprobs(tiny, PROMPTS, REPLIES, temperature=temperature, batch_tokens=1)
         for prompt, reply, g, s in zip(PROMPTS, REPLIES, got, small):
             with torch.no_grad():
-                logits = (
-                    tiny.model(input_ids=torch.tensor([prompt + reply])).logits[0] / temperature
-                )
-            want = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(
-                -1, torch.tensor(reply)[:, None]
-            )[:, 0]
+                logits = tiny.model(input_ids=torch.tensor([prompt + reply])).logits[0]
+            logprobs = (logits / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+            want = logprobs[range(len(reply)), reply]
             torch.testing.assert_close(g, want, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(s, want, rtol=1e-4, atol=1e-5)
 
@@ -356,7 +334,7 @@ def test_the_dtype_of_a_large_model_on_a_device(tiny_model, monkeypatch, device,
     with pytest.raises(ValueError, match="far enough"):
         load_policy(tiny_model, device=device)
     assert asked["dtype"] == getattr(torch, want)
-    assert ("quantization_config" in asked) == (device == "cuda")
+    assert (asked["quantization_config"] is not None) == (device == "cuda")
 
 
 def test_hidden_states_that_overflow_in_float16_are_said_at_load(tmp_path):
@@ -380,11 +358,8 @@ def test_hidden_states_that_overflow_in_float16_are_said_at_load(tmp_path):
 
 def lora_gradients(policy):
     sft_loss(policy).backward()
-    return {
-        n: p.grad
-        for n, p in policy.model.named_parameters()
-        if ".student." in n and p.grad is not None
-    }
+    named = policy.model.named_parameters()
+    return {n: p.grad for n, p in named if ".student." in n and p.grad is not None}
 
 
 @pytest.mark.parametrize("workaround", [True, False])
@@ -422,9 +397,8 @@ def test_nf4_is_four_bit_with_float32_adapters_and_never_merged(tiny_model):
 
 def test_bfloat16_on_request(tiny_model):
     policy = load_policy(tiny_model, dtype="bfloat16")
-    assert policy.head.weight.dtype == torch.bfloat16 and all(
-        p.dtype == torch.float32 for p in policy.trainable()
-    )
+    assert policy.head.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in policy.trainable())
     assert len(generate(policy, PROMPTS, max_new_tokens=3)) == 3
 
 
@@ -450,12 +424,10 @@ def test_damaged_weights(tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="weight files lack model.layers.1.mlp.up_proj.weight"):
         load_policy(tmp_path)
-    weights.write_bytes(b"junk")
-    with pytest.raises(ValueError, match="not a usable causal language model"):
-        load_policy(tmp_path)
-    weights.unlink()
-    with pytest.raises(ValueError, match="not a usable causal language model"):
-        load_policy(tmp_path)
+    for damage in (lambda: weights.write_bytes(b"junk"), weights.unlink):
+        damage()
+        with pytest.raises(ValueError, match="not a usable causal language model"):
+            load_policy(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -492,9 +464,8 @@ def test_a_model_of_another_kind(tmp_path):
 
 def test_hub_id_without_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ConnectionError, match="nobody/nothing: no such folder here, and the hub cannot be reached"
-    ):
+    told = "nobody/nothing: no such folder here, and the hub cannot be reached"
+    with pytest.raises(ConnectionError, match=told):
         load_policy("nobody/nothing")
 
 
@@ -520,9 +491,8 @@ def test_unknown_hub_id(monkeypatch):
             endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         )
         try:
-            with pytest.raises(
-                FileNotFoundError, match="neither a folder here nor a .public. model on the hub"
-            ):
+            told = "neither a folder here nor a .public. model on the hub"
+            with pytest.raises(FileNotFoundError, match=told):
                 load_policy("nobody/nothing")
         finally:
             server.shutdown()
@@ -552,9 +522,8 @@ def test_adapters_that_do_not_fit(tiny, tmp_path, tiny_model):
     (tmp_path / "wide_adapter/oelkit.json").unlink()  # as a plain PEFT adapter
     with pytest.raises(ValueError, match="another base model"):
         load_policy(tiny_model, adapter=tmp_path / "wide_adapter")
-    load_policy(make_model(tmp_path / "twin", seed=1)).save_adapter(
-        tmp_path / "twin_adapter"
-    )  # same shapes
+    twin = load_policy(make_model(tmp_path / "twin", seed=1))  # same shapes
+    twin.save_adapter(tmp_path / "twin_adapter")
     with pytest.raises(ValueError, match="another base model"):
         load_policy(tiny_model, adapter=tmp_path / "twin_adapter")
     small = load_policy(tiny_model, lora={"r": 4})
@@ -647,10 +616,9 @@ def test_real_model(real_model, tmp_path):
     shake(policy)
     policy.save_adapter(tmp_path)
     again = load_policy(real_model, adapter=tmp_path)
-    for a, b in zip(
-        token_logprobs(policy, prompts, [r.ids for r in replies]),
-        token_logprobs(again, prompts, [r.ids for r in replies]),
-    ):
+    ids = [r.ids for r in replies]
+    found = (token_logprobs(p, prompts, ids) for p in (policy, again))
+    for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -223,21 +223,17 @@ class Adapters:
                     p.copy_(weights)
             self.base_lm.generation_config = config
 
-    # -- files
-
     def save_adapter(self, folder: str | Path) -> None:
         """Write the student as a PEFT folder, with an oelkit.json that names its base model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous().cpu() for k, v in lora_state(self.model).items()}
         save_tensors(tensors, folder / "adapter_model.safetensors")
-        config = self.model.peft_config["student"]
-        was = config.inference_mode, config.target_modules
+        config = copy.copy(self.model.peft_config["student"])
         config.inference_mode = True
         if isinstance(config.target_modules, set):  # a set's order differs between processes
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
-        config.inference_mode, config.target_modules = was
         base = {"base": self.name, **base_marks(self.model)}
         (folder / "oelkit.json").write_text(json.dumps(base) + "\n")
 

@@ -249,7 +249,6 @@ def _load_base(
     packed: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
     """Load the frozen base model onto its device; refuse an incomplete one."""
-    options: dict[str, Any] = {"quantization_config": packed} if packed else {}
     with clear_errors(name), _no_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -260,7 +259,7 @@ def _load_base(
             use_safetensors=True,  # the other format is a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_weights reports them by name
-            **options,
+            quantization_config=packed,
         )
     base, info = loaded
     if base.base_model is base:
