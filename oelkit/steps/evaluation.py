@@ -82,8 +82,7 @@ class EvalReport(Shown):
 
     def summary(self) -> dict[str, float]:
         """Return the figures without the games, as they go into metrics.json."""
-        names = [f.name for f in fields(self) if f.name != "trajectories"]
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectories"}
 
 
 def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
