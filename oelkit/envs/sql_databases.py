@@ -74,24 +74,20 @@ def _day(draw: random.Random) -> int:
 def shop() -> Database:
     """A shop with German names, prices in cents, dates as numbers, letters for a status."""
     draw = random.Random("shop")
+    pick, roll = draw.choice, draw.randint
     groups, towns = ("tea", "tools", "toys", "lamps"), ("Bonn", "Kiel", "Ulm", "Jena")
     wares = [
         (
-            *(i, f"{draw.choice('ABCDEFGH')}-{i}", draw.randint(3, 90) * 100 + 99),
-            *(draw.choice(groups), draw.randint(0, 60), int(draw.random() < 0.25)),
+            *(i, f"{pick('ABCDEFGH')}-{i}", roll(3, 90) * 100 + 99),
+            *(pick(groups), roll(0, 60), int(draw.random() < 0.25)),
         )
         for i in range(1, 61)
     ]
     buyers = [
-        (i, f"Customer {i}", draw.choice(towns), (2018 + draw.randint(0, 7)) * 10000 + 615)
-        for i in range(1, 41)
+        (i, f"Customer {i}", pick(towns), (2018 + roll(0, 7)) * 10000 + 615) for i in range(1, 41)
     ]
     orders = [
-        (
-            *(i, draw.randint(1, 40), draw.randint(1, 60), draw.randint(1, 9)),
-            *(_day(draw), draw.choice("OVVS")),
-        )
-        for i in range(1, 201)
+        (i, roll(1, 40), roll(1, 60), roll(1, 9), _day(draw), pick("OVVS")) for i in range(1, 201)
     ]
     facts = {
         "ware": Fact("Products are in table ware, their names in column bez.", ("ware",)),
@@ -144,23 +140,17 @@ def shop() -> Database:
 def clinic() -> Database:
     """A clinic with Dutch names: another database, which shares no name with the shop."""
     draw = random.Random("clinic")
+    pick, roll = draw.choice, draw.randint
     fields, places = ("eyes", "skin", "heart"), ("Delft", "Gouda", "Breda")
     doctors = [
-        (
-            *(i, f"Doctor {i}", draw.choice(fields)),
-            *(draw.randint(40, 160) * 100, int(draw.random() < 0.25)),
-        )
+        (i, f"Doctor {i}", pick(fields), roll(40, 160) * 100, int(draw.random() < 0.25))
         for i in range(1, 31)
     ]
     patients = [
-        (i, f"Patient {i}", draw.choice(places), (1940 + draw.randint(0, 70)) * 10000 + 101)
-        for i in range(1, 61)
+        (i, f"Patient {i}", pick(places), (1940 + roll(0, 70)) * 10000 + 101) for i in range(1, 61)
     ]
     visits = [
-        (
-            *(i, draw.randint(1, 60), draw.randint(1, 30), _day(draw)),
-            *(draw.randint(1, 9) * 10, draw.choice("GKKN")),
-        )
+        (i, roll(1, 60), roll(1, 30), _day(draw), roll(1, 9) * 10, pick("GKKN"))
         for i in range(1, 201)
     ]
     facts = {
