@@ -31,21 +31,13 @@ TEXT = "- EXPERIENCE ITEM: the left one is a hole, the right one is not."
 
 
 def train(policy, states=STATES, experiences=(TEXT,), **options):
-    return distill(
-        policy,
-        states,
-        experiences,
-        **{
-            "prompt_set": PROMPTS,
-            "steps": 1,
-            "batch_size": 6,
-            "max_new_tokens": 5,
-            "lr": 1e-3,
-            "warmup": 0,
-            "retention": 0.0,
-            **options,
-        },
-    )
+    small = {"prompt_set": PROMPTS, "steps": 1, "batch_size": 6, "max_new_tokens": 5}
+    plain = {"lr": 1e-3, "warmup": 0, "retention": 0.0}
+    return distill(policy, states, experiences, **small | plain | options)
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def weights(policy):
@@ -83,9 +75,7 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
         if loss in ("sft", "sampled_kl"):
             own, ids = s, torch.tensor(reply)[:, None]
             terms = -own.gather(1, ids)
-            if (
-                loss == "sampled_kl"
-            ):  # value of the log-ratio, with the gradient of a policy gradient
+            if loss == "sampled_kl":  # value of the log-ratio, with a policy gradient
                 cost, own = (own - t).gather(1, ids), own.gather(1, ids)
                 terms = cost.detach() * own + (cost - cost * own).detach()
         elif loss == "jsd":
@@ -133,23 +123,15 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
     with_text = [policy.encode(m) for m in told]
     order = [(with_text if loss in ("forward_kl", "sft") else plain).index(p) for p in asked]
     assert sorted(order) == list(range(6)) and options["temperature"] == temperature
-    value, wanted = reference(
-        exact,
-        [plain[i] for i in order],
-        [with_text[i] for i in order],
-        [r.ids for r in replies],
-        loss,
-        top_k,
-        temperature,
-    )
+    students, teachers = ([ids[i] for i in order] for ids in (plain, with_text))
+    said = [r.ids for r in replies]
+    value, wanted = reference(exact, students, teachers, said, loss, top_k, temperature)
     assert row["loss"] == pytest.approx(value, rel=1e-4, abs=1e-7)
     norm = torch.stack([g.norm() for g in wanted]).norm()
     assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     clip = min(1.0, 1.0 / (norm.item() + 1e-6))
-    error = torch.stack(
-        [(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]
-    ).norm()
-    assert error < 1e-4 * norm * clip
+    errors = [(g.double() - clip * w).norm() for g, w in zip(grads, wanted, strict=True)]
+    assert torch.stack(errors).norm() < 1e-4 * norm * clip
     # Adam's first step is lr against the sign of the gradient
     for old, new, g in zip(before, policy.trainable(), grads, strict=True):
         assert torch.allclose(new, old - 1e-3 * g / (g.abs() + 1e-8), atol=1e-6)
@@ -181,12 +163,10 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
             p.grad = None
     for value, grads in found[1:]:
         assert value == pytest.approx(found[0][0], rel=1e-5)
-        assert all(
-            (g - w).norm() <= 1e-5 * (1 + w.norm()) for g, w in zip(grads, found[0][1], strict=True)
-        )
-    assert not any(
-        p.requires_grad for n, p in tiny.model.named_parameters() if ".student." not in n
-    )
+        for g, w in zip(grads, found[0][1], strict=True):
+            assert (g - w).norm() <= 1e-5 * (1 + w.norm())
+    named = tiny.model.named_parameters()
+    assert not any(p.requires_grad for n, p in named if ".student." not in n)
 
 
 def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
@@ -194,23 +174,23 @@ def test_teacher_and_base_do_not_move_and_the_student_does(tiny):
     tiny.sync_teacher()
     prompts = [tiny.encode(s.prompt) for s in STATES]
     replies = [r.ids for r in generate(tiny, prompts, max_new_tokens=5)]
-    frozen = {
-        n: p.detach().clone() for n, p in tiny.model.named_parameters() if ".student." not in n
-    }
-    seen = {
-        a: token_logprobs(tiny, prompts, replies, adapter=a) for a in ("student", "teacher", None)
-    }
-    checked = []
+    named = tiny.model.named_parameters()
+    frozen = {n: p.detach().clone() for n, p in named if ".student." not in n}
+
+    def logprobs(adapter):
+        return token_logprobs(tiny, prompts, replies, adapter=adapter)
+
+    seen, checked = {a: logprobs(a) for a in ("student", "teacher", None)}, []
 
     def on_step(row):
         for adapter in ("teacher", None):
-            assert same(seen[adapter], token_logprobs(tiny, prompts, replies, adapter=adapter))
+            assert same(seen[adapter], logprobs(adapter))
         checked.append(row["step"])
 
     train(tiny, steps=3, on_step=on_step)
     assert checked == [0, 1, 2]
     assert all(torch.equal(p, frozen[n]) for n, p in tiny.model.named_parameters() if n in frozen)
-    assert not same(seen["student"], token_logprobs(tiny, prompts, replies))
+    assert not same(seen["student"], logprobs("student"))
     assert not tiny.model.training and all(p.grad is None for p in tiny.model.parameters())
 
 
@@ -219,14 +199,13 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
     told = [tiny.encode(with_experience(PROMPTS, s.prompt, TEXT)) for s in STATES]
     replies = [r.ids for r in generate(tiny, plain, max_new_tokens=5, temperature=1.0, seed=99)]
 
+    @torch.no_grad()
     def distance():  # fixed states and replies that were not trained on
-        with torch.no_grad():
-            with tiny.adapter("teacher"):
-                teacher = reply_hidden(tiny, told, replies)
-            with tiny.adapter("student"):
-                return module.losses.reverse_kl(
-                    reply_hidden(tiny, plain, replies), teacher, tiny.head
-                ).item()
+        with tiny.adapter("teacher"):
+            teacher = reply_hidden(tiny, told, replies)
+        with tiny.adapter("student"):
+            student = reply_hidden(tiny, plain, replies)
+        return module.losses.reverse_kl(student, teacher, tiny.head).item()
 
     start = distance()
     rows = train(tiny, steps=12, batch_size=12, lr=5e-3)
@@ -234,22 +213,10 @@ def test_the_loss_falls_and_the_student_without_the_text_becomes_like_the_teache
     losses = [row["loss"] for row in rows]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     assert [row["step"] for row in rows] == list(range(12))
-    assert set(rows[0]) == {
-        "step",
-        "loss",
-        "entropy",
-        "lr",
-        "replies",
-        "reply_tokens",
-        "truncated",
-        "skipped",
-        "grad_norm",
-        "seconds",
-    }
-    assert all(
-        0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0
-        for row in rows
-    )
+    fields = "step loss entropy lr replies reply_tokens truncated skipped grad_norm seconds"
+    assert set(rows[0]) == set(fields.split())
+    for row in rows:
+        assert 0 < row["reply_tokens"] <= 5 and 0 <= row["truncated"] <= 1 and row["entropy"] > 0
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -274,20 +241,16 @@ def test_several_texts_are_drawn_by_sample(tiny, calls):
 
 
 def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
-    long = [
-        "- EXPERIENCE ITEM: the left one is a hole. " * 7,
-        "- EXPERIENCE ITEM: the right one is the goal. " * 7,
-    ]
-    built, used = [], []
-    real, scored = module.SharedPrefix, reply_hidden
+    facts = "left one is a hole", "right one is the goal"
+    long = [f"- EXPERIENCE ITEM: the {fact}. " * 7 for fact in facts]
+    built, used, real = [], [], module.SharedPrefix
+
+    def spy(policy, prompts, replies, prefix=None):
+        used.append(prefix and len(prefix.ids))
+        return reply_hidden(policy, prompts, replies, prefix)
+
     monkeypatch.setattr(module, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args))
-    monkeypatch.setattr(
-        module,
-        "reply_hidden",
-        lambda policy, prompts, replies, prefix=None: (
-            used.append(prefix and len(prefix.ids)) or scored(policy, prompts, replies, prefix)
-        ),
-    )
+    monkeypatch.setattr(module, "reply_hidden", spy)
 
     def once():
         tiny.reset()
@@ -329,16 +292,14 @@ def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
     prompts, _, replies = calls[0]
     student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
     assert scored[1] == student and {r for _, r in scored[0]} == {r for _, r in student}
-    assert any(
-        tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] != r.ids for r in replies
-    )
+    again = [tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in replies]
+    assert any(ids != r.ids for ids, r in zip(again, replies, strict=True))
 
 
 def test_a_seed_fixes_the_run_and_what_was_left_over_does_not_count(tiny):
     def once(seed):
         tiny.reset()
-        rows = train(tiny, steps=2, seed=seed)
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], weights(tiny)
+        return timeless(train(tiny, steps=2, seed=seed)), weights(tiny)
 
     rows, end = once(3)
     for p in tiny.trainable():  # as after an interrupted cell
@@ -355,8 +316,7 @@ def test_the_first_steps_can_be_off_policy(tiny, calls, loss):
 
     def rows(**options):
         tiny.reset()
-        found = train(tiny, steps=3, lr=1e-2, seed=3, max_new_tokens=4, **options)
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+        return timeless(train(tiny, steps=3, lr=1e-2, seed=3, max_new_tokens=4, **options))
 
     mixed = rows(loss=loss, off_policy_steps=2)
     asked = [options["adapter"] for _, options, _ in calls]
@@ -376,9 +336,9 @@ def test_warmup_then_constant(tiny):
 def test_weight_decay_takes_its_share_of_the_adapter_at_each_step(tiny):
     def size(**options):
         tiny.reset()
-        start = sum(p.detach().square().sum() for p in tiny.trainable())
+        start = torch.cat([p.flatten() for p in weights(tiny)]).norm()
         train(tiny, steps=3, lr=1e-4, warmup=0, max_new_tokens=2, **options)
-        return float((sum(p.detach().square().sum() for p in tiny.trainable()) / start) ** 0.5)
+        return float(torch.cat([p.flatten() for p in weights(tiny)]).norm() / start)
 
     assert size() == pytest.approx(1, abs=0.05)
     assert size(weight_decay=5_000) == pytest.approx(0.5**3, abs=0.05)
@@ -391,11 +351,7 @@ def test_nothing_to_learn_from_and_wrong_arguments(tiny):
         ([], {}, "there are no states"),
         (STATES, {"experiences": []}, "no experience is left"),
         (STATES, {"experiences": ["", " \n"]}, "no experience is left.*all were rejected"),
-        (
-            STATES,
-            {"loss": "kl"},
-            "loss='kl': choose one of reverse_kl, jsd, sampled_kl, forward_kl, sft",
-        ),
+        (STATES, {"loss": "kl"}, f"loss='kl': choose one of {', '.join(LOSSES)}"),
         (STATES, {"batch_size": 0}, "batch_size=0"),
         (STATES, {"temperature": 0}, "temperature=0"),
         (STATES, {"temperature": float("inf")}, "temperature=inf"),
@@ -474,9 +430,8 @@ def test_what_is_not_finite_stops_before_it_ruins_the_weights(tiny, monkeypatch,
     else:  # the gradient itself is fine
         loss = module._loss
         monkeypatch.setattr(module, "_loss", lambda *args: loss(*args) + bad)
-    with pytest.raises(
-        RuntimeError, match=rf"step 0: the {fault} is (inf|nan); lower lr \(now 0.0"
-    ):
+    told = rf"step 0: the {fault} is (inf|nan); lower lr \(now 0.0"
+    with pytest.raises(RuntimeError, match=told):
         train(tiny, checkpoint=tmp_path / ".distill.checkpoint")
     if fault == "gradient":
         hook.remove()
@@ -554,19 +509,14 @@ def test_a_gradient_that_overflows_at_every_scale_ends_the_training(tiny_model):
 
 def test_a_loss_that_jumps_is_said_at_once(tiny, monkeypatch):
     values, said = iter([0.2, 0.3, 0.8, 1.0, 0.2, 3.1]), []
-    monkeypatch.setattr(
-        module,
-        "_backward",
-        lambda *args, real=module._backward: (real(*args), (next(values), 0))[1],
-    )
+    real = module._backward
+    monkeypatch.setattr(module, "_backward", lambda *args: real(*args) and (next(values), 0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(tiny, steps=6, warmup=2, on_step=lambda row: said.append(len(caught)))
     assert said == [0, 0, 0, 0, 0, 1]  # a ninefold rise over a single low value does not count
-    assert (
-        "step 5: the loss jumped from 1 to 3.1 nats per token; lower lr (now 0.001) or raise w"
-        in (str(caught[0].message))
-    )
+    told = "step 5: the loss jumped from 1 to 3.1 nats per token; lower lr (now 0.001) or raise w"
+    assert told in str(caught[0].message)
 
 
 def test_the_losses_before_and_after_the_off_policy_steps_are_not_compared(tiny, monkeypatch):
@@ -574,23 +524,20 @@ def test_the_losses_before_and_after_the_off_policy_steps_are_not_compared(tiny,
     monkeypatch.setattr(module, "_backward", lambda *args: (next(values), 0.0))
     with pytest.warns(UserWarning) as caught:
         train(tiny, steps=6, off_policy_steps=2)
-    assert [str(w.message)[:30] for w in caught if "jumped" in str(w.message)] == [
-        "step 5: the loss jumped from 9"
-    ]
+    (jump,) = [str(w.message) for w in caught if "jumped" in str(w.message)]
+    assert jump.startswith("step 5: the loss jumped from 9")
 
 
 def test_the_texts_whose_keys_and_values_find_no_room_are_read_again(tiny, monkeypatch):
-    long = [
-        f"- EXPERIENCE ITEM: the {word} one is a hole. " * 7 for word in ("left", "right", "up")
-    ]
+    words = "left", "right", "up"
+    long = [f"- EXPERIENCE ITEM: the {word} one is a hole. " * 7 for word in words]
 
     def once(kept):
         tiny.reset()
         shake(tiny)
         training = prepare(tiny, STATES, long, None, PROMPTS, 0, {"max_new_tokens": 5, "steps": 3})
         training.plan = replace(training.plan, kept_texts=kept)
-        most = 0
-        rows = []
+        most, rows = 0, []
         for step in range(3):
             rows.append(module.distill_step(training, step)["loss"])
             most = max(most, len(training.prefixes))
@@ -603,35 +550,26 @@ def test_the_texts_whose_keys_and_values_find_no_room_are_read_again(tiny, monke
 
 
 @pytest.mark.parametrize(
-    "where, message",
+    "where, what, lower",
     [
-        (
-            "generate",
-            r"step 0: sampling ran out of memory: "
-            r"lower max_new_tokens \(now 5\) or batch_size \(now 6\)",
-        ),
-        (
-            "reply_hidden",
-            r"step 0: training ran out of memory: "
-            r"lower batch_tokens \(now \d+\); oelkit.memory_plan",
-        ),
+        ("generate", "sampling", r"max_new_tokens \(now 5\) or batch_size \(now 6\)"),
+        ("reply_hidden", "training", r"batch_tokens \(now \d+\); oelkit.memory_plan"),
     ],
 )
-def test_out_of_memory_says_what_to_lower_and_leaves_the_student(tiny, monkeypatch, where, message):
+def test_out_of_memory_says_what_to_lower_and_leaves_the_student(
+    tiny, monkeypatch, where, what, lower
+):
     before = weights(tiny)
 
     def full(*args, **kwargs):  # on a CPU, the system kills the process without an error
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nLong advice")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=message):
+    told = f"step 0: {what} ran out of memory: lower {lower}"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=told):
         patch.setattr(module, where, full)
         train(tiny)
     assert same(before, weights(tiny)) and not tiny.model.training
     assert train(tiny)[0]["loss"] > 0  # and goes on
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 6])
