@@ -22,11 +22,13 @@ A, B = "Avoid 'H', it is a hole.", "The goal is at cell 9."
 
 
 def games(n):
-    turns = [Turn(f"BOARD{i}", [], "[down]", "down", f"FEEDBACK{i}", 1, 1, False) for i in range(n)]
-    return [
-        Trajectory(f"g{i}", "e", i, "m", 1, (t, t), Outcome.FAILURE, "f")
-        for i, t in enumerate(turns)
-    ]
+    turns = [turn(i, "[down]") for i in range(n)]
+    ends = Outcome.FAILURE, "f"
+    return [Trajectory(f"g{i}", "e", i, "m", 1, (t, t), *ends) for i, t in enumerate(turns)]
+
+
+def turn(number, reply):
+    return Turn(f"BOARD{number}", [], reply, "down", f"FEEDBACK{number}", 1, 1, False)
 
 
 @pytest.fixture
@@ -71,23 +73,16 @@ def test_draws_are_batched_by_step_and_read_what_they_wrote(tiny, script):
     assert [len(call) for call in calls] == [3] * 4
     assert [i.draw for i in items] == [0] * 4 + [1] * 4 + [2] * 4
     orders = {tuple(i.text for i in items if i.draw == d) for d in range(3)}
-    assert len(orders) > 1 and all(
-        sorted(o) == [f"from game {g}" for g in range(4)] for o in orders
-    )
+    assert len(orders) > 1
+    assert all(sorted(o) == [f"from game {g}" for g in range(4)] for o in orders)
     for step, call in enumerate(calls):  # each draw sees exactly its own earlier items
         for d, text in enumerate(call):
-            assert (
-                text.count(MARKER.strip("- ")) == 1 + step
-            )  # the instruction names the marker once
+            assert text.count(MARKER.strip("- ")) == 1 + step  # the instruction names it once
             assert all(i.text in text for i in [i for i in items if i.draw == d][:step])
-    first = items[0]
-    assert (
-        first.round == 2 and first.model == tiny.name and len({i.id for i in items}) == len(items)
-    )
-    assert (
-        first.text == f"from game {first.evidence[0].trajectory_id[1:]}"
-        and first.evidence[0].turn == 1
-    )
+    first, (evidence,) = items[0], items[0].evidence
+    assert len({i.id for i in items}) == len(items)
+    assert first.round == 2 and first.model == tiny.name
+    assert first.text == f"from game {evidence.trajectory_id[1:]}" and evidence.turn == 1
     assert len({o["seed"] for o in script.options}) == 4
 
 
@@ -95,9 +90,8 @@ def test_without_previous_experience_all_is_one_call(tiny, script):
     calls = script(item)
     options = {"num_draws": 2, "prompt_set": "paper"}
     shown = extract(tiny, games(4), show_previous=False, previous="OLD", **options)
-    assert [len(call) for call in calls] == [8] and not any(
-        "OLD" in text or "from game" in text for text in calls[0]
-    )
+    assert [len(call) for call in calls] == [8]
+    assert not any("OLD" in text or "from game" in text for text in calls[0])
     assert extract(tiny, games(4), num_draws=2, previous="OLD", prompt_set="paper") == shown
     assert all("OLD" in text for call in calls[1:] for text in call)
 
@@ -105,10 +99,8 @@ def test_without_previous_experience_all_is_one_call(tiny, script):
 def test_previous_experience_per_draw(tiny, script):
     calls = script(item)
     extract(tiny, games(1), ["OLD0", "OLD1"], num_draws=2, prompt_set="paper")
-    assert ["OLD0" in t for t in calls[0]] == [True, False] and ["OLD1" in t for t in calls[0]] == [
-        False,
-        True,
-    ]
+    assert ["OLD0" in t for t in calls[0]] == [True, False]
+    assert ["OLD1" in t for t in calls[0]] == [False, True]
 
 
 def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
@@ -120,25 +112,18 @@ def test_the_cap_drops_the_oldest_of_all_that_is_known(tiny, script):
     assert [i.text for i in kept] == [i.text for i in everything[2:]]
     assert "- old line" in calls[5][0] and "- old line" not in calls[9][0]
     assert extract(tiny, games(2), budget_tokens=0, prompt_set="paper") == []
-    assert truncate_to_budget(join_experience("a\nb", everything), None, tiny.tokenizer).startswith(
-        "a\nb\n- EXPERIENCE ITEM: from"
-    )
-    assert (
-        truncate_to_budget("aaaa\nbb\nc", 4, tiny.tokenizer) == "bb\nc"
-        and truncate_to_budget("", 4, tiny.tokenizer) == ""
-    )
+    joined = join_experience("a\nb", everything)
+    assert joined.startswith("a\nb\n- EXPERIENCE ITEM: from")
+    assert truncate_to_budget(joined, None, tiny.tokenizer) == joined
+    assert truncate_to_budget("aaaa\nbb\nc", 4, tiny.tokenizer) == "bb\nc"
+    assert truncate_to_budget("", 4, tiny.tokenizer) == ""
 
 
 def test_thoughts_are_no_items_and_what_was_read_is_counted(tiny, script, capsys):
-    script(
-        lambda text: (
-            f"<think>{MARKER} a thought</think>\n"
-            + (item(text) if board(text) == "0" else "Nothing new.")
-        )
-    )
-    assert [i.text for i in extract(tiny, games(3), progress=True, prompt_set="paper")] == [
-        "from game 0"
-    ]
+    thought = f"<think>{MARKER} a thought</think>\n"
+    script(lambda text: thought + (item(text) if board(text) == "0" else "Nothing new."))
+    (found,) = extract(tiny, games(3), progress=True, prompt_set="paper")
+    assert found.text == "from game 0"
     out = capsys.readouterr().out
     assert re.fullmatch(r"extract: 3 readings in \S+, games=3, items=1\n", out), out
 
@@ -167,7 +152,7 @@ def test_tools_that_the_template_leaves_out_are_told_before_the_reading(tiny, sc
 def test_a_thought_that_the_template_opens_gives_no_items(tiny_model, script):
     thinking = load_policy(tiny_model, enable_thinking=True)
     thinking.base_lm.config.max_position_embeddings = 16_384
-    script(lambda text: item(text))  # the thought does not end
+    script(item)  # the thought does not end
     assert extract(thinking, games(2), prompt_set="paper") == []
     script(lambda text: f"{item(text)} not</think>{item(text)}")
     assert [i.text for i in extract(thinking, games(1), prompt_set="paper")] == ["from game 0"]
@@ -192,13 +177,7 @@ def test_nothing_new_is_an_answer(tiny, script):
 
 
 def long_game(turns, words=60):
-    return replace(
-        games(1)[0],
-        turns=tuple(
-            Turn(f"BOARD{i}", [], "word " * words, "down", f"FEEDBACK{i}", 1, 1, False)
-            for i in range(turns)
-        ),
-    )
+    return replace(games(1)[0], turns=tuple(turn(i, "word " * words) for i in range(turns)))
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -266,11 +245,11 @@ def test_another_writer_answers_in_place_of_the_policy(tiny, script):
 
 
 def test_each_step_tells_how_many_replies_gave_no_item(tiny, script):
-    script(
-        lambda text: {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}.get(
-            board(text), "Nothing new."
-        )
-    )
+    def say(text):
+        said = {"0": item(text), "1": f"{item(text)}\n{item(text)} too"}
+        return said.get(board(text), "Nothing new.")
+
+    script(say)
     for shown in (True, False):
         rows = []
         options = {"num_draws": 2, "prompt_set": "paper", "on_step": rows.append}
@@ -288,9 +267,7 @@ def test_a_reply_that_goes_in_circles_is_one_item_and_its_cut_off_end_none(tiny,
     """A 1.5B model wrote the same sentence about a game 72 times, until max_new_tokens."""
     text = f"{MARKER} {A}\n{MARKER} {B}\n" + f"{MARKER} {A}\n" * 70 + f"{MARKER} {A[:9]}"
     for cut, told in ((True, [A, B]), (False, [A, B, A[:9]])):
-        monkeypatch.setattr(
-            module, "generate", lambda policy, prompts, cut=cut, **_: [Reply([5], text, cut)]
-        )
+        monkeypatch.setattr(module, "generate", lambda *_, **__: [Reply([5], text, cut)])
         assert [item.text for item in extract(tiny, games(1), prompt_set="paper")] == told
 
 
@@ -301,10 +278,8 @@ def test_strict_is_passed_on(tiny, script):
 
 
 def test_a_random_model_goes_through_and_a_seed_fixes_it(tiny):
-    one, two = (
-        extract(tiny, games(3), num_draws=2, prompt_set="brief", max_new_tokens=4) for _ in range(2)
-    )
-    assert one == two == []
+    options = {"num_draws": 2, "prompt_set": "brief", "max_new_tokens": 4}
+    assert extract(tiny, games(3), **options) == extract(tiny, games(3), **options) == []
 
 
 def test_errors(tiny):

@@ -73,23 +73,20 @@ def test_greedy_replies_are_those_by_hand(tiny):
     lone = some_prompts(3, seed=8)
     replies = generate(tiny, [*PROMPTS, *lone], max_new_tokens=20, temperature=0)
     assert [r.ids for r in replies] == [greedy_by_hand(tiny, p, 20) for p in [*PROMPTS, *lone]]
-    assert (
-        generate(tiny, PROMPTS, max_new_tokens=20, temperature=0, batch_tokens=200) == replies[:9]
-    )
+    few = generate(tiny, PROMPTS, max_new_tokens=20, temperature=0, batch_tokens=200)
+    assert few == replies[:9]
 
 
 def test_the_beginning_is_kept_once_and_not_copied_for_each_row(tiny, monkeypatch):
     used = []
     assert can_share(tiny)
     real = attention._with_logsumexp
-    monkeypatch.setattr(
-        attention, "_with_logsumexp", lambda q, k, v, s: used.append(k) or real(q, k, v, s)
-    )
+    spy = lambda q, k, v, s: used.append(k) or real(q, k, v, s)  # noqa: E731
+    monkeypatch.setattr(attention, "_with_logsumexp", spy)
     generate(tiny, PROMPTS, max_new_tokens=3)
     assert used and {k.shape for k in used} == {(1, 2, len(START), 16)}
-    assert (
-        len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2
-    )  # one per layer, from the first token to the last
+    # one per layer, from the first token to the last
+    assert len({k.data_ptr() for k in used[:2] + used[-2:]}) == 2
 
 
 def test_groups():
@@ -98,15 +95,11 @@ def test_groups():
     groups = {tuple(rows): n for n, rows in group_by_shared_prefix(prompts, 256)}
     assert sorted(i for rows in groups for i in rows) == list(range(6)) and groups[(2,)] == 0
     for rows, n in groups.items():
-        assert n == 0 or (
-            n >= 256
-            and all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows)
-        )
+        assert n == 0 or n >= 256
+        assert all(prompts[i][:n] == prompts[rows[0]][:n] and len(prompts[i]) > n for i in rows)
     assert group_by_shared_prefix([a, a], 256)[0] == (399, [0, 1])
-    assert (
-        group_by_shared_prefix([[1], [1]], 64) == [(0, [0, 1])]
-        and group_by_shared_prefix([], 64) == []
-    )
+    assert group_by_shared_prefix([[1], [1]], 64) == [(0, [0, 1])]
+    assert group_by_shared_prefix([], 64) == []
 
 
 def test_groups_that_save_less_than_a_pass_for_each_token_are_sampled_together():
@@ -152,9 +145,8 @@ def test_groups_sampled_together_reply_the_same(tiny, monkeypatch):
 
 def test_other_layers_turn_it_off_with_one_line(tmp_path):
     policy = load_policy(make_model(tmp_path, **SLIDING))
-    with pytest.warns(
-        UserWarning, match="computed in full, because it has sliding windows"
-    ) as seen:
+    told = "computed in full, because it has sliding windows"
+    with pytest.warns(UserWarning, match=told) as seen:
         replies = generate(policy, PROMPTS[:3], max_new_tokens=6, temperature=0)
         assert not can_share(policy) and len(seen) == 1
     assert [r.ids for r in replies] == [greedy_by_hand(policy, p, 6) for p in PROMPTS[:3]]
@@ -162,9 +154,8 @@ def test_other_layers_turn_it_off_with_one_line(tmp_path):
 
 def test_an_attention_that_comes_out_otherwise_turns_it_off(tiny, monkeypatch):
     real = attention._with_logsumexp
-    monkeypatch.setattr(
-        attention, "_with_logsumexp", lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
-    )
+    off = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])  # noqa: E731
+    monkeypatch.setattr(attention, "_with_logsumexp", off)
     with pytest.warns(UserWarning, match="trial run was off by"):
         assert not can_share(tiny)
 

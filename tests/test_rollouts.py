@@ -27,9 +27,8 @@ def calls(monkeypatch):
 
 
 def play(policy, seeds=(3, 4, 5), *args, **options):
-    return rollout(
-        policy, LAKE, seeds, *args, **{"prompt_set": "brief", "max_new_tokens": 6, **options}
-    )
+    options = {"prompt_set": "brief", "max_new_tokens": 6, **options}
+    return rollout(policy, LAKE, seeds, *args, **options)
 
 
 @pytest.fixture
@@ -68,16 +67,10 @@ def test_the_records_say_what_was_asked_and_answered(tiny, calls, tmp_path):
         for t, turn in enumerate(game.turns):
             ids, reply = calls[t][0][g], calls[t][2][g]
             assert turn.observation == board
-            assert (
-                turn.prompt == act_messages(prompt_set, board, game.turns[:t])
-                and tiny.encode(turn.prompt) == ids
-            )
-            assert (turn.reply, turn.truncated, turn.reply_tokens) == (
-                reply.text,
-                reply.truncated,
-                len(reply.ids),
-            )
-            assert turn.prompt_tokens == len(ids)
+            assert turn.prompt == act_messages(prompt_set, board, game.turns[:t])
+            assert tiny.encode(turn.prompt) == ids and turn.prompt_tokens == len(ids)
+            assert (turn.reply, turn.truncated) == (reply.text, reply.truncated)
+            assert turn.reply_tokens == len(reply.ids)
             board, _, _, _, info = env.step(turn.reply)
             assert (turn.action, turn.feedback) == (info["action"], info["feedback"])
         assert (game.outcome, game.feedback) == (info["outcome"], game.turns[-1].feedback)
@@ -109,11 +102,8 @@ def test_won_lost_and_out_of_turns_with_games_that_end_apart(tiny, player):
 def test_thoughts_are_not_the_answer(tiny, player):
     player("<think>[down] or [left]?</think> [right]", "<think>[down] and no end", "<think>[down]")
     game = rollout(tiny, LAKE, [1], prompt_set="brief")[0]
-    assert [turn.action for turn in game.turns] == [
-        "right",
-        None,
-        None,
-    ] and game.outcome is Outcome.INVALID
+    assert [turn.action for turn in game.turns] == ["right", None, None]
+    assert game.outcome is Outcome.INVALID
     assert game.turns[1].reply.startswith("<think>")
 
 
@@ -137,28 +127,14 @@ def test_games_of_other_arms_have_other_ids(tiny):
 
 
 def test_sampling_as_settings_or_as_keywords(tiny, calls):
-    given = Sampling(temperature=0, top_p=0.5, max_new_tokens=2, batch_tokens=300)
-    rollout(tiny, LAKE, [3], "", given, prompt_set="brief", top_k=3)
-    rollout(
-        tiny,
-        LAKE,
-        [3],
-        temperature=0,
-        top_p=0.5,
-        top_k=3,
-        max_new_tokens=2,
-        batch_tokens=300,
-        prompt_set="brief",
-    )
+    given = {"temperature": 0, "top_p": 0.5, "max_new_tokens": 2, "batch_tokens": 300}
+    rollout(tiny, LAKE, [3], "", Sampling(**given), prompt_set="brief", top_k=3)
+    rollout(tiny, LAKE, [3], prompt_set="brief", top_k=3, **given)
     rollout(tiny, LAKE, [3], prompt_set="brief")
     one, two, default = ({**calls[i][1]} for i in (0, 2, -1))  # a random model plays two turns
     for options in (one, two, default):
         del options["seed"], options["adapter"], options["kept"]
-    assert one == {"temperature": 0, "top_p": 0.5, "top_k": 3} | {
-        "max_new_tokens": 2,
-        "batch_tokens": 300,
-    }
-    assert one == two
+    assert one == two == given | {"top_k": 3}
     longest = load_prompt_set("brief").max_new_tokens
     assert default == {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_new_tokens": longest}
     with pytest.raises(TypeError, match="temprature"):
@@ -176,16 +152,11 @@ def test_experience_for_all_and_for_each_game(tiny, calls):
     each = play(tiny, (3, 4, 5), ["- EXPERIENCE ITEM: one", "", "- EXPERIENCE ITEM: three"])
     for k, game in enumerate(plain):
         first = game.turns[0].prompt
-        assert (
-            all_told[k].turns[0].prompt
-            == with_experience(prompt_set, first, "- EXPERIENCE ITEM: E")
-            != first
-        )
-    assert each[1].turns[0].prompt == plain[1].turns[0].prompt
-    assert (
-        "one" in each[0].turns[0].prompt[0]["content"]
-        and "three" in each[2].turns[0].prompt[0]["content"]
-    )
+        told = with_experience(prompt_set, first, "- EXPERIENCE ITEM: E")
+        assert all_told[k].turns[0].prompt == told != first
+    one, none, three = (game.turns[0].prompt for game in each)
+    assert "one" in one[0]["content"] and "three" in three[0]["content"]
+    assert none == plain[1].turns[0].prompt
     with pytest.raises(ValueError, match="2 experience texts for 3 games"):
         play(tiny, (3, 4, 5), ["a", "b"])
 
@@ -194,23 +165,16 @@ def test_prompt_set_chooses_board_and_reply_length_and_env_kwargs_win(tiny, call
     rollout(tiny, LAKE, [1], prompt_set="brief")
     assert calls[0][1]["max_new_tokens"] == load_prompt_set("brief").max_new_tokens
     for options, board in (({}, "labelled"), ({"env_kwargs": {"board": "grid"}}, "grid")):
-        assert (
-            play(tiny, [1], **options)[0].turns[0].observation
-            == envs.make(LAKE, board=board).reset(seed=1)[0]
-        )
+        shown = envs.make(LAKE, board=board).reset(seed=1)[0]
+        assert play(tiny, [1], **options)[0].turns[0].observation == shown
     counted = replace(load_prompt_set("brief"), act="turn {turn} of {max_turns}")
     turns = play(tiny, [1], prompt_set=counted, env_kwargs={"max_turns": 3})[0].turns
-    assert [t.prompt[0]["content"] for t in turns] == [
-        f"turn {i + 1} of 3" for i in range(len(turns))
-    ]
+    for number, turn in enumerate(turns, 1):
+        assert turn.prompt[0]["content"] == f"turn {number} of 3"
     assert calls[-1][1]["adapter"] == "student"
-    play(tiny, [1], adapter=None, temperature=0, top_p=0.5, top_k=3)
-    assert {k: calls[-1][1][k] for k in ("adapter", "temperature", "top_p", "top_k")} == {
-        "adapter": None,
-        "temperature": 0,
-        "top_p": 0.5,
-        "top_k": 3,
-    }
+    options = {"adapter": None, "temperature": 0, "top_p": 0.5, "top_k": 3}
+    play(tiny, [1], **options)
+    assert calls[-1][1].items() >= options.items()
 
 
 def test_states_are_the_prompts_of_all_turns(tiny):
@@ -245,9 +209,8 @@ def test_states_of_games_played_with_experience_are_without_it(tiny):
 def test_raw_games_text(tiny):
     games = play(tiny, (3, 4))
     text = raw_games_text(games, load_prompt_set("brief"))
-    assert all(
-        game.turns[0].observation.strip() in text and game.feedback in text for game in games
-    )
+    for game in games:
+        assert game.turns[0].observation.strip() in text and game.feedback in text
 
 
 def test_errors(tiny, tmp_path):
@@ -389,9 +352,7 @@ def test_a_world_that_cannot_be_closed_loses_no_game(tiny, archive, monkeypatch,
 
 
 def test_half_an_emoji_in_the_experience_loses_no_game(tiny):
-    (game,) = rollout(
-        tiny, "oelkit/FrozenLake-v0", [1], "A sign \ud83d.", max_new_tokens=2, prompt_set="brief"
-    )
+    (game,) = play(tiny, [1], "A sign \ud83d.", max_new_tokens=2)
     assert "A sign \ufffd." in tiny.decode(tiny.encode(game.turns[0].prompt))
 
 
