@@ -119,13 +119,11 @@ def act_messages(
     if prompt_set.chat:
         for turn, before, after in zip(turns, boards, boards[1:], strict=False):
             answer = answer_text(turn.reply)
-            parts.append(
-                spoken(answer) if tools else {"role": "assistant", "content": answer.strip()}
-            )
-            said = after in (before, turn.feedback)
-            back = turn.feedback if said else f"{turn.feedback}\n\n{after}"
-            role = "tool" if "tool_calls" in parts[-1] else "user"
-            parts.append({"role": role, "content": back})
+            said = spoken(answer) if tools else {"role": "assistant", "content": answer.strip()}
+            known = after in (before, turn.feedback)
+            back = turn.feedback if known else f"{turn.feedback}\n\n{after}"
+            role = "tool" if "tool_calls" in said else "user"
+            parts += [said, {"role": role, "content": back}]
     shown = 0 if prompt_set.chat else len(turns)
     history = "".join(
         prompt_set.history.format(
