@@ -100,25 +100,21 @@ def head_of(model: Any, name: str) -> Head:
         hook.remove()
     exact = plain.weight.dtype.itemsize >= 4
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    fault = (
-        seen[0].shape != hidden.shape
-        or not (seen[0] - hidden).norm() <= (1e-4 if exact else 0.05) * hidden.norm()
-    )
+    off = 1e-4 if exact else 0.05
+    alike = seen[0].shape == hidden.shape and (seen[0] - hidden).norm() <= off * hidden.norm()
     z = plain.logits(seen[1])
     numbers = vars(model.config.get_text_config()).items()
     found = {float(v) for k, v in numbers if NUMBERS.search(k) and type(v) in (int, float) and v}
     scales = [1.0, *sorted(found), *sorted(1 / v for v in found)]
-    heads = [
-        Head(plain.weight, bias, scale, cap)
-        for scale, cap in itertools.product(scales, (None, *sorted(found)))
-    ]
+    pairs = itertools.product(scales, (None, *sorted(found)))  # scale, cap
+    heads = [Head(plain.weight, bias, *pair) for pair in pairs]
 
     def error(head: Head, most: int | None = TRIAL_IDS) -> float:
         want = logits[:, :most]
         return float((head.shaped(z[:, :most]) - want).norm() / want.norm())
 
     best = min(heads, key=error)
-    if fault or not error(best, None) <= (1e-4 if exact else 0.02):  # it can be NaN
+    if not alike or not error(best, None) <= (1e-4 if exact else 0.02):  # it can be NaN
         raise ValueError(
             f"{name}: its logits are neither the product of hidden states and head nor a scaled or "
             "capped one; such a model is not supported"
