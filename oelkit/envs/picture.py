@@ -23,6 +23,7 @@ _TILES = ("#c9a7eb", "#f6c177", "#8fd3c1", "#f2a6b8", "#a8b8f0", "#d5cf7a")  # b
 _GOAL, _WATER, _DEEP, _WOOD, _PLAYER = "#cdeecb", "#3d6f9e", "#16324f", "#b9793a", "#e4572e"
 _BRICKS = (((0.02, 0.21), (0.27, 0.46), (0.77, 0.21)), ((0.02, 0.46), (0.52, 0.46)))
 """Start and width of the bricks in the even and odd courses of a wall."""
+_Ends = tuple[float, float]
 
 
 class _Tile:
@@ -35,11 +36,9 @@ class _Tile:
         shape.set(facecolor=face, edgecolor=edge, linewidth=width * self.point)
         self.ax.add_patch(shape)
 
-    def line(
-        self, x: tuple[float, float], y: tuple[float, float], color: str, **style: Any
-    ) -> None:
-        style["lw"] = style.pop("width") * self.point
-        self.ax.plot([self.x + v for v in x], [self.y + v for v in y], color=color, **style)
+    def line(self, x: _Ends, y: _Ends, color: str, width: float, cap: str = "butt") -> None:
+        style = {"color": color, "lw": width * self.point, "solid_capstyle": cap}
+        self.ax.plot([self.x + v for v in x], [self.y + v for v in y], **style)
 
     def letter(self, x: float, y: float, text: str, size: float, color: str) -> None:
         style = {"ha": "center", "va": "center_baseline", "weight": "bold", "color": color}
@@ -71,7 +70,7 @@ class _Tile:
     def ice(self) -> None:
         for d in (0.0, 0.14):  # two glints
             ends = (0.24, 0.42 + d / 2), (0.46 + d, 0.28 + d / 2)
-            self.line(*ends, "white", width=0.05, solid_capstyle="round")
+            self.line(*ends, "white", 0.05, "round")
 
     def hole(self, symbol: str) -> None:
         self.ellipse(0.5, 0.5, 0.78, 0.7, _WATER, "white", 0.03)
@@ -80,16 +79,16 @@ class _Tile:
 
     def goal(self, symbol: str) -> None:
         self.ground(_GOAL, "#8fce8b")
-        self.line((0.34, 0.34), (0.2, 0.84), "#5b4636", width=0.055)
+        self.line((0.34, 0.34), (0.2, 0.84), "#5b4636", 0.055, "projecting")
         self.triangle([(0.36, 0.18), (0.88, 0.38), (0.36, 0.58)], "#2f9e44")
         self.letter(0.5, 0.4, symbol, 0.22, "white")
 
     def key(self, symbol: str) -> None:
         self.ground("#fff3cd", "#e0b93b")
         self.ellipse(0.32, 0.66, 0.26, 0.26, "none", "#b8860b", 0.07)
-        self.line((0.44, 0.84), (0.66, 0.66), "#b8860b", width=0.07, solid_capstyle="butt")
+        self.line((0.44, 0.84), (0.66, 0.66), "#b8860b", 0.07)
         for x in (0.7, 0.81):
-            self.line((x, x), (0.66, 0.8), "#b8860b", width=0.07, solid_capstyle="butt")
+            self.line((x, x), (0.66, 0.8), "#b8860b", 0.07)
         self.letter(0.5, 0.32, symbol, 0.3, "#7a5c00")
 
     def target(self) -> None:
@@ -99,7 +98,7 @@ class _Tile:
     def crate(self, face: str, edge: str) -> None:
         self.box(0.16, 0.16, 0.68, 0.68, face, edge, 0.06)
         for y in ((0.2, 0.8), (0.8, 0.2)):
-            self.line((0.2, 0.8), y, edge, width=0.05, solid_capstyle="butt")
+            self.line((0.2, 0.8), y, edge, 0.05)
 
     def person(self) -> None:
         self.ellipse(0.5, 0.86, 0.46, 0.1, "#00000022")
@@ -109,8 +108,8 @@ class _Tile:
 
     def key_in_hand(self) -> None:
         self.ellipse(0.78, 0.5, 0.16, 0.16, "none", "#b8860b", 0.05)
-        self.line((0.78, 0.78), (0.58, 0.82), "#b8860b", width=0.05, solid_capstyle="butt")
-        self.line((0.78, 0.88), (0.79, 0.79), "#b8860b", width=0.05, solid_capstyle="butt")
+        self.line((0.78, 0.78), (0.58, 0.82), "#b8860b", 0.05)
+        self.line((0.78, 0.88), (0.79, 0.79), "#b8860b", 0.05)
 
     def arrow(self, move: str) -> None:
         dy, dx = STEPS[move]
