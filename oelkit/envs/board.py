@@ -1,7 +1,6 @@
 """Boards and moves as text: how a board is written and read, and what its symbols mean.
 
-Cells are rows of symbols; "." is a free cell. Of the worlds that come with oelkit, only the symbols
-are known here.
+Cells are rows of symbols; "." is a free cell.
 """
 
 from __future__ import annotations

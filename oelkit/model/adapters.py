@@ -1,8 +1,7 @@
 """Student and teacher: two LoRA adapters over one set of frozen base weights.
 
 This module switches between the student (which trains), the teacher (the student as of the last
-`sync_teacher`) and the bare base model, and saves and loads the student. Text, sampling and losses
-are elsewhere.
+`sync_teacher`) and the bare base model, and saves and loads the student.
 
 Departure from the paper: the paper fine-tunes all weights and keeps a second copy of the model as
 the teacher; here both share the base weights.

@@ -1,8 +1,7 @@
 """Attach LoRA to a base model, and read adapters from PEFT folders.
 
 This module adds student and teacher to a base model, and checks that an adapter from a folder fits
-and means what PEFT says. Which settings are supported is in `lora_settings`; switching and saving
-adapters is in `adapters`.
+and means what PEFT says.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The LoRA settings that oelkit supports, with their types and ranges.
 
-This module turns settings into PEFT's config, or refuses one by name. It does not know to which
-layers of a model they apply (see `targets`, `lora`).
+This module turns settings into PEFT's config, or refuses one by name.
 """
 
 from __future__ import annotations

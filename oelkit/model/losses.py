@@ -4,7 +4,7 @@ There are reverse KL (the method), forward KL, Jensen-Shannon, an estimate from 
 alone, and cross-entropy (SFT). Student and teacher share one frozen head, which turns their final
 hidden states into distributions, a chunk of rows at a time. Because the head is frozen, the
 gradient with respect to the student's hidden states is computed in the forward pass, and no chunk's
-logits outlive it. The losses do not run the model and know nothing about prompts and replies.
+logits outlive it.
 
 Departure from the paper: the default is the full vocabulary. top_k=256 gives the paper's loss: the
 full distributions' terms, summed over the student's top-k ids, neither renormalised nor completed

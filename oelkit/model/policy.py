@@ -1,8 +1,7 @@
 """The policy: one language model with a student and a teacher, and its tokenizer.
 
 It turns messages into token ids and replies into answers, and provides the final hidden states and
-the head that the losses work on. Switching adapters is inherited from `adapters`; loading is in
-`loading`, sampling in `sampling`.
+the head that the losses work on.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Prompts of similar length are batched and sampled with Transformers' `generate`, and finished rows
 are dropped every few tokens. A prefix that prompts share (an experience text) is computed and
 stored once, and repeated prompts (games on one map, many samples of a state) are read once. A reply
-is exactly the sampled ids; the teacher scores those, never re-tokenised text. Parsing replies,
-playing games and tokenising happen elsewhere.
+is exactly the sampled ids; the teacher scores those, never re-tokenised text.
 
 In float32, greedy replies do not depend on the batch. In 16 bits they can: another batch shape sums
 in another order, two nearly equal logits can swap, and the replies differ from that token on.
