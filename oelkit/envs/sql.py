@@ -269,7 +269,7 @@ class SqlEnv(gym.Env[str, str]):
 _KINDS = {"Sql": {}, "SqlManual": {"helper": "manual"}, "SqlTools": {"by_tool": True}}
 _WORLDS = {"SqlOther": {"database": "clinic"}}
 for _kind, _how in _KINDS.items():
-    _WORLDS |= {f"{_kind}": _how | {"split": "train"}, f"{_kind}Unseen": _how | {"split": "unseen"}}
+    _WORLDS |= {_kind: _how | {"split": "train"}, f"{_kind}Unseen": _how | {"split": "unseen"}}
 for _name, _kwargs in _WORLDS.items():
     if f"oelkit/{_name}-v0" not in gym.registry:
         gym.register(
