@@ -68,10 +68,9 @@ def compare_answers(
         arm: generate(policy, [prompts[arm]], adapter=adapter, **how)[0]
         for arm, adapter in ARMS.items()
     }
+    ids = [reply.ids for reply in replies.values()]
     logprobs = {  # of all three replies, by each arm
-        arm: token_logprobs(
-            policy, [prompts[arm]] * len(ARMS), [r.ids for r in replies.values()], adapter=adapter
-        )
+        arm: token_logprobs(policy, [prompts[arm]] * len(ARMS), ids, adapter=adapter)
         for arm, adapter in ARMS.items()
     }
     return [

@@ -125,9 +125,7 @@ def extract(
         while lanes:
             messages = [lane.messages(prompt_set, room) for lane in lanes]
             if writer:
-                said = [
-                    given.one("what writer gives", writer(plain(asked)), str) for asked in messages
-                ]
+                said = (given.one("what writer gives", writer(plain(m)), str) for m in messages)
                 replies = [Reply([], text, False) for text in said]
             else:
                 prompts = [policy.encode(asked) for asked in messages]
@@ -141,8 +139,7 @@ def extract(
             new = [_items_of(a, r.truncated, strict) for a, r in zip(answers, replies, strict=True)]
             done = [lane.add(texts, round) for lane, texts in zip(lanes, new, strict=True)]
             row = {"replies": len(new), "empty": sum(not texts for texts in new)}
-            row |= {"nothing_new": sum(map(says_nothing_new, answers))}
-            row |= {"items": sum(map(len, new))}
+            row |= {"nothing_new": sum(map(says_nothing_new, answers)), "items": sum(map(len, new))}
             written += row["items"]
             bar.set_postfix({read: n, "items": written}, refresh=False)
             bar.update(sum(done))
