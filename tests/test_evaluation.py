@@ -237,9 +237,8 @@ def test_probe_file_errors(tiny, tmp_path):
     with pytest.raises(ValueError, match="no questions"):
         probe(tiny, path)
     path.write_text('{"kind": "a", "messages": [], "answer": "x"}\n{"kind": "a", "answer": "x"}\n')
-    with pytest.raises(
-        ValueError, match="probe.jsonl: question 2 must have kind, messages and answer"
-    ):
+    told = "probe.jsonl: question 2 must have kind, messages and answer"
+    with pytest.raises(ValueError, match=told):
         probe(tiny, path)
     path.write_text('{"kind": "a", "messages": [], "answer": "x"}\n')
     with pytest.raises(ValueError, match="probe.jsonl: question 1: the prompt has no messages"):

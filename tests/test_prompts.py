@@ -9,6 +9,7 @@ import pytest
 
 import oelkit.prompts as prompts_of
 from oelkit import distill, evaluate, rollout
+from oelkit.envs import BOARDS
 from oelkit.prompts import (
     PromptSet,
     act_messages,
@@ -38,11 +39,7 @@ def text(messages):
 @pytest.mark.parametrize("name", ["paper", "brief"])
 def test_sets_load_and_fill(name):
     prompts = load_prompt_set(name)
-    assert (
-        prompts.name == name
-        and prompts.board in ("labelled", "grid")
-        and prompts.max_new_tokens > 0
-    )
+    assert prompts.name == name and prompts.board in BOARDS and prompts.max_new_tokens > 0
     asked = text(act_messages(prompts, BOARD, [turn()]))
     assert BOARD.strip("\n") in asked and not re.search(r"\{\w+\}", asked)
     read = text(extract_messages(prompts, game(turn()), "KNOWN"))
@@ -67,10 +64,8 @@ def test_history_shows_moves_and_feedback_not_the_reasoning():
         turn("no idea", None, "No move found.", "SECOND BOARD"),
     ]
     asked = text(act_messages(load_prompt_set("paper"), "THIRD BOARD", turns))
-    assert (
-        "You played [down]. You moved to b1." in asked
-        and "You played no move. No move found." in asked
-    )
+    assert "You played [down]. You moved to b1." in asked
+    assert "You played no move. No move found." in asked
     assert asked.index(BOARD.strip()) < asked.index("SECOND BOARD") < asked.index("THIRD BOARD")
     assert "SECRET" not in asked and "no idea" not in asked
     assert "this is turn 3" in asked and "at most 5 turns" in asked

@@ -256,12 +256,9 @@ def test_special_tokens_in_content_are_text(tmp_path):
     count = [ids.count(policy.tokenizer.convert_tokens_to_ids(t)) for t in ("<|start|>", "<|eot|>")]
     assert count == [2, 1] and 2 not in ids
     assert nasty in policy.tokenizer.decode(ids)
-    assert (
-        policy.encode(ASK)
-        == policy.tokenizer(
-            "<|start|>user\ngo left<|eot|><|start|>assistant\n", add_special_tokens=False
-        )["input_ids"]
-    )
+    asked = "<|start|>user\ngo left<|eot|><|start|>assistant\n"
+    ids = policy.tokenizer(asked, add_special_tokens=False)["input_ids"]
+    assert policy.encode(ASK) == ids
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])
@@ -313,9 +310,8 @@ def test_a_game_that_outgrows_the_context_ends_and_the_others_go_on(tiny, monkey
     monkeypatch.setattr(tiny.tokenizer, "model_max_length", 512)
     monkeypatch.setattr(tokenization_utils_base.logger, "warning", told.append)
     gym.register("Talker-v0", entry_point=Talker, max_episode_steps=3)
-    with pytest.warns(
-        UserWarning, match=r"2 of 4 games outgrew the context of 512 .* \(maps 2, 3\)"
-    ):
+    outgrew = r"2 of 4 games outgrew the context of 512 .* \(maps 2, 3\)"
+    with pytest.warns(UserWarning, match=outgrew):
         games = rollout(tiny, "Talker-v0", range(1, 5), max_new_tokens=4)
     assert Talker.closed == 4 and not told
     assert [len(game.turns) for game in games][1:3] == [1, 0] and len(games[0].turns) > 1
