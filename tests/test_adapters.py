@@ -73,12 +73,8 @@ def trained_with_peft(base, folder, **settings):
 )
 def test_an_adapter_of_peft_is_the_same_model_here(tiny_model, tmp_path, settings):
     trained = trained_with_peft(tiny_model, tmp_path / "a", **settings)
-    torch.testing.assert_close(
-        said(PeftModel.from_pretrained(plain(tiny_model), tmp_path / "a").eval()),
-        said(trained),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    theirs = PeftModel.from_pretrained(plain(tiny_model), tmp_path / "a").eval()
+    torch.testing.assert_close(said(theirs), said(trained), rtol=1e-4, atol=1e-4)
     policy = load_policy(tiny_model, adapter=tmp_path / "a")
     for adapter, want in (("student", trained), ("teacher", trained), (None, plain(tiny_model))):
         for merge in (True, False):
@@ -282,15 +278,11 @@ def test_a_damaged_oelkit_json_names_the_file(tiny_model, tmp_path, said):
 
 def test_a_header_of_weights_may_not_promise_more_than_the_file_holds(tiny_model, tmp_path):
     trained_with_peft(tiny_model, tmp_path)
-    header = {
-        "x.lora_A.weight": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}
-    }
-    for size, rest in ((None, b""), (2**62, b""), (10**9, b"{}")):
-        text = json.dumps(header).encode()
-        length = (size or len(text)).to_bytes(8, "little")
-        (tmp_path / "adapter_model.safetensors").write_bytes(
-            length + (text if size is None else rest)
-        )
+    huge = {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}
+    header = json.dumps({"x.lora_A.weight": huge}).encode()
+    for size, rest in ((len(header), header), (2**62, b""), (10**9, b"{}")):
+        file = tmp_path / "adapter_model.safetensors"
+        file.write_bytes(size.to_bytes(8, "little") + rest)
         with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
             load_policy(tiny_model, adapter=tmp_path)
 
@@ -303,6 +295,8 @@ def test_an_adapter_of_pissa_wants_the_dense_base(tiny_model, tmp_path):
 
 # -- dropout
 
+# the student reads what the teacher reads
+READ = dict(steps=2, batch_size=4, retention=1.0, max_new_tokens=8)
 
 FAMILIES_WITH_DROPOUT = {
     "GPT2": dict(n_embd=32, n_layer=2, n_head=2, n_positions=512),
@@ -333,24 +327,21 @@ def test_a_student_that_is_its_teacher_has_no_loss(tmp_path, family):
     getattr(transformers, name)(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(tmp_path)
-    rows = distill(
-        policy, STATES, "H is bad.", steps=2, batch_size=4, retention=1.0, max_new_tokens=8
-    )
+    rows = distill(policy, STATES, "H is bad.", **READ)
     assert all(abs(row["loss"]) < 1e-5 for row in rows)
 
 
 def test_an_adapters_own_dropout(tiny_model, tmp_path):
     """It is ignored when loaded from a folder. If requested, the seed still fixes the run."""
     trained_with_peft(tiny_model, tmp_path, lora_dropout=0.5)
-    same = dict(steps=2, batch_size=4, retention=1.0, max_new_tokens=8)
-    rows = distill(load_policy(tiny_model, adapter=tmp_path), STATES, "H is bad.", **same)
+    rows = distill(load_policy(tiny_model, adapter=tmp_path), STATES, "H is bad.", **READ)
     assert abs(rows[0]["loss"]) < 1e-6
     runs = []
     for _ in range(2):
         policy = load_policy(tiny_model, lora={"lora_dropout": 0.5})
         shake(policy)
         torch.rand(3)  # another state of the global generator
-        runs.append([row["loss"] for row in distill(policy, STATES, "H is bad.", **same)])
+        runs.append([row["loss"] for row in distill(policy, STATES, "H is bad.", **READ)])
     assert runs[0] == runs[1] and runs[0][0] > 1e-3
 
 
@@ -423,10 +414,8 @@ def test_a_model_of_the_hub_is_merged_in_the_16_bits_in_which_it_is_stored(
 
 def quantised_folder(model, folder, **options):
     bits = BitsAndBytesConfig(**options)
-    base = AutoModelForCausalLM.from_pretrained(
-        model, quantization_config=bits, dtype=torch.float32
-    )
-    base.save_pretrained(folder)
+    options = {"quantization_config": bits, "dtype": torch.float32}
+    AutoModelForCausalLM.from_pretrained(model, **options).save_pretrained(folder)
     for path in model.iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)
@@ -443,14 +432,8 @@ def gradients(policy):
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_folder_in_4_bits_learns_as_with_quantize_nf4(tiny_model, tmp_path, compute):
-    quantised_folder(
-        tiny_model,
-        tmp_path,
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    quantised_folder(tiny_model, tmp_path, load_in_4bit=True, bnb_4bit_compute_dtype=compute, **how)
     want = gradients(load_policy(tiny_model, quantize="nf4", device="cpu"))
     for quantize in ("auto", "nf4", None):
         policy = load_policy(tmp_path, quantize=quantize)

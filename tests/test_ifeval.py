@@ -40,9 +40,8 @@ def test_verdicts_are_those_of_lm_eval_on_stored_replies(tiny, monkeypatch):
     theirs = [
         row["lm_eval"] for row in rows
     ]  # from lm-eval alone, with the sentence model that NLTK downloads
-    assert (
-        len(rows) == 50 and len({name for row in rows for name in row["instruction_id_list"]}) == 25
-    )
+    assert len(rows) == 50
+    assert len({name for row in rows for name in row["instruction_id_list"]}) == 25
     say(monkeypatch, [row["reply"] for row in rows])
     report = ifeval(tiny, STORED, max_new_tokens=6)
     assert [r["strict"] for r in report.replies] == [t["inst_level_strict_acc"] for t in theirs]
@@ -70,10 +69,8 @@ def test_replies_do_not_get_on_the_screen_or_into_a_log(tiny, monkeypatch, tmp_p
     }
     write_jsonl(tmp_path / "one.jsonl", [row])
     say(monkeypatch, ["\U0001f368 " * 9])
-    assert (
-        ifeval(tiny, tmp_path / "one.jsonl", max_new_tokens=6).replies[0]["strict"] == [True]
-        and not caplog.records
-    )
+    (judged,) = ifeval(tiny, tmp_path / "one.jsonl", max_new_tokens=6).replies
+    assert judged["strict"] == [True] and not caplog.records
 
 
 @pytest.mark.slow
@@ -200,9 +197,8 @@ def test_a_bad_file_is_named(tiny, tmp_path):
 def test_hub_data_set(tiny, tmp_path, monkeypatch):
     """From the hub's cache, as for a user without network; otherwise one clear message."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ConnectionError, match="google/IFEval: no such file here, .* pass a local .jsonl"
-    ):
+    told = "google/IFEval: no such file here, .* pass a local .jsonl"
+    with pytest.raises(ConnectionError, match=told):
         ifeval(tiny)
     folder = tmp_path / "datasets--google--IFEval"
     write_jsonl(folder / "snapshots" / ("a" * 40) / "input_data.jsonl", [NO_COMMA])

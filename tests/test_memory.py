@@ -84,11 +84,8 @@ def test_a_plan_leaves_the_policy_alone(tiny):
     p.grad = torch.ones_like(p)
     memory_plan(tiny, 100)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(tiny), strict=True))
-    assert (
-        torch.equal(p.grad, torch.ones_like(p))
-        and not tiny.model.training
-        and tiny.trainable()[0].requires_grad
-    )
+    assert torch.equal(p.grad, torch.ones_like(p))
+    assert not tiny.model.training and tiny.trainable()[0].requires_grad
 
 
 def test_little_memory_means_checkpointing_then_a_warning(tiny, found, monkeypatch):

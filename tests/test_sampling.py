@@ -81,9 +81,8 @@ def test_the_head_is_never_given_a_slice(tiny):
 def test_ids_are_the_sampled_ones_where_text_would_give_others(tiny):
     replies = generate(tiny, some_prompts(20), max_new_tokens=20, temperature=2.0)
     again = [tiny.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in replies]
-    assert any(
-        r.ids != a for r, a in zip(replies, again)
-    )  # byte-level: half characters do not survive decoding
+    # byte-level: half characters do not survive decoding
+    assert any(r.ids != a for r, a in zip(replies, again))
     assert all(1 <= len(r.ids) <= 20 for r in replies)
 
 
@@ -94,11 +93,8 @@ def test_seed_and_global_generator(tiny):
     torch.manual_seed(3)
     a = generate(tiny, prompts, max_new_tokens=12, seed=1)
     assert torch.equal(torch.rand(2), want)
-    assert (
-        generate(tiny, prompts, max_new_tokens=12, seed=1)
-        == a
-        != generate(tiny, prompts, max_new_tokens=12, seed=2)
-    )
+    assert generate(tiny, prompts, max_new_tokens=12, seed=1) == a
+    assert generate(tiny, prompts, max_new_tokens=12, seed=2) != a
 
 
 def test_mode_flags_and_config_are_as_before(tiny):
@@ -125,24 +121,19 @@ def test_sampling_follows_the_models_distribution_not_the_folders_generation_con
     prompt, n = [5, 6, 7, 8], 4000
     with torch.no_grad():
         p = (tiny.model(input_ids=torch.tensor([prompt])).logits[0, -1] / 4.0).softmax(-1)
-    first = torch.tensor(
-        [r.ids[0] for r in generate(tiny, [prompt] * n, max_new_tokens=1, temperature=4.0)]
-    )
-    seen = torch.bincount(first, minlength=len(p)) / n
-    expected = (
-        2 * p * (1 - p) / (torch.pi * n)
-    ).sqrt().sum() / 2  # mean total variation of n draws from p itself
+
+    def first(n, **options):
+        replies = generate(tiny, [prompt] * n, max_new_tokens=1, temperature=4.0, **options)
+        return [r.ids[0] for r in replies]
+
+    seen = torch.bincount(torch.tensor(first(n)), minlength=len(p)) / n
+    # mean total variation of n draws from p itself
+    expected = (2 * p * (1 - p) / (torch.pi * n)).sqrt().sum() / 2
     assert 0.5 * (seen - p).abs().sum() < 1.3 * expected
-    kept = {
-        r.ids[0] for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_k=3)
-    }
-    assert kept == set(p.topk(3).indices.tolist())
+    assert set(first(300, top_k=3)) == set(p.topk(3).indices.tolist())
     order = p.argsort(descending=True)
     nucleus = set(order[: int((p[order].cumsum(0) < 0.2).sum()) + 1].tolist())
-    assert {
-        r.ids[0]
-        for r in generate(tiny, [prompt] * 300, max_new_tokens=1, temperature=4.0, top_p=0.2)
-    } <= nucleus
+    assert set(first(300, top_p=0.2)) <= nucleus
 
 
 def test_adapters_differ(tiny):
