@@ -38,13 +38,11 @@ def naive(
         rows = torch.nn.functional.cross_entropy(z, target, reduction="none")
     elif kind == "sampled":
         teacher, ids = target
-        at = (s - (logits_of(teacher, head) / temperature).log_softmax(-1)).gather(
-            -1, ids[:, None]
-        )[:, 0]
-        own = s.gather(-1, ids[:, None])[:, 0]
-        rows = (
-            at.detach() * own + (at - at * own).detach()
-        )  # value of the first, gradient of the second
+        t = (logits_of(teacher, head) / temperature).log_softmax(-1)
+        own, theirs = (x.gather(-1, ids[:, None])[:, 0] for x in (s, t))
+        at = own - theirs
+        # value of the first, gradient of the second
+        rows = at.detach() * own + (at - at * own).detach()
     else:
         t = (logits_of(target, head) / temperature).log_softmax(-1)
         if top_k:
@@ -54,12 +52,9 @@ def naive(
                 s_k, t_k = s_k.log_softmax(-1), t_k.log_softmax(-1)
             if top_k < z.shape[-1] and tail == "bucket":
                 others = torch.ones_like(z, dtype=torch.bool).scatter(-1, ids, False)
-                s_k, t_k = (
-                    torch.cat(
-                        [k, x.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)], -1
-                    )
-                    for k, x in ((s_k, s), (t_k, t))
-                )
+                rest = [x.masked_fill(~others, -torch.inf).logsumexp(-1) for x in (s, t)]
+                s_k = torch.cat([s_k, rest[0][:, None]], -1)
+                t_k = torch.cat([t_k, rest[1][:, None]], -1)
             s, t = s_k, t_k
         m = ((1 - beta) * s.exp() + beta * t.exp()).log()
         rows = {
@@ -72,29 +67,17 @@ def naive(
     return (rows * weights).sum()
 
 
-def ours(
-    kind,
-    hidden,
-    target,
-    head,
-    temperature,
-    top_k,
-    weights,
-    chunk=None,
-    tail="drop",
-    beta=0.5,
-    clip=None,
-):
-    common = dict(temperature=temperature, weights=weights, chunk=chunk, clip=clip)
+def ours(kind, hidden, target, head, temperature, top_k, weights, tail="drop", beta=0.5, **options):
+    options |= dict(temperature=temperature, weights=weights)
     if kind == "sft":
-        return cross_entropy(hidden, target, head, **common)
+        return cross_entropy(hidden, target, head, **options)
     if kind == "sampled":
-        return sampled_kl(hidden, *target, head, **common)
+        return sampled_kl(hidden, *target, head, **options)
+    options |= dict(top_k=top_k, tail=tail)
     if kind == "jsd":
-        common["beta"] = beta
-    return {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}[kind](
-        hidden, target, head, top_k=top_k, tail=tail, **common
-    )
+        return jsd(hidden, target, head, beta=beta, **options)
+    loss = {"reverse": reverse_kl, "forward": forward_kl}[kind]
+    return loss(hidden, target, head, **options)
 
 
 KINDS = ["reverse", "forward", "jsd", "sampled", "sft"]
@@ -153,7 +136,7 @@ def test_loss_and_gradient_equal_float64_autograd(
     )
     exact.backward()
     student.requires_grad_()
-    loss = ours(kind, student, target, head, temperature, top_k, weights, chunk, **more)
+    loss = ours(kind, student, target, head, temperature, top_k, weights, chunk=chunk, **more)
     (3 * loss).backward()  # the factor checks that the upstream gradient is used
     # a top-k loss sums terms of both signs and can be near zero: then compare relative to a usual
     # loss
@@ -175,7 +158,7 @@ def test_gradient_is_exact_in_float64(kind, top_k, tail, shaped):
     if shaped:
         head = Head(head, torch.linspace(-1, 1, 40).double(), scale=1.7, cap=4.0)
     a, b = student.clone().requires_grad_(), student.clone().requires_grad_()
-    ours(kind, a, target, head, 0.7, top_k, weights, 4, tail).backward()
+    ours(kind, a, target, head, 0.7, top_k, weights, tail, chunk=4).backward()
     naive(kind, b, target, head, 0.7, top_k, weights, tail).backward()
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-14)
 
