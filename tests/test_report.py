@@ -85,10 +85,10 @@ def test_report_is_self_contained_and_escaped(tmp_path, metrics):
     drawn = 5 if metrics.get("arms") else 3  # nothing to draw except round 1, and no probe
     assert len(figures) == drawn + 2
     k = metrics["rounds"][-1]["round"]
-    captions = [text for text in page.texts["figcaption"] if "held-out map" in text]
+    captions = [text for text in page.texts["figcaption"] if ", map 5" in text]
     assert [c.split(", nothing in the prompt, ") for c in captions] == [
-        ["Before training", "held-out map 5: lost."],
-        [f"After round {k}", "held-out map 5: won."],
+        ["Before training", "map 5: lost."],
+        [f"After round {k}", "map 5: won."],
     ]
     own = text.replace("&lt;img src=http://x.example/a.png", "")
     assert not re.search(r"""(src|href|url|action)\s*[=(]\s*["']?\s*(https?:|//|file:)""", own)
@@ -346,4 +346,10 @@ def test_runs_beside_each_other():
     assert last.endswith("; played oelkit/SokobanUnseen-v0, so not compared")
     figure = comparison.figure({"one": one, "two": two})
     assert_whole(figure)
-    assert "two ends highest: 89.8% [83%, 94%]" in words(figure)
+    assert "two ends highest: 89.8% [83%, 94%] passed" in words(figure)
+    near = make_metrics((110,), arms=False)
+    said = " ".join(words(comparison.figure({"one": one, "two": two, "near": near})).split())
+    assert "two and near are not distinguishable after their last rounds" in said
+    assert "2 worlds, so the runs do not compare" in words(
+        comparison.figure({"1": one, "x": other})
+    )

@@ -1,7 +1,8 @@
 """How close a model without the experience is to itself with it, on states not used for training.
 
 This needs logs but no world. The KL is estimated on sampled replies, as the mean difference of
-log-probabilities over their tokens. The estimate is unbiased, and close to what training lowers.
+log-probabilities over their tokens. It estimates what training lowers, and is slightly biased
+where the length of a reply depends on what it says.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def _draw(
     batch = [t.states[i] for i in t.pending[:size]]
     del t.pending[:size]
     texts = [t.rng.choice(t.experiences) for _ in batch]
-    teacher_ids = [_told(t, state, text) for state, text in zip(batch, texts, strict=True)]
+    teacher_ids = [_teacher_ids(t, state, text) for state, text in zip(batch, texts, strict=True)]
     student_ids = [t.policy.encode(state.prompt) for state in batch]
     # spread over the steps, so that small batches keep to the share too
     retained = int(share * size * (step + 1) + 1e-9) - int(share * size * step + 1e-9)
@@ -190,7 +190,7 @@ def _draw(
     return batch, texts, student_ids, teacher_ids
 
 
-def _told(t: Training, state: State, text: str) -> list[int]:
+def _teacher_ids(t: Training, state: State, text: str) -> list[int]:
     """Return the ids of the teacher's prompt: a state behind an experience text."""
     return t.policy.encode(with_experience(t.prompt_set, state.prompt, text))
 
@@ -214,7 +214,7 @@ def _beginning(t: Training, text: str) -> list[int]:
     It does not depend on the batch, so that a resumed training computes the same.
     """
     if text not in t.beginnings:
-        prompts = [_told(t, state, text) for state in t.states[:PREFIX_STATES]]
+        prompts = [_teacher_ids(t, state, text) for state in t.states[:PREFIX_STATES]]
         shared = min(len(os.path.commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
         worth = shared >= min_shared_prefix(t.policy) and can_share(t.policy)
         t.beginnings[text] = prompts[0][:shared] if worth else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -61,7 +63,17 @@ def figure(runs: dict[str, dict]) -> Figure:
     most = max(len(metrics["rounds"]) for metrics in runs.values())
     axis.set(xlabel="round", xticks=range(most + 1), ylim=(-0.02, 1.04))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    best = max(runs, key=lambda n: runs[n]["rounds"][-1]["pass_rate"]["consolidated"]["pass_rate"])
-    rate = runs[best]["rounds"][-1]["pass_rate"]["consolidated"]
-    axis.set_title(f"{plain(best)} ends highest: {rate_text(rate)} of the held-out maps")
+    axis.set_title(_finding(runs))
     return plots.legend_below(drawn, axis)
+
+
+def _finding(runs: dict[str, dict]) -> str:
+    """Which run ends highest, as far as their last rounds can be told apart."""
+    if len(worlds := {metrics["eval_env"] for metrics in runs.values()}) > 1:
+        return f"{len(worlds)} worlds, so the runs do not compare"
+    ends = {plain(n): m["rounds"][-1]["pass_rate"]["consolidated"] for n, m in runs.items()}
+    best, *others = sorted(ends, key=lambda name: -ends[name]["pass_rate"])
+    if level := [name for name in others if compare(ends[best], ends[name])[0] < 1]:
+        names = f"{best} and {', '.join(level)}"
+        return textwrap.fill(f"{names} are not distinguishable after their last rounds", 60)
+    return f"{best} ends highest: {rate_text(ends[best])} passed"

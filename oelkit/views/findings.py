@@ -78,7 +78,7 @@ def _learning(metrics: dict) -> Iterator[Finding]:
     base, in_context, learned = (passed[a] for a in ("base", "in_context", "consolidated"))
     known = describe(bounds)
     yield Finding(
-        f"Without experience the base model passes {rate_text(base)} of {episodes_text(base)}"
+        f"Without experience the base model passes {rate_text(base)} of {episodes_text(metrics)}"
         f"{known and '; '}{known}."
     )
     floor = [bounds[key] for key in ("random", "fixed_plan") if bounds[key] is not None]

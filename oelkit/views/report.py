@@ -24,7 +24,7 @@ from ..runs.stages import StageStatus, status
 from ..text import by_draw, outcome_text
 from . import plots
 from .findings import chain, findings
-from .summary import ARMS, episodes_text, headline, rate_text
+from .summary import ARMS, episodes_text, headline, rate_text, unseen
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -75,7 +75,8 @@ def _page(folder: Path, metrics: dict, run: dict) -> str:
         findings=findings(metrics),
         chain=chain(metrics),
         tables=_tables(metrics),
-        episodes=episodes_text(metrics["rounds"][0]["pass_rate"]["base"]),
+        episodes=episodes_text(metrics),
+        unseen=unseen(metrics),
         figures=[_picture(folder, *drawn) for drawn in _figures(folder, metrics)],
         games=[_picture(folder, *drawn) for drawn in _games(folder, metrics)],
         experience=[_experience(folder, r["round"]) for r in metrics["rounds"]],
@@ -137,7 +138,7 @@ def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
 
 
 def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
-    """Yield figures of one held-out map before and after training: if possible one lost before
+    """Yield figures of one map before and after training: if possible one lost before
     and won after. Yields nothing if the run kept no games.
     """
     k = metrics["rounds"][-1]["round"]
@@ -149,7 +150,7 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     for name, game in (("before", before), ("after", after)) if both else ():
         trained = "Before training" if name == "before" else f"After round {k}"
         outcome = outcome_text(game[both[0]].outcome)
-        caption = f"{trained}, nothing in the prompt, held-out map {both[0]}: {outcome}."
+        caption = f"{trained}, nothing in the prompt, map {both[0]}: {outcome}."
         titled = replace(game[both[0]], id=name)  # an id would be clipped above a short game
         yield f"game_{name}", plots.strip(titled), caption
 

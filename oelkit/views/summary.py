@@ -18,10 +18,20 @@ def map_count(row: dict) -> int:
     return row.get("maps", row["n"])
 
 
-def episodes_text(row: dict) -> str:
-    """Say what a pass rate was measured on, as in "1,280 episodes on 128 held-out maps"."""
-    maps = f"{map_count(row):,} held-out maps"
+def episodes_text(metrics: dict) -> str:
+    """Say what pass rates were measured on, as in "1,280 episodes on 128 held-out maps".
+
+    Maps of a world without an Unseen variant are held out by their seeds only: layouts can repeat.
+    """
+    row = metrics["rounds"][0]["pass_rate"]["base"]
+    held_out = "held-out " if unseen(metrics) else ""
+    maps = f"{map_count(row):,} {held_out}maps"
     return maps if map_count(row) == row["n"] else f"{row['n']:,} episodes on {maps}"
+
+
+def unseen(metrics: dict) -> bool:
+    """Return whether a run was evaluated on layouts that its training world does not have."""
+    return "Unseen" in metrics["eval_env"]
 
 
 def headline(metrics: dict) -> str:
@@ -32,7 +42,7 @@ def headline(metrics: dict) -> str:
     rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
     steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
     many = counted(len(rounds), "round")
-    return f"{many}: untrained {steps} of {episodes_text(rows[0])} passed, nothing in the prompt"
+    return f"{many}: untrained {steps} of {episodes_text(metrics)} passed, nothing in the prompt"
 
 
 def _levels(metrics: dict) -> list[str]:
@@ -66,9 +76,8 @@ def summary(metrics: dict) -> str:
         cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")
         cells += [f"{r.get('kept', '-'):>5}", f"{sum(r['seconds'].values()):>5.0f}"]
         lines.append("  ".join(cells))
-    world, maps = metrics["eval_env"], episodes_text(metrics["rounds"][0]["pass_rate"]["base"])
-    about = [f"{maps} of {world}"]
-    if "Unseen" not in world:
+    about = [f"{episodes_text(metrics)} of {metrics['eval_env']}"]
+    if not unseen(metrics):
         about += ["held-out by their seeds only, because this world has no Unseen maps"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95% intervals"]))
