@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
 
 from .curation import Curation
 from .operations import GONE
@@ -90,13 +89,12 @@ def _rows(text: str) -> list[Fields]:
     text = text.removeprefix("\ufeff")
     try:
         if text.lstrip().startswith("{"):
-            rows: Iterable[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows: list[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             table = csv.DictReader(io.StringIO(text, newline=""))
             rows = [{k: _plain(v or "") for k, v in row.items() if k} for row in table]
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
-    rows = list(rows)
     if not rows or not all(isinstance(row, dict) and "text" in row for row in rows):
         raise ValueError("a table of items needs at least one row, and a text column in every row")
     for n, row in enumerate(rows, 1):

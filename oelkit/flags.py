@@ -24,13 +24,12 @@ def add_setting(group: Any, field: Field, command: str) -> None:
     kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
     literal = kinds and not isinstance(kinds[0], type)
     kind = str if literal else kinds[0] if kinds else KINDS[field.name]
-    how: dict[str, Any] = {"metavar": kind.__name__.upper()}
     none, say = type(None) in get_args(KINDS[field.name]), partial(wrong, field.name)
     if (command, field.name) == ("play", "temperature"):  # 0: greedy, invalid in training
         say = partial(outside, low=0.0, high=RANGES["temperature"][1])
     elif command in STEPS and field.name == "seed":  # no other run's maps to avoid
         say = partial(outside, low=-(10**12), high=10**12)
-    how |= {"type": _checked(kind, say, none)}
+    how: dict[str, Any] = {"type": _checked(kind, say, none), "metavar": kind.__name__.upper()}
     if literal:
         how = {"choices": kinds}
     elif kind is bool:

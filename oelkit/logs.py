@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from .given import not_json, shallow
 from .messages import message, reply_text, tools
@@ -30,7 +30,6 @@ from .rows import library
 from .text import counted, well_formed
 
 FORMATS = ("messages", "sharegpt", "records")
-Row = tuple[int, Any, str]  # line, its value, and what is wrong with it ("": nothing)
 
 
 class Chats(list[Trajectory]):
@@ -93,10 +92,9 @@ def read_chats(
     where, stem = (str(path), path.stem) if path else ("the rows", "chat")
     chats, bad, counts, ids = Chats(), list[BadLine](), Counter[str](), set[str]()
     kind: str | None = format
-    for line, row, wrong in _rows(source):
+    for line, row in _rows(source):
         try:
-            if wrong:
-                raise ValueError(wrong)
+            row = _parsed(row) if isinstance(row, bytes) else row
             found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:
@@ -133,12 +131,12 @@ def _complain(where: str, chats: Chats, on_bad: str) -> None:
         raise ValueError(f"{where}: no conversation in it")
 
 
-def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
-    """Yield the lines or rows of a log, numbered from 1, without blank lines."""
+def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[tuple[int, Any]]:
+    """Yield the lines (bytes) or rows of a log, numbered from 1, without blank lines."""
     if not isinstance(source, str | os.PathLike):
         if hasattr(source, "keys"):  # a DatasetDict
-            raise ValueError(f"choose a split of the data set: {', '.join(cast(Any, source))}")
-        yield from ((i, row, "") for i, row in enumerate(source, 1))
+            raise ValueError(f"choose a split of the data set: {', '.join(map(str, source))}")
+        yield from enumerate(source, 1)
         return
     path = Path(source)
     if not path.exists():
@@ -167,16 +165,17 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[Row]:
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _row(number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b""))
+                    yield number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")
 
 
-def _row(number: int, line: bytes) -> Row:
+def _parsed(line: bytes) -> Any:
     try:
-        return number, json.loads(line.decode().rstrip("\r\n")), ""
+        return json.loads(line.decode().rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        return number, None, f"not UTF-8: byte {error.start} is 0x{line[error.start]:02x}"
+        where = f"byte {error.start} is 0x{line[error.start]:02x}"
+        raise ValueError(f"not UTF-8: {where}") from error
     except (ValueError, RecursionError) as error:
-        return number, None, not_json(error)
+        raise ValueError(not_json(error)) from error
 
 
 def _format(row: Any) -> str:
@@ -187,9 +186,9 @@ def _format(row: Any) -> str:
         return "records"
     if "messages" in row:
         return "messages"
-    talk: Any = cast(Fields, row).get("conversations")
+    talk: Any = row.get("conversations")
     if talk is None:
-        names = ", ".join(map(str, list(cast(Fields, row))[:8])) or "no fields"
+        names = ", ".join(map(str, list(row)[:8])) or "no fields"
         raise ValueError(f"has neither messages, conversations nor turns: {names}")
     first: Any = talk[0] if isinstance(talk, list) and talk else None
     return "messages" if isinstance(first, dict) and "role" in first else "sharegpt"
@@ -198,7 +197,7 @@ def _format(row: Any) -> str:
 def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
     """Convert one conversation."""
     if kind == "records":
-        record = cast(Trajectory, record_of(Trajectory, row))
+        record = record_of(Trajectory, row)
         if record.id in ids:
             raise ValueError(f"the id {record.id!r} occurs twice")
         return record
@@ -209,7 +208,7 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
     talk = row.get("messages", row.get("conversations"))
     if not isinstance(talk, list) or not talk:
         raise ValueError("the conversation is empty" if talk == [] else "messages is not a list")
-    messages = [message(m, i) for i, m in enumerate(cast(list[Any], talk))]
+    messages = [message(m, i) for i, m in enumerate(talk)]
     if texts.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": texts["system"]})
     first = next((m["role"] for m in messages if m["role"] != "system"), "")

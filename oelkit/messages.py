@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -63,7 +63,7 @@ def message(raw: Any, place: int) -> Message:
     where = f"message {place + 1}"
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is a {type(raw).__name__}, not an object")
-    given = {k: v for k, v in cast(Fields, raw).items() if v is not None}  # Parquet adds these
+    given = {k: v for k, v in raw.items() if v is not None}  # Parquet adds these
     said = given.get("role", given.get("from"))
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
@@ -100,19 +100,26 @@ def plain(messages: Sequence[Message]) -> list[Message]:
         ValueError: one is not a message, or its content is not text.
     """
     if isinstance(messages, str) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str)
-        for m in cast(Sequence[Any], messages)
+        isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages
     ):
         raise ValueError("a message has no role, such as user or assistant")
     texts = [{**m, "content": content_text(m.get("content"))} for m in messages]
-    return cast(list[Message], _well_formed(texts))
+    return _well_formed(texts)
+
+
+def content_or_json(content: Any) -> str:
+    """Return the text of a message's content, or as JSON what is no text, such as a picture."""
+    try:
+        return content_text(content)
+    except ValueError:
+        return well_formed(json.dumps(content, ensure_ascii=False))
 
 
 def _well_formed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_well_formed(k): _well_formed(v) for k, v in cast(Fields, value).items()}
+        return {_well_formed(k): _well_formed(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_well_formed(v) for v in cast(list[Any], value)]
+        return [_well_formed(v) for v in value]
     return well_formed(value) if isinstance(value, str) else value
 
 
@@ -217,7 +224,7 @@ def _call(call: Any, where: str) -> Fields:
     function: Any = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
-    given: Any = cast(Fields, function).get("arguments") or {}
+    given: Any = function.get("arguments") or {}
     arguments = _json(given, where) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
         raise ValueError(f"{where}: the arguments of a tool call are not an object")
@@ -236,10 +243,9 @@ def _json(text: str, where: str) -> Any:
 def tools(given: Any) -> list[Fields]:
     """Return tool definitions as templates take them; ShareGPT keeps them as a JSON string."""
     found: Any = _json(given, "tools") if isinstance(given, str) else given
-    if not isinstance(found, list) or not all(isinstance(t, dict) for t in cast(list[Any], found)):
+    if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
         raise ValueError("tools is not a list of objects")
-    plain = cast(list[Fields], found)
-    return [t if "function" in t else {"type": "function", "function": t} for t in plain]
+    return [t if "function" in t else {"type": "function", "function": t} for t in found]
 
 
 def reply_text(message: Message) -> str:

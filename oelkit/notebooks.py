@@ -33,7 +33,7 @@ from .executed import (
     write_results,
 )
 from .project import find_root
-from .runs.files import refuse_links, stamp
+from .runs.files import refuse_links, stamp, try_to_write
 from .runs.settings import run_folder
 
 KINDS = {"int", "float", "bool", "str", "list", "tuple", "dict", "None"}
@@ -187,9 +187,7 @@ def _output_folder(root: Path, run: str) -> Path:
     folder = run_folder(run, root / "runs") / "notebooks"
     refuse_links(folder.parent)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".try").write_text("")
-        (folder / ".try").unlink()
+        try_to_write(folder)
     except OSError as error:
         raise NotebookError(f"cannot write to the run folder {folder}: {error.strerror}") from error
     return folder

@@ -203,17 +203,12 @@ def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]
     if op.op not in set(Op) - {*BESIDE}:
         raise ValueError(f"unknown operation {op.op!r}")
     items, texts = len(op.ids), len(op.texts)
-    match op.op:
-        case Op.ADD:
-            fits = (items, texts) == (0, 1)
-        case Op.EDIT:
-            fits = items >= 1 and texts == 1
-        case Op.MERGE:
-            fits = items >= 2 and texts == 1
-        case Op.SPLIT:
-            fits = items >= 1 and texts >= 2
-        case _:
-            fits = items >= 1 and texts == 0
+    fits = {
+        Op.ADD: items == 0 and texts == 1,
+        Op.EDIT: items >= 1 and texts == 1,
+        Op.MERGE: items >= 2 and texts == 1,
+        Op.SPLIT: items >= 1 and texts >= 2,
+    }.get(Op(op.op), items >= 1 and texts == 0)
     made = texts if op.op in MAKES else 0
     distinct = len(set(op.ids)) == items == len(op.before) and len(set(op.new)) == len(op.new)
     if not (fits and distinct and len(op.new) == made):

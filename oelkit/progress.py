@@ -11,11 +11,6 @@ from tqdm import tqdm
 EVERY = 60  # seconds between two lines
 
 
-def moves() -> bool:
-    """Whether a bar can move on stdout: on a terminal or in a notebook."""
-    return sys.stdout.isatty() or in_notebook()
-
-
 def in_notebook() -> bool:
     """Whether printed output goes to a notebook."""
     return type(sys.stdout).__module__.startswith("ipykernel")
@@ -33,7 +28,7 @@ class Bar(tqdm):
     """
 
     def __init__(self, name: str, work: int | range, unit: str, show: bool):
-        self._moves, self._told = moves(), 0.0
+        self._moves, self._told = sys.stdout.isatty() or in_notebook(), 0.0
         self.many = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
         how: dict[str, Any] = {"desc": name, "unit": unit, "disable": not show, "mininterval": 1}
         if isinstance(work, range):

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from .given import shallow
 from .text import well_formed
@@ -56,10 +56,9 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         ValueError: the hook returned something other than text.
     """
     if isinstance(value, dict):
-        fields = cast(dict[str, Any], value)
-        return {k: redacted(v, hook, counts, k) for k, v in fields.items()}
+        return {k: redacted(v, hook, counts, k) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(v, hook, counts, name) for v in cast(list[Any], value)]
+        return [redacted(v, hook, counts, name) for v in value]
     if not isinstance(value, str) or (name in _NO_TEXT and value.isidentifier()):
         return value
     text = well_formed(value)

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from .messages import content_or_json
 from .prompts import PromptSet, with_experience
 from .records import Fields, Message, State, to_dict, write_text
 from .text import content_text, well_formed
@@ -25,7 +26,7 @@ def plain_rows(records: Iterable[Any]) -> list[Fields]:
 
     Half an emoji becomes U+FFFD, because Arrow does not take it.
     """
-    rows = [cast(Fields, _plain(row)) for row in _dicts(records)]
+    rows = [_plain(row) for row in _dicts(records)]
     # Arrow takes the columns from the first row and would drop those that only later rows have
     names = dict.fromkeys(name for row in rows for name in row)
     return [dict.fromkeys(names) | row for row in rows]
@@ -37,24 +38,16 @@ def _dicts(records: Iterable[Any]) -> list[Fields]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(v) for v in cast(list[Any], value)]
+        return [_plain(v) for v in value]
     if not isinstance(value, dict):
         return well_formed(value) if isinstance(value, str) else value
-    fields = cast(Fields, value)
-    if "role" in fields:
-        message = fields | {"content": _content(fields.get("content"))}
+    if "role" in value:
+        message = value | {"content": content_or_json(value.get("content"))}
         message = {k: v for k, v in message.items() if v is not None}
         return {k: _plain(v) if k in _MESSAGE else _json(v) for k, v in message.items()}
     return {
-        well_formed(k): _json(v) if isinstance(v, dict) else _plain(v) for k, v in fields.items()
+        well_formed(k): _json(v) if isinstance(v, dict) else _plain(v) for k, v in value.items()
     }
-
-
-def _content(value: Any) -> str:
-    try:
-        return content_text(value)
-    except ValueError:  # such as a picture
-        return _json(value)
 
 
 def _json(value: Any) -> str:

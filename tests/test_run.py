@@ -13,7 +13,7 @@ from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.records import ExperienceItem, append_jsonl, read_jsonl, to_dict, write_jsonl
-from oelkit.runs import measures, work
+from oelkit.runs import files, measures, work
 from oelkit.runs.files import sha256
 from oelkit.runs.run import Run, run_loop
 from oelkit.runs.settings import Settings, run_folder
@@ -472,6 +472,12 @@ def test_run_names_and_folders_that_cannot_be(settings, tmp_path):
         with pytest.raises(ValueError, match=f"cannot write the run folder {folder}"):
             Run(folder, settings)
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_two_processes_can_try_a_folder_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "write_text", lambda *_: None)  # the other has removed the file
+    files.try_to_write(tmp_path / "new")
+    assert (tmp_path / "new").is_dir()
 
 
 def test_the_loss_and_other_options_reach_the_training(settings, tmp_path, monkeypatch):

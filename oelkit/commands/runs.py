@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..logs import read_chats
+from ..records import write_jsonl
+from ..redaction import redact
+from ..runs.files import locked, read_json
 from ..runs.settings import (
     SCALES,
     Settings,
@@ -17,12 +22,9 @@ from ..runs.settings import (
     only_logs,
     run_folder,
 )
+from ..runs.stages import Stages, StaleRunError, stages_of
+from ..runs.table import weights
 from .start import TREE, lay_out
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..runs.stages import Stages
 
 
 def settings_of(args: Namespace) -> Settings:
@@ -82,7 +84,6 @@ def loop(args: Namespace) -> None:
 
 def report(args: Namespace) -> None:
     """Rewrite the report.html of a run and print its table."""
-    from ..runs.files import read_json
     from ..views.findings import findings
     from ..views.report import damage_told, write_report
     from ..views.summary import summary
@@ -96,7 +97,6 @@ def report(args: Namespace) -> None:
 
 
 def _tell_stale(folder: Path) -> None:
-    from ..runs.stages import StaleRunError
     from ..views.report import stale
 
     if old := stale(folder):
@@ -105,7 +105,6 @@ def _tell_stale(folder: Path) -> None:
 
 def compare(args: Namespace) -> None:
     """Compare finished runs side by side: a table, and a figure with --out."""
-    from ..runs.files import read_json
     from ..views import comparison
     from ..views.report import damage_told
 
@@ -144,12 +143,10 @@ def _place(run: str) -> Path:
 
 def status(args: Namespace) -> int:
     """Show which stages of a run are done, missing or stale, and why."""
-    from ..runs.stages import status
-
     if logs := only_logs(_place(args.run)):
         print(logs)
         return 3
-    rows = status(folder_of(args.run))
+    rows = stages_of(folder_of(args.run)).statuses()
     for row in rows:
         place = f"round {row.round}" if row.round else "run"
         print(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip())
@@ -167,10 +164,6 @@ def rollback(args: Namespace) -> None:
 
 
 def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
-    from ..runs.files import locked
-    from ..runs.stages import stages_of
-    from ..runs.table import weights
-
     stages = stages_of(folder := folder_of(args.run))
     with locked(folder):
         stages.decide(args.round, first := start(stages))
@@ -209,10 +202,6 @@ def export(args: Namespace) -> None:
 
 def import_chats(args: Namespace) -> None:
     """Read chat logs of an agent into round 1 of a run, as trajectories and states."""
-    from ..logs import read_chats
-    from ..records import write_jsonl
-    from ..redaction import redact
-    from ..runs.files import locked
     from ..steps.rollouts import states
 
     folder = run_folder(args.run) / "round_1"

@@ -12,7 +12,9 @@ from shlex import quote
 from typing import Any
 
 from ..project import shipped
+from ..runs.files import read_experience
 from ..runs.settings import Settings, run_folder
+from ..text import parse_items
 
 # files that the notebooks read, by path in a clone; the model is not copied
 TREE = ("notebooks", "examples", "data/sample", "data/logs", "data/results", "tests/benchmarks")
@@ -63,8 +65,8 @@ def demo(args: Namespace) -> None:
     print("A small model plays a game without knowing its rules. It writes down what it learned,")
     print("is trained until it no longer needs that text, and plays maps that it has never seen.\n")
     metrics = Run(folder, Settings.of("tiny", **few)).run_all()
-    texts = (folder / "round_1/experience.md").read_text("utf-8").split("## Draw ")
-    wrote = " ".join(line.split(":", 1)[1].strip() for line in texts[1].splitlines() if ":" in line)
+    text, draws = read_experience(folder / "round_1/experience.md")
+    wrote = " ".join(parse_items([*draws, text][0]))
     about = {
         "base": ("before", "untrained, nothing to read"),
         "in_context": ("in context", f"untrained, reads what it wrote: {wrote}"),

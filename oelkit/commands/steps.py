@@ -14,7 +14,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import DistillConfig, part
+from ..curation import Curation, replay
+from ..prompts import PromptSet
+from ..records import (
+    ExperienceItem,
+    RecordError,
+    State,
+    Trajectory,
+    append_jsonl,
+    read_jsonl,
+    write_jsonl,
+    write_text,
+)
+from ..rows import training_rows, write_rows
+from ..runs import files
 from ..runs.settings import Settings
+from ..runs.stages import stages_of
+from ..statements import items_for_draw
+from ..text import counted, experience_text
 from .runs import folder_of, settings_of
 
 if TYPE_CHECKING:
@@ -23,7 +41,6 @@ if TYPE_CHECKING:
 
 def play(args: Namespace) -> None:
     """Play games and write their trajectories."""
-    from ..records import write_jsonl
     from ..steps.rollouts import rollout
 
     s, texts = _start(args)
@@ -35,11 +52,7 @@ def play(args: Namespace) -> None:
 
 def extract(args: Namespace) -> None:
     """Write down what trajectories teach, as experience items."""
-    from ..curation import Curation
-    from ..records import Trajectory, read_jsonl, write_jsonl
-    from ..runs import files
     from ..steps.extraction import extract
-    from ..text import counted
 
     s, texts = _start(args)
     texts = [texts[draw % len(texts)] for draw in range(s.num_draws)]
@@ -70,8 +83,6 @@ class _Resumed:
     """A policy that keeps its replies in a file, and gives those that are there."""
 
     def __init__(self, policy: Policy, path: Path, about: Any):
-        from ..records import RecordError, read_jsonl
-
         self._policy, self._path, self._about = policy, path, about
         try:
             rows = read_jsonl(path) if path.exists() else []
@@ -85,7 +96,6 @@ class _Resumed:
     def generate(self, prompts: Any, sampling: Any, seed: int) -> list[Any]:
         """Sample the replies of one call, unless the file has them."""
         from ..model.sampling import Reply, generate
-        from ..records import append_jsonl
 
         asked = sha256(repr((self._about, prompts, sampling, seed)).encode()).hexdigest()
         if asked in self._known:
@@ -98,10 +108,7 @@ class _Resumed:
 
 def distill(args: Namespace) -> None:
     """Train an adapter that no longer needs the experience; no environment, no reward."""
-    from ..config import DistillConfig, part
     from ..model import ranks
-    from ..records import State, Trajectory, read_jsonl, write_text
-    from ..runs import files
     from ..runs.work import as_draws
     from ..steps.distillation import distill
     from ..steps.rollouts import states
@@ -136,8 +143,6 @@ def distill(args: Namespace) -> None:
 
 def _told(path: str, texts: list[str], policy: Policy) -> str:
     """One line about the experience that training reads."""
-    from ..curation import Curation
-
     said, log = "", Path(path).with_name("curation.jsonl")
     if path.endswith(".jsonl"):
         items = Curation.open(path, log).items
@@ -173,7 +178,6 @@ def evaluate(args: Namespace) -> None:
 
 def ifeval(args: Namespace) -> None:
     """Measure how well the model follows instructions: IF-Eval, with its official checkers."""
-    from ..records import write_jsonl
     from ..runs.driver import versions
     from ..steps.ifeval import ifeval
 
@@ -231,21 +235,13 @@ def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
 
 
 def _write(args: Namespace, settings: Settings, row: dict[str, Any]) -> None:
-    from ..runs.files import write_json
-
     if args.out:
         row = {"model": settings.model, "adapter": args.adapter, **row}
-        write_json(Path(args.out), row)
+        files.write_json(Path(args.out), row)
 
 
 def data(args: Namespace) -> None:
     """Write trajectories, items or training sets of a run for other programs."""
-    from ..curation import Curation
-    from ..prompts import PromptSet
-    from ..records import State, Trajectory, read_jsonl
-    from ..rows import training_rows, write_rows
-    from ..runs.stages import stages_of
-
     if Path(args.out).exists() and not args.force:
         raise ValueError(f"{args.out} already exists: choose another file, or use --force")
     stages, rows = stages_of(folder := folder_of(args.run)), []
@@ -274,19 +270,13 @@ def experience_texts(path: str | None, needed: bool = True) -> list[str]:
     Raises:
         ValueError: The file has no text, but one is needed.
     """
-    from ..curation import replay
-    from ..records import ExperienceItem, read_jsonl
-    from ..runs.files import read_experience
-    from ..statements import items_for_draw
-    from ..text import experience_text
-
     if path and path.endswith(".jsonl"):
         items, log = read_jsonl(path, ExperienceItem), Path(path).with_name("curation.jsonl")
         items = replay(items, log).kept() if log.exists() else items
         draws = sorted({item.draw for item in items if item.model})  # a person's go to every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
-        head, draws = read_experience(path) if path else ("", [])
+        head, draws = files.read_experience(path) if path else ("", [])
         texts = draws or [head]
     texts = [text for text in texts if text]
     if path and needed and not texts:

@@ -92,15 +92,15 @@ def estimate(
         # two arms on the held-out maps, and one on the validation maps
         "evaluate": rounds * whole("evaluate", maps + validation / 2),
     }
+    played = rounds * (s.extract_games + s.state_games + 2 * maps + validation) + maps + validation
+    trainings = rounds
     if s.run_ablations:  # each arm plays once; raw games play in context as well
         one = _training(last, s.steps) + whole("evaluate", maps / 2)
         seconds["other arms"] = len(ARMS) * one + whole("evaluate", maps) / 2
+        played += (len(ARMS) + 1) * maps
+        trainings += len(ARMS)
     seconds["metrics"] = last.seconds["metrics"]
     seconds["trial"] = sum(sum(t.seconds.values()) for t in trials)
-    played = rounds * (s.extract_games + s.state_games + 2 * maps + validation) + maps + validation
-    trainings = rounds
-    if s.run_ablations:
-        played, trainings = played + (len(ARMS) + 1) * maps, rounds + len(ARMS)
     trained = trainings * s.steps * s.batch_size * last.step_tokens
     longest = min(s.budget_tokens or policy.context_length, policy.context_length)
     memory = memory_plan(
@@ -148,15 +148,11 @@ def _trial(
     return _Trial(
         {**metrics["seconds"], **metrics["rounds"][0]["seconds"], "metrics": whole["seconds"]},
         [row["seconds"] for row in rows],
-        _tokens(games),
+        sum(turn.reply_tokens for game in games for turn in game.turns) / len(games),
         sum(row["reply_tokens"] for row in rows) / len(rows),
         max(len(policy.encode(state.prompt)) for state in states),
         run.prompts.max_new_tokens,
     )
-
-
-def _tokens(games: list[Trajectory]) -> float:
-    return sum(turn.reply_tokens for game in games for turn in game.turns) / len(games)
 
 
 def _line(seconds: list[float], n: float) -> float:

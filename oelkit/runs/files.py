@@ -94,6 +94,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def try_to_write(folder: Path) -> None:
+    """Create a folder and, for a moment, a file in it; OSError if that is impossible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / ".try", "")
+    (folder / ".try").unlink(missing_ok=True)  # another process may be trying, too
+
+
 def append_bytes(path: Path, data: bytes) -> None:
     """Append to a file; it is on disk when this returns."""
     with open(path, "ab") as f:

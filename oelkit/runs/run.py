@@ -25,7 +25,7 @@ from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.policy import Policy
 from ..prompts import PromptSet
-from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_text
+from ..records import ExperienceItem, State, Trajectory, read_jsonl
 from ..tables import Brief, Shown
 from . import files, measures, work
 from .context import HELD_OUT as HELD_OUT
@@ -85,9 +85,7 @@ class Run(Driver, Shown):
         self.settings = replace(settings, gate=settings.gate or "warn")
         there = self.folder.exists()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / ".try", "")
-            (self.folder / ".try").unlink(missing_ok=True)  # another process may be trying, too
+            files.try_to_write(self.folder)
         except OSError as error:  # fail before the model is loaded
             raise ValueError(
                 f"cannot write the run folder {self.folder}: {error.strerror}"

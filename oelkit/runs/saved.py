@@ -43,12 +43,9 @@ class SavedRun(Shown):
 
     def brief(self) -> Brief:
         """Summarize the pass rate after each round, with 95% intervals."""
-        rounds = self.metrics.get("rounds", [])
-        measured = [("base", rounds[0]["pass_rate"]["base"])] if rounds else []
-        measured += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
         rows = [
             (name, round(100 * r["pass_rate"], 1), f"{r['low']:.0%} to {r['high']:.0%}", r["n"])
-            for name, r in measured
+            for name, r in by_round(self.metrics.get("rounds"))
         ]
         steps = " -> ".join(f"{row[1]:g}%" for row in rows)
         line = f"Run {self.folder.name}: {self.settings.model} in {self.settings.env}, "
@@ -57,3 +54,11 @@ class SavedRun(Shown):
             old = [s.name for s in status(self.folder) if s.state == "stale"]
             line += f"; out of date: {first_few(old)}" if old else ""
         return line, ("model", "passed, %", "interval", "games"), rows
+
+
+def by_round(rounds: list[dict[str, Any]] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and pass rate of the base and of the model after each round of a metrics.json."""
+    if not rounds:
+        return []
+    after = [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
+    return [("base", rounds[0]["pass_rate"]["base"]), *after]

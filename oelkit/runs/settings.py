@@ -51,7 +51,7 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
         for name in given:
             if name not in cls.__dataclass_fields__:
                 meant = did_you_mean(name, cls.__dataclass_fields__)
-                raise TypeError(f"no setting {name!r}{meant}")
+                raise TypeError(f"there is no setting {name!r}{meant}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -205,14 +205,10 @@ def outside(value: float, low: float, high: float) -> str:
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError for settings from a file that are unknown, mistyped or out of range."""
-    hints = _hints()
-    for name, value in settings.items():
-        if name not in hints:
-            raise ValueError(f"there is no setting {name!r}{did_you_mean(name, hints)}")
-        try:
-            setting(name, value, hints[name])
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+    try:
+        Settings(**settings)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     check_ranges(settings)
 
 
@@ -247,9 +243,8 @@ def no_run(folder: Path) -> str:
 def only_logs(folder: Path) -> str:
     """Return that a folder holds imported logs, and what comes next; "" if it does not."""
     logs = folder / "round_1"
-    if (folder / "run.json").exists() or (logs / "manifests").exists():
-        return ""
-    if not (logs / "trajectories.jsonl").exists():
+    of_a_run = (folder / "run.json").exists() or (logs / "manifests").exists()
+    if of_a_run or not (logs / "trajectories.jsonl").exists():
         return ""
     return f"{folder} holds imported logs but no loop yet; continue with: {next_of_logs(logs)}"
 

@@ -241,17 +241,12 @@ class Stages:
                 return f"{name} {'is new' if was.get(name) is None else gone}"
         return ""
 
-    def free(self, status: StageStatus) -> bool:
-        """Whether a stale stage can be redone without asking: `metrics`, which costs nothing, and
-        `curate`, as long as nothing was trained on its text."""
-        trained = (self.folder / self.writes(status.round, "distill")).exists
-        return status.stage == "metrics" or (
-            status.stage == "curate" and not status.follows and not trained()
-        )
-
     def blocking(self, statuses: list[StageStatus]) -> list[StageStatus]:
-        """Return the stale stages that are redone only on request."""
-        return [s for s in statuses if s.state == "stale" and not self.free(s)]
+        """Return the stale stages that are redone only on request: all but `metrics`, which costs
+        nothing, and `curate`, as long as nothing was trained on its text."""
+        old = [s for s in statuses if s.state == "stale" and s.stage != "metrics"]
+        trained = {s.round for s in old if (self.folder / self.writes(s.round, "distill")).exists()}
+        return [s for s in old if s.stage != "curate" or s.follows or s.round in trained]
 
 
 def read_run(folder: Path) -> dict[str, Any]:

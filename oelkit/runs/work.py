@@ -44,9 +44,8 @@ def rollout(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
 
 def collect(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Play other games; their prompts without experience are the states."""
-    s, texts = run.settings, [""]
-    if s.states_with_experience:
-        texts = known_texts(run, k)
+    s = run.settings
+    texts = known_texts(run, k) if s.states_with_experience else [""]
     dealt = [texts[i % len(texts)] for i in range(s.state_games)]
     games, notes = _play(run, k, 5_000, dealt, s.seed * 100 + k + 50)
     write_jsonl(folder / "states.jsonl", rollouts.states(games, dealt, run.prompts))

@@ -24,6 +24,7 @@ from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import read_json
 from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
+from ..statements import read_worth
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
 # the view fills the page, and is dark if the system is (Voila is always light); until it is there,
@@ -163,7 +164,6 @@ def editor(path: Path, teacher: bool = True) -> Any:
 
     Without `teacher` it shows neither prompt nor tokens, and loads no tokenizer.
     """
-    from ..statements import read_worth
     from .widgets import experience_editor
 
     options: dict[str, Any] = {"games": games(path.with_name("trajectories.jsonl"))}

@@ -7,6 +7,7 @@ import textwrap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..runs.saved import by_round
 from ..tables import plain
 from . import plots
 from .findings import VERDICT, compare
@@ -53,10 +54,8 @@ def figure(runs: dict[str, dict]) -> Figure:
     """Plot each run's consolidated pass rate by round with 95% intervals; round 0 is the base."""
     drawn, axis = plots.new_figure()
     for i, (name, metrics) in enumerate(runs.items()):
-        rounds = metrics["rounds"]
-        rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
-        ys = [plots.pass_interval(row) for row in rows]
-        xs = [k + 0.05 * (i - (len(runs) - 1) / 2) for k in range(len(rows))]
+        ys = [plots.pass_interval(row) for _, row in by_round(metrics["rounds"])]
+        xs = [k + 0.05 * (i - (len(runs) - 1) / 2) for k in range(len(ys))]
         look = {"capsize": 3, "markersize": 5, "color": RUN_COLOURS[i % len(RUN_COLOURS)]}
         rates = [rate for rate, *_ in ys]
         axis.errorbar(xs, rates, plots.whiskers(ys), fmt="o-", lw=1.2, label=plain(name), **look)

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..envs import describe
 from ..runs.table import weights
-from ..stats import draw_spread, outcomes, paired_bootstrap, wilson_interval
-from .plots import NAMES
+from ..stats import draw_spread, outcomes, paired_bootstrap
+from .plots import NAMES, probe_interval
 from .summary import episodes_text, map_count, rate_text
 
 VERDICT = {1: "above", 0: "not distinguishable from", -1: "below"}
@@ -129,7 +129,7 @@ def _abilities(metrics: dict) -> Iterator[Finding]:
     before, after = metrics["rounds"][0]["ood"]["base"], last["ood"]["consolidated"]
     if not before or not after:
         return
-    low, high = wilson_interval(round(before["all"] * before["n"]), before["n"])
+    _, low, high = probe_interval(before)
     lost = after["all"] < low
     yield Finding(
         f"Other abilities are {'partly lost' if lost else 'kept'}: {after['all']:.1%} of "

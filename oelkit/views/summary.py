@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..envs import describe
+from ..runs.saved import by_round
 from ..text import counted
 
 ARMS = ("base", "in_context", "consolidated")
@@ -38,24 +39,10 @@ def headline(metrics: dict) -> str:
     """Sum up a run in one line, as in "4 rounds: untrained 0% → 1% → 16% → 84% → 90% of 128
     held-out maps passed, nothing in the prompt".
     """
-    rounds = metrics["rounds"]
-    rows = [rounds[0]["pass_rate"]["base"], *(r["pass_rate"]["consolidated"] for r in rounds)]
+    rows = [row for _, row in by_round(metrics["rounds"])]
     steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
-    many = counted(len(rounds), "round")
+    many = counted(len(metrics["rounds"]), "round")
     return f"{many}: untrained {steps} of {episodes_text(metrics)} passed, nothing in the prompt"
-
-
-def _levels(metrics: dict) -> list[str]:
-    """Share of games that passed each board, before and after, if boards follow one another."""
-    rounds = metrics["rounds"]
-    rows = [("base", rounds[0]["pass_rate"]["base"])]
-    rows += [(f"round {r['round']}", r["pass_rate"]["consolidated"]) for r in rounds]
-    shares = [
-        f"{name} {', '.join(f'{rate:.1%}' for rate in row['levels'])}"
-        for name, row in rows
-        if row.get("levels")
-    ]
-    return [f"passed board 1, 2, ...: {'; '.join(shares)}"] if shares else []
 
 
 def summary(metrics: dict) -> str:
@@ -81,7 +68,12 @@ def summary(metrics: dict) -> str:
         about += ["held-out by their seeds only, because this world has no Unseen maps"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95% intervals"]))
-    lines += _levels(metrics)
+    shares = [
+        f"{name} {', '.join(f'{rate:.1%}' for rate in row['levels'])}"
+        for name, row in by_round(metrics["rounds"])
+        if row.get("levels")  # in worlds with one board below another
+    ]
+    lines += [f"passed board 1, 2, ...: {'; '.join(shares)}"] if shares else []
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)

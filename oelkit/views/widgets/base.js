@@ -136,16 +136,13 @@ function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** Toggle full screen. */
-function fullScreen(root) {
-  if (document.fullscreenElement) document.exitFullscreen(); else root.requestFullscreen?.();
-}
-
-/** Insert a view; if it is alone on its page, as in `oelkit curate`, it takes the focus at once. */
+/** Insert a view and hide the static table of a saved notebook beside it (in Jupyter, STATIC's style does the same).
+ *  If it is alone on its page, as in `oelkit curate`, it takes the focus at once. */
 function settle(host, root, takeKeys) {
   host.append(root);
   requestAnimationFrame(() => {  // once it is in the page
-    hideStatic(host);
+    const cell = host.closest(".jp-OutputArea, .output, .cell") ?? document;
+    for (const node of cell.querySelectorAll(".oel-static")) node.hidden = true;
     if (getComputedStyle(root).position === "fixed") takeKeys();
   });
 }
@@ -171,10 +168,4 @@ function divider(root, share) {
     } });
   set(share);
   return bar;
-}
-
-/** Hide the static table of a saved notebook beside a live view (in Jupyter, STATIC's style does the same). */
-function hideStatic(host) {
-  const cell = host.closest(".jp-OutputArea, .output, .cell") ?? document;
-  for (const node of cell.querySelectorAll(".oel-static")) node.hidden = true;
 }

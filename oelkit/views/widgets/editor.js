@@ -151,7 +151,8 @@ function render({ model, el: host }) {
   // -- commands: one table for buttons, keys and help
 
   const commands = editorCommands({ step, decide, write: (id = cursor) => id != null && write(id), select, move, ask, hit,
-    leave, selectAlike, search: () => search.select(), evidence: () => evidence.focus(), full: () => fullScreen(root),
+    leave, selectAlike, search: () => search.select(), evidence: () => evidence.focus(), 
+    full: () => (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen?.()),
     why: () => !why.hidden && why.focus(), help: () => { help.hidden = !help.hidden; } });
   const byKey = new Map(commands.flatMap((command) => command.keys.map((key) => [key, command])));
   const bar = new Map(commands.filter((c) => c.label).map(({ run, shown: keys, what, label: text }) => [text,

@@ -128,12 +128,8 @@ class ExperienceEditor(LiveView):
         # an empty text, a concurrent write, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
-        if message["op"] in (
-            "edit",
-            "merge",
-            "split",
-            "add",
-        ):  # the page keeps a form's text until it knows
+        # the page keeps a form's text until it knows
+        if message["op"] in ("edit", "merge", "split", "add"):
             answer["saved"] = len(self.curation.log) > before
         self.refresh(**answer)
 
@@ -161,8 +157,11 @@ class ExperienceEditor(LiveView):
                 getattr(c, op)(items, reason)
             case "edit" | "merge" | "split" if texts:
                 return {"at": [*c.rewrite(op, items, texts, reason), items[0]][0]}
-            case "move":
-                return self._move(items, texts[0], bool(to))
+            case "move":  # right above or below the first item of another row
+                others = [i.id for i in c.items if i.id not in items]
+                first = min(others.index(id) for id in self._groups.get(texts[0], texts))
+                c.move(items, first + bool(to))
+                return {"at": items[0]}
             case "merge":
                 return {"at": c.merge(items, None, reason)}
             case "add":
@@ -172,37 +171,23 @@ class ExperienceEditor(LiveView):
                 return {"at": next((i.id for i in c.items if i.id in was.ids + was.new), None)}
             case "explain":
                 c.explain(reason)
-            case _:
-                return self._set(op, texts, to)
-        return {}
-
-    def _set(self, op: str, texts: Sequence[str], to: int | None) -> dict:
-        """Handle messages that are not operations on items."""
-        match op:
             case "draw":
                 self.draw = to
             case "budget":  # for this view only; a run uses its own setting
                 self.budget = _budget(to)
             case "author":
-                self.curation.author = texts[0].strip() or self.curation.author
+                c.author = texts[0].strip() or c.author
             case "reload":
-                self.curation.reload()
+                c.reload()
             case "export":
-                return {"file": [f"curation.{texts[0]}", export(self.curation, texts[0])]}
+                return {"file": [f"curation.{texts[0]}", export(c, texts[0])]}
             case "import":
-                n = bring_in(self.curation, texts[0])
+                n = bring_in(c, texts[0])
                 done = f"Imported {counted(n, 'operation')}"
                 return {"notice": done if n else "Imported: no changes"}
             case _:
                 raise ValueError(f"the editor knows no operation {op!r}")
         return {}
-
-    def _move(self, items: Sequence[str], beside: str, below: bool) -> dict:
-        """Move right above or below the first item of another row."""
-        others = [i.id for i in self.curation.items if i.id not in items]
-        first = min(others.index(id) for id in self._groups.get(beside, (beside,)))
-        self.curation.move(items, first + below)
-        return {"at": items[0]}
 
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:
         """The rows by id, and the rest of the state to show."""

@@ -75,9 +75,8 @@ def _last(state: State) -> str:
 
 def answers_html(answers: Sequence[Answer]) -> str:
     """Return the answers as HTML columns; darker tokens differ more from the other two arms."""
-    return (
-        f'<div style="display:flex;flex-wrap:wrap;gap:1em">{"".join(map(_column, answers))}</div>'
-    )
+    columns = "".join(map(_column, answers))
+    return f'<div style="display:flex;flex-wrap:wrap;gap:1em">{columns}</div>'
 
 
 def _column(answer: Answer) -> str:
@@ -96,8 +95,7 @@ def _column(answer: Answer) -> str:
         f'<div style="flex:1 1 16em;min-width:0"><h4>{escape(TITLES[answer.arm])}</h4>'
         f'<p style="white-space:pre-wrap;overflow-wrap:anywhere">{spans}</p>'
         '<table><caption style="text-align:left">largest differences: probability of the token'
-        f"</caption>"
-        f"<tr>{head}</tr>{rows}</table></div>"
+        f"</caption><tr>{head}</tr>{rows}</table></div>"
     )
 
 

@@ -57,8 +57,8 @@ def _shown(message: Message) -> dict[str, Any]:
     """A message as the page shows it."""
     try:
         text = content_text(message.get("content"))
-        said = message if message.get("role") != "assistant" else {**message, "content": text}
-        text = reply_text(said) if message.get("role") == "assistant" else text
+        if message.get("role") == "assistant":
+            text = reply_text({**message, "content": text})
     except (ValueError, KeyError, TypeError):  # a record of unknown form: shown as it is
         text = json.dumps(message.get("content"), ensure_ascii=False, default=str)
     given = message.get("tools")

@@ -22,8 +22,9 @@ from ... import given
 from ...curation import Curation
 from ...envs import parse_action, parse_board
 from ...logs import Chats
+from ...messages import content_or_json
 from ...records import ConflictError, Evidence, ExperienceItem, Fields, Trajectory, Turn, to_dict
-from ...text import answer_text, content_text, one_line, outcome_text, thought_text
+from ...text import answer_text, one_line, outcome_text, thought_text
 from .base import LiveView, board_of, source
 from .transcript import after_turn, before_turns, is_chat, parts
 
@@ -224,7 +225,9 @@ class TrajectoryViewer(LiveView):
         return {
             **{name: getattr(turn, name) for name in same.split()},
             **board_of(turn.observation, self._symbols),
-            "prompt": [[str(m.get("role", "")), _words(m.get("content", ""))] for m in turn.prompt],
+            "prompt": [
+                [str(m.get("role", "")), content_or_json(m.get("content"))] for m in turn.prompt
+            ],
             "thinking": thought_text(turn.reply),
             "reply": _mark(answer_text(turn.reply), turn.action),
             "level": level if isinstance(level := turn.extra.get("level"), int) else None,
@@ -237,19 +240,12 @@ def _map(game: Trajectory) -> Any:
     return str(cells) if cells else id(game) if game.seed is None else (game.env_id, game.seed)
 
 
-def _words(content: Any) -> str:
-    try:
-        return content_text(content)
-    except ValueError:  # such as a picture
-        return json.dumps(content, ensure_ascii=False)
-
-
 def _first_words(games: Sequence[Trajectory]) -> list[str]:
     """What the user of each conversation says first, without a beginning that all share; "" for a
     game.
     """
     users = [[m for m in g.turns[0].prompt if m.get("role") == "user"][:1] for g in games]
-    said = [one_line(" ".join(_words(m.get("content", "")) for m in u)) for u in users]
+    said = [one_line(" ".join(content_or_json(m.get("content")) for m in u)) for u in users]
     said = [text if is_chat(g) else "" for text, g in zip(said, games, strict=True)]
     same = commonprefix([text for text in said if text])
     same = same[: same.rfind(" ") + 1] if len(same) > 12 and len({*said}) > 1 else ""
