@@ -160,9 +160,10 @@ def figures(rows: list[dict], seed: int = 0) -> dict:
     mine = [row for row in rows if row["variant"] == "default" and row["seed"] == seed]
     arms = ("base", "in_context", "consolidated")
     rates = [{"round": row["round"], "pass_rate": {arm: row[arm] for arm in arms}} for row in mine]
-    maps = range(HELD_OUT, HELD_OUT + BASE.eval_maps)
-    limits = envs.bounds(envs.held_out(BASE.env), maps)
-    found = {"pass_rates": plots.pass_rates({"rounds": rates, "bounds": limits})}
+    world, maps = envs.held_out(BASE.env), range(HELD_OUT, HELD_OUT + BASE.eval_maps)
+    limits = envs.bounds(world, maps)
+    metrics = {"rounds": rates, "eval_env": world, "bounds": limits}
+    found = {"pass_rates": plots.pass_rates(metrics)}
     panels = {
         "in_context": "Experience in context",
         "consolidated": "Consolidated",
