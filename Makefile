@@ -34,9 +34,8 @@ check: .venv/installed-dev
 	$(STRIPPED) --verify notebooks/*.ipynb
 	$(PY) -m pyright --pythonpath $(PY)
 
-# test files in parallel with one thread each, as the tests are too small to keep two busy; three at
-# a time even on two cores, as the browser tests wait more than they compute
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# test files in parallel with one thread each, as the tests are too small to keep two busy
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # for use after each edit: no notebooks, no browser, no slow tests
 test-fast: .venv/installed-test
