@@ -135,13 +135,15 @@ def test_search_goes_from_hit_to_hit_through_games_and_turns(show, games):
     assert len(found) > 2
     status = page.locator(".ov-sum [role=status]").nth(1)
     until(page, lambda: status.inner_text().endswith(f"of {len(found)} hits"))
-    assert page.locator("mark").all_inner_texts() == (["You moved"] if found[0] == (0, 0) else [])
+    marks = ["You moved"] if found[0] == (0, 0) else []
+    until(page, lambda: page.locator("mark").all_inner_texts() == marks)
     page.locator(".ov-row").first.click()
     until(page, lambda: view.at["game"] == found[0][0] and view.at["turn"] == 0)
     seen = []
     for _ in found:
+        before = view.at["game"], view.at["turn"]
         press(page, "n")
-        page.wait_for_timeout(50)
+        until(page, lambda was=before: (view.at["game"], view.at["turn"]) != was)
         seen.append((view.at["game"], view.at["turn"]))
     assert sorted(seen) == found
     press(page, "N")
