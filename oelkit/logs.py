@@ -94,7 +94,7 @@ def read_chats(
     kind: str | None = format
     for line, row in _rows(source):
         try:
-            row = _parsed(row) if isinstance(row, bytes) else row
+            row = _parsed(row) if path and isinstance(row, bytes) else row
             found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:

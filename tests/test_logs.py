@@ -141,6 +141,11 @@ def test_ids_are_unique(tmp_path):
     assert len({game.id for game in games}) == 3
 
 
+def test_rows_of_bytes_are_refused():
+    with pytest.raises(RecordError, match="line 1: .*bytes"):
+        read_chats([b'{"messages": [{"role": "user", "content": "x"}]}'])
+
+
 def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
     pytest.importorskip("datasets")
     from datasets import Dataset, DatasetDict
