@@ -12,6 +12,7 @@ import io
 import json
 
 from .curation import Curation
+from .messages import json_text
 from .operations import GONE
 from .records import Fields, to_dict
 from .text import one_line, well_formed
@@ -28,7 +29,7 @@ def export(curation: Curation, format: str = "jsonl") -> str:
     """
     rows = [_row(curation, item.id) for item in curation.items]
     if format == "jsonl":
-        return "".join(well_formed(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+        return "".join(json_text(row) + "\n" for row in rows)
     if format != "csv":
         raise ValueError(f"format={format!r}: choose jsonl or csv")
     out = io.StringIO()

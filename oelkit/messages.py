@@ -112,7 +112,12 @@ def content_or_json(content: Any) -> str:
     try:
         return content_text(content)
     except ValueError:
-        return well_formed(json.dumps(content, ensure_ascii=False))
+        return json_text(content)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON that any file can hold; half an emoji becomes U+FFFD."""
+    return well_formed(json.dumps(value, ensure_ascii=False))
 
 
 def _well_formed(value: Any) -> Any:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from .messages import content_or_json
+from .messages import content_or_json, json_text
 from .prompts import PromptSet, with_experience
 from .records import Fields, Message, State, to_dict, write_text
 from .text import content_text, well_formed
@@ -44,14 +44,10 @@ def _plain(value: Any) -> Any:
     if "role" in value:
         message = value | {"content": content_or_json(value.get("content"))}
         message = {k: v for k, v in message.items() if v is not None}
-        return {k: _plain(v) if k in _MESSAGE else _json(v) for k, v in message.items()}
+        return {k: _plain(v) if k in _MESSAGE else json_text(v) for k, v in message.items()}
     return {
-        well_formed(k): _json(v) if isinstance(v, dict) else _plain(v) for k, v in value.items()
+        well_formed(k): json_text(v) if isinstance(v, dict) else _plain(v) for k, v in value.items()
     }
-
-
-def _json(value: Any) -> str:
-    return well_formed(json.dumps(value, ensure_ascii=False))
 
 
 def training_rows(

@@ -66,7 +66,7 @@ def demo(args: Namespace) -> None:
     print("is trained until it no longer needs that text, and plays maps that it has never seen.\n")
     metrics = Run(folder, Settings.of("tiny", **few)).run_all()
     text, draws = read_experience(folder / "round_1/experience.md")
-    wrote = " ".join(parse_items([*draws, text][0]))
+    wrote = " ".join(parse_items((draws or [text])[0]))
     about = {
         "base": ("before", "untrained, nothing to read"),
         "in_context": ("in context", f"untrained, reads what it wrote: {wrote}"),
