@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import signal
@@ -145,9 +146,13 @@ def place(kind: str, what: str, round: int | None) -> Path:
 
 def page() -> None:
     """Show the view that `serve` was asked for; the notebook's only cell."""
+    from IPython import get_ipython
     from IPython.display import HTML, display
     from voila.utils import wait_for_request
 
+    # a page that is closed interrupts its kernel and ends it; if busy, it would report both
+    get_ipython().kernel.pre_handler_hook = lambda: None  # leaves interrupts ignored
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)
     kind, path = json.loads(os.environ["OELKIT_APP"])
     view = editor if kind == "curate" else viewer
     if os.environ.get("VOILA_PREHEAT") == "True":
