@@ -6,7 +6,9 @@ command-line flag and an entry of run.json.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar
 
 
@@ -122,3 +124,25 @@ Config = TypeVar("Config")
 def part(kind: type[Config], settings: Any) -> Config:
     """Return one step's config, with its fields taken from the settings of a run."""
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def also_takes(*others: Callable[..., Any], but: str = "") -> Callable[[Function], Function]:
+    """Show the keywords of other functions or configs, except one, for `?` and completion.
+
+    The function must take them as **keywords. If it is given a config, that one's values replace
+    the defaults shown."""
+
+    def shown(function: Function) -> Function:
+        own = signature(function)
+        *mine, rest = own.parameters.values()
+        found = [p for other in others for p in signature(other).parameters.values()]
+        more = {p.name: p for p in found if p.kind != rest.kind}
+        names = [name for name in more if name not in {*own.parameters, but}]
+        new = [more[name].replace(kind=Parameter.KEYWORD_ONLY) for name in names]
+        setattr(function, "__signature__", own.replace(parameters=[*mine, *new, rest]))  # noqa: B010
+        return function
+
+    return shown

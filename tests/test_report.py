@@ -18,7 +18,7 @@ from oelkit.stats import draw_spread, wilson_interval
 from oelkit.views import comparison, report
 from oelkit.views.findings import Finding, findings
 from oelkit.views.report import write_report
-from oelkit.views.summary import summary
+from oelkit.views.summary import headline, summary
 
 EVIL = "</pre><script>alert(1)</script><img src=http://x.example/a.png> & \ud800"
 
@@ -294,6 +294,13 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     assert f"Round 2 starts from round 1: the gate found that {lost}." in lines
     assert "The next round starts from round 1." in lines
     assert f"gate: {lost}" in summary(metrics)
+    assert headline(metrics).endswith("nothing in the prompt (rolled back: round 2)")
+    assert "rolled back" not in headline(metrics | {"next_start": 2})
+    for row, rates in zip(metrics["rounds"], ([0.5], [0.75, 0.25]), strict=True):
+        row["pass_rate"]["consolidated"]["levels"] = rates
+    metrics["bounds"]["known_levels"] = [0.0, 0.1, 0.5, 1.0]
+    told = "base 0.0%, 0.0%, 0.0%; round 1 50.0%, 0.0%, 0.0%; round 2 75.0%, 25.0%, 0.0%"
+    assert f"passed board 1, 2, ...: {told}" in summary(metrics), "a rate of each board"
     metrics["chain"][1]["lost"] = ""
     metrics["rounds"][0]["ood"]["base"] |= {"all": 0.9}
     metrics["rounds"][-1]["ood"]["consolidated"] |= {"all": 0.5}

@@ -128,7 +128,7 @@ def test_the_table(done):
             "random policy",
             "arm sft",
             "4 held-out maps",
-            "without an item (normal once nothing is new): round 1 4 of 4, round 2 4 of 4",
+            "without an item: round 1 4 of 4, round 2 4 of 4, normal in later rounds",
         )
     )
     assert max(map(len, text.splitlines())) < 200

@@ -48,6 +48,9 @@ def test_scales_change_settings_that_there_are():
         with pytest.raises(TypeError, match=told):
             wrong()
     assert "rounds" in signature(Settings.of).parameters and "Any" not in dir(oelkit)
+    played, trained = signature(oelkit.evaluate).parameters, signature(oelkit.distill).parameters
+    assert {"env_kwargs", "top_p", "options"} <= played.keys() and "seed" not in played
+    assert trained["lr"].default == Settings().lr and [*trained][:2] == ["policy", "states"]
     with pytest.raises(TypeError, match=r"no setting 'step' \(did you mean steps\?\)"):
         Settings.of("tiny", step=3)
     with pytest.raises(ValueError, match=r"no setting 'step' \(did you mean steps\?\)"):

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from .. import given
-from ..config import Sampling
+from ..config import Sampling, also_takes
 from ..progress import Bar
 from ..prompts import load_prompt_set
 from .attention import growing_cache, has_own_layers
@@ -62,6 +62,7 @@ class Reply:
 
 
 # why: a third of it documents the arguments
+@also_takes(Sampling)
 def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],

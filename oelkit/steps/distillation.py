@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ..config import DistillConfig
+from ..config import DistillConfig, also_takes
 from ..model import losses, ranks
 from ..model.lora import seeded
 from ..model.memory import checkpointed
@@ -47,6 +47,7 @@ PREFIX_STATES = 16  # states whose prompts determine the prefix
 
 
 # why: nine, because a caller has states, texts and settings, and a run drives it with the rest
+@also_takes(DistillConfig)
 def distill(
     policy: Policy,
     states: Sequence[State],

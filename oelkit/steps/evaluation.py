@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import given
-from ..config import Sampling
+from ..config import Sampling, also_takes
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
 from ..records import Outcome, Trajectory, read_jsonl
@@ -124,6 +124,7 @@ def episodes_by_sample(map_seeds: Sequence[int | None]) -> np.ndarray:
     return np.array(list(episodes.values())).T
 
 
+@also_takes(rollout, but="seed")
 def evaluate(
     policy: Policy,
     env_id: str,

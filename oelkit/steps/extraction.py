@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import given
-from ..config import Sampling
+from ..config import Sampling, also_takes
 from ..likeness import teaching_turn
 from ..messages import plain
 from ..model.policy import Policy
@@ -42,6 +42,7 @@ from .training import MEET, oom_hint, warn_of_chats
 
 # why: fifteen, because eight say what is read and written, and a run drives it with the rest; half
 # of the lines are the docstring
+@also_takes(Sampling)
 def extract(
     policy: Policy,
     trajectories: Sequence[Trajectory],

@@ -16,7 +16,7 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from .. import envs, given
-from ..config import Sampling
+from ..config import Sampling, also_takes
 from ..model.kept import Kept
 from ..model.policy import Policy
 from ..model.sampling import Reply, generate
@@ -37,6 +37,7 @@ WORLD_SECONDS = 600  # most that a world can take to begin or to go on; more is 
 
 
 # why: thirteen, because five say what is played, and a run drives and records it with the rest
+@also_takes(Sampling)
 def rollout(
     policy: Policy,
     env_id: str,

@@ -42,7 +42,13 @@ def headline(metrics: dict) -> str:
     rows = [row for _, row in by_round(metrics["rounds"])]
     steps = " → ".join(f"{row['pass_rate']:.0%}" for row in rows)
     many = counted(len(metrics["rounds"]), "round")
-    return f"{many}: untrained {steps} of {episodes_text(metrics)} passed, nothing in the prompt"
+    said = f"{many}: untrained {steps} of {episodes_text(metrics)} passed, nothing in the prompt"
+    chain = metrics.get("chain") or [{"round": len(metrics["rounds"])}]
+    starts = [*(link["start"] for link in chain[1:]), metrics.get("next_start", chain[-1]["round"])]
+    back = [
+        str(link["round"]) for link, at in zip(chain, starts, strict=True) if at != link["round"]
+    ]
+    return f"{said} (rolled back: round {', '.join(back)})" if back else said
 
 
 def summary(metrics: dict) -> str:
@@ -68,17 +74,17 @@ def summary(metrics: dict) -> str:
         about += ["held-out by their seeds only, because this world has no Unseen maps"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95% intervals"]))
-    shares = [
-        f"{name} {', '.join(f'{rate:.1%}' for rate in row['levels'])}"
-        for name, row in by_round(metrics["rounds"])
-        if row.get("levels")  # in worlds with one board below another
-    ]
-    lines += [f"passed board 1, 2, ...: {'; '.join(shares)}"] if shares else []
+    reached = {name: row.get("levels", []) for name, row in by_round(metrics["rounds"])}
+    if boards := max(map(len, reached.values())):  # in worlds with one board below another
+        boards = max(boards, len(metrics["bounds"].get("known_levels", [])) - 1)
+        padded = {name: [*rates, *[0.0] * (boards - len(rates))] for name, rates in reached.items()}
+        shares = [f"{name} {', '.join(f'{rate:.1%}' for rate in padded[name])}" for name in padded]
+        lines += [f"passed board 1, 2, ...: {'; '.join(shares)}"]
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
     empty = ", ".join(f"round {k} {c['empty']} of {c['replies']}" for k, c in counts)
-    said = "extraction replies without an item (normal once nothing is new)"
-    lines += [f"{said}: {empty}"] if counts else []
+    why = ", normal in later rounds with less that is new" if len(counts) > 1 else ""
+    lines += [f"extraction replies without an item: {empty}{why}"] if counts else []
     for name, arm in (metrics.get("arms") or {}).items():
         parts = [f"{key} {row['pass_rate']:.1%}" for key, row in arm.items() if key != "ood"]
         parts += [f"OOD {arm['ood']['all']:.1%}"] if arm.get("ood") else []
