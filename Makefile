@@ -85,7 +85,9 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 SOURCES := pyproject.toml requirements.txt constraints.txt
-INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Modules are compiled when first imported, as compiling all takes longer than installing them.
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile \
+  --constraint constraints.txt --editable
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
