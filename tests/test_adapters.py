@@ -403,7 +403,7 @@ def test_a_model_of_the_hub_is_merged_in_the_16_bits_in_which_it_is_stored(
     tiny.source = "some/model"
     stored = SimpleNamespace(dtype=torch.float16)
     monkeypatch.setattr("oelkit.model.plain.load_policy", lambda *_, **__: tiny)
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: stored)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **_: stored)
     merge_adapter(tiny.source, tmp_path, tmp_path / "out")
     weights = load_file(tmp_path / "out/model.safetensors").values()
     assert {x.dtype for x in weights} == {torch.float16}

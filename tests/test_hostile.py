@@ -3,16 +3,20 @@
 import json
 import os
 import socket
+from functools import partial
 
 import pytest
 from fuzz import TARGETS, target, watched
 from helpers import Doors
 
-from oelkit import text
+from oelkit import load_policy, text
 from oelkit.envs import parse_action, parse_board
 from oelkit.envs.sql import query_of
 from oelkit.envs.text_env import TextEnvWrapper
 from oelkit.logs import read_chats
+from oelkit.model.plain import PlainModel
+from oelkit.model.served import ServedModel
+from oelkit.model.source import load_tokenizer
 from oelkit.notebooks import run_notebooks
 from oelkit.redaction import redact
 from oelkit.runs import files
@@ -155,6 +159,22 @@ def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
     (run / "round_9").symlink_to(run / "figures")  # links within the run are allowed
     with locked(run):
         pass
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    own = {name: "own.C" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    tokenizer = {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["own.C", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # as a person may answer Transformers
+    plain = partial(PlainModel, base="micro", prompt_set="brief")
+    for load in (load_policy, load_tokenizer, partial(ServedModel, "http://127.0.0.1:9", "m")):
+        with pytest.raises(ValueError, match="not a usable causal language model .*custom code"):
+            load(str(tmp_path))
+    with pytest.raises(ValueError, match="custom code"):
+        plain(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_pipe_in_a_strangers_run_is_not_waited_for(tmp_path):

@@ -148,15 +148,19 @@ def runs_text(tree):
             yield node.lineno, called
         if called.endswith("torch.load") and given.get("weights_only") != "True":
             yield node.lineno, called
-        for name, safe in {"trust_remote_code": "False", "allow_pickle": "False"}.items():
-            if given.get(name, safe) != safe:
-                yield node.lineno, f"{called}({name}=...)"
+        auto = re.fullmatch(
+            r"(\w+\.)*Auto\w+\.from_(pretrained|config)", called
+        )  # asks if not told
+        if given.get("trust_remote_code", "True" if auto else "False") != "False":
+            yield node.lineno, f"{called} without trust_remote_code=False"
+        if given.get("allow_pickle", "False") != "False":
+            yield node.lineno, f"{called}(allow_pickle=...)"
 
 
 def test_nothing_runs_what_a_file_or_a_model_says():
     """Neither the package nor the scripts that ship with it."""
     code = {name: tree for name, (_, _, tree) in modules().items()}
-    for folder in ("examples", "docs", "data"):
+    for folder in ("examples", "docs", "data", "tests/benchmarks"):
         code |= {str(p): ast.parse(p.read_text("utf-8")) for p in (ROOT / folder).rglob("*.py")}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text("utf-8"))["cells"]
@@ -178,6 +182,8 @@ def test_nothing_runs_what_a_file_or_a_model_says():
         "numpy.load(x, allow_pickle=True)",
         "pandas.read_pickle(x)",
         "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "AutoModel.from_pretrained(x)",
+        "transformers.AutoConfig.from_pretrained(x)",
     ],
 )
 def test_what_runs_a_strangers_file_would_be_found(code):

@@ -105,12 +105,16 @@ def load_policy(
     given.path("name_or_path", name_or_path)
     name, source = str(name_or_path), model_folder(name_or_path)
     with clear_errors(name):
-        config = _settled(AutoConfig.from_pretrained(source, revision=revision))
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        # without this, Transformers asks on the terminal whether to run a model's own code
+        found = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = _settled(found)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
         # callers report prompts that exceed the context, and can say which prompt it is
         tokenizer.deprecation_warnings[TOO_LONG] = True
         with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(config)
+            empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ValueError(
             f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
@@ -256,6 +260,7 @@ def _load_base(
             revision=revision,
             dtype=dtype,
             device_map={"": device},
+            trust_remote_code=False,
             use_safetensors=True,  # the other format is a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_weights reports them by name

@@ -49,7 +49,7 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             "embedding and the head), so merging would change all of them; export to peft"
         )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
-    stored = AutoConfig.from_pretrained(policy.source).dtype
+    stored = AutoConfig.from_pretrained(policy.source, trust_remote_code=False).dtype
     half = torch.float16 if stored == torch.float16 else torch.bfloat16
     try:
         merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
@@ -66,7 +66,7 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
 def add_tokenizer(model: str, folder: Path) -> str:
     """Write a base's tokenizer and chat template into a folder; return where the base is."""
     source = model_folder(model)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
@@ -88,12 +88,15 @@ class PlainModel(Templated):
         options: Any = gguf or {"dtype": "auto", "use_safetensors": True}  # never a pickle
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if (path / "adapter_config.json").is_file():
-            dense = AutoModelForCausalLM.from_pretrained(self.source, **options)
+            dense = AutoModelForCausalLM.from_pretrained(
+                self.source, trust_remote_code=False, **options
+            )
             model: Any = PeftModel.from_pretrained(dense, str(path))
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
         self.model: Any = model.to(device).eval()
-        super().__init__(base, AutoTokenizer.from_pretrained(folder, **gguf), enable_thinking)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
+        super().__init__(base, tokenizer, enable_thinking)
         self._unsaid = unsaid(self.tokenizer)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:

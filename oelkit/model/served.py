@@ -67,7 +67,7 @@ class ServedModel(Templated):
         self.model, self.default_prompt_set = model, prompt_set
         self.context_length, self.concurrency = context_length, concurrency
         with clear_errors(str(tokenizer)):
-            loaded = AutoTokenizer.from_pretrained(model_folder(tokenizer))
+            loaded = AutoTokenizer.from_pretrained(model_folder(tokenizer), trust_remote_code=False)
         super().__init__(model, loaded, enable_thinking)
         asked = self.encode([{"role": "user", "content": "?"}])
         refused, error = (openai.BadRequestError, openai.UnprocessableEntityError), None

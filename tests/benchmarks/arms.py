@@ -238,6 +238,7 @@ def _trl_steps(policy: Policy, spec: dict, states: list[State], text: str, promp
     bits = getattr(policy.base_lm.config, "quantization_config", None)  # 4 bits if ours is
     model = AutoModelForCausalLM.from_pretrained(
         policy.source,
+        trust_remote_code=False,
         dtype=policy.head.weight.dtype,
         device_map=policy.device,
         **({"quantization_config": bits} if bits else {}),

@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     figures = args.only.split(",")
     if unknown := set(figures) - set(FIGURES):
         parser.error(f"unknown figures {sorted(unknown)}; choose from {', '.join(FIGURES)}")
-    config = AutoConfig.from_pretrained(model_folder(args.model)).get_text_config()
+    config = AutoConfig.from_pretrained(model_folder(args.model), trust_remote_code=False)
+    config = config.get_text_config()
     bench = Bench(args, config)
     for figure in figures:
         getattr(bench, figure)()
@@ -397,7 +398,7 @@ def _version(name: str) -> str | None:
 def _sizes(config) -> dict[str, int]:
     """Return the sizes that the theoretical floors need."""
     with torch.device("meta"):
-        layers = AutoModelForCausalLM.from_config(config).base_model.layers
+        layers = AutoModelForCausalLM.from_config(config, trust_remote_code=False).base_model.layers
     return {
         "matrices": sum(p.numel() for p in layers.parameters() if p.ndim == 2),
         "layers": len(layers),

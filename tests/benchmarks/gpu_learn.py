@@ -149,10 +149,14 @@ def unpack(gguf: Path) -> str:
     folder = gguf.with_suffix("")
     if not (folder / "config.json").exists():
         name = {"gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **name)
         config = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, quantization_config=config, **name
+            gguf.parent,
+            trust_remote_code=False,
+            dtype=torch.bfloat16,
+            quantization_config=config,
+            **name,
         )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are dense now

@@ -27,7 +27,7 @@ SIZES = {  # hidden, intermediate, layers, heads; all with 8 key heads of 128
 
 def main(size: str, folder: str) -> None:
     width, wide, layers, heads = SIZES[size]
-    tokenizer = AutoTokenizer.from_pretrained(model_folder("micro"))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("micro"), trust_remote_code=False)
     config = Qwen3Config(
         vocab_size=151_936,
         hidden_size=width,
