@@ -146,13 +146,17 @@ def test_nothing_is_written_through_a_link_out_of_a_run(tmp_path, name):
     (run / name).symlink_to(outside / "file" if LINKS[name] == "file" else outside)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks/01_a.ipynb").write_text('{"cells": [], "nbformat": 4, "metadata": {}}')
-    found = f"{name} is a symbolic link out of the run folder"
+    found = rf"{name} is a symbolic link out of .*demo, to "
     with pytest.raises(ValueError, match=found), locked(run):
         pass
     with pytest.raises(ValueError, match=found):
         write_report(run)
     with pytest.raises(ValueError, match=found):
         run_notebooks(root=tmp_path)
+    for show in (app.editor, app.viewer) if name == "round_1/curation.jsonl" else ():
+        (run / "round_1/items.jsonl").write_text("")
+        with pytest.raises(ValueError, match=found):
+            show(run / "round_1/items.jsonl")
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "mine\n"
     (run / name).unlink()
@@ -177,13 +181,25 @@ def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_pipe_in_a_strangers_run_is_not_waited_for(tmp_path):
+PIPES = {  # what waited for them
+    "run.json": status,
+    "round_1/manifests/rollout.json": status,
+    "round_1/trajectories.jsonl": status,
+    "round_1/curation.jsonl": lambda run: app.editor(run / "round_1/items.jsonl", teacher=False),
+    "comments.jsonl": lambda run: app.viewer(run / "round_1/items.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_in_a_strangers_run_is_not_waited_for(tmp_path, name):
     stranger(
         tmp_path, **{"round_1/manifests/rollout": {"inputs": {}, "outputs": {}, "settings": {}}}
     )
-    os.mkfifo(tmp_path / "round_1/trajectories.jsonl")
-    with pytest.raises(ValueError, match=r"trajectories\.jsonl: is not a regular file"):
-        status(tmp_path)
+    (tmp_path / "round_1/items.jsonl").write_text("")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: is not a regular file"):
+        PIPES[name](tmp_path)
 
 
 def test_a_lock_that_says_nonsense_is_named(tmp_path, monkeypatch):

@@ -39,9 +39,14 @@ def sha256(path: Path) -> str | None:
     """Return the SHA-256 of a file's bytes, or None if there is no file."""
     if (now := stamp(path)) is None:
         return None
-    if not S_ISREG(now[0]):  # reading a pipe would block
-        raise ValueError(f"{path}: is not a regular file; move it away")
+    refuse_pipe(path)
     return _sha256(path, *now)
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise ValueError for what is there but no file: reading a pipe would block."""
+    if path.exists() and not S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path}: is not a regular file; move it away")
 
 
 @lru_cache(4096)
@@ -52,6 +57,7 @@ def _sha256(path: Path, *_: int) -> str:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if missing; ValueError if it is damaged."""
+    refuse_pipe(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -181,13 +187,18 @@ def sweep(folder: Path) -> None:
 def refuse_links(folder: Path) -> None:
     """Raise ValueError for a symbolic link out of a run folder, as a run from elsewhere can have:
     writes to the run would land outside it."""
-    root = folder.resolve()
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ValueError(
-                f"{path} is a symbolic link out of the run folder, to {os.readlink(path)}: replace "
-                "it with a copy, or delete the link"
-            )
+        if path.is_symlink():
+            refuse_outside(path, folder)
+
+
+def refuse_outside(path: Path, folder: Path) -> None:
+    """Raise ValueError if a file of a folder is elsewhere, through a symbolic link."""
+    if not (there := path.resolve()).is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{path} is a symbolic link out of {folder}, to {there}: replace it with a copy, or "
+            "delete the link"
+        )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..logs import read_chats
 from ..messages import Templated
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
-from ..runs.files import read_json
+from ..runs.files import read_json, refuse_outside, refuse_pipe
 from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
 from ..statements import read_worth
@@ -171,6 +171,7 @@ def editor(path: Path, teacher: bool = True) -> Any:
     """
     from .widgets import experience_editor
 
+    log = _log(path.with_name("curation.jsonl"))
     options: dict[str, Any] = {"games": games(path.with_name("trajectories.jsonl"))}
     options["worth"] = read_worth(path.with_name("worth.jsonl"))
     record = path.parent.parent / "run.json"
@@ -178,7 +179,15 @@ def editor(path: Path, teacher: bool = True) -> Any:
         about = read_json(record)
         options |= _teacher(about, options["games"]) if teacher else {}
         options |= {"on_change": lambda: _out_of_date(record.parent)}
-    return experience_editor(Curation.open(path, path.with_name("curation.jsonl")), **options)
+    return experience_editor(Curation.open(path, log), **options)
+
+
+def _log(path: Path) -> Path:
+    """Return a log to read and append to; ValueError if a link or a pipe stands in its place."""
+    run = next((p for p in path.parents[:2] if (p / "run.json").exists()), path.parent)
+    refuse_outside(path, run)
+    refuse_pipe(path)
+    return path
 
 
 def _teacher(about: dict[str, Any], games: list[Trajectory]) -> dict[str, Any]:
@@ -219,12 +228,12 @@ def viewer(path: Path) -> Any:
     """
     from .widgets import trajectory_viewer
 
-    items, log = path.with_name("items.jsonl"), path.with_name("curation.jsonl")
-    seen = Curation.open(items, log) if items.is_file() else ()
+    items = path.with_name("items.jsonl")
+    seen = Curation.open(items, _log(path.with_name("curation.jsonl"))) if items.is_file() else ()
     run = path.parent.parent
     of_run = (run / "run.json").is_file()
     log = run / "comments.jsonl" if of_run else path.with_name(f"{path.stem}.comments.jsonl")
-    return trajectory_viewer(games(path), items=seen, comments=Curation([], log))
+    return trajectory_viewer(games(path), items=seen, comments=Curation([], _log(log)))
 
 
 def games(path: Path) -> list[Trajectory]:
