@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -62,11 +63,18 @@ def paired_bootstrap(a: Any, b: Any) -> tuple[float, float, float]:
         raise ValueError(f"{shapes} cannot be paired")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("an outcome is not finite: leave its map out of both")
-    difference, rng = y - x, np.random.default_rng(0)
-    # how often each sampling seed and each map is drawn, as shares
-    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), 10_000) / n for n in difference.shape)
+    difference = y - x
+    rows, columns = (n.astype(float) / n.shape[1] for n in _drawn(*difference.shape))
     low, high = np.quantile(((rows @ difference) * columns).sum(1), (0.025, 0.975))
     return float(difference.mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # a report compares many arms on as many maps
+def _drawn(*shape: int) -> list[np.ndarray]:
+    """Return how often each sampling seed and each map is drawn, in small integers."""
+    rng = np.random.default_rng(0)
+    counts = (rng.multinomial(n, np.full(n, 1 / n), 10_000) for n in shape)
+    return [drawn.astype(np.min_scalar_type(n)) for drawn, n in zip(counts, shape, strict=True)]
 
 
 def draw_spread(rates: Sequence[float], games: float) -> float:

@@ -51,6 +51,17 @@ def test_paired_bootstrap():
             paired_bootstrap(*pair)
 
 
+@pytest.mark.parametrize("shape", [(5,), (3, 40), (2, 300)])
+def test_many_comparisons_share_their_draws(shape):
+    rng = np.random.default_rng(7)
+    for a, b in [(rng.random(shape), rng.random(shape)) for _ in range(3)]:
+        difference, drawn = np.atleast_2d(b - a), np.random.default_rng(0)
+        rows, maps = (drawn.multinomial(n, np.full(n, 1 / n), 10_000) / n for n in difference.shape)
+        means = ((rows @ difference) * maps).sum(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        assert paired_bootstrap(a, b) == (difference.mean(), low, high)
+
+
 def test_paired_bootstrap_draws_maps_and_sampling_seeds_again():
     rng = np.random.default_rng(3)
     seeds, maps = rng.normal(0, 1, (16, 1)), rng.normal(0, 0.5, (1, 64))

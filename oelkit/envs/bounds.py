@@ -8,14 +8,14 @@ every layout. Nothing here knows of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from ..records import Outcome
-from .board import ACTIONS, neighbours
+from .board import ACTIONS, DESCENT_ROLES, neighbours
 from .descent import DescentBoard, DescentEnv
 from .text_env import TextEnv, TextEnvWrapper
 from .worlds import make
@@ -23,6 +23,7 @@ from .worlds import make
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
 _WON, _LOST, _START = 0, 1, 2  # node numbers; other nodes are a position, warned or not
 _MAX_PLAN_TURNS = 10  # 4^10 plans
+_AT_ONCE = 64  # layouts, to bound the memory
 
 
 def _transitions(env: TextEnv) -> tuple[np.ndarray, np.ndarray]:
@@ -130,39 +131,46 @@ def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: 
     seeds = list(seeds)
     if not isinstance(world, DescentEnv) or not seeds:
         raise ValueError("knowledge_bounds needs a Descent and at least one seed")
-    rates = np.zeros(world.levels + 1)
-    for seed in seeds:
-        world.reset(seed=seed)
-        known, guessed = (
-            [_best(world, board, informed) for board in world.layout.boards]
-            for informed in (True, False)
-        )
-        rates += [np.prod(known[:k] + guessed[k:]) for k in range(world.levels + 1)]
+    rates, levels = np.zeros(world.levels + 1), world.levels
+    for at in range(0, len(seeds), _AT_ONCE):
+        boards = list[DescentBoard]()
+        for seed in seeds[at : at + _AT_ONCE]:
+            world.reset(seed=seed)
+            boards += world.layout.boards
+        known, guessed = (_best(world, boards, informed).tolist() for informed in (True, False))
+        for i in range(0, len(boards), levels):
+            rest = guessed[i : i + levels]
+            rates += [np.prod(known[i : i + k] + rest[k:]) for k in range(levels + 1)]
     return [float(rate) for rate in rates / len(seeds)]
 
 
-def _best(world: DescentEnv, board: DescentBoard, informed: bool) -> float:
-    """Return the probability that a perfect player passes a board, its letters known or not."""
-    _, key, goal, _ = board.letters
-    around = [neighbours(board.size, cell).values() for cell in range(board.size**2)]
-    value = {taken: np.zeros(board.size**2) for taken in (None, *board.letters)}
+def _best(world: DescentEnv, boards: Sequence[DescentBoard], informed: bool) -> np.ndarray:
+    """Return the probability that a perfect player passes each board, its letters known or not."""
+    cells, every = world.size**2, np.arange(len(boards))
+    ends = [list(neighbours(world.size, cell).values()) for cell in range(cells)]
+    around = np.array([(to * 2)[:4] for to in ends])  # at least two each: some twice
+    letters = np.array([board.letters for board in boards])
+    _, key, goal, _ = range(len(DESCENT_ROLES))
+    nothing = len(DESCENT_ROLES)  # no letter taken as the key
+    value = np.zeros((len(boards), nothing + 1, cells))  # board, letter taken as the key, cell
     for _ in range(world.turns):
-        after = {taken: np.zeros(board.size**2) for taken in value}
-        for taken in value:
-            for cell, ends in enumerate(around):
-                for to in ends:
-                    if to not in board.letters or to == taken:
-                        worth = value[taken][to]
-                    elif informed:
-                        worth = float(to == goal and taken == key)
-                        worth = value[to][to] if to == key and taken is None else worth
-                    elif taken is None:  # one letter in four is the key, then one in three the goal
-                        worth = value[to][to] / len(board.letters)
-                    else:
-                        worth = 1 / (len(board.letters) - 1)
-                    after[taken][cell] = max(after[taken][cell], worth)
-        value = after
-    return float(value[None][board.start])
+        worth = value.copy()  # of stepping on a cell
+        for letter in range(nothing):
+            on = letters[:, letter]
+            taken = value[every, letter, on]  # by taking this letter as the key
+            for held in range(nothing + 1):
+                if held == letter:
+                    continue
+                if informed:
+                    found = float(letter == goal and held == key)
+                    found = taken if letter == key and held == nothing else found
+                elif held == nothing:  # one letter in four is the key, then one in three the goal
+                    found = taken / nothing
+                else:
+                    found = 1 / (nothing - 1)
+                worth[every, held, on] = found
+        value = worth[:, :, around].max(3)
+    return value[every, nothing, [board.start for board in boards]]
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -215,34 +215,51 @@ class DescentEnv(TextEnv):
     def _kinds(self) -> dict[str, str]:
         return super()._kinds() | self.roles(self.level + 1)
 
-    def _move(self, action: str) -> tuple[str, Outcome | None]:
+    def _go(self, action: str) -> tuple[int | None, str, Outcome | None]:
+        """Play one action; return the cell that it leads to, or None, what the letter there turns
+        out to be ("" if nothing), and the outcome.
+        """
         board = self.layout.boards[self.level]
         to = neighbours(self.size, self.cell).get(action)
         if to is None:
-            return "You hit a wall.", Outcome.INVALID
+            return None, "", Outcome.INVALID
         self.cell = to
-        feedback = f"You moved {self.word(action)} to {self.place(*divmod(to, self.size))}"
-        roles = zip(self.roles(self.level + 1).items(), board.letters)
-        letter, role = next((pair for pair, cell in roles if cell == to), ("", ""))
+        role = DESCENT_ROLES[board.letters.index(to)] if to in board.letters else ""
         if role == "hole":
-            return f"{feedback} and fell into {letter}, a hole. You lost.", Outcome.FAILURE
-        if role == "key" and not self.carrying:
+            return to, role, Outcome.FAILURE
+        if role == "key":
+            role = "" if self.carrying else "key"
             self.carrying = True
-            return f"{feedback} and took {letter}, the key.", None
         if role != "goal":
-            return f"{feedback}.", None
-        feedback += f" and reached {letter}, the goal"
+            return to, role, None
         if not self.carrying:
-            return f"{feedback}, without the key. You lost.", Outcome.FAILURE
+            return to, role, Outcome.FAILURE
         if self.level + 1 == self.levels:
-            return f"{feedback}. You won.", Outcome.SUCCESS
+            return to, role, Outcome.SUCCESS
         self._enter(self.level + 1)
-        return f"{feedback}. Next level.", None
+        return to, role, None
+
+    def _move(self, action: str) -> tuple[str, Outcome | None]:
+        board, first = self.layout.boards[self.level], self.level * len(DESCENT_ROLES)
+        to, role, outcome = self._go(action)
+        if to is None:
+            return "You hit a wall.", outcome
+        feedback = f"You moved {self.word(action)} to {self.place(*divmod(to, self.size))}"
+        if not role:
+            return f"{feedback}.", None
+        letter = self.letters[first + board.letters.index(to)]
+        if role == "hole":
+            return f"{feedback} and fell into {letter}, a hole. You lost.", outcome
+        if role == "key":
+            return f"{feedback} and took {letter}, the key.", outcome
+        feedback += f" and reached {letter}, the goal"
+        ends = {Outcome.FAILURE: ", without the key. You lost.", Outcome.SUCCESS: ". You won."}
+        return feedback + ends.get(outcome, ". Next level."), outcome
 
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
         """See TextEnv; the turns spent on a board are part of the position."""
         self.turn += 1
-        _, outcome = self._move(action)
+        _, _, outcome = self._go(action)
         position, late = self.position, self._time_up()
         self.turn -= 1
         going_on = outcome is None or outcome is Outcome.INVALID

@@ -178,9 +178,9 @@ class FrozenLakeEnv(TextEnv):
         return f"{feedback}.", None
 
     def chances(self, action: str) -> list[tuple[float, int, Outcome | None]]:
-        """See TextEnv; gymnasium's own table if the ice is slippery."""
-        if not self.slippery:
-            return super().chances(action)
+        """See TextEnv; gymnasium's own table, but a wall where the ice is not slippery."""
+        if not self.slippery and action not in neighbours(self.layout.size, self.position):
+            return [(1.0, self.position, Outcome.INVALID)]
         outcomes = {True: Outcome.SUCCESS, False: Outcome.FAILURE}
         return [
             (chance, cell, outcomes[reward > 0] if ended else None)
