@@ -68,19 +68,28 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture
-def smaller(tmp_path, monkeypatch):
+def fewer(tmp_path, monkeypatch):
     """Make the scale "tiny" smaller, here and in notebook kernels. Results are not tested."""
     from oelkit.runs.settings import SCALES
 
-    less = {"extract_games": 8, "state_games": 8, "num_draws": 2, "steps": 2, "eval_maps": 16}
-    less |= {"gate": "off", "max_new_tokens": 16}  # truncates the base model's replies
-    for name, value in less.items():
-        monkeypatch.setitem(SCALES["tiny"], name, value)
     startup = tmp_path / "ipython/profile_default/startup"
     startup.mkdir(parents=True)
-    code = f"from oelkit.runs.settings import SCALES\nSCALES['tiny'] |= {less}\ndel SCALES\n"
-    (startup / "smaller.py").write_text(code)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+    def change(**less):
+        for name, value in less.items():
+            monkeypatch.setitem(SCALES["tiny"], name, value)
+        code = f"from oelkit.runs.settings import SCALES\nSCALES['tiny'] |= {less}\ndel SCALES\n"
+        (startup / f"{len(list(startup.iterdir()))}.py").write_text(code)
+
+    change(extract_games=4, state_games=4, num_draws=2, steps=2, eval_maps=8, gate="off")
+    return change
+
+
+@pytest.fixture
+def smaller(fewer):
+    """Like `fewer`, with shorter replies too: those of the base model are truncated."""
+    fewer(max_new_tokens=16)
 
 
 @pytest.fixture(scope="session")
