@@ -15,6 +15,11 @@ def open_notebook(page, address):
     """Open a notebook in JupyterLab or Notebook 7 and wait for its kernel."""
     page.goto(address, timeout=SLOW, wait_until="commit")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=SLOW)
+    wait_for_kernel(page)
+
+
+def wait_for_kernel(page):
+    """Wait until the open notebook's kernel is idle."""
     page.wait_for_function(
         "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
         timeout=SLOW,

@@ -7,7 +7,7 @@ import shutil
 from oelkit import Run, Settings
 from oelkit.runs.stages import status
 
-from .pages import JUPYTER, PICTURES, ROOT, SAMPLE, SLOW, open_notebook, press
+from .pages import JUPYTER, PICTURES, ROOT, SAMPLE, SLOW, open_notebook, press, wait_for_kernel
 
 ROUND = ("rollout", "extract", "curate", "collect", "distill")
 
@@ -27,6 +27,21 @@ def run_until(page, id):
     )
     outputs = page.evaluate(f"{there}.model.outputs.toJSON()")
     return "".join("".join(o.get("text") or o.get("evalue", "")) for o in outputs)
+
+
+def bring(page, name):
+    """Open a notebook beside the page's others, or return to it, and wait for its kernel."""
+    page.evaluate(
+        """async (path) => {
+          await jupyterapp.commands.execute("docmanager:open", { path });
+          await jupyterapp.shell.currentWidget.sessionContext.ready;
+        }""",
+        f"notebooks/{name}.ipynb",
+    )
+    page.wait_for_function(
+        f"jupyterapp.shell.currentWidget.title.label == '{name}.ipynb'", timeout=SLOW
+    )
+    wait_for_kernel(page)
 
 
 def picture(page, name):
@@ -77,12 +92,12 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
     picture(page, "stale_editor")
     assert states()["curate"] == states()["distill"] == "stale"
 
-    for name, cell in (("05_distill", "05-redo-py"), ("07_online_rounds", "07-redo-py")):
-        other = opened(name)
-        shown = run_until(other, cell)
+    other = opened("05_distill")
+    for name in ("05_distill", "07_online_rounds"):  # one page: loading JupyterLab takes seconds
+        bring(other, name)
+        shown = run_until(other, f"{name[:2]}-redo-py")
         picture(other, f"stale_{name}")
         assert "is out of date" in shown and "curation.jsonl has changed since" in shown
-        other.close()
     assert weights() == trained
 
     page.get_by_role("button", name="Redo these stages").click()
@@ -95,7 +110,7 @@ def test_an_edit_after_training_is_refused_until_the_button_does_it_again(
     assert "Walls cost a turn." in (one / "adapter" / "experience.md").read_text()
     done = {path.stem for path in manifests.iterdir() if kept[path] != path.stat().st_mtime_ns}
     assert done == {"curate", "collect", "distill"}  # tiny plays for states with the experience
-    other = opened("05_distill")
+    bring(other, "05_distill")
     assert "distill of round 1: done" in run_until(other, "05-redo-py")
     other.close()
     page.locator(".oel-accepted").nth(1).click()  # the editor knows the items that the stages added
