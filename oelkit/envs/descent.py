@@ -253,8 +253,9 @@ class DescentEnv(TextEnv):
         if role == "key":
             return f"{feedback} and took {letter}, the key.", outcome
         feedback += f" and reached {letter}, the goal"
-        ends = {Outcome.FAILURE: ", without the key. You lost.", Outcome.SUCCESS: ". You won."}
-        return feedback + ends.get(outcome, ". Next level."), outcome
+        if outcome is Outcome.FAILURE:
+            return f"{feedback}, without the key. You lost.", outcome
+        return f"{feedback}. {'You won' if outcome else 'Next level'}.", outcome
 
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
         """See TextEnv; the turns spent on a board are part of the position."""
