@@ -103,12 +103,23 @@ def make_model(folder, seed=0, chat_template=TEMPLATE, **changes):
     return folder
 
 
-def with_short_probe(source, folder):
+def with_short_probe(source, folder, every=16):
     """Copy a model that ships with oelkit, with only a few of its OOD questions."""
     shutil.copytree(source, folder)
     lines = (folder / "probe.jsonl").read_text("utf-8").splitlines(True)
-    (folder / "probe.jsonl").write_text("".join(lines[::16]), "utf-8")
+    (folder / "probe.jsonl").write_text("".join(lines[::every]), "utf-8")
     return folder
+
+
+def short_prompts(folder, most=16):
+    """Copy the embedded model's prompt set, with replies so short that the base model's rambling
+    is cut off. Return the file's name.
+    """
+    text = (ROOT / "oelkit/prompts/brief.toml").read_text("utf-8")
+    assert "max_new_tokens = 128\n" in text
+    path = folder / "short.toml"
+    path.write_text(text.replace("max_new_tokens = 128\n", f"max_new_tokens = {most}\n"), "utf-8")
+    return str(path)
 
 
 def shake(policy, adapter="student", seed=1, size=0.1):

@@ -8,12 +8,14 @@ from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from helpers import assert_whole, make_metrics, rate, with_short_probe, words
+from helpers import assert_whole, make_metrics, rate, short_prompts, with_short_probe, words
 
 from oelkit import Run, Settings, load_policy
+from oelkit.envs.frozen_lake import FrozenLakeEnv
 from oelkit.records import read_jsonl
 from oelkit.runs import work
 from oelkit.stats import wilson_interval
@@ -32,18 +34,30 @@ def experiments():
     return run_path(str(MICRO / "claims.py"))
 
 
-def test_every_experiment_runs_and_is_drawn(experiments, tmp_path):
-    model = with_short_probe(study_plots.LAKES.model, tmp_path / "model")
+@pytest.fixture
+def lake_of_two_turns():
+    """Register a world whose games end after two turns. Return its id."""
+    for split, name in (("train", "Lake2-v0"), ("unseen", "Lake2Unseen-v0")):
+        kwargs = {"size": 3, "holes": (1, 2), "max_turns": 2, "split": split}
+        gym.register(f"tests/{name}", FrozenLakeEnv, kwargs=kwargs)
+    yield "tests/Lake2-v0"
+    for name in ("Lake2-v0", "Lake2Unseen-v0"):
+        del gym.registry[f"tests/{name}"]
+
+
+def test_every_experiment_runs_and_is_drawn(experiments, tmp_path, lake_of_two_turns):
+    model = with_short_probe(study_plots.LAKES.model, tmp_path / "model", every=48)
     policy, rows = load_policy(model), []
     experiments["STEPS"] = experiments["steps"].__globals__["STEPS"] = (1, 2)
-    less = {"extract_games": 4, "state_games": 2, "num_draws": 2, "eval_maps": 4}
-    less["max_new_tokens"] = 16  # truncates the base model's replies
+    less = {"extract_games": 4, "state_games": 2, "num_draws": 2, "eval_maps": 2}
+    less["env"] = lake_of_two_turns
+    less["prompt_set"] = short_prompts(tmp_path)  # the arms take no max_new_tokens
     settings = Settings(**less, steps=2, batch_size=2, gate="off")
     for name, experiment in experiments["EXPERIMENTS"].items():
         run = Run(tmp_path / name, settings, policy, progress=False)
         found = list(experiment(run))
         assert found and all(
-            len(row["passed"]["passes"]) == row["passed"]["n"] == 4 for row in found
+            len(row["passed"]["passes"]) == row["passed"]["n"] == 2 for row in found
         )
         assert max(row.get("tokens", 0) for row in found) <= experiments["BUDGET"]
         rows += [{"experiment": name, "env": run.eval_env, "seed": 0, **row} for row in found]
@@ -174,9 +188,8 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(
     micro_folder, tmp_path, monkeypatch
 ):
     anew = run_path(str(MICRO / "rounds.py"))["Anew"]
-    settings = Settings(
-        extract_games=16, state_games=4, steps=1, batch_size=4, eval_maps=2, run_ablations=False
-    )
+    less = {"extract_games": 8, "state_games": 4, "num_draws": 2, "max_new_tokens": 16}
+    settings = Settings(**less, steps=1, batch_size=4, eval_maps=2, run_ablations=False)
     policy = load_policy(micro_folder)
     untrained, at_start = policy.trainable()[1].clone(), []
     distill = work.distillation.distill
@@ -232,11 +245,8 @@ def test_no_two_variants_of_the_study_have_the_same_outcome():
 
 def test_the_recorded_figures_can_be_drawn(experiments):
     rows = read_jsonl(RESULTS / "experiments.jsonl")
-    assert (
-        set(experiments["figures"](rows))
-        == {row["experiment"] for row in rows}
-        <= set(experiments["EXPERIMENTS"])
-    )
+    figures = experiments["figures"](rows)
+    assert set(figures) == {row["experiment"] for row in rows} <= set(experiments["EXPERIMENTS"])
     heads = {name: experiments["headline"](name, of) for name, of in by_experiment(rows).items()}
     assert heads["texts"] == "Consolidated: own items 98%, raw games 0%"
     assert heads["curation"] == "Consolidated: curated by a person 98%, as extracted 0%"
@@ -245,7 +255,7 @@ def test_the_recorded_figures_can_be_drawn(experiments):
     assert heads["saturation"] == "Games read: 10% after 1, 98% after 64"
     some = [row for row in rows if row["experiment"] == "texts" and row["arm"] != "raw games"]
     assert experiments["headline"]("texts", some).endswith("raw games -")  # no items to train on
-    for name, figure in experiments["figures"](rows).items():
+    for name, figure in figures.items():
         assert figure.get_suptitle().replace("\n", " ").startswith(heads[name])
         assert_whole(figure)
     study = run_path(str(MICRO / "rounds.py"))

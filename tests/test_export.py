@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def micro(micro_folder, tmp_path_factory):
     """Run one short round on the embedded model."""
     less = {"rounds": 1, "extract_games": 24, "state_games": 16, "num_draws": 2, "eval_maps": 24}
     less |= {"env": "oelkit/FrozenLake4x4-v0", "lr": 1e-3, "steps": 20}  # learned in one round
+    less |= {"batch_size": 8, "max_new_tokens": 32}
     settings = Settings(model=str(micro_folder), run_ablations=False, gate="off", **less)
     folder = tmp_path_factory.mktemp("runs") / "short"
     Run(folder, settings, progress=False).run_all()
@@ -36,7 +38,8 @@ def micro(micro_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_rounds(settings, tmp_path_factory):
     """Run two rounds on a random model. Tests must not change it."""
-    run = Run(tmp_path_factory.mktemp("runs") / "two", settings, progress=False)
+    without_arms = replace(settings, run_ablations=False)  # no export reads them
+    run = Run(tmp_path_factory.mktemp("runs") / "two", without_arms, progress=False)
     by_hand(run, "H is a hole.", "```\n<script>alert(1)</script>").run_all()
     return run
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ def _versus(
     """Compare an arm with a rival, paired by map. After training, compare OOD answers as well."""
     arm, rival = (plots.NAMES.get(name, name) for name in (arm, rival))
     mine, others = (passes(rows) for rows in (ours, theirs))
-    difference, n = paired_bootstrap(others, mine), len(mine)
+    difference, n = differing(tuple(others), tuple(mine)), len(mine)
     yield Finding(
         f"{arm} {sum(mine) / n:.1%} against {rival} {sum(others) / n:.1%}, {where}: "
         f"{points_text(difference)}, n = {n}.",
@@ -348,6 +349,12 @@ def passes(rows: Sequence[dict]) -> list[int]:
     return [int(c) for row in rows for c in row["passed"]["passes"]]
 
 
+@cache
+def differing(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[float, float, float]:
+    """Return `paired_bootstrap`, which a figure's title and its bars both ask for."""
+    return paired_bootstrap(a, b)
+
+
 def paired(rows: Sequence[dict]) -> list[dict]:
     """Return how each arm of `leave_one_out` differs from all items on the same maps."""
     arms = grouped(sorted(rows, key=lambda row: row["seed"]), "arm")
@@ -355,7 +362,7 @@ def paired(rows: Sequence[dict]) -> list[dict]:
     return [
         {
             "arm": arm.removeprefix(MARKER).strip(),
-            "difference": paired_bootstrap(whole, passes(same)),
+            "difference": differing(tuple(whole), tuple(passes(same))),
         }
         for (arm,), same in arms.items()
     ]
@@ -390,11 +397,17 @@ def figures(rows: Sequence[dict]) -> dict:
     return {name: figure(name, same) for (name,), same in grouped(rows, "experiment").items()}
 
 
+@cache
+def bounds(env: str, maps: tuple[int, ...]) -> dict:
+    """Return `envs.bounds`, which takes seconds; most experiments play the same maps."""
+    return envs.bounds(env, maps)
+
+
 def figure(name: str, rows: Sequence[dict]) -> plots.Figure:
     """Draw the figure of one experiment."""
     seeds, n = sorted({row["seed"] for row in rows}), rows[0]["passed"]["n"]
     maps = [HELD_OUT + 1000 * seed + i for seed in seeds for i in range(n)]
-    limits = envs.bounds(rows[0]["env"], maps)
+    limits = bounds(rows[0]["env"], tuple(maps))
     about, head = f"mean and range of {len(seeds)} seeds, {n} maps each", headline(name, rows)
     if name in ("texts", "curation"):
         return study_plots.bars(rows, limits, head)
