@@ -39,8 +39,8 @@ SMALL = Settings.of(
     gate="off",
 )
 # for `make test`: truncates the base model's replies; training steps take most of the time
-SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 16, "steps": 6, "extract_games": 6}
-SHORT |= {"state_games": 4, "batch_size": 2, "eval_maps": 4}
+SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 16, "steps": 4, "extract_games": 3}
+SHORT |= {"state_games": 2, "batch_size": 2, "eval_maps": 2}
 WAYS = ("moment", "fsync", "rename", "line")
 
 

@@ -171,27 +171,46 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_where_there_is_room(
     assert (tmp_path / "outputs").read_text() == repr(whole[0])
 
 
+# in one process, as each start takes seconds
+EACH_COMMAND = """
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from oelkit.__main__ import main
+
+told = []
+for command in json.loads(sys.argv[1]):
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(command)
+    told.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(told))
+"""
+
+
 @pytest.mark.slow
 def test_a_run_that_cannot_be_written_is_looked_at_and_not_gone_on_with(small, tmp_path):
     run = by_hand(Run(tmp_path / "runs/run", small, progress=False))
     before, model = outputs(run.folder), ["--model", small.model]
 
-    def oelkit(*arguments):
-        command = [sys.executable, "-m", "oelkit", *arguments]
-        return in_mounts(read_only(tmp_path), *command, cwd=tmp_path)
+    def python(*arguments):
+        return in_mounts(read_only(tmp_path), sys.executable, *arguments, cwd=tmp_path)
 
-    looked = oelkit("status", "run")
+    looked = python("-m", "oelkit", "status", "run")
     assert looked.returncode == 3 and "extract    done" in looked.stdout, looked
-    for arguments in (
+    commands = [
         ["loop", "--run", "run", "--resume"],
         ["loop", "--run", "other", *model],
         ["play", *model, "--out", "games.jsonl"],
         ["notebooks", "--copy", "mine"],
         ["init", "world"],
-    ):
-        done = oelkit(*arguments)
-        assert done.returncode == 1 and done.stdout == "", (arguments, done)
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    ]
+    done = python("-c", EACH_COMMAND, json.dumps(commands))
+    assert done.returncode == 0, done
+    told = json.loads(done.stdout)
+    assert len(told) == len(commands)
+    for command, (code, out, err) in zip(commands, told, strict=True):
+        assert (code, out) == (1, ""), (command, code, out, err)
+        assert err.startswith("error: ") and err.count("\n") == 1, (command, err)
     assert outputs(run.folder) == before
 
 

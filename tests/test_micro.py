@@ -4,6 +4,7 @@ learn in the loop without shortcuts.
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def test_the_games_of_pre_training_are_those_of_the_world(make):
 
 
 def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_path, monkeypatch):
+    whole = vars(make).copy()
     for name in ("a", "b"):
         options = [
             "--out",
@@ -99,6 +101,9 @@ def test_the_recipe_runs_and_gives_the_same_weights_for_the_same_seed(make, tmp_
             "2048",
         ]
         monkeypatch.setattr("sys.argv", ["make.py", *options])
+        # fewer samples than the model's own: drawing them took most of the time
+        for part, fewer in (("batches", {"pool": 250}), ("make_tokenizer", {"samples": 2000})):
+            monkeypatch.setattr(make, part, partial(whole[part], **fewer))
         monkeypatch.setattr(
             make, "scores", lambda *_: {"act": 0.0}
         )  # scoring would take longer than this training
