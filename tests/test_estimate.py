@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_estimate_names_every_stage_and_leaves_nothing_behind(settings, tmp_path):
-    run = Run(tmp_path / "run", replace(settings, run_ablations=True), progress=False)
+    run = Run(tmp_path / "run", replace(settings, rounds=1, run_ablations=True), progress=False)
     before = [p.clone() for p in run.policy.trainable()]
     said = run.estimate(price_per_hour=6.0)
     assert all(torch.equal(a, b) for a, b in zip(before, run.policy.trainable(), strict=True))
