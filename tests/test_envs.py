@@ -728,13 +728,13 @@ def test_a_reset_in_another_form_is_told(registry, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_bare_world_goes_through_every_step(doors, tmp_path):
+def test_a_bare_world_goes_through_every_step(doors, micro_folder, tmp_path):
     from oelkit import load_policy, rollout, run_loop, summary
     from oelkit.views.findings import findings
     from oelkit.views.report import write_report
     from oelkit.views.widgets import trajectory_viewer
 
-    policy = load_policy("micro")
+    policy = load_policy(micro_folder)
     games = rollout(policy, doors, range(6), temperature=1.0)
     assert all(game.outcome in ("success", "turn_limit") and game.turns for game in games)
     shown = {game.turns[0].observation for game in games}
@@ -756,6 +756,7 @@ def test_a_bare_world_goes_through_every_step(doors, tmp_path):
         batch_size=2,
         eval_maps=2,
         run_ablations=False,
+        max_new_tokens=16,
     )
     metrics = run_loop(folder, small, policy, progress=False)
     assert metrics["bounds"]["ceiling"] is None
