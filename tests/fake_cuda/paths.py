@@ -176,7 +176,7 @@ def paths(policy, all_losses):
 
 
 def replies(policy, prompts, kept=None):
-    # the second pass makes room in the cache, the third uses it
+    # the first pass makes room in the cache, the others use it
     found = generate(policy, prompts, max_new_tokens=3, kept=kept)
     lengths = [len(r.ids) for r in found]
     assert lengths == [3] * len(prompts), lengths
