@@ -1,8 +1,9 @@
 """Export a curation as a table and import its changes: JSON Lines, or CSV for a spreadsheet.
 
 Export writes the current view, one row per item. Import compares rows by id and does what differs
-(text, status) as operations; a row without an id adds an item of your own. No CSV cell is a
-formula: text that a spreadsheet would execute gets a leading ', which import removes.
+(text, status) as operations; a row without an id adds an item of your own, and one without a status
+keeps it. No CSV cell is a formula, also where a spreadsheet splits at semicolons or tabs: text that
+it would execute gets a ' in front, which import removes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 from .curation import Curation
 from .messages import json_text
@@ -18,7 +20,7 @@ from .records import Fields, to_dict
 from .text import one_line, well_formed
 
 COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
+_FORMULA = r"(?=[=+\-@＝＋－＠\t\r\n'])"
 _DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pending": "restore"}
 
 
@@ -50,7 +52,7 @@ def bring_in(curation: Curation, text: str) -> int:
     """
     rows, seen = _rows(text), set[str]()
     for n, row in enumerate(rows, 1):  # check everything before changing anything
-        if (status := row.get("status") or "pending") not in _DECISIONS:
+        if (status := _status(row)) and status not in _DECISIONS:
             raise ValueError(f"row {n}: {status!r} is none of {', '.join(_DECISIONS)}")
         if not str(row.get("text") or "").strip():
             raise ValueError(f"row {n}: the text is empty; set the status to rejected instead")
@@ -69,7 +71,7 @@ def bring_in(curation: Curation, text: str) -> int:
     for row in rows:
         if not row.get("id"):
             curation.add(row["text"], (), row.get("why") or "")
-        elif (status := row.get("status") or "pending") != curation.item(row["id"]).status:
+        elif (status := _status(row)) and status != curation.item(row["id"]).status:
             decided.setdefault(status, []).append(row["id"])
     for status, ids in decided.items():  # one undo step per status
         getattr(curation, _DECISIONS[status])(ids, "imported")
@@ -85,6 +87,10 @@ def _row(curation: Curation, id: str) -> Fields:
     return {name: row[name] for name in COLUMNS[:-1]} | {"why": why[-1] if why else ""}
 
 
+def _status(row: Fields) -> str:
+    return (row.get("status") or "").strip().lower()
+
+
 def _rows(text: str) -> list[Fields]:
     """Return the fields of each JSON line or CSV row."""
     text = text.removeprefix("\ufeff")
@@ -92,9 +98,8 @@ def _rows(text: str) -> list[Fields]:
         if text.lstrip().startswith("{"):
             rows: list[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
-            table = csv.DictReader(io.StringIO(text, newline=""))
-            rows = [{k: _plain(v or "") for k, v in row.items() if k} for row in table]
-    except (ValueError, RecursionError, csv.Error) as error:
+            rows = _cells(text)
+    except (RecursionError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
     if not rows or not all(isinstance(row, dict) and "text" in row for row in rows):
         raise ValueError("a table of items needs at least one row, and a text column in every row")
@@ -105,9 +110,23 @@ def _rows(text: str) -> list[Fields]:
     return rows
 
 
+def _cells(text: str) -> list[Fields]:
+    """Return the cells of each CSV row by their name in the first line."""
+    head = text.partition("\n")[0]
+    by = max(",;\t", key=head.count)  # in some languages a spreadsheet writes semicolons
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
+    names, *rows = [row for row in table if row] or [[]]
+    for n, row in enumerate(rows, 1):
+        if len(row) > len(names):
+            said = f"row {n} has {len(row)} cells, the first line {len(names)}"
+            raise ValueError(f"{said}: put a text that contains {by!r} in double quotes")
+    full = (row + [""] * (len(names) - len(row)) for row in rows)
+    return [dict(zip(names, map(_plain, row), strict=True)) for row in full]
+
+
 def _safe(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return re.sub(rf"(\A|[;\t]){_FORMULA}", r"\1'", cell)
 
 
 def _plain(cell: str) -> str:
-    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+    return re.sub(rf"(\A|[;\t])'{_FORMULA}", r"\1", cell)

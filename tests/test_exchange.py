@@ -44,12 +44,37 @@ def test_no_cell_is_a_formula_and_a_text_that_looks_like_one_comes_back():
     assert bring_in(c, export(c, "csv")) == 0
 
 
-@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5))
+SAID = st.text(min_size=1, max_size=20) | st.text(";\t=-'x", min_size=1, max_size=9)
+
+
+@given(st.lists(SAID, min_size=1, max_size=5))
 @settings(deadline=None, max_examples=60)
 def test_any_text_comes_back_as_it_was(texts):
     c = curation([f"{text} x" for text in texts])
     for format in ("jsonl", "csv"):
         assert bring_in(c, export(c, format)) == 0
+
+
+@pytest.mark.parametrize("by", [",", ";", "\t"])
+def test_a_table_without_a_status_keeps_every_decision(by):
+    c = curation(TEXTS[:3])
+    c.accept(["i0", "i1"])
+    c.reject("i2")
+    rows = [("id", "text"), *((item.id, item.text) for item in c.items)]
+    table = "\r\n".join(by.join(f'"{cell}"' for cell in row) for row in rows)
+    assert bring_in(c, table) == 0
+    assert bring_in(c, table.replace("H is", "M is")) == 1, "the other words, no other status"
+    assert [item.status for item in c.items] == ["accepted", "accepted", "rejected"]
+    assert bring_in(c, f"id{by}status{by}text\ni2{by} Pending {by}'quoted'\n") == 1
+    assert c.item("i2").status == "pending" and c.item("i2").text == "'quoted'"
+
+
+def test_no_cell_is_split_at_another_separator():
+    c = curation(["a;=1+1", "a\t=1+1", "a;'=1", ";\t=1"])
+    for by in ";\t":
+        table = csv.reader(io.StringIO(export(c, "csv")), delimiter=by)
+        assert not [cell for row in table for cell in row if cell.startswith("=")]
+    assert bring_in(c, export(c, "csv")) == 0
 
 
 def test_decisions_edits_and_new_rows_are_operations():
@@ -77,6 +102,14 @@ def test_decisions_edits_and_new_rows_are_operations():
         ("id,status,text\nnobody,accepted,x\n", "no item has the id 'nobody'"),
         ("id,status,text\ni0,accepted,x\ni1,accepted, \n", "row 2: the text is empty"),
         ("[1]", "text column"),
+        (
+            "id,status,text\ni0,accepted,H is a hole, so run.\n",
+            "row 1 has 4 cells, the first line 3",
+        ),
+        (
+            'id,status,text\ni0,pending,"H is\n',
+            "neither JSON Lines nor CSV: unexpected end of data",
+        ),
         ('{"text": 1}', "row 1: text must be text, got 1"),
         ('{"text": "x"}\n5', "text column"),
         ('{"text": "x", "id": ["i0"]}', "row 1: id must be text"),
