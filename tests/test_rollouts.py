@@ -250,6 +250,10 @@ class Archive(gym.Env):
                 raise OSError("the shelf fell")
             case "exit":
                 sys.exit("good bye")
+            case "memory":
+                raise MemoryError("too many shelves")
+            case "no message":
+                raise type("Silent", (OSError,), {"__str__": None})
             case "hang":
                 while True:
                     try:
@@ -290,6 +294,8 @@ FAULTS = {
     "reset": "OSError: the shelf fell",
     "step": "OSError: the shelf fell",
     "exit": "SystemExit: good bye",
+    "memory": "MemoryError: too many shelves",
+    "no message": "Silent",
     "hang": "TimeoutError: it hung for 1 s",
     "three values": r"TypeError: its step\(\) must return five values",
     "own unpacking": "ValueError: not enough values to unpack",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from numbers import Integral
@@ -115,8 +115,7 @@ def rollout(
             if not asked:
                 break
             draw = {**options, "seed": seed * 1009 + turn, "kept": kept}
-            longest = options["max_new_tokens"]
-            with oom_hint("playing", max_new_tokens=longest, games=len(asked)):
+            with oom_hint("playing", max_new_tokens=options["max_new_tokens"], games=len(asked)):
                 replies = generate(policy, [g.ids for g in asked], adapter=adapter, **draw)
             for game, reply in zip(asked, replies, strict=True):
                 game.play(reply, policy.answer_text(reply.text))
@@ -178,12 +177,11 @@ class _Game:
         try:
             with _time_limit(WORLD_SECONDS):
                 yield
-        except (MemoryError, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # a user's own world can even call sys.exit
             self.error, self.outcome = error, Outcome.UNKNOWN
-            said = f"{self.world}, map {self.seed}: {type(error).__name__}: {error}"
-            self.extra["error"] = said
+            self.extra["error"] = f"{self.world}, map {self.seed}: {_told(error)}"
 
     def begin(self) -> None:
         """Reset the world and record what it shows first."""
@@ -200,7 +198,7 @@ class _Game:
             raise
         except BaseException as error:  # as in `_guarded`
             what = f"{self.world}, map {self.seed}: its world could not be closed"
-            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+            warnings.warn(f"{what}: {_told(error)}", stacklevel=2)
 
     def ask(self, policy: Policy, prompt_set: PromptSet) -> bool:
         """Write the messages of this turn; return whether the chat template takes them."""
@@ -225,6 +223,12 @@ class _Game:
             self.about = _about(info)
         rest = reply.truncated, about
         self.turns.append(Turn(before, self.prompt, reply.text, action, feedback, *lengths, *rest))
+
+
+def _told(error: BaseException) -> str:
+    with suppress(Exception):  # its message can itself raise an error
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
 
 
 def _text(value: Any, what: str) -> str:
