@@ -23,6 +23,7 @@ from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from .flags import FIELDS, STEPS, add_own, add_setting
 from .given import did_you_mean
 from .runs.settings import SCALES, Settings
+from .tables import visible
 
 # PEFT imports bitsandbytes, which calls torch.compile on import. That loads the compiler and takes
 # one of the six seconds of every start. oelkit compiles nothing.
@@ -156,7 +157,7 @@ def parser() -> Parser:
 def _one_line(message: Warning | str, *_: Any) -> str:
     """Format a warning for the command line, without the colours of gymnasium's warnings."""
     text = re.sub(r"\x1b\[\d*m(WARN: )?", "", str(message))
-    return f"warning: {' '.join(text.split())}\n"
+    return f"warning: {visible(' '.join(text.split()))}\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             message = f"{error.filename}: {error.strerror}"
         message = re.sub(r"; the \d+ good \w+ are in this error's \.records", "", message)
         message = message.replace("on_bad='skip'", "--bad skip")  # the flag for it
-        print("error:", " ".join(message.split()), file=sys.stderr)
+        print("error:", visible(" ".join(message.split())), file=sys.stderr)
         return 1
 
 

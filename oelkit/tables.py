@@ -5,12 +5,19 @@ HTML is escaped; a DataFrame needs pandas.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 MOST_ROWS = 10
 Brief = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # a line, names of columns, rows
+
+
+def visible(text: str) -> str:
+    """Escape what a terminal would obey: control characters, and those that change direction."""
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(hidden, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Shown:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from oelkit import distill
+from oelkit.model import lora
 from oelkit.model.loading import load_policy
 from oelkit.model.plain import merge_adapter
 from oelkit.model.sampling import generate
@@ -236,6 +237,30 @@ def test_a_strangers_settings_are_checked_before_anything_is_made_of_them(
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(ValueError, match=message):
+        load_policy(tiny_model, adapter=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"target_modules": "PATTERN"}, {"rank_pattern": {"PATTERN": 4}}]
+)
+def test_a_pattern_that_takes_forever_is_refused(tiny_model, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(lora, "PATIENCE", 2)
+    trained_with_peft(tiny_model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    given = json.dumps(json.loads(path.read_text()) | settings)
+    path.write_text(given.replace("PATTERN", "(([a-z0-9_.])+)+[!]"))
+    with pytest.raises(ValueError, match="patterns .* take over 2 s to compare with the layers'"):
+        load_policy(tiny_model, adapter=tmp_path)
+
+
+def test_a_small_file_is_not_given_the_memory_that_its_settings_ask_for(tiny_model, tmp_path):
+    trained_with_peft(tiny_model, tmp_path, target_modules="all-linear")
+    path, file = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 100_000}))
+    state = load_file(file)
+    state[next(key for key in state if "lora_A" in key)] = torch.zeros(100_000, 1)
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"asks for matrices of [\d,]+ numbers, its file has"):
         load_policy(tiny_model, adapter=tmp_path)
 
 

@@ -284,7 +284,7 @@ def test_extract_prints_what_was_written(call, place, settings, monkeypatch):
     out = call(*line, "--num-draws", "2", "--out", "x.jsonl", "--prompt-set", "brief")[1]
     said = [line for line in out.splitlines() if line.startswith("  ")]
     assert said == [
-        "  H is  [31ma hole.  (written by 2 of 2 draws)",
+        r"  H is \x1b[31ma hole.  (written by 2 of 2 draws)",
         "  G is far.  (written by 1 of 2 draws)",
     ]
 

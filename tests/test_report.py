@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from helpers import assert_whole, make_game, make_metrics, make_rows, rate, words
 
+from oelkit.__main__ import main
 from oelkit.prompts import load_prompt_set
 from oelkit.records import Outcome, to_dict, write_jsonl
 from oelkit.runs.stages import FORM
@@ -305,6 +306,17 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     metrics["rounds"][0]["ood"]["base"] |= {"all": 0.9}
     metrics["rounds"][-1]["ood"]["consolidated"] |= {"all": 0.5}
     assert any("so the gate said nothing" in str(found) for found in findings(metrics))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph 27")
+def test_a_strangers_metrics_do_not_steer_the_terminal(tmp_path, capsys):
+    metrics = make_metrics()
+    metrics["arms"]["\x1b]0;owned\x07"] = metrics["arms"].pop("sft")
+    assert main(["report", str(make_run(tmp_path / "demo", metrics))]) == 0
+    out = capsys.readouterr().out
+    assert r"arm \x1b]0;owned\x07:" in out and not {"\x1b", "\x07"} & {*out}
+    assert main(["report", str(tmp_path / "\x1b[31m")]) == 1
+    assert r"\x1b[31m" in (told := capsys.readouterr().err) and "\x1b" not in told
 
 
 def test_the_report_says_first_what_is_out_of_date(tmp_path):

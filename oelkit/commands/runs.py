@@ -24,6 +24,7 @@ from ..runs.settings import (
 )
 from ..runs.stages import Stages, StaleRunError, stages_of
 from ..runs.table import weights
+from ..tables import visible
 from .start import TREE, lay_out
 
 
@@ -93,7 +94,7 @@ def report(args: Namespace) -> None:
     with damage_told(folder):
         metrics = read_json(folder / "metrics.json")
         told = [summary(metrics), *findings(metrics)]
-    print(*told, f"report: {path}", sep="\n")
+    print(*(visible(str(line)) for line in told), f"report: {path}", sep="\n")
 
 
 def _tell_stale(folder: Path) -> None:
@@ -124,7 +125,7 @@ def compare(args: Namespace) -> None:
             comparison.table({name: runs[name]}, {name: settings[name]})
             if args.out:
                 comparison.figure({name: runs[name]})
-    print(comparison.table(runs, settings))
+    print(visible(comparison.table(runs, settings)))
     if args.out:
         comparison.figure(runs).savefig(args.out, dpi=150)
 
@@ -149,7 +150,7 @@ def status(args: Namespace) -> int:
     rows = stages_of(folder_of(args.run)).statuses()
     for row in rows:
         place = f"round {row.round}" if row.round else "run"
-        print(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip())
+        print(visible(f"{place:<9} {row.stage:<10} {row.state:<8} {row.why}".rstrip()))
     return 0 if all(row.state == "done" for row in rows) else 3
 
 

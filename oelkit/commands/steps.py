@@ -32,6 +32,7 @@ from ..runs import files
 from ..runs.settings import Settings
 from ..runs.stages import stages_of
 from ..statements import items_for_draw
+from ..tables import visible
 from ..text import counted, experience_text
 from .runs import folder_of, settings_of
 
@@ -73,8 +74,8 @@ def extract(args: Namespace) -> None:
         args.then += ["then try another --prompt-set, or a larger --model"]
         return
     said = Curation(items).statements()
-    for one in said[:8]:  # model text can hold terminal control codes
-        text = "".join(c if c.isprintable() else " " for c in one.text)[:100]
+    for one in said[:8]:
+        text = visible(one.text)[:100]
         print(f"  {text}  (written by {len(one.draws)} of {s.num_draws} draws)")
     args.then = [f"next: oelkit curate {shlex.quote(args.out)}"]
 

@@ -32,7 +32,7 @@ from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
 from .base import cache_argument, check_weights
-from .lora import attach, warn_of_names
+from .lora import attach, check_stranger, warn_of_names
 from .lora_settings import adapter_config, lora_config, plain_lora
 from .policy import Policy
 from .quantised import (
@@ -120,6 +120,8 @@ def load_policy(
             f"{name}: its tokenizer has no chat template; use an instruction-tuned model, or put a "
             "chat_template.jinja into the model folder"
         )
+    if adapter is not None:
+        check_stranger(Path(adapter), empty, lora_settings)
     small = empty.num_parameters() < SMALL_MODEL_PARAMS
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None

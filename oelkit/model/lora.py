@@ -6,10 +6,15 @@ and means what PEFT says.
 
 from __future__ import annotations
 
+import copy
+import json
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +26,18 @@ from transformers import PreTrainedModel
 
 from .lora_settings import OFF_BASE, SHAPE, adapter_config, plain_lora
 from .source import notes
-from .tensors import load_tensors
+from .tensors import load_tensors, tensor_shapes
 
 # by how much the marks of one base can differ in another dtype: relative, absolute
+LARGE = 50_000_000  # numbers of an adapter, from which on its size is checked before it is attached
+PATIENCE = 20  # seconds, for comparing the patterns of an adapter with the names of layers
+MATCH = """import json, re, sys
+patterns, names = json.load(sys.stdin)
+for p in patterns:
+    for name in names:
+        re.fullmatch(p, name)
+        re.match(rf"(.*\\.)?({p})$", name)
+        re.match(rf".*\\.{p}\\.(\\d+)\\.", name)"""  # as PEFT does
 OFF = {"base_embedding": (0.02, 1e-4), "base_layer": (0.004, 1e-6)}
 
 
@@ -50,6 +64,51 @@ def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lo
     add_adapter(model, "teacher", config)
     model.set_adapter("student")
     return model.eval()
+
+
+def check_stranger(folder: Path, empty: PreTrainedModel, config: LoraConfig) -> None:
+    """Refuse an adapter that would take all memory or never end, before it is attached.
+
+    Its patterns are tried in another process, which can be ended. Its matrices must not be far
+    larger than those in its file.
+
+    Args:
+        folder: a PEFT folder.
+        empty: the base model on the meta device.
+        config: the LoRA settings of the folder.
+
+    Raises:
+        ValueError: as above.
+    """
+    ranks = config.rank_pattern or {}
+    said = [config.target_modules, config.exclude_modules, *ranks, *(config.alpha_pattern or {})]
+    said += _listed(config.layers_pattern)
+    patterns = [p for p in said if isinstance(p, str) and not re.fullmatch(r"[\w.-]*", p)]
+    try:
+        if patterns:
+            names = [name for name, _ in empty.named_modules()]
+            command = [sys.executable, "-I", "-S", "-c", MATCH]
+            asked = json.dumps([patterns, names])
+            subprocess.run(command, input=asked, text=True, capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        told = f"its patterns {patterns} take over {PATIENCE} s to compare with the layers' names"
+        raise ValueError(f"{folder}: {told}; write simpler ones") from None
+    shapes = tensor_shapes(folder / "adapter_model.safetensors")
+    held = sum(prod(x) for key, x in shapes.items() if ".lora_" in key)
+    rank = max([config.r, *ranks.values()])
+    if rank * sum(sum(p.shape) for p in empty.parameters() if p.ndim > 1) < LARGE:
+        return
+    what = f"{folder}: its LoRA"
+    with torch.device("meta"):
+        meta = attach(copy.deepcopy(empty), copy.deepcopy(config), "the base model", what)
+    if (want := sum(x.numel() for x in lora_state(meta).values())) > max(LARGE, 4 * held):
+        raise ValueError(
+            f"{folder}: its config asks for matrices of {want:,} numbers, its file has {held:,}"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def warn_of_names(model: Any, names: Any, name: str) -> None:
