@@ -277,6 +277,7 @@ def kernel_manager() -> type:
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
 
     # overrides this process: figures inline even if scripts use Agg, and no debugger banner
     env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -285,5 +286,9 @@ def kernel_manager() -> type:
 
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec: Any = KernelSpec(**command, env=env)
+
+        @default("transport_encryption")
+        def _encrypted(self) -> str:  # other users of the machine can reach a kernel's ports
+            return "auto"
 
     return ThisInterpreter

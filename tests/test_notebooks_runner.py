@@ -129,6 +129,20 @@ def test_runs_in_order_with_parameters_for_those_that_declare_them(root, capfd):
     assert err == ""
 
 
+def test_another_user_of_the_machine_reads_nothing_from_a_kernels_port(root):
+    listen = """import time, zmq
+from ipykernel.connect import get_connection_info
+about = get_connection_info(unpack=True)
+other = zmq.Context.instance().socket(zmq.SUB)
+other.connect(f"{about['transport']}://{about['ip']}:{about['iopub_port']}")
+other.subscribe(b"")
+time.sleep(1)"""
+    hear = "time.sleep(1)\nassert not other.poll(1000), other.recv_multipart()"
+    write(root, "01_a", listen, "print('said to nobody')", hear)
+    (copy,) = run_notebooks(root=root)
+    assert "said to nobody" in copy.read_text()
+
+
 def test_runs_only_what_is_named_whatever_kernel_the_user_registered(root, tmp_path, monkeypatch):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
