@@ -297,4 +297,4 @@ def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) 
 
 
 def _ids(ids: Ids) -> tuple[str, ...]:
-    return (ids,) if isinstance(ids, str) else tuple(ids)
+    return (ids,) if isinstance(ids, str) else tuple(given.records("ids", ids, str))

@@ -53,6 +53,12 @@ def _is_whole(value: Any) -> bool:
     return True
 
 
+def function(name: str, value: Any) -> None:
+    """Refuse what cannot be called; None stands for no function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: expected a function, got {_shown(value)}")
+
+
 def count(name: str, value: Any, least: int = 1) -> int:
     """Return a whole number; TypeError if it is not one, ValueError if it is below `least`."""
     if (n := whole(name, value)) < least:

@@ -26,6 +26,7 @@ import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
+from .. import given
 from .lora import add_adapter, base_marks, fitting_weights, lora_state
 from .tensors import save_tensors
 
@@ -224,7 +225,7 @@ class Adapters:
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the student as a PEFT folder, with an oelkit.json that names its base model."""
-        folder = Path(folder)
+        folder = given.path("folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous().cpu() for k, v in lora_state(self.model).items()}
         save_tensors(tensors, folder / "adapter_model.safetensors")

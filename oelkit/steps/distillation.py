@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from .. import given
 from ..config import DistillConfig, also_takes
 from ..model import losses, ranks
 from ..model.lora import seeded
@@ -89,6 +90,7 @@ def distill(
         RuntimeError: loss or gradient is not finite, or memory ran out; no step is half done.
         KeyboardInterrupt: Ctrl+C was pressed; raised once step and checkpoint are complete.
     """
+    given.function("on_step", on_step)
     training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
     warn_if_again(training)
     config, history = training.config, training.history

@@ -98,6 +98,8 @@ def extract(
     double, count = Counter(game.id for game in trajectories).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} trajectories are called {double!r}: each needs its own id")
+    given.function("writer", writer)
+    given.function("on_step", on_step)
     num_draws, seed = given.whole("num_draws", num_draws), given.whole("seed", seed)
     before = before * num_draws if isinstance(previous, str) else before
     if budget_tokens is not None and given.whole("budget_tokens", budget_tokens) < 0:

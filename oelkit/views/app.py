@@ -151,8 +151,10 @@ def page() -> None:
     from voila.utils import wait_for_request
 
     # a page that is closed interrupts its kernel and ends it; if busy, it would report both
-    get_ipython().kernel.pre_handler_hook = lambda: None  # leaves interrupts ignored
-    logging.getLogger("tornado.general").setLevel(logging.ERROR)
+    kernel = get_ipython().kernel
+    kernel.pre_handler_hook = lambda: None  # leaves interrupts ignored
+    for log in (kernel.log, logging.getLogger("tornado.general")):  # nor of a server that ended
+        log.setLevel(logging.CRITICAL)
     kind, path = json.loads(os.environ["OELKIT_APP"])
     view = editor if kind == "curate" else viewer
     if os.environ.get("VOILA_PREHEAT") == "True":
