@@ -297,6 +297,7 @@ def test_the_report_tells_the_chain_of_adapters_and_the_gate(tmp_path):
     assert f"gate: {lost}" in summary(metrics)
     assert headline(metrics).endswith("nothing in the prompt (rolled back: round 2)")
     assert "rolled back" not in headline(metrics | {"next_start": 2})
+    metrics["rounds"][0]["pass_rate"]["base"]["levels"] = [0.0]
     for row, rates in zip(metrics["rounds"], ([0.5], [0.75, 0.25]), strict=True):
         row["pass_rate"]["consolidated"]["levels"] = rates
     metrics["bounds"]["known_levels"] = [0.0, 0.1, 0.5, 1.0]

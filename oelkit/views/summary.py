@@ -74,11 +74,11 @@ def summary(metrics: dict) -> str:
         about += ["held-out by their seeds only, because this world has no Unseen maps"]
     about += [known] if (known := describe(metrics["bounds"])) else []
     lines.append("; ".join([*about, "95% intervals"]))
-    reached = {name: row.get("levels", []) for name, row in by_round(metrics["rounds"])}
-    if boards := max(map(len, reached.values())):  # in worlds with one board below another
-        boards = max(boards, len(metrics["bounds"].get("known_levels", [])) - 1)
-        padded = {name: [*rates, *[0.0] * (boards - len(rates))] for name, rates in reached.items()}
-        shares = [f"{name} {', '.join(f'{rate:.1%}' for rate in padded[name])}" for name in padded]
+    reached = {name: row.get("levels") for name, row in by_round(metrics["rounds"])}
+    if reached := {name: rates for name, rates in reached.items() if rates}:  # several boards
+        boards = len(metrics["bounds"].get("known_levels", [])) - 1  # perhaps none got to the last
+        full = {name: [*rates, *[0.0] * (boards - len(rates))] for name, rates in reached.items()}
+        shares = [f"{name} {', '.join(f'{rate:.1%}' for rate in full[name])}" for name in full]
         lines += [f"passed board 1, 2, ...: {'; '.join(shares)}"]
     lines += [f"gate: {link['lost']}" for link in metrics.get("chain", ()) if link["lost"]]
     counts = [(r["round"], r["extraction"]) for r in metrics["rounds"] if r.get("extraction")]
