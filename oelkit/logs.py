@@ -30,6 +30,9 @@ from .rows import library
 from .text import counted, well_formed
 
 FORMATS = ("messages", "sharegpt", "records")
+# Per conversation. Each reply lists all messages before it, so memory and files grow with the
+# square: 4,000 short messages take 33 MB, and 150 MB or more in each file that has the prompts.
+MAX_MESSAGES = 4_000
 
 
 class Chats(list[Trajectory]):
@@ -208,6 +211,11 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
     talk = row.get("messages", row.get("conversations"))
     if not isinstance(talk, list) or not talk:
         raise ValueError("the conversation is empty" if talk == [] else "messages is not a list")
+    if len(talk) > MAX_MESSAGES:
+        raise ValueError(
+            f"the conversation has {len(talk):,} messages; the limit is {MAX_MESSAGES:,}, because "
+            "each reply is kept with all messages before it: split the conversation"
+        )
     messages = [message(m, i) for i, m in enumerate(talk)]
     if texts.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": texts["system"]})

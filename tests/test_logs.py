@@ -13,6 +13,7 @@ from IPython.lib.pretty import pretty
 
 from oelkit import read_chats, states
 from oelkit.__main__ import main, parser
+from oelkit.logs import MAX_MESSAGES
 from oelkit.messages import MAX_TEXT
 from oelkit.records import (
     Outcome,
@@ -176,6 +177,7 @@ BAD = {
     "system only": ({"messages": [{"role": "system", "content": "x"}]}, "begins with no message"),
     "no reply": (chat("Hi"), "no reply of the assistant"),
     "huge": (chat("x" * 5_000_000, "y"), "5,000,000 characters"),
+    "long": (chat(*"ab" * 8_000), "16,000 messages; the limit is 4,000, .*: split"),
     "number": ({"messages": [{"role": "user", "content": 7}]}, "message 1.* int"),
     "no list": ({"messages": "Hi"}, "messages is not a list"),
     "no object": ({"messages": ["Hi"]}, "message 1 is a str"),
@@ -256,6 +258,14 @@ def test_nothing_left_and_wrong_arguments_are_refused(tmp_path):
 
 def test_a_message_may_be_as_long_as_the_limit():
     assert len(read_chats([chat("x" * MAX_TEXT, "y")])) == 1
+
+
+def test_a_conversation_may_have_as_many_messages_as_the_limit():
+    (game,) = read_chats([chat(*"ab" * (MAX_MESSAGES // 2))])
+    assert len(game.turns) == MAX_MESSAGES // 2
+    first, last = game.turns[0].prompt, game.turns[-1].prompt
+    assert len(last) == MAX_MESSAGES - 1
+    assert first[0] is last[0]  # turns share their messages: only the lists grow
 
 
 SECRETS = {
