@@ -16,8 +16,9 @@ from urllib.parse import unquote
 
 import gymnasium
 import pytest
+from serve_micro import serve
 
-from oelkit import Settings
+from oelkit import Run, Settings, load_policy, rollout
 from oelkit.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +144,9 @@ def test_settings_are_fields_of_a_run():
 SMALLER = {
     '"Qwen/Qwen3-1.7B"': '"micro"',
     '"Qwen/Qwen2.5-1.5B-Instruct"': '"micro"',
+    '"Qwen/Qwen3-8B"': '"micro"',
+    'range(256), prompt_set="rules"': 'range(2), prompt_set="rules", max_new_tokens=8',
+    'served, games, prompt_set="rules"': 'served, games, prompt_set="rules", max_new_tokens=8',
     "900_000_064": "900_000_004",
     "1000 * k + 24": "1000 * k + 12",
     "1000 * k + 548": "1000 * k + 504",
@@ -153,10 +157,9 @@ SMALLER = {
     # a model of a million parameters cannot judge single replies
     "experience_text(items)": '(experience_text(items) or "- EXPERIENCE ITEM: G is the goal.")',
 }
-# These need a server, a trainer or a run; `test_export.py`, `test_rows.py`, `test_capture.py` and
-# `test_served.py` test them.
-ELSEWHERE = ("import openai", "openai.OpenAI", "SDFTTrainer", "runs/demo", "litellm", "llama.log")
-ELSEWHERE += ("ServedModel",)
+# These need what is not here: TRL (`test_rows.py` trains with it where it is installed), LiteLLM,
+# and a log of llama.cpp's server (`test_capture.py` tests both blocks).
+ELSEWHERE = ("SDFTTrainer", "litellm", "llama.log")
 GUIDES = [page for page in PAGES if page.name == "README.md" or page.parent.name == "docs"]
 
 
@@ -171,19 +174,45 @@ def smaller(code, model):
     return code
 
 
+def play_new_worlds(known, model):
+    """Play two games in each world that a block registered, so that its `step` is called."""
+    for world in sorted(set(gymnasium.registry) - known):
+        games = rollout(load_policy(model), world, range(2), max_new_tokens=8)
+        assert all(game.turns and "error" not in game.extra for game in games), games
+
+
+@pytest.fixture
+def pages_server(micro_folder):
+    """Serve the embedded model under the names that the pages give to servers."""
+    with serve(load_policy(micro_folder), name=str(micro_folder)) as server:
+        server.models["runs/demo/export/merged"] = None
+        yield server
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [*filter(to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_blocks_run_one_after_the_other(page, micro_folder, tmp_path, monkeypatch):
+def test_python_blocks_run_one_after_the_other(
+    page, micro_folder, pages_server, tmp_path, monkeypatch
+):
     blocks = to_run(page)
     monkeypatch.chdir(tmp_path)
     lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
     (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
-    names = {}
+    if any('"runs/demo"' in block for block in blocks):  # the run of the page
+        less = {"rounds": 1, "extract_games": 2, "state_games": 2, "num_draws": 1, "eval_maps": 2}
+        less |= {"steps": 1, "batch_size": 2, "run_ablations": False, "gate": "off"}
+        demo = Settings.of("tiny", model=str(micro_folder), **less)
+        Run(tmp_path / "runs/demo", demo, progress=False).run_all()
+    names, shipped = {}, set(gymnasium.registry)
     try:
         for block in blocks:
-            exec(compile(smaller(block, micro_folder), f"{page.name}", "exec"), names)
+            known = set(gymnasium.registry)
+            code = smaller(block, micro_folder)
+            code = code.replace("http://localhost:8000/v1", pages_server.url)
+            exec(compile(code, f"{page.name}", "exec"), names)
+            play_new_worlds(known, micro_folder)
     finally:  # a page's own worlds would be suggested to later tests
-        for world in [w for w in gymnasium.registry if w.startswith(("demo/", "my/"))]:
+        for world in set(gymnasium.registry) - shipped:
             gymnasium.registry.pop(world)
     if "my_adapter" in "".join(blocks):
         assert (tmp_path / "my_adapter/adapter_model.safetensors").exists()
