@@ -4,7 +4,7 @@
 
 Each target takes one input and accepts only the errors that its readers document. An input can take
 LIMIT seconds of CPU time, and must write only to the scratch folder and start no process or
-connection. `make test` tries a few thousand inputs (tests/test_hostile.py).
+connection. `make test` tries 60 of each target (tests/test_hostile.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from oelkit.records import (
 from oelkit.runs.settings import run_folder
 from oelkit.runs.stages import FORM, status
 
-LIMIT = 10  # CPU seconds per input, against hangs; the longest takes a hundredth of this
+LIMIT = 10  # CPU seconds per input, against hangs; the longest recorded takes a sixth of this
 SCRATCH = Path(tempfile.mkdtemp(prefix="oelkit-fuzz-"))
 
 # -- inputs
