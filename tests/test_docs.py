@@ -5,17 +5,21 @@ in them must parse.
 """
 
 import ast
+import contextlib
 import importlib
+import inspect
 import json
 import re
 import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 from urllib.parse import unquote
 
 import gymnasium
 import pytest
+from helpers import load_script
 from serve_micro import serve
 
 from oelkit import Run, Settings, load_policy, rollout
@@ -216,6 +220,29 @@ def test_python_blocks_run_one_after_the_other(
             gymnasium.registry.pop(world)
     if "my_adapter" in "".join(blocks):
         assert (tmp_path / "my_adapter/adapter_model.safetensors").exists()
+
+
+def test_the_reference_has_what_the_guides_import_and_what_its_functions_return():
+    conf = load_script("docs/site/conf.py")
+    names = [name for title in conf.API.values() for name in title.split()]
+    listed = {id(conf.named(name)) for name in names}
+    assert len(listed) == len(names), "a name is there twice"
+    for page in GUIDES:
+        for code in python_blocks(page.read_text("utf-8")):
+            for module, name in names_from_oelkit(ast.parse(code)):
+                thing = getattr(importlib.import_module(module), name)
+                assert id(thing) in listed, f"{page.name}: {module}.{name}"
+    for function in filter(inspect.isfunction, map(conf.named, names)):
+        with contextlib.suppress(NameError):  # of a type that only the type checker imports
+            for kind in types_in(get_type_hints(function).get("return")):
+                ours = getattr(kind, "__module__", "").startswith("oelkit")
+                assert not ours or id(kind) in listed, f"{function.__name__}: {kind}"
+
+
+def types_in(hint):
+    """Yield the types in a type hint, such as Trajectory in list[Trajectory]."""
+    inner = get_args(hint)
+    yield from (kind for part in inner for kind in types_in(part)) if inner else [hint]
 
 
 def command_lines(text):

@@ -41,7 +41,10 @@ def test_every_page_is_there_and_nothing_is_fetched_from_elsewhere(site):
 
 def test_a_public_name_and_a_command_are_on_their_pages(site):
     reference = (site / "docs/reference.html").read_text("utf-8")
-    assert all(f'id="oelkit.{name}"' in reference for name in oelkit.__all__)
+    api = " ".join(load_script("docs/site/conf.py").API.values()).split()
+    for name in {*oelkit.__all__, *api}:
+        assert f'id="oelkit.{name}"' in reference, name
+    assert "ExperienceEditor" in reference, "experience_editor is its other name"
     assert "oelkit loop" in (site / "docs/command_line.html").read_text("utf-8")
     assert "notebooks/00_tour.html" in (site / "llms.txt").read_text("utf-8")
 

@@ -3,6 +3,7 @@ executed notebooks. The Furo theme loads nothing from other hosts."""
 
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import oelkit
@@ -33,25 +34,52 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 # pages outside the tables of contents are reached by links
 suppress_warnings = ["toc.not_included"]
 
+# All names that the guides import or mention, and what those return. A name without a dot is of
+# `oelkit` itself.
 API = {
-    "Steps": "rollout states extract parse_items distill evaluate probe agreement ifeval",
-    "Experience": "Curation auto_curate read_chats",
-    "Models": "load_policy Policy memory_plan load_prompt_set",
+    "Steps": "rollout states extract parse_items distill evaluate probe agreement ifeval "
+    "leave_one_out steps.evaluation.EvalReport steps.ifeval.IFEvalReport config.Sampling",
+    "Experience": "Curation auto_curate text.experience_text statements.read_worth",
+    "Records": "records.Trajectory records.Turn records.State records.ExperienceItem "
+    "records.Evidence records.Outcome records.read_jsonl records.RecordError",
+    "Logs": "read_chats logs.Chats redaction.redact",
+    "Worlds": "envs.bounds envs.from_textarena",
+    "Models": "load_policy Policy ServedModel memory_plan model.memory.MemoryPlan load_prompt_set "
+    "prompts.PromptSet",
     "Runs": "Run run_loop Settings summary export check_exports push_to_hub",
-    "Statistics": "wilson_interval paired_bootstrap",
+    "Views": "views.widgets.experience_editor views.widgets.trajectory_viewer "
+    "views.live.LivePanel views.live.several views.live.tracker",
+    "Statistics": "wilson_interval paired_bootstrap stats.episodes_needed",
+    "Files": "project.shipped",
 }
+
+
+def named(name: str):
+    """Return what a name of API stands for."""
+    module, _, last = f"oelkit.{name}".rpartition(".")
+    return getattr(import_module(module), last)
+
+
+def entry(name: str) -> list[str]:
+    """Return the lines that document a name of API."""
+    thing = named(name)
+    kind = "class" if isinstance(thing, type) else "function"
+    members = "\n   :members:" if kind == "class" else ""
+    lines = ["```{eval-rst}", f".. auto{kind}:: oelkit.{name}{members}"]
+    if thing.__name__ != name.rpartition(".")[2]:  # autodoc says only whose other name it is
+        lines += ["", f".. auto{kind}:: {thing.__module__}.{thing.__name__}{members}"]
+    return [*lines, "```", ""]
 
 
 def write_reference(app) -> None:
     """Write the pages generated from code: all public names, and `--help` of every command."""
     rest = set(oelkit.__all__) - {name for names in API.values() for name in names.split()}
-    lines = ["# Reference", "", "All public names of `oelkit`, with their docstrings.", ""]
+    about = "All public names of `oelkit`, and those of its modules that the guides use."
+    lines = ["# Reference", "", about, ""]
     for title, names in (API | ({"More": " ".join(sorted(rest))} if rest else {})).items():
         lines += [f"## {title}", ""]
         for name in names.split():
-            kind = "class" if isinstance(getattr(oelkit, name), type) else "function"
-            members = "\n   :members:" if kind == "class" else ""
-            lines += ["```{eval-rst}", f".. auto{kind}:: oelkit.{name}{members}", "```", ""]
+            lines += entry(name)
     folder = Path(app.srcdir) / "docs"
     (folder / "reference.md").write_text("\n".join(lines), "utf-8")
     lines = ["# Command line", "", "`oelkit COMMAND --help` prints the same.", ""]
