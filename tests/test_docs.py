@@ -154,7 +154,7 @@ SMALLER = {
     "900_000_064": "900_000_004",
     "1000 * k + 24": "1000 * k + 12",
     "1000 * k + 548": "1000 * k + 504",
-    "lr=1e-4)": "lr=1e-4, steps=1, batch_size=2)",
+    "lr=1e-4": "lr=1e-4, steps=1, batch_size=2",
     'train, text, prompt_set="rules"': "train, text, steps=1, batch_size=2",
     "chats[:80]": "chats[:8]",
     "chats[80:]": "chats[8:]",
@@ -237,6 +237,16 @@ def test_the_reference_has_what_the_guides_import_and_what_its_functions_return(
             for kind in types_in(get_type_hints(function).get("return")):
                 ours = getattr(kind, "__module__", "").startswith("oelkit")
                 assert not ours or id(kind) in listed, f"{function.__name__}: {kind}"
+
+
+def test_the_long_calls_of_the_first_examples_show_their_progress():
+    loop = next(c for c in python_blocks((ROOT / "README.md").read_text("utf-8")) if "for k" in c)
+    tour = json.loads((ROOT / "notebooks/00_tour.ipynb").read_text("utf-8"))["cells"]
+    cells = "\n".join("".join(cell["source"]) for cell in tour if cell["cell_type"] == "code")
+    for code, long in ((loop, "rollout extract distill evaluate"), (cells, "distill")):
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        calls = [call for call in calls if getattr(call.func, "id", "") in long.split()]
+        assert calls and all("progress" in [k.arg for k in call.keywords] for call in calls)
 
 
 def types_in(hint):
