@@ -21,6 +21,7 @@ from .text import one_line, well_formed
 
 COLUMNS = ("id", "status", "text", "original", "model", "round", "draw", "evidence", "why")
 _FORMULA = r"(?=[=+\-@＝＋－＠\t\r\n'])"
+_MORE = "\0more"  # of a row with more cells than the first line
 _DECISIONS = {"accepted": "accept", "rejected": "reject", "skipped": "skip", "pending": "restore"}
 
 
@@ -97,31 +98,23 @@ def _rows(text: str) -> list[Fields]:
     try:
         if text.lstrip().startswith("{"):
             rows: list[Fields] = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = _cells(text)
-    except (RecursionError, json.JSONDecodeError, csv.Error) as error:
+        else:  # in some languages a spreadsheet writes semicolons
+            by = max(",;\t", key=text.partition("\n")[0].count)
+            how = {"delimiter": by, "restkey": _MORE, "strict": True}
+            table = csv.DictReader(io.StringIO(text, newline=""), **how)
+            rows = [{k: v if k == _MORE else _plain(v or "") for k, v in r.items()} for r in table]
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"neither JSON Lines nor CSV: {error}") from error
     if not rows or not all(isinstance(row, dict) and "text" in row for row in rows):
         raise ValueError("a table of items needs at least one row, and a text column in every row")
     for n, row in enumerate(rows, 1):
+        if more := row.get(_MORE):
+            said = f"row {n} has {len(row) - 1 + len(more)} cells, the first line {len(row) - 1}"
+            raise ValueError(f"{said}: put a text that contains the separator in double quotes")
         for name in ("id", "status", "text", "why"):
             if not isinstance(row.get(name) or "", str):
                 raise ValueError(f"row {n}: {name} must be text, got {row[name]!r}")
     return rows
-
-
-def _cells(text: str) -> list[Fields]:
-    """Return the cells of each CSV row by their name in the first line."""
-    head = text.partition("\n")[0]
-    by = max(",;\t", key=head.count)  # in some languages a spreadsheet writes semicolons
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=by, strict=True)
-    names, *rows = [row for row in table if row] or [[]]
-    for n, row in enumerate(rows, 1):
-        if len(row) > len(names):
-            said = f"row {n} has {len(row)} cells, the first line {len(names)}"
-            raise ValueError(f"{said}: put a text that contains {by!r} in double quotes")
-    full = (row + [""] * (len(names) - len(row)) for row in rows)
-    return [dict(zip(names, map(_plain, row), strict=True)) for row in full]
 
 
 def _safe(cell: str) -> str:

@@ -97,6 +97,7 @@ def test_decisions_edits_and_new_rows_are_operations():
     [
         ("", "text column"),
         ("{bad", "neither JSON Lines nor CSV"),
+        ('{"text": ' + "1" * 5000 + "}", "neither JSON Lines nor CSV: Exceeds the limit"),
         ("id,status\ni0,accepted\n", "text column"),
         ("id,status,text\ni0,maybe,x\n", "row 1: 'maybe' is none of"),
         ("id,status,text\nnobody,accepted,x\n", "no item has the id 'nobody'"),
