@@ -148,9 +148,8 @@ def runs_text(tree):
             yield node.lineno, called
         if called.endswith("torch.load") and given.get("weights_only") != "True":
             yield node.lineno, called
-        auto = re.fullmatch(
-            r"(\w+\.)*Auto\w+\.from_(pretrained|config)", called
-        )  # asks if not told
+        # asks on the terminal if it is not told
+        auto = re.fullmatch(r"(\w+\.)*Auto\w+\.from_(pretrained|config)", called)
         if given.get("trust_remote_code", "True" if auto else "False") != "False":
             yield node.lineno, f"{called} without trust_remote_code=False"
         if given.get("allow_pickle", "False") != "False":

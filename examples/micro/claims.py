@@ -332,7 +332,7 @@ def _versus(
     """Compare an arm with a rival, paired by map. After training, compare OOD answers as well."""
     arm, rival = (plots.NAMES.get(name, name) for name in (arm, rival))
     mine, others = (passes(rows) for rows in (ours, theirs))
-    difference, n = differing(tuple(others), tuple(mine)), len(mine)
+    difference, n = paired_bootstrap(others, mine), len(mine)
     yield Finding(
         f"{arm} {sum(mine) / n:.1%} against {rival} {sum(others) / n:.1%}, {where}: "
         f"{points_text(difference)}, n = {n}.",
@@ -349,12 +349,6 @@ def passes(rows: Sequence[dict]) -> list[int]:
     return [int(c) for row in rows for c in row["passed"]["passes"]]
 
 
-@cache
-def differing(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[float, float, float]:
-    """Return `paired_bootstrap`, which a figure's title and its bars both ask for."""
-    return paired_bootstrap(a, b)
-
-
 def paired(rows: Sequence[dict]) -> list[dict]:
     """Return how each arm of `leave_one_out` differs from all items on the same maps."""
     arms = grouped(sorted(rows, key=lambda row: row["seed"]), "arm")
@@ -362,7 +356,7 @@ def paired(rows: Sequence[dict]) -> list[dict]:
     return [
         {
             "arm": arm.removeprefix(MARKER).strip(),
-            "difference": differing(tuple(whole), tuple(passes(same))),
+            "difference": paired_bootstrap(whole, passes(same)),
         }
         for (arm,), same in arms.items()
     ]

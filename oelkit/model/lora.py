@@ -28,7 +28,6 @@ from .lora_settings import OFF_BASE, SHAPE, adapter_config, plain_lora
 from .source import notes
 from .tensors import load_tensors, tensor_shapes
 
-# by how much the marks of one base can differ in another dtype: relative, absolute
 LARGE = 50_000_000  # numbers of an adapter, from which on its size is checked before it is attached
 PATIENCE = 20  # seconds, for comparing the patterns of an adapter with the names of layers
 MATCH = """import json, re, sys
@@ -38,6 +37,7 @@ for p in patterns:
         re.fullmatch(p, name)
         re.match(rf"(.*\\.)?({p})$", name)
         re.match(rf".*\\.{p}\\.(\\d+)\\.", name)"""  # as PEFT does
+# by how much the marks of one base can differ in another dtype: relative, absolute
 OFF = {"base_embedding": (0.02, 1e-4), "base_layer": (0.004, 1e-6)}
 
 

@@ -37,16 +37,14 @@ def stamp(path: Path | str) -> tuple[int, ...] | None:
 
 def sha256(path: Path) -> str | None:
     """Return the SHA-256 of a file's bytes, or None if there is no file."""
-    if (now := stamp(path)) is None:
-        return None
-    refuse_pipe(path)
-    return _sha256(path, *now)
+    return _sha256(path, *now) if (now := file_stamp(path)) else None
 
 
-def refuse_pipe(path: Path) -> None:
-    """Raise ValueError for what is there but no file: reading a pipe would block."""
-    if path.exists() and not S_ISREG(path.stat().st_mode):
+def file_stamp(path: Path) -> tuple[int, ...] | None:
+    """Return `stamp`; ValueError for what is there but no file, as reading a pipe would block."""
+    if (now := stamp(path)) and not S_ISREG(now[0]):
         raise ValueError(f"{path}: is not a regular file; move it away")
+    return now
 
 
 @lru_cache(4096)
@@ -57,7 +55,7 @@ def _sha256(path: Path, *_: int) -> str:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if missing; ValueError if it is damaged."""
-    refuse_pipe(path)
+    file_stamp(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -12,7 +12,15 @@ from shlex import quote
 from textwrap import shorten
 from typing import Any, Literal, get_type_hints
 
-from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig, Sampling, option
+from ..config import (
+    DistillConfig,
+    EvalConfig,
+    ExtractConfig,
+    ModelConfig,
+    Sampling,
+    also_takes,
+    option,
+)
 from ..given import did_you_mean, setting
 from ..project import find_root
 
@@ -101,9 +109,8 @@ _NAMED = [
     Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
     for f in fields(Settings)
 ]
-_OF = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", "scale")]
 Settings.__signature__ = Signature(_NAMED)  # type: ignore[attr-defined]
-Settings.of.__func__.__signature__ = Signature([*_OF, *_NAMED])  # type: ignore[attr-defined]
+also_takes(Settings)(Settings.of.__func__)
 
 
 # training of the embedded model at scale `tiny`; it would damage a real model

@@ -22,7 +22,7 @@ from ..logs import read_chats
 from ..messages import Templated
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
-from ..runs.files import read_json, refuse_outside, refuse_pipe
+from ..runs.files import file_stamp, read_json, refuse_outside
 from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
 from ..statements import read_worth
@@ -188,7 +188,7 @@ def _log(path: Path) -> Path:
     """Return a log to read and append to; ValueError if a link or a pipe stands in its place."""
     run = next((p for p in path.parents[:2] if (p / "run.json").exists()), path.parent)
     refuse_outside(path, run)
-    refuse_pipe(path)
+    file_stamp(path)
     return path
 
 
