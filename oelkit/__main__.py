@@ -23,11 +23,10 @@ from .config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 from .flags import FIELDS, STEPS, add_own, add_setting
 from .given import did_you_mean
 from .runs.settings import SCALES, Settings
+from .startup import skip_slow_imports
 from .tables import visible
 
-# PEFT imports bitsandbytes, which calls torch.compile on import. That loads the compiler and takes
-# one of the six seconds of every start. oelkit compiles nothing.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+skip_slow_imports()
 
 EPILOG = """\
 Run oelkit COMMAND --help for details and an example. To start, in a minute:

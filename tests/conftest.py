@@ -11,12 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Must be set before torch is loaded: waiting threads sleep, so that a busy machine slows tests a
 # little instead of a hundredfold. Processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# As on the command line: do not load torch's compiler, as nothing is compiled.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
 import house
 import pytest
 from helpers import ROOT, make_model, with_short_probe
+
+from oelkit.startup import skip_slow_imports
+
+skip_slow_imports()  # as on the command line
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from house import arrows, excused, functions, imports, lines, modules, parameter
 ROOT = Path(__file__).parents[1]
 # A module imports from its own layer and from those below it.
 LAYERS = (
-    "records text stats config messages redaction given project progress likeness tables",
+    "records text stats config messages redaction given project startup progress likeness tables",
     "envs prompts operations statements curation auto_curation exchange logs rows",
     "model",
     "steps",
@@ -242,6 +242,14 @@ def test_neither_importing_the_package_nor_help_loads_torch():
         f"except SystemExit: {loaded}"
     )
     assert "usage" in text and text.endswith("[]\n")
+
+
+def test_the_slow_imports_that_our_own_processes_skip_are_skipped():
+    code = "import os, sys; os.environ.pop('TORCHDYNAMO_DISABLE', None)\n"  # that of this process
+    code += "from oelkit.startup import skip_slow_imports; skip_slow_imports()\n"
+    code += "import nbformat, bitsandbytes\n"
+    code += "print({'torch._inductor.compile_fx', 'lark'} & {*sys.modules})"
+    assert in_a_process(code) == "set()\n"
 
 
 def test_whatever_loads_torch_has_set_the_waiting_policy():

@@ -25,6 +25,7 @@ from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import file_stamp, read_json, refuse_outside
 from ..runs.settings import check_settings, no_run, run_folder
 from ..runs.stages import status
+from ..startup import skip_slow_imports
 from ..statements import read_worth
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
@@ -42,7 +43,8 @@ body { overflow: hidden; }
 </style>"""
 # Voila enables developer warnings; Ctrl+C goes to the command, which ends the server
 VOILA = (
-    "import signal, warnings; signal.signal(signal.SIGINT, signal.SIG_IGN); import voila.app; "
+    "import signal, warnings; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from oelkit.startup import skip_slow_imports; skip_slow_imports(); import voila.app; "
     "warnings.simplefilter('ignore'); voila.app.main()"
 )
 # as in voila.json: pages load nothing from outside this machine
@@ -148,6 +150,8 @@ def page() -> None:
     """Show the view that `serve` was asked for; the notebook's only cell."""
     from IPython import get_ipython
     from IPython.display import HTML, display
+
+    skip_slow_imports()
     from voila.utils import wait_for_request
 
     # a page that is closed interrupts its kernel and ends it; if busy, it would report both
