@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -83,24 +84,38 @@ def serve(kind: str, what: str, round: int | None, port: int | None, browser: bo
     given = {"OELKIT_APP": json.dumps([kind, str(path.resolve())]), "JUPYTER_PREFER_ENV_PATH": "1"}
     given |= {"JUPYTER_TOKEN": token}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the server with the command
-    server, listens = subprocess.Popen(_voila(at, browser), env=os.environ | given), False
+    printed: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    server = subprocess.Popen(_voila(at, browser), env=os.environ | given, **printed)
+    ends, listens = threading.Event(), False
+    printer = threading.Thread(target=_pass_on, args=(server.stdout, ends), daemon=True)
+    printer.start()
     try:
         while server.poll() is None and not (listens := _listens(at)):
             time.sleep(0.1)
         if listens:
             print(f"{path}: http://127.0.0.1:{at}/?token={token} (Ctrl+C ends it)", flush=True)
-        return server.wait()
+        server.wait()
+        printer.join(5)  # why it ended
+        return server.returncode
     except KeyboardInterrupt:
         return 0
     finally:
+        ends.set()
         try:
-            if listens:  # let it end its kernels, which otherwise complain
+            if listens:  # let it end its kernels
                 server.terminate()
                 server.wait(10)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             pass
         finally:
             server.kill()
+
+
+def _pass_on(lines: Any, ends: threading.Event) -> None:
+    """Print what the server and its kernels print, until they end: then they only complain."""
+    for line in lines:
+        if not ends.is_set():
+            print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
 
 
 def _voila(port: int, browser: bool) -> list[str]:

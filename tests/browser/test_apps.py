@@ -57,18 +57,21 @@ def test_the_view_is_all_that_is_on_the_page(serve, place, new_page, kind, row, 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM there")
-def test_a_server_goes_with_its_command(place):
+def test_a_server_goes_with_its_command_and_without_a_word_of_what_is_still_starting(place):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "oelkit", "view", str(SAMPLE / "trajectories.jsonl")]
     command += ["--no-browser", f"--port={port}"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(place)}
-    app = subprocess.Popen(command, cwd=place, env=env, start_new_session=True)
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    app = subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **said)
     try:
         assert answers(port, True)
         app.terminate()
         assert app.wait(60) == 143 and answers(port, False)
+        said = app.stdout.read()
+        assert said.count("\n") == 1 and "(Ctrl+C ends it)" in said, said
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(app.pid, signal.SIGKILL)
