@@ -6,11 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import house
 import pytest
 from house import arrows, excused, functions, imports, lines, modules, parameters, part, sizes
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 # A module imports from its own layer and from those below it.
@@ -188,6 +193,42 @@ def test_nothing_runs_what_a_file_or_a_model_says():
 def test_what_runs_a_strangers_file_would_be_found(code):
     assert list(runs_text(ast.parse(code)))
     assert not list(runs_text(ast.parse("torch.load(x, weights_only=True); model.eval()")))
+
+
+def brought(wanted):
+    """Return the packages that these requirements install, with all that they depend on."""
+    found = set()
+    todo = [(Requirement(line.split(" #")[0]), "") for line in wanted]
+    while todo:
+        needed, extra = todo.pop()
+        if needed.marker and not needed.marker.evaluate({"extra": extra}):
+            continue
+        for wish in ("", *needed.extras):
+            if (key := (canonicalize_name(needed.name), wish)) not in found:
+                found.add(key)
+                with suppress(PackageNotFoundError):
+                    todo += [(Requirement(line), wish) for line in requires(key[0]) or ()]
+    return {name for name, _ in found}
+
+
+def test_whatever_is_imported_comes_with_a_declared_dependency():
+    """The environment of the tests has more, and would hide what is missing."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    always = brought([line for line in needed if not line.startswith("#")])
+    asked_for = brought(sum(extras["optional-dependencies"].values(), []))
+    of, only_with = packages_distributions(), set()
+    for name in modules():
+        for target, _, line in imports(name):
+            module = target.split(".")[0]
+            if module not in {"oelkit", *sys.stdlib_module_names}:
+                packages = {canonicalize_name(package) for package in of[module]}
+                assert packages & (always | asked_for), f"{name}:{line} imports {module}"
+                only_with |= set() if packages & always else {module}
+    assert only_with == {"langdetect", "lm_eval", "nltk", "openai", "pandas", "punkt"} | {
+        "textarena",
+        "voila",
+    }
 
 
 def test_no_test_imports_another():
