@@ -17,6 +17,7 @@ from .pages import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOCAL = (
+    "file:",  # of the site; no page from a server can load them
     "http://127.0.0.1",
     "http://localhost",
     "ws://127.0.0.1",
