@@ -19,6 +19,22 @@ from oelkit.startup import skip_slow_imports
 
 skip_slow_imports()  # as on the command line
 
+# Kernels are users' processes, which look for garbage at their end: over 1 s once torch is loaded.
+END = "import atexit, gc; atexit.register(gc.freeze); del atexit, gc\n"
+
+
+def kernels_begin_with(source, folder):
+    """Add code that each kernel runs first to a folder for IPYTHONDIR, and return its name."""
+    startup = folder / "profile_default/startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / f"{len(list(startup.iterdir()))}.py").write_text(source)
+    return str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_end_at_once(tmp_path_factory):
+    os.environ["IPYTHONDIR"] = kernels_begin_with(END, tmp_path_factory.mktemp("ipython"))
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
@@ -73,15 +89,13 @@ def fewer(tmp_path, monkeypatch):
     """Make the scale "tiny" smaller, here and in notebook kernels. Results are not tested."""
     from oelkit.runs.settings import SCALES
 
-    startup = tmp_path / "ipython/profile_default/startup"
-    startup.mkdir(parents=True)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("IPYTHONDIR", kernels_begin_with(END, tmp_path / "ipython"))
 
     def change(**less):
         for name, value in less.items():
             monkeypatch.setitem(SCALES["tiny"], name, value)
         code = f"from oelkit.runs.settings import SCALES\nSCALES['tiny'] |= {less}\ndel SCALES\n"
-        (startup / f"{len(list(startup.iterdir()))}.py").write_text(code)
+        kernels_begin_with(code, tmp_path / "ipython")
 
     change(extract_games=4, state_games=4, num_draws=2, steps=2, eval_maps=8, gate="off")
     return change

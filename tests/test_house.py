@@ -293,6 +293,12 @@ def test_the_slow_imports_that_our_own_processes_skip_are_skipped():
     assert in_a_process(code) == "set()\n"
 
 
+def test_our_own_processes_look_for_no_garbage_at_their_end():
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+    code += "from oelkit.startup import skip_slow_imports; skip_slow_imports()"
+    assert in_a_process(code) == "True\n"
+
+
 def test_whatever_loads_torch_has_set_the_waiting_policy():
     """Before scripts and notebooks import torch or Transformers, they set the policy or import
     oelkit, which sets it.
