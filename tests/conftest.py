@@ -104,7 +104,7 @@ def fewer(tmp_path, monkeypatch):
 @pytest.fixture
 def smaller(fewer):
     """Like `fewer`, with shorter replies too: those of the base model are truncated."""
-    fewer(max_new_tokens=16)
+    fewer(max_new_tokens=16, eval_maps=4)
 
 
 @pytest.fixture(scope="session")

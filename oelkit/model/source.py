@@ -82,8 +82,8 @@ def clear_errors(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: not a usable causal language model ({reason})") from error
 
 
-def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a model that is on this machine; nothing is downloaded.
+def load_tokenizer(name: str, *, download: bool = False) -> Any:
+    """Load the tokenizer of a model, of which only `download` fetches it from the hub.
 
     Raises:
         OSError: the model is not on this machine.
@@ -97,4 +97,6 @@ def load_tokenizer(name: str) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(folder)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=not download, trust_remote_code=False
+        )
