@@ -3,6 +3,7 @@ other test covers."""
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,7 +23,8 @@ from oelkit.__main__ import main
 from oelkit.curation import Curation
 from oelkit.model.sampling import generate
 from oelkit.records import ExperienceItem, State, write_jsonl
-from oelkit.runs import work
+from oelkit.runs import measures, work
+from oelkit.runs.driver import WORK
 from oelkit.runs.run import Run
 from oelkit.runs.stages import status
 from oelkit.steps.distillation import distill
@@ -30,7 +32,8 @@ from oelkit.steps.extraction import extract
 from oelkit.steps.rollouts import rollout
 
 STEPS = [
-    import_module(f"oelkit.steps.{name}") for name in ("rollouts", "extraction", "distillation")
+    import_module(f"oelkit.steps.{name}")
+    for name in ("rollouts", "extraction", "distillation", "evaluation")
 ]
 
 
@@ -41,48 +44,63 @@ def small(settings):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """Return an undisturbed run, and how often its model was called."""
-    calls, folder = [0], tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        ask(patch, lambda n: calls.append(n))
-        by_hand(Run(folder, small, progress=False)).run_all()
-    return outputs(folder), len(calls) - 1
+    """Return what an undisturbed run writes."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    by_hand(Run(folder, small, progress=False)).run_all()
+    return outputs(folder)
 
 
 def ask(patch, before):
-    """Run with `before`, which gets the number of each call of the generator."""
+    """Run with `before`, which gets the number of each call of the model, and of each writing of a
+    stage that measures.
+    """
     count = [0]
 
-    def counted(*args, **options):
-        count[0] += 1
-        before(count[0])
-        return generate(*args, **options)
+    def counting(function):
+        def counted(*args, **options):
+            count[0] += 1
+            before(count[0])
+            return function(*args, **options)
+
+        return counted
 
     for module in STEPS:
-        patch.setattr(module, "generate", counted)
+        patch.setattr(module, "generate", counting(generate))
+    patch.setattr(measures, "write_json", counting(measures.write_json))
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, whole, tmp_path, monkeypatch):
-    wanted, calls = whole
-    stopped = []
-    for n in range(1, calls + 1):
-        folder = tmp_path / f"run{n}"
+def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, tmp_path, monkeypatch):
+    """Each stage is stopped at its first call, then at the one after, until it is done."""
+    settings = replace(small, steps=3, run_ablations=True, gate="warn")
+    policy = load_policy(settings.model)
+    whole = by_hand(Run(tmp_path / "whole", settings, policy, progress=False))
+    whole.run_all()
+    run, stopped, n = Run(tmp_path / "run", settings, policy, progress=False), [], 0
 
-        def press(call, n=n):
-            if call == n:
-                raise KeyboardInterrupt
+    def press(call):
+        for _ in range(1 + n % 2 if call == n else 0):  # twice: a training stops at once
+            signal.raise_signal(signal.SIGINT)
 
+    while not (run.folder / "metrics.json").exists():
+        n += 1
         with monkeypatch.context() as patch:
             ask(patch, press)
-            with pytest.raises(KeyboardInterrupt, match=r"stopped in .* resume with") as stop:
-                by_hand(Run(folder, small, progress=False)).run_all()
-        stopped.append(str(stop.value).split()[2].rstrip(";"))
-        by_hand_again = (folder / "round_1/items.jsonl").exists()
-        run = Run(folder, small, progress=False)
-        (run if by_hand_again else by_hand(run)).run_all()
-        assert outputs(folder) == wanted, n
-    assert {"rollout", "extract", "collect", "base", "distill", "evaluate"} <= set(stopped)
+            try:
+                if not (run.folder / "round_1/items.jsonl").exists():
+                    by_hand(run)
+                run.run_all()
+            except KeyboardInterrupt as stop:
+                found = re.fullmatch(
+                    r"stopped in (\w+)( of round 1)?( \(.*\))?; resume with `oelkit loop --run run "
+                    "--resume`",
+                    str(stop),
+                )
+                assert found, stop
+                n = n if stopped and stopped[-1][0] == found[1] else 1  # another stage began
+                stopped.append((found[1], found[3]))
+    assert outputs(run.folder) == outputs(whole.folder)
+    assert {name for name, _ in stopped} == {*WORK} - {"curate"}, "every stage that takes long"
 
 
 def test_ctrl_c_amid_the_decisions_loses_none_of_them(small, whole, tmp_path, monkeypatch):
@@ -106,7 +124,7 @@ def test_ctrl_c_amid_the_decisions_loses_none_of_them(small, whole, tmp_path, mo
                 assert "stopped in curate of round 1; resume with" in str(stop)
         stopped += 1
         run.run_all()
-        assert outputs(run.folder) == whole[0]
+        assert outputs(run.folder) == whole
     assert stopped > 0
 
 
@@ -129,7 +147,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_where_there_is_room(small, who
         signal.signal(signal.SIGXFSZ, before)
     assert full == 3
     run.run_all()
-    assert outputs(run.folder) == whole[0]
+    assert outputs(run.folder) == whole
     assert not list(run.folder.rglob("*.tmp")) and not list(run.folder.rglob("*.partial"))
 
 
@@ -168,7 +186,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_where_there_is_room(
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 3 and all("No space left" in line for line in told), done.stderr
-    assert (tmp_path / "outputs").read_text() == repr(whole[0])
+    assert (tmp_path / "outputs").read_text() == repr(whole)
 
 
 # in one process, as each start takes seconds
@@ -367,7 +385,7 @@ def test_a_file_that_is_removed_under_a_run_is_made_again_or_named(small, whole,
     stale = {s.stage: s for s in status(run.folder) if s.state != "done"}
     assert stale["distill"].state == "missing" and "is not there" in stale["distill"].why
     run.run_all(redo=True)
-    assert outputs(run.folder) == whole[0]
+    assert outputs(run.folder) == whole
     path = run.folder / "round_1/adapter/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="adapter_model.safetensors has changed since"):

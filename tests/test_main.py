@@ -781,7 +781,11 @@ def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(WORK, "rollout", stop)  # Ctrl-C while it plays
+    with monkeypatch.context() as patch:  # Ctrl-C before there is a run
+        patch.setattr("oelkit.runs.run.policy_from_config", stop)
+        started = call("loop", "--run", "first", *flags(settings))
+    assert started == (130, "", "interrupted\n")
+    monkeypatch.setitem(WORK, "rollout", stop)  # while it plays
     status, out, err = call("loop", "--run", "first", *flags(settings))
     monkeypatch.setattr("oelkit.runs.run.Run.open", stop)  # or while the model is loaded
     assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; resume with")

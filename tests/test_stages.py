@@ -465,6 +465,20 @@ def test_arms_go_on_after_the_last_one_that_is_done(run, monkeypatch):
     assert set(run.run_all()["arms"]) == set(arms) and run.ablations() == arms
 
 
+def test_ctrl_c_in_what_the_settings_leave_out_names_the_command_that_resumes_it(run, monkeypatch):
+    def press(*_):
+        raise KeyboardInterrupt
+
+    for stage in ("rollout", "forward_kl"):
+        monkeypatch.setitem(driver.WORK, stage, press)
+    with pytest.raises(KeyboardInterrupt, match=r"of round 3; .*--run run --resume --rounds 3`$"):
+        run.rollout(3)
+    with pytest.raises(
+        KeyboardInterrupt, match="in forward_kl; .*--run run --resume --run-ablations`$"
+    ):
+        run.ablations()
+
+
 def test_a_second_writer_is_told_who_the_first_is(run):
     log_of(run).add("Walls cost a turn.")
     lock, host = run.folder / "run.lock", socket.gethostname()

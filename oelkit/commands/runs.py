@@ -78,8 +78,9 @@ def loop(args: Namespace) -> None:
         run.on_step = on_step
         run.run_all(args.redo)
     except KeyboardInterrupt as stop:
-        resume = f"resume with `oelkit loop --run {args.run} --resume`"
-        raise KeyboardInterrupt(str(stop) or f"interrupted; {resume}") from None
+        begun = (folder / "run.json").exists()  # otherwise the same command starts it
+        resume = f"; resume with `oelkit loop --run {args.run} --resume`" if begun else ""
+        raise KeyboardInterrupt(str(stop) or f"interrupted{resume}") from None
     report(args)
 
 
