@@ -4,6 +4,7 @@ quantised; no dropout between student and teacher.
 
 import json
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,7 @@ def trained_with_peft(base, folder, **settings):
         {"r": 16, "rank_pattern": {r".*\.0\..*q_proj": 2, "q_proj": 4, "v_proj": 4}},
         {"rank_pattern": {"of_no_layer": 32}},
         {"init_lora_weights": "pissa", "target_modules": ["q_proj", "embed_tokens"]},
+        {"init_lora_weights": "pissa", "r": 48},  # v_proj has 32 rows
         {"target_modules": ["q_proj", "lm_head"]},  # shares its weight with the embedding
     ],
 )
@@ -465,6 +467,25 @@ def test_a_folder_in_4_bits_learns_as_with_quantize_nf4(tiny_model, tmp_path, co
         assert policy.lora_layers[0].get_base_layer().weight.dtype == torch.uint8
         for a, b in zip(gradients(policy), want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_codes_stored_in_floating_point_are_no_weights(tiny_model, tmp_path):
+    how = {"load_in_4bit": True, "bnb_4bit_quant_storage": torch.bfloat16}
+    quantised_folder(tiny_model, tmp_path / "q", **how)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        load_policy(tmp_path / "q").save_adapter(tmp_path / "own")
+    load_policy(tiny_model, adapter=tmp_path / "own")  # such codes are no mark of the base
+    trained_with_peft(tiny_model, tmp_path / "a", init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="needs the dense base"):
+        load_policy(tmp_path / "q", adapter=tmp_path / "a")
+
+
+def test_a_quantised_head_is_told_to_whoever_needs_it(tmp_path):
+    model = make_model(tmp_path / "m", tie_word_embeddings=False)
+    how = {"load_in_4bit": True, "llm_int8_skip_modules": ["q_proj"]}
+    policy = load_policy(quantised_folder(model, tmp_path / "q", **how))
+    with pytest.raises(ValueError, match="its head is quantised"):
+        token_logprobs(policy, [[5, 6]], [[7, 8]])
 
 
 def test_a_folder_quantised_by_a_method_that_is_not_installed(tmp_path):

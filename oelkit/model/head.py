@@ -16,6 +16,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from .quantised import is_packed
+
 # numbers of a config with such names are tried as scale and cap
 NUMBERS = re.compile("logit|multiplier|cap")
 LOUD = 64.0  # largest logit in the trial, large enough to reveal a cap
@@ -74,7 +76,8 @@ def head_of(model: Any, name: str) -> Head:
     """Return the head of a causal language model in eval mode; errors call the model `name`.
 
     Raises:
-        ValueError: the head is trained, or logits are another function of the hidden states.
+        ValueError: the head is trained or quantised, or logits are another function of the hidden
+            states.
     """
     layer = model.get_output_embeddings()
     if isinstance(layer, LoraLayer) or any(p.requires_grad for p in layer.parameters()):
@@ -84,6 +87,11 @@ def head_of(model: Any, name: str) -> Head:
         )
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError(f"{name}: its head is a {type(layer).__name__}, not one matrix")
+    if is_packed(layer.weight):
+        raise ValueError(
+            f"{name}: its head is quantised, which the losses cannot read; take a model whose "
+            "head is dense, or the dense model"
+        )
     bias = None if layer.bias is None else layer.bias.detach()
     plain, seen = Head(layer.weight.detach(), bias), list[Tensor]()
 

@@ -22,9 +22,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .lora_settings import OFF_BASE, SHAPE, adapter_config, plain_lora
+from .quantised import is_packed
 from .source import notes
 from .tensors import load_tensors, tensor_shapes
 
@@ -58,7 +60,7 @@ def attach(base: PreTrainedModel, config: LoraConfig, name: str, what: str = "lo
     try:  # PEFT warns about deprecated names of its own, and about settings that are intended here
         with seeded(0, base.device), warnings.catch_warnings(action="ignore"):  # LoRA's A is random
             model = get_peft_model(base, config, adapter_name="student")
-    except (ValueError, re.error) as error:
+    except (ValueError, AttributeError, re.error) as error:  # AttributeError: DoRA in 8 bits
         raise ValueError(f"{what} does not fit {name}: {error}") from error
     config.base_model_name_or_path = name
     add_adapter(model, "teacher", config)
@@ -225,7 +227,7 @@ def _with_start(
     """Add what PEFT subtracted from the base at the start, as more rows of A and of -B."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
     bases = [layer.get_base_layer() for layer in layers]
-    if not all(m.weight.is_floating_point() for m in bases):
+    if any(is_packed(m.weight) for m in bases):
         raise ValueError(
             f"{folder}: an adapter with init_lora_weights={config.init_lora_weights!r} needs the "
             "dense base; load it with quantize=None"
@@ -236,11 +238,15 @@ def _with_start(
     model.delete_adapter("start")
     for m, weight in zip(bases, kept, strict=True):
         m.weight.data.copy_(weight)
+    held = lora_state(model)
     for name, x in state.items():
         if x.ndim == 2 and start[name].shape == x.shape:
             of_a = ".lora_A." in name or ".lora_embedding_A" in name
             first, dim = (start[name], 0) if of_a else (-start[name], 1)
-            state[name] = torch.cat([x, first.detach().to(x)], dim)
+            both = torch.cat([x, first.detach().to(x)], dim)
+            # a matrix of fewer rows than r gives an adapter of a smaller rank
+            rest = [n - there for n, there in zip(held[name].shape, both.shape, strict=True)]
+            state[name] = pad(both, (0, rest[1], 0, rest[0]))
     return state
 
 
@@ -258,8 +264,7 @@ def base_marks(model: Any) -> dict[str, list[float]]:
     """
     last: Any = [m for m in model.modules() if isinstance(m, LoraLayer)][-1]
     weight: Any = getattr(last.get_base_layer(), "weight", torch.empty(0))
-    dense = weight.is_floating_point()  # else it is packed, as in 4 bits
-    inner = weight.detach().reshape(-1) if dense else torch.empty(0)
+    inner = torch.empty(0) if is_packed(weight) else weight.detach().reshape(-1)
     some = inner[:: max(1, len(inner) // 64)].float().tolist()
     return {"base_embedding": fingerprint(model), "base_layer": some}
 

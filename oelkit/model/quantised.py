@@ -38,14 +38,23 @@ def say_what_stays_dense(base: PreTrainedModel, name: str) -> None:
     outer: Any = base.get_input_embeddings(), base.get_output_embeddings()
     ends = {id(m.weight) for m in outer}
     inner = [p for p in base.parameters() if id(p) not in ends]
-    packed = sum(2 * p.numel() for p in inner if p.dtype == torch.uint8)
-    share = packed / max(1, packed + sum(p.numel() for p in inner if p.dtype != torch.uint8))
+    held = {True: 0, False: 0}
+    for p in inner:  # a number of any dtype can hold weights of 4 bits
+        four = hasattr(p, "quant_state")
+        held[is_packed(p)] += p.numel() * p.itemsize * 2 if four else p.numel()
+    share = held[True] / max(1, sum(held.values()))
     if share < 0.5:
         warnings.warn(
-            f"{name}: only {share:.0%} of its inner weights are in 4 bits: Transformers does "
+            f"{name}: only {share:.0%} of its inner weights are quantised: Transformers does "
             "not quantise the others in this kind of model, so they take their full memory",
             stacklevel=4,
         )
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether a weight holds codes of a quantised one, which bitsandbytes stores in any dtype."""
+    ours = type(weight).__module__.startswith("bitsandbytes")
+    return ours or not weight.is_floating_point()
 
 
 def quantised_with(config: PreTrainedConfig) -> str:
