@@ -95,9 +95,13 @@ def read_chats(
     where, stem = (str(path), path.stem) if path else ("the rows", "chat")
     chats, bad, counts, ids = Chats(), list[BadLine](), Counter[str](), set[str]()
     kind: str | None = format
+    arrow = path.is_dir() or path.suffix == ".parquet" if path else hasattr(source, "features")
     for line, row in _rows(source):
         try:
-            row = _parsed(row) if path and isinstance(row, bytes) else row
+            if path and isinstance(row, bytes):
+                row = _parsed(row)
+            elif isinstance(row, dict) and (arrow or not path):
+                row = _as_json(row, without_nulls=arrow)
             found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:
@@ -162,10 +166,12 @@ def _rows(source: AnyPath | Iterable[Fields]) -> Iterator[tuple[int, Any]]:
             if start[:1] == b"[":
                 try:
                     rows = json.loads(file.read().decode("utf-8-sig"))
+                    yield from _rows(rows)
+                    return
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}: not JSON: {error}") from error
-                yield from _rows(rows)
-                return
+                    if path.suffix != ".jsonl":
+                        raise ValueError(f"{path}: not JSON: {error}") from error
+                    file.seek(0)  # its first line is a list
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")
@@ -181,13 +187,31 @@ def _parsed(line: bytes) -> Any:
         raise ValueError(not_json(error)) from error
 
 
+def _as_json(row: Fields, without_nulls: bool) -> Fields:
+    """Return a row as JSON would hold it: arrays as lists, dates and other values as text.
+
+    without_nulls: drop null fields, because in Arrow an object has the fields of all rows' objects.
+    """
+
+    def told(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
+    def given(found: Fields) -> Fields:
+        return {k: v for k, v in found.items() if v is not None or not without_nulls}
+
+    try:
+        return json.loads(json.dumps(row, default=told), object_hook=given)
+    except TypeError as error:
+        raise ValueError(f"has a field that is not named by a text: {error}") from error
+
+
 def _format(row: Any) -> str:
     """Return which of FORMATS a row has, by its fields."""
     if not isinstance(row, dict):
         raise ValueError(f"is a {type(row).__name__}, not an object")
     if "turns" in row and "schema" in row:
         return "records"
-    if "messages" in row:
+    if row.get("messages") is not None:
         return "messages"
     talk: Any = row.get("conversations")
     if talk is None:
@@ -204,8 +228,9 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
         if record.id in ids:
             raise ValueError(f"the id {record.id!r} occurs twice")
         return record
+    row = {k: v for k, v in row.items() if v is not None}
     texts = {k: v for k, v in row.items() if isinstance(v, str)}
-    own = texts.get("id") or texts.get("conversation_id") or name
+    own = str(row.get("id") or row.get("conversation_id") or name)
     while own in ids:
         own = f"{own}-{name}"
     talk = row.get("messages", row.get("conversations"))
@@ -217,7 +242,7 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
             "each reply is kept with all messages before it: split the conversation"
         )
     messages = [message(m, i) for i, m in enumerate(talk)]
-    if texts.get("system") and messages[0]["role"] != "system":
+    if placed := bool(texts.get("system")) and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": texts["system"]})
     first = next((m["role"] for m in messages if m["role"] != "system"), "")
     if first != "user":
@@ -229,8 +254,9 @@ def _trajectory(row: Fields, kind: str, name: str, ids: set[str]) -> Trajectory:
         raise ValueError("has no reply of the assistant")
     said = "\n".join(filter(None, (turns[-1].feedback, texts.get("feedback"))))
     turns[-1] = replace(turns[-1], feedback=said)  # with a rating in words, if there is one
-    known = ("messages", "conversations", "tools", "functions", "system", "feedback", "id", "model")
-    rest = {k: v for k, v in row.items() if k not in known and v is not None}
+    used = {"tools", "functions", "id", "messages" if "messages" in row else "conversations"}
+    used |= texts.keys() & {"feedback", "model", *(["system"] if placed else [])}
+    rest = {k: v for k, v in row.items() if k not in used}
     about = own, "log", None, texts.get("model", ""), 0
     extra = {"log": rest} if rest else {}
     return Trajectory(*about, tuple(turns), Outcome.UNKNOWN, said, extra)

@@ -22,6 +22,8 @@ _ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
     **{"developer": "system", "function": "tool", "human": "user", "gpt": "assistant"},
     **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
+    **{"tool_call": "assistant", "tool_response": "tool", "chatgpt": "assistant"},
+    **{"ai": "assistant", "model": "assistant"},
 }
 _KEPT = ("name", "tool_call_id", "tool_calls", "reasoning_content")  # of a message
 
@@ -65,18 +67,21 @@ def message(raw: Any, place: int) -> Message:
         raise ValueError(f"{where} is a {type(raw).__name__}, not an object")
     given = {k: v for k, v in raw.items() if v is not None}  # Parquet adds these
     said = given.get("role", given.get("from"))
-    role = _ROLES.get(said) if isinstance(said, str) else None
+    role = _ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
         raise ValueError(f"{where} has the unknown role {said!r}: use one of {', '.join(_ROLES)}")
-    content = given.get("content", given.get("value"))
+    if role != "assistant" and not raw.keys() & {"content", "value"}:
+        raise ValueError(f"{where} has neither content nor value: {', '.join(map(str, raw))}")
+    content = given.get("content", given.get("value", given.get("refusal")))
     try:
         text = content_text(content)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if len(text) > MAX_TEXT:
         raise ValueError(f"{where} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
-    if said == "function_call":
-        text, given = "", {"tool_calls": [_json(text, where)]}
+    if said in ("function_call", "tool_call"):
+        calls = _json(text, where)
+        text, given = "", {"tool_calls": calls if isinstance(calls, list) else [calls]}
     if isinstance(call := given.get("function_call"), dict):  # OpenAI's older form
         given = {"tool_calls": [call]} | given
     given = {"reasoning_content": given.get("reasoning")} | given

@@ -1,7 +1,7 @@
 """Replace what should not be kept of a log: e-mail addresses, phone numbers and secret keys.
 
-Patterns find what looks like one and do not find everything: names and addresses stay. A hook of
-your own is any function from text to text.
+Patterns find what looks like one and do not find everything: names, postal addresses and account
+numbers stay. A hook of your own is any function from text to text.
 """
 
 from __future__ import annotations
@@ -16,28 +16,42 @@ from .given import shallow
 from .text import well_formed
 
 Hook = Callable[[str], str]
+_GAP = r" \u00a0\u2009\u202f\u2010-\u2015-"  # blanks and hyphens between digits
 # Every repetition is bounded and starts at the start of a word, so long texts are not slow.
 _PATTERNS = {
     "key": r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
     r"(?:[^-]|-(?!----)){0,10000}-----END [A-Z ]{0,30}KEY-----"
-    r"|(?<![\w-])(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|hf|xox[abprs]|npm|pypi)[-_]"
+    r"|(?<![\w-])(?:gh[opsu]|github_pat|glpat|xox[abprs]|dckr_pat|shpat|whsec|GOCSPX)[-_]"
     r"[\w-]{12,300}"
+    # these also begin names, whose words are short
+    r"|(?<![\w-])(?:sk|pk|rk|hf|npm|pypi)[-_](?=[\w-]{0,100}?[^\W_]{14})[\w-]{12,300}"
     r"|(?<!\w)(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|(?<!\w)AIza[\w-]{30,50}"
     r"|(?<!\w)eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000}"
+    r"|(?<!\w)SG\.[\w-]{16,99}\.[\w-]{16,99}"
     r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
+    r"|(?<=://)[^\s/:@]{0,64}:[^\s/@]{1,200}(?=@)"  # name and password in an address
     # a long word of digits and letters of both cases, not an id of words and hyphens
     r"|(?<![\w/+-])(?=\w{0,40}[0-9])(?=\w{0,40}[a-z])(?=\w{0,40}[A-Z])\w{32,300}(?![\w-])",
-    "e-mail": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
-    "phone": r"(?<![\w+])\+\d[\d ()./-]{5,18}\d(?![\w-])"
-    r"|(?<![\w./-])(?!\d\d[-/. ]\d\d[-/. ]\d)"
-    r"(?:\(0\d{1,5}\)|0\d{1,5}[ /-])[ ]?\d[\d -]{3,12}\d(?![\w-])"
-    r"|(?<![\w./-])\(?[2-9]\d\d\)?[ .-][2-9]\d\d[ .-]\d{4}(?![\w-])",
+    "e-mail": r"(?<![\w.+-])[\w.+-][\w.+'-]{0,63}(?:[@\uff20]|%40)"
+    r"(?:[\w-]{1,63}\.){1,8}[^\W\d_][\w-]{0,62}",  # the last part begins with a letter
+    "phone": rf"(?<![\w+])\+\d[\d()./{_GAP}]{{5,18}}\d(?![\w-])"
+    rf"|(?<![\w./-])(?!\d\d[-/. ]\d\d[-/. ]\d)"
+    rf"(?:\(0\d{{1,5}}\)|0\d{{1,5}}[/{_GAP}])[ ]?\d[\d{_GAP}]{{3,12}}\d(?![\w-])"
+    rf"|(?<![\w./-])0[1-9](?:[.{_GAP}]\d\d){{4}}(?![\w-])"  # as in France
+    rf"|(?<![\w./-])(?:1[.{_GAP}])?(?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[.{_GAP}])"
+    rf"[2-9]\d\d[.{_GAP}]\d{{4}}(?![\w-])",
 }
+# at the start of a word, behind _ or in camelCase
+_LABEL = r"(?:(?<![^\W_])|(?-i:(?<=[a-z])(?=[A-Z])))"
+_LABEL += (
+    r"(?:(?:api|access|secret|private)[_-]?key|secret|token|password|passwd|passphrase|passwort)"
+)
 _LABELLED = re.compile(
-    r"((?<!\w)(?:api[_-]?key|secret|token|password|passwd|passphrase)[\"']?\s{0,3}[:=]\s{0,3}"
-    r"[\"']?)[^\s\"',;&]{5,299}[^\s\"',;&}\])]",
+    rf"({_LABEL}(?:\\?[\"']?\s{{0,3}}[:=]\s{{0,3}}\\?[\"']?|\sist?\s{{1,3}}(?=\S{{0,40}}\d)))"
+    r"[^\s\"',;&\\]{5,299}[^\s\"',;&}\])\\]",
     re.IGNORECASE,
 )
+_FIELD = re.compile(rf"[\w-]{{0,60}}?{_LABEL}", re.IGNORECASE)
 _KINDS = {kind: re.compile(pattern) for kind, pattern in _PATTERNS.items()}
 _NO_TEXT = {"role", "from", "type"}  # fields whose words belong to a format
 
@@ -56,7 +70,13 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         ValueError: the hook returned something other than text.
     """
     if isinstance(value, dict):
-        return {k: redacted(v, hook, counts, k) for k, v in value.items()}
+        found: dict[Any, Any] = {}
+        for key, v in value.items():  # the names of a format are identifiers
+            told = key if str(key).isidentifier() else redacted(key, hook, counts)
+            found[f"{told} ({len(found)})" if told in found else told] = redacted(
+                v, hook, counts, key
+            )
+        return found
     if isinstance(value, list | tuple):
         return [redacted(v, hook, counts, name) for v in value]
     if not isinstance(value, str) or (name in _NO_TEXT and value.isidentifier()):
@@ -65,7 +85,8 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
     if hook is None:
         return text
     text = _inside(text, hook, counts)
-    new = hook(text)
+    secret = hook is redact and len(text) > 5 and _FIELD.fullmatch(str(name))
+    new = "[key]" if secret else hook(text)
     if not isinstance(new, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the redact hook returned a {type(new).__name__}, not text")
     if new != text:

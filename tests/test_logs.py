@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import asdict
+from datetime import datetime
 
 import pytest
 from IPython.lib.pretty import pretty
@@ -142,6 +143,25 @@ def test_ids_are_unique(tmp_path):
     assert len({game.id for game in games}) == 3
 
 
+def test_fields_that_are_not_read_are_kept():
+    row = {"id": 7, "feedback": {"score": 1}, "model": ["m"], "system": "y", "conversations": []}
+    system = {"role": "system", "content": "x"}
+    (game,) = read_chats([row | {"messages": [system, user("a"), answer("b")]}])
+    assert game.id == "7" and game.extra["log"] == {k: row[k] for k in row if k != "id"}
+
+
+def test_forms_of_other_programs(tmp_path):
+    calls = json.dumps([{"name": name, "arguments": {}} for name in "fg"])
+    said = [("Human", "a"), ("tool_call", calls), ("tool_response", "r"), ("chatgpt", "b")]
+    (game,) = read_chats([{"conversations": [{"from": who, "value": x} for who, x in said]}])
+    assert game.turns[0].reply.count("<tool_call>") == 2 and game.turns[1].reply == "b"
+    refused = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    assert read_chats([{"messages": [user("a"), refused]}])[0].turns[0].reply == "I cannot."
+    (tmp_path / "lists.jsonl").write_text('[1]\n{"messages": []}')
+    with pytest.raises(RecordError, match=r"line 1: is a list, .* \(1 more bad line: 2\)"):
+        read_chats(tmp_path / "lists.jsonl")
+
+
 def test_rows_of_bytes_are_refused():
     with pytest.raises(RecordError, match="line 1: .*bytes"):
         read_chats([b'{"messages": [{"role": "user", "content": "x"}]}'])
@@ -165,6 +185,15 @@ def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
     for source in (tmp_path / "log.parquet", tmp_path / "saved", tmp_path / "log.json", data, rows):
         found = read_chats(source)
         assert [[(t.prompt, t.reply, t.feedback) for t in game.turns] for game in found] == want
+    calls = [{"name": "f", "arguments": {name: 1}} for name in "xy"]
+    rows = [{"messages": [user("q"), {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    rows[0]["at"] = datetime(2026, 1, 2)
+    data = Dataset.from_list(rows)
+    data.to_parquet(tmp_path / "calls.parquet")
+    for source in (tmp_path / "calls.parquet", data, rows):  # Arrow gives both calls x and y
+        games = read_chats(source)
+        assert [json.loads(g.turns[0].action)["arguments"] for g in games] == [{"x": 1}, {"y": 1}]
+        assert games[0].extra == {"log": {"at": "2026-01-02 00:00:00"}}
     with pytest.raises(ValueError, match="split of the data set: train"):
         read_chats(DatasetDict({"train": data}))
 
@@ -216,6 +245,7 @@ BAD = {
     "JSON": (b'{"messages": [', "not JSON"),
     "string": (b'{"messages": "a', r"not JSON: Unterminated string starting at column 14[.:]"),
     "tools": ({**chat("a", "b"), "tools": "7"}, "tools is not a list"),
+    "other field": ({"messages": [{"role": "user", "text": "x"}]}, "neither content nor value: "),
 }
 
 
@@ -269,8 +299,11 @@ def test_a_conversation_may_have_as_many_messages_as_the_limit():
 
 
 SECRETS = {
-    "e-mail": ["bob.x+y@mail.example.co.uk", "ü@bücher.example"],
-    "phone": ["+49 30 1234567", "(555) 234-5678", "030 1234567", "+1-202-555-0143"],
+    "e-mail": ["bob.x+y@mail.example.co.uk", "ü@bücher.example", "o'brien%40example.com"],
+    "phone": [
+        *["+49 30 1234567", "(555) 234-5678", "030 1234567", "+1-202-555-0143"],
+        *["+49\u2011151\u201112345678", "(555)234-5678", "1-800-555-0199", "06 12 34 56 78"],
+    ],
     "key": [
         "sk-proj-abcdEFGH12345678",
         "ghp_abcdefghijklmnopqrst1234",
@@ -283,7 +316,7 @@ SECRETS = {
 NO_SECRETS = (
     "On 2026-11-27 at 12:30 (01-02-2026), order 12345678: 1.234.567,00 EUR, version 1.2.3, "
 )
-NO_SECRETS += "FrozenLake4x4-v0-r1-m10000-s1-0/3."
+NO_SECRETS += "FrozenLake4x4-v0-r1-m10000-s1-0/3, pk_column_name_in_table, pip install x@1.0.0."
 
 
 def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
@@ -293,6 +326,9 @@ def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
     assert redact("api_key='0123456789ab' and password: a{b}cdef") == (
         "api_key='[key]' and password: [key]"
     )
+    for label in ("DB_PASSWORD=", "client_secret: ", "accessToken='", "my password is "):
+        assert redact(f"{label}hunter2222") == f"{label}[key]"
+    assert redact("db://admin:s3cr3t@host:1/x") == "db://[key]@host:1/x"
     assert redact('{"secret": false}') == '{"secret": false}'
     assert redact(NO_SECRETS) == NO_SECRETS
 
@@ -332,6 +368,17 @@ def test_a_field_that_a_tool_calls_from_is_text():
     call = {"name": "send", "arguments": {"from": "bob@example.com", "type": "a b@example.com"}}
     row = {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}]}
     assert "example.com" not in read_chats([row])[0].turns[0].reply
+
+
+def test_names_and_values_of_objects_are_redacted_too():
+    given = {"password": "hunter2222", "by": {"bob@example.com": 1, "al@example.com": 2}}
+    call = {"name": "send", "arguments": given}
+    row = {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}]}
+    chats = read_chats([row | {"log": given}])
+    called = json.loads(chats[0].turns[0].action)["arguments"]
+    assert called == chats[0].extra["log"]["log"]
+    assert called["password"] == "[key]" and sorted(called["by"].values()) == [1, 2]
+    assert "example.com" not in str(chats) and chats.replaced == {"key": 2, "e-mail": 4}
 
 
 def test_what_is_shown_of_a_bad_line_is_redacted(tmp_path):
