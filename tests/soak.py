@@ -39,7 +39,7 @@ SMALL = Settings.of(
     gate="off",
 )
 # for `make test`: truncates the base model's replies; training steps take most of the time
-SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 16, "steps": 4, "extract_games": 3}
+SHORT = {"env": "oelkit/Descent1-v0", "max_new_tokens": 13, "steps": 4, "extract_games": 3}
 SHORT |= {"state_games": 2, "batch_size": 2, "eval_maps": 2}
 WAYS = ("moment", "fsync", "rename", "line")
 
@@ -120,7 +120,8 @@ def _timeless(value: object) -> object:
 
 def soak(kills: int, seed: int, root: Path, settings: Settings = SMALL) -> dict[str, object]:
     """Kill `kills` runs, resume each to its end and compare. Return the results."""
-    model = with_short_probe(ROOT / "data/micro", root / "model")
+    every = 16 if settings == SMALL else 64  # questions
+    model = with_short_probe(ROOT / "data/micro", root / "model", every)
     rng, policy = random.Random(seed), load_policy(model)
     began = time.monotonic()
     attempt(root / "whole", policy, settings)
