@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -67,18 +68,35 @@ def clean(notebook: Any) -> list[Any]:
     A text progress bar keeps only its last state. Widget bars (frozen at 0%), dead widget views and
     papermill's own cells are removed.
     """
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     notebook.metadata.pop("widgets", None)
     notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags(c)]
-    for cell in notebook.cells:
-        for output in list(cell.get("outputs", [])):
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = settled(cell.outputs)
+        for output in list(cell.outputs):
             data = output.get("data", {})
             widget = len(data) > 1 and data.pop(WIDGET_VIEW, None)
             if widget and "%|" in data.get("text/plain", ""):
                 cell.outputs.remove(output)
     return notebook.cells
+
+
+def settled(outputs: list[Any]) -> list[Any]:
+    """Join what was printed piece by piece, without what a carriage return overwrites.
+
+    In linear time: nbconvert's expression for this takes the square of a line's length."""
+    joined: list[Any] = []
+    for name, group in groupby(outputs, lambda output: output.get("name")):
+        first, *rest = pieces = list(group)
+        if name:  # stdout or stderr
+            lines = "".join(output.text for output in pieces).split("\n")
+            first.text, rest = "\n".join(map(_overwritten, lines)), []
+        joined += [first, *rest]
+    return joined
+
+
+def _overwritten(line: str) -> str:
+    end = "\r" * line.endswith("\r")  # as before a line feed
+    return line.removesuffix(end).rpartition("\r")[2] + end
 
 
 def html_page(notebook: Any) -> str:

@@ -32,6 +32,7 @@ from .executed import (
     unrun,
     write_results,
 )
+from .kernels import engine, kernel_manager
 from .project import find_root
 from .runs.files import refuse_links, stamp, try_to_write
 from .runs.settings import run_folder
@@ -252,6 +253,7 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
             to,
             parameters,
             **fixed,
+            engine_name=engine(),
             cwd=cwd,
             progress_bar=bar if sys.stdout.isatty() else False,
             # passed on to nbclient: the time left for this cell, and our interpreter
@@ -270,25 +272,3 @@ def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path
     except (RuntimeError, OSError, ImportError) as error:  # no kernel starts, the disk is full
         return at, first_line(error)
     return at, ""
-
-
-def kernel_manager() -> type:
-    """Return a kernel manager whose python3 is this interpreter, whatever is registered."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
-
-    # overrides this process: figures inline even if scripts use Agg, and no debugger banner
-    env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    command = get_kernel_dict(extra_arguments=["--log-level=50"])  # no log on the terminal
-
-    class ThisInterpreter(AsyncKernelManager):
-        kernel_spec: Any = KernelSpec(**command, env=env)
-
-        @default("transport_encryption")
-        def _encrypted(self) -> str:  # other users of the machine can reach a kernel's ports
-            return "auto"
-
-    return ThisInterpreter

@@ -25,7 +25,7 @@ LAYERS = (
     "model",
     "steps",
     "runs",
-    "views notebooks beside executed commands flags __main__",
+    "views notebooks beside executed kernels commands flags __main__",
 )
 LAYER = {part: layer for layer, parts in enumerate(LAYERS) for part in parts.split()}
 # Only model/ imports the model's libraries. The exception is the training loop in steps/, which

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from helpers import ROOT, in_mounts, read_only
 
-from oelkit import notebooks
+from oelkit import kernels, notebooks
 from oelkit.__main__ import main
 from oelkit.beside import split
 from oelkit.notebooks import NotebookError, Parameter, convert, parameters_of, run_notebooks
@@ -470,6 +470,25 @@ def test_what_papermill_calls_completed_is_marked_failed(root, capfd, clock, sou
     assert [cell.source for cell in failed] == [source]
     assert "error" in [output.output_type for output in failed[0].outputs]
     assert cells[-1].metadata.papermill.status == "pending"
+
+
+def test_a_cell_that_prints_without_end_is_ended_and_one_that_overwrites_is_not(root, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST", 50_000)
+    bar = """from IPython.display import display
+before = [print(n) for n in range(3)]
+shown = display(1, display_id=True)
+for n in range(100, 200):
+    print("\\r" + str(n) * 1000, end="", flush=True)
+shown.update(2)"""
+    write(root, "01_a", bar, "while True: print('x' * 1000)", "after = 1")
+    fails(root, r"01_a failed in cell 4 .*: over 0.0\d+ MiB of output; let the cell print less")
+    copy = root / "runs/demo/notebooks/01_a.failed.ipynb"
+    assert told(root)[0]["01_a"]["cell"] == 4 and copy.stat().st_size < 200_000
+    *_, bar, endless, after = nbformat.read(copy, 4).cells
+    assert bar.outputs[0].text == "0\n1\n2\n" and bar.outputs[2].text == "199" * 1000
+    assert bar.outputs[1].data["text/plain"] == "2", "a display is still updated"
+    assert "MiB of output" in endless.outputs[-1].evalue
+    assert after.metadata.papermill.status == "pending"
 
 
 def test_time_out_is_of_the_notebook_not_of_the_cell(root, clock):
