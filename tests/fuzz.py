@@ -4,7 +4,9 @@
 
 Each target takes one input and accepts only the errors that its readers document. An input can take
 LIMIT seconds of CPU time, and must write only to the scratch folder and start no process or
-connection. `make test` tries 60 of each target (tests/test_hostile.py).
+connection. Python's audit hook sees what Python does; that SQLite and other libraries write to no
+file and leave none open is seen by a limit on the size of files, and by the open ones. `make test`
+tries 60 of each target (tests/test_hostile.py).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import string
 import sys
@@ -537,6 +540,8 @@ TARGETS: dict[str, tuple[Callable[..., None], list[Any]]] = {
 }
 
 
+WRITE = ("chats", "records", "log", "prompt_set", "run")  # to the scratch folder
+
 # -- what an input must not do
 
 _watched = False
@@ -574,23 +579,32 @@ sys.addaudithook(_audit)
 
 
 @contextmanager
-def watched(longest: list[float]) -> Any:
+def watched(longest: list[float], writes: bool = False) -> Any:
     """Enforce the limits in the module's docstring. `longest` gets the CPU seconds."""
     global _watched
 
-    def stop(*_: Any) -> None:
-        raise Forbidden(f"took more than {LIMIT} s of CPU time")
+    def stop(number: int, _: Any) -> None:
+        slow = f"took more than {LIMIT} s of CPU time"
+        raise Forbidden(slow if number == signal.SIGPROF else "wrote to a file")
 
-    before, began = signal.signal(signal.SIGPROF, stop), time.process_time()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGXFSZ)}
+    room, opened = resource.getrlimit(resource.RLIMIT_FSIZE), os.listdir("/dev/fd")
+    began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
+    if not writes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, room[1]))
     _watched = True
     try:
         yield
     finally:
         _watched = False
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         longest[0] = max(longest[0], time.process_time() - began)
+    if os.listdir("/dev/fd") != opened:
+        raise Forbidden("left a file open, or closed one")
 
 
 def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None], dict[str, Any]]:
@@ -600,7 +614,7 @@ def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None],
 
     def trial(values: tuple[Any, ...]) -> None:
         counts["inputs"] += 1
-        with watched(counts["longest"]):
+        with watched(counts["longest"], name in WRITE):
             check(*values)
 
     limits = settings(

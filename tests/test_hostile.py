@@ -3,15 +3,17 @@
 import json
 import os
 import socket
+import sqlite3
 from functools import partial
 
+import nbformat
 import pytest
-from fuzz import TARGETS, target, watched
+from fuzz import TARGETS, Forbidden, query, target, watched
 from helpers import Doors
 
-from oelkit import load_policy, text
+from oelkit import executed, load_policy, text
 from oelkit.envs import parse_action, parse_board
-from oelkit.envs.sql import query_of
+from oelkit.envs.sql import SqlEnv, query_of
 from oelkit.envs.text_env import TextEnvWrapper
 from oelkit.logs import read_chats
 from oelkit.model.plain import PlainModel
@@ -72,6 +74,32 @@ def test_no_reader_takes_longer_than_its_input_grows(name):
         with watched(longest := [0.0]):
             READERS[name](said)
         assert longest[0] < 2, what  # all take below 0.2 s of CPU, one that is quadratic 7
+
+
+# large rows to sort, more than SQLite keeps in memory
+MANY = f"SELECT '{'x' * 1_800}' FROM kunde a, kunde b, kunde c, kunde d ORDER BY b.name, c.name, 1"
+
+
+@pytest.mark.parametrize("said", ["ATTACH 'a.db' AS a", "VACUUM INTO 'b.db'", MANY])
+def test_what_sqlite_writes_is_seen(said, tmp_path, monkeypatch):
+    with watched([0.0]):
+        query(said)
+    world = SqlEnv()
+    world.connection.set_authorizer(None)
+    world.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
+    world.connection.executescript("PRAGMA query_only = OFF; PRAGMA temp_store = FILE")
+    monkeypatch.setattr("fuzz.SHOP", world)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Forbidden, match="file"), watched([0.0]):
+        query(said)
+
+
+def test_nor_does_the_copy_of_a_notebook():
+    output = nbformat.v4.new_output("stream", text="1%\r2%\r\n" + "x" * 400_000)
+    cell = nbformat.v4.new_code_cell("print()", outputs=[output])
+    with watched([0.0]):  # nbconvert takes minutes
+        executed.clean(nbformat.v4.new_notebook(cells=[cell]))
+    assert cell.outputs[0].text == "2%\r\n" + "x" * 400_000
 
 
 def test_nor_does_a_world_of_ones_own():

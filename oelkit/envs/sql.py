@@ -107,6 +107,7 @@ def connect(database: Database) -> sqlite3.Connection:
         connection.executemany(f"INSERT INTO {table.split()[0]} VALUES ({marks})", rows)
     connection.commit()
     connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")  # large sorts would write files in /var/tmp
     for limit, value in _LIMITS.items():
         connection.setlimit(limit, value)
     connection.set_authorizer(_allow)
