@@ -17,7 +17,7 @@ from oelkit.records import Outcome, to_dict, write_jsonl
 from oelkit.runs.stages import FORM
 from oelkit.stats import draw_spread, wilson_interval
 from oelkit.views import comparison, report
-from oelkit.views.findings import Finding, findings
+from oelkit.views.findings import Finding, compare, findings
 from oelkit.views.report import write_report
 from oelkit.views.summary import headline, summary
 
@@ -249,6 +249,17 @@ def test_episodes_on_the_same_maps_are_no_more_maps():
     assert difference < 20, "eight maps cannot say it that closely"
 
 
+def test_a_single_map_shows_no_difference():
+    """Resampling one map, or a few that all differ alike, gives an interval without width."""
+    for n, sign in ((1, 0), (3, 0), (20, 1)):
+        rows = []
+        for won in (n, 0):
+            low, high = wilson_interval(won, n)
+            passes = "1" * won + "0" * (n - won)
+            rows.append({"low": low, "high": high, "n": n, "maps": n, "passes": passes})
+        assert compare(*rows)[0] == sign
+
+
 def test_nothing_passes_in_context():
     metrics = make_metrics((64,), in_context=0)
     for row in metrics["rounds"][0]["pass_rate"].values():
@@ -332,6 +343,9 @@ def test_the_report_says_first_what_is_out_of_date(tmp_path):
     assert text.index("This run is out of date") < text.index("Findings")
     assert "<li>evaluate of round 1: round_1/metrics.json" in text or "<li>metrics: " in text
     assert "loop --run demo --redo" in text
+    (run / "metrics.jsonl").unlink()  # no stage can make it again
+    text = write_report(run.rename(tmp_path / "copy")).read_text(encoding="utf-8")
+    assert "loop --run copy --redo" in text and "by training step" not in text
 
 
 def test_a_finding_says_what_did_not_come_out():

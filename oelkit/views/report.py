@@ -46,6 +46,8 @@ def write_report(run_folder: str | Path) -> Path:
             f"`oelkit loop --run {folder.name} --resume`"
         )
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
+    if isinstance(metrics, dict):  # the folder can have been renamed or copied since
+        metrics["run"] = folder.resolve().name
     refuse_links(folder)
     (folder / "figures").mkdir(exist_ok=True)
     with damage_told(folder):
@@ -122,7 +124,7 @@ def _tables(metrics: dict) -> list[list[list[Any]]]:
 
 def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     """Yield name, figure and caption of each figure of a run."""
-    steps = read_jsonl(folder / "metrics.jsonl")
+    steps = read_jsonl(path) if (path := folder / "metrics.jsonl").exists() else []
     caption = "Pass rate by round with 95% intervals, and the bounds of the world."
     rates = plots.pass_rates(metrics)
     rates.axes[0].set_title("", loc="left")  # the headline is above it
@@ -130,7 +132,9 @@ def _figures(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     if metrics.get("arms"):
         caption = "Round 1 compared with other ways to learn from the same games."
         yield "arms", plots.arms(metrics), caption
-    yield "training", plots.training(steps), "Loss and entropy of the student by training step."
+    if steps:
+        caption = "Loss and entropy of the student by training step."
+        yield "training", plots.training(steps), caption
     yield "reply_tokens", plots.reply_tokens(metrics), "Tokens per reply, and the replies cut off."
     if metrics["rounds"][0]["ood"]["base"]:
         caption = "Correct answers to questions unrelated to the world."
