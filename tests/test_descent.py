@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -138,6 +139,9 @@ def test_a_run_says_which_boards_were_passed():
     games = [Trajectory("g", "e", i, "m", 1, *end, "") for i, end in enumerate(ends)]
     row = measures._row(report_of(games))
     assert row["levels"] == [0.5, 0.25]
+    for other in (7, 10**9, -1):  # a world of one's own can mean something else by a level
+        turn = replace(first, extra={"level": other})
+        assert "levels" not in measures._row(report_of([replace(games[0], turns=(turn,))]))
     metrics = make_metrics((1,))
     assert "passed board" not in summary(metrics)
     metrics["rounds"][0]["pass_rate"]["consolidated"] |= row
