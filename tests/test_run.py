@@ -387,6 +387,15 @@ def test_how_a_given_policy_thinks_is_recorded_and_compared(settings, tmp_path):
         Run(tmp_path / "run", settings, progress=False)
 
 
+def test_the_rank_of_a_given_policy_is_recorded(settings, tmp_path):
+    """Otherwise no later process could continue the run."""
+    policy = load_policy(settings.model, lora={"r": 4, "lora_alpha": 8})
+    assert Run(tmp_path / "run", settings, policy).settings.lora_rank == 4
+    assert Run.open(tmp_path / "run").policy.model.peft_config["student"].r == 4
+    with pytest.raises(ValueError, match="lora_rank was 4, is 16"):
+        Run.open(tmp_path / "run", load_policy(settings.model))
+
+
 def test_decisions_left_by_a_kill_do_not_reach_a_new_log(settings, tmp_path):
     run = by_hand(start(tmp_path / "run", settings))
     run.extract(1)

@@ -169,6 +169,46 @@ def test_redo_does_again_what_is_out_of_date_and_no_more(run):
     )
 
 
+def test_every_file_of_an_adapter_is_watched(run):
+    """Only the weights were: a run with half an adapter counted as done, the text in it could not
+    be made again, and an edited text passed for what the model has read."""
+    folder = run.folder / "round_1/adapter"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = sorted(set(whole) - {"adapter_model.safetensors"})
+    assert others == ["adapter_config.json", "experience.md", "oelkit.json"]
+    for name in others:
+        (folder / name).unlink()
+        with pytest.raises(StaleRunError, match=f"distill of round 1: .*{name} is gone"):
+            run.run_all()
+        (folder / name).write_bytes(whole[name] + b" ")
+        with pytest.raises(StaleRunError, match=f"distill of round 1: .*{name} is not what the st"):
+            run.run_all()
+        (folder / name).write_bytes(whole[name])
+        assert set(states(run).values()) == {"done"}
+    (folder / "experience.md").write_text("edited")
+    run.run_all(redo=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert (run.folder / "round_1/adapter.old/experience.md").read_text() == "edited"
+    (folder / "experience.md").unlink()
+    run.run_all(redo=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_text_edited_amid_a_training_is_not_what_the_model_has_read(run, monkeypatch):
+    path, distill = run.folder / "round_1/experience.md", work.distillation.distill
+
+    def edited(*args, **options):
+        path.write_text("edited")
+        return distill(*args, **options)
+
+    read = path.read_bytes()
+    (run.folder / "round_1/adapter/adapter_model.safetensors").unlink()
+    monkeypatch.setattr(work.distillation, "distill", edited)
+    run.distill(1)
+    assert (run.folder / "round_1/adapter/experience.md").read_bytes() == read
+    assert states(run)[1, "distill"] == "stale"
+
+
 def test_an_edit_that_leaves_the_text_as_it_was_trains_nothing_again(run):
     before = tree(run.folder)
     curation = log_of(run)
@@ -292,6 +332,14 @@ def test_texts_that_a_program_hands_in_stay_too(small, policy, tmp_path):
     run.write_experience(1, derived)  # the same words, but now a person's
     log_of(run).add("Walls cost a turn.")
     assert run.curate(1) == derived
+    path = run.folder / "round_1/experience.md"
+    path.write_text("a person's")
+    with pytest.raises(ValueError, match="1 texts for 2 draws"):
+        run.write_experience(1, ["a"])
+    assert path.read_text() == "a person's"
+    run.write_experience(1, ["a", "b"])
+    run.write_experience(1, ["a", "b"])
+    assert [p.read_text() for p in path.parent.glob("experience.old*")] == ["a person's"]
 
 
 def test_logs_of_other_items_are_kept_each_under_its_own_name(small, policy, tmp_path):
@@ -361,6 +409,27 @@ def test_another_setting_leaves_what_does_not_depend_on_it(run, policy):
     rows = read_jsonl(run.folder / "metrics.jsonl")
     assert [(row["arm"], row["step"]) for row in rows] == [("round 1", 0), ("round 2", 0)]
     assert (run.folder / "round_1/trajectories.jsonl").stat().st_mtime_ns == games
+
+
+def test_a_changed_setting_is_named_and_reaches_what_depends_on_it(run, policy):
+    """An arm has a loss of its own, and that of raw games reads a game per draw."""
+    arms = {arm: run.stages.slice(0, arm) for arm in table.ARMS}
+    other = Run.open(run.folder, policy, progress=False, loss="jsd", num_draws=1).stages
+    assert [arm for arm in arms if arms[arm] != other.slice(0, arm)] == ["raw"]
+
+    def whys(**change):
+        statuses = Run.open(run.folder, policy, progress=False, **change).status()
+        return {f"{s.name}: {s.why}" for s in statuses if s.state == "stale"}
+
+    told = "extract of round 2: the setting carry_experience was True and is False"
+    assert told in whys(carry_experience=False)
+    assert "base: the gate was on and no longer is" in whys(gate="off")
+
+
+def test_a_round_beyond_those_of_the_run_is_one_of_them(run, policy):
+    run.rollout(3)
+    assert Run.open(run.folder, policy).settings.rounds == 3
+    assert states(run)[3, "rollout"] == "done" and states(run)[3, "extract"] == "missing"
 
 
 @pytest.mark.parametrize(
@@ -628,6 +697,8 @@ def test_a_person_rolls_a_round_back_and_promotes_it_again(run):
     assert {k: v for k, v in tree(run.folder).items() if k != "chain.json"} == before
     with pytest.raises(ValueError, match="round 7 is not trained yet"):
         run.rollback(7)
+    with pytest.raises(TypeError, match="round: expected a whole number, got the str '1'"):
+        run.promote("1")
 
 
 def test_more_sampling_seeds_do_not_multiply_the_validation_games(small, policy, tmp_path, weights):

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -72,11 +72,17 @@ class Driver(RunContext):
     def write_experience(self, k: int, texts: Sequence[str]) -> None:
         """Write round k's experience.md with these texts, one per draw, instead of `curate`'s.
 
-        The teacher reads them. They stay until a person deletes the file.
+        The teacher reads them. They stay until a person deletes the file; what a person wrote there
+        before is kept as experience.old.md. ValueError unless there is a text for each draw.
         """
-        text = work.as_draws(given.texts("texts", texts))
+        text, draws = work.as_draws(texts := given.texts("texts", texts)), self.settings.num_draws
+        if len(texts) != draws:
+            raise ValueError(f"{len(texts)} texts for {draws} draws: give each draw its text")
+        path = self.round_folder(k) / "experience.md"
+        if self.stages.by_hand(k, "curate") and given.text_file(path) != text:
+            files.keep_aside(path)
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
-        write_text(self.round_folder(k) / "experience.md", text)
+        write_text(path, text)
 
     def start_stage(self, k: int, stage: str) -> None:
         """Load the weights that a stage starts from into the policy."""
@@ -164,6 +170,8 @@ class Driver(RunContext):
         return list(needs.values())
 
     def _do(self, k: int, stage: str) -> None:
+        if k > self.settings.rounds:  # run.json and the status then know of this round
+            self.settings = replace(self.settings, rounds=k)
         stages, began = self.stages, time.perf_counter()
         lost = stages.lost(k - 1) if self.settings.gate == "stop" else ""
         if lost and not stages.decided(k):

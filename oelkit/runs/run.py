@@ -65,9 +65,11 @@ class Run(Driver, Shown):
         self.on_step = on_step
         given.one("settings", settings, Settings, ', such as Settings.of("tiny")')
         if policy is not None:
-            given.a_policy(policy)
+            given.a_policy(policy, adapters=True)
         thinking = policy and policy.enable_thinking
-        model = {"model": policy.name} if policy else {}
+        model: dict[str, Any] = {}
+        if policy:  # run.json says what a later process has to load
+            model = {"model": policy.name, "lora_rank": policy.model.peft_config["student"].r}
         model |= {} if thinking is None else {"enable_thinking": thinking}
         self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))
@@ -165,15 +167,15 @@ class Run(Driver, Shown):
 
     def promote(self, k: int) -> None:
         """Let round k+1 start from round k, whatever the gate found."""
-        self._decide(k, k)
+        self._decide(k, lambda: k)
 
     def rollback(self, k: int) -> None:
         """Let round k+1 start where round k started; the files of round k stay."""
-        self._decide(k, self.stages.start(k))
+        self._decide(k, lambda: self.stages.start(k))
 
-    def _decide(self, k: int, start: int) -> None:
+    def _decide(self, k: int, start: Callable[[], int]) -> None:
         with self._locked():
-            self.stages.decide(k, start)
+            self.stages.decide(given.whole("round", k), start())
 
     # -- the stages of round k; each first does the missing stages before it
 

@@ -155,6 +155,8 @@ class Stages:
             mine["chain"] = [self.start(j) for j in (*self._rounds, self._rounds[-1] + 1)]
         if stage in ("base", "evaluate"):
             mine["validation"] = self.settings.gate != "off"
+        if mine.get("start") and KNOWN in TABLE[stage].reads:
+            mine["carry_experience"] = self.settings.carry_experience
         return mine
 
     # -- what is there
@@ -233,12 +235,17 @@ class Stages:
                 return f"the prompt set {now[name]['name']!r} has changed ({', '.join(texts)})"
             if name == "chain":
                 return table.moved(then[name], now[name])
+            if name == "validation":
+                return f"the gate was {'off' if now[name] else 'on'} and no longer is"
             return f"the setting {name} was {then[name]!r} and is {now[name]!r}"
         was, is_ = manifest["inputs"], self.hashes(k, stage)
-        for name in dict.fromkeys([*was, *is_]):
-            if was.get(name) != is_.get(name):
-                gone = "is gone" if is_.get(name) is None else "has changed since"
-                return f"{name} {'is new' if was.get(name) is None else gone}"
+        for name in (n for n in {**was, **is_} if was.get(n) != is_.get(n)):
+            gone = "is gone" if is_.get(name) is None else "has changed since"
+            return f"{name} {'is new' if was.get(name) is None else gone}"
+        for name in (one.format(k=k) for one in TABLE[stage].beside):
+            there = sha256(self.folder / name)
+            if manifest["outputs"].get(name, there) != there:
+                return f"{name} is {'not what the stage wrote' if there else 'gone'}"
         return ""
 
     def blocking(self, statuses: list[StageStatus]) -> list[StageStatus]:

@@ -16,17 +16,19 @@ _MEASURE = (*_MODEL, *_EVAL, "env", "seed")
 STARTED, KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
 READY = "round_{k}/experience.md"
 _TRAINED, READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
+_ADAPTER = ("round_{k}/adapter/adapter_config.json", "round_{k}/adapter/oelkit.json", READ)
 
 
 @dataclass(frozen=True)
 class Stage:
     """What a stage reads ({k}: its round, {s}: the round it starts from), the settings it depends
-    on, and the file that marks it as done."""
+    on, the file that marks it as done, and the others that it writes."""
 
     writes: str
     reads: tuple[str, ...]
     settings: tuple[str, ...]
     prompts: bool = True
+    beside: tuple[str, ...] = ()
 
 
 TABLE = {
@@ -48,7 +50,10 @@ TABLE = {
         (*_PLAY, "state_games", "states_with_experience"),
     ),
     "distill": Stage(
-        _TRAINED, (STARTED, READY, "round_{k}/states.jsonl"), (*_MODEL, *_TRAIN, "seed")
+        _TRAINED,
+        (STARTED, READY, "round_{k}/states.jsonl"),
+        (*_MODEL, *_TRAIN, "seed"),
+        beside=_ADAPTER,
     ),
     "evaluate": Stage(
         "round_{k}/metrics.json",
@@ -57,21 +62,22 @@ TABLE = {
     ),
 }
 STAGES = tuple(TABLE)  # of a round, in order
-_made = {name for s in TABLE.values() for name in (s.writes, *s.reads) if "{s}" not in name}
+_made = {n for s in TABLE.values() for n in (s.writes, *s.beside, *s.reads) if "{s}" not in n}
 _made |= {f"round_{{k}}/manifests/{stage}.json" for stage in STAGES}
 FILES = sorted(_made | {"chain.json", "manifests/base.json"})  # decide the status of a round
+_ARM = tuple(name for name in (*_MEASURE, *_TRAIN) if name != "loss")  # an arm has its own
 TABLE |= {  # stages of the whole run, as round 0
     "base": Stage("base.json", (), _MEASURE),
     "raw": Stage(
         "ablations/raw.json",
         ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
-        (*_MEASURE, *_TRAIN),
+        (*_ARM, "num_draws"),
     ),
     "metrics": Stage("metrics.json", (), ("rounds", "env"), False),
 }
 for _arm in ("forward_kl", "sft"):
     _reads = ("round_1/experience.md", "round_1/states.jsonl")
-    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, (*_MEASURE, *_TRAIN))
+    TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, _ARM)
 Node = tuple[int, str]  # round and stage
 ARMS = ("forward_kl", "sft", "raw")
 BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # a person can provide their files

@@ -138,10 +138,10 @@ def _decide(items: Path, log: Path, draws: int | None, known: Sequence[str], dec
 def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     """Train the adapter and save the experience used in training beside it."""
     source = run.folder / f"round_{k}"
+    text = given.text_file(source / "experience.md")  # a person can edit it during the training
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
     seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
     run.policy.save_adapter(folder / "adapter")
-    text = given.text_file(source / "experience.md")
     write_text(folder / "adapter/experience.md", text)
     return {"seeds": {"training": seed}}
 
