@@ -96,7 +96,9 @@ def test_ends_that_are_no_ids_and_a_model_without_any(tmp_path):
     path.write_text(json.dumps(tokenizer | {"eos_token": None}))
     with pytest.warns(UserWarning, match="no token ends its replies"):
         load_policy(tmp_path)
+    ends.write_text('{"eos_token_id": null, "suppress_tokens": [5, 6], "min_new_tokens": 3}')
     plain = PlainModel(tmp_path, str(tmp_path), "paper")
+    assert plain.model.generation_config.suppress_tokens is None
     (reply,) = generate(plain, [plain.encode(ASK)], max_new_tokens=3)  # type: ignore
     assert reply.truncated and len(reply.ids) == 3
 
@@ -261,9 +263,15 @@ def test_special_tokens_in_content_are_text(tmp_path):
     assert policy.encode(ASK) == ids
 
 
-@pytest.mark.parametrize("quote", ["'", '"'])
-def test_the_date_of_a_template_is_that_of_the_run(tmp_path, quote):
-    ask = f"{{{{ strftime_now({quote}%d %b %Y{quote}) }}}}"
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        '{{ strftime_now( "%d " ) }}{% set rest = "%b %Y" %}{{ strftime_now(rest) }}',
+        "{% macro on(f) %}{{ strftime_now(f) }}{% endmacro %}{{ on('%d %b %Y') }}",
+    ],
+)
+def test_the_date_of_a_template_is_that_of_the_run(tmp_path, ask):
     folder = make_model(tmp_path, chat_template=f"Today is {ask}. {{{{ messages[0].content }}}}")
     policy = policy_from_config(ModelConfig(str(folder), date="2024-07-26"))
     assert policy.decode(policy.encode(ASK)) == "Today is 26 Jul 2024. go left"

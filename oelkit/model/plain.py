@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..config import Sampling
 from ..messages import Templated, unsaid
@@ -101,6 +101,11 @@ class PlainModel(Templated):
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # without the folder's own penalties and cut-offs, as in training and in evaluation
+        ends = self.model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        pad = self.tokenizer.pad_token_id
+        self.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
         self.context_length = context_length(self.model.config, self.tokenizer)
 
     @torch.no_grad()
@@ -122,7 +127,6 @@ class PlainModel(Templated):
 
     def _reply(self, ids: list[int]) -> Reply:
         ends = self.model.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
         ends = ends if isinstance(ends, list) else [ends]
         last = next((i for i, token in enumerate(ids) if token in ends), None)
         said = [i for i in ids[:last] if i not in self._unsaid]

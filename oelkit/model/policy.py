@@ -6,7 +6,6 @@ the head that the losses work on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ from ..text import MARKS, THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
 from .base import cache_argument, context_length
 from .head import Head, head_of
+
+DATE_CODES = "%-d %-m %a %A %b %B %c %d %D %e %F %H %I %j %m %M %p %S %T %x %X %y %Y %Z"
 
 
 @dataclass(eq=False, repr=False)
@@ -187,12 +188,15 @@ class Policy(Shown, Adapters):
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any
     ) -> Any:
         template = self.tokenizer.get_chat_template(tools=tools)
-        today = date.fromisoformat(self.date)
-        ask = r"strftime_now\((['\"])(.*?)\1\)"
         options = {"add_generation_prompt": True, **thinking(self.enable_thinking), **options}
         if options.setdefault("tokenize", True):  # older Transformers do not know this one
             options |= {"sanitize_control_tokens": True, "return_dict": False}
-        options["chat_template"] = re.sub(ask, lambda m: repr(today.strftime(m[2])), template)
+        if "strftime_now" in template:  # the macro hides the function of the same name
+            today = date.fromisoformat(self.date)
+            filled = "".join(f"|replace('{c}', '{today.strftime(c)}')" for c in DATE_CODES.split())
+            macro = f"{{% macro strftime_now(format) %}}{{{{ format{filled} }}}}{{% endmacro +%}}"
+            template = macro + template
+        options["chat_template"] = template
         if tools:
             options["tools"] = tools
         return self.tokenizer.apply_chat_template(list(messages), **options)

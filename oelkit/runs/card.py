@@ -105,7 +105,7 @@ def _prompting(known: dict[str, Any]) -> list[str]:
         f"It was trained on prompts from the set `{_plain(prompts['name'])}` and measured at "
         f"temperature {settings['eval_temperature']}, top_p {settings['eval_top_p']}, top_k "
         f"{settings['eval_top_k']}, at most {prompts['max_new_tokens']} new tokens. A server "
-        "should use the same sampling settings."
+        "should use the same sampling settings, and no repetition penalty."
     ]
     if thinking is not None:
         lines.append(f"Pass `enable_thinking={thinking}` to the chat template, as in training.")
