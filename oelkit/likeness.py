@@ -158,10 +158,14 @@ def _said(text: str) -> _Said:
     negated = any(w in _NOT for w in raw)
     words = [w for w in raw if w not in _SMALL and w not in _NOT]
     letter = re.search(r"[^\s.!?:;] A\b(?! \w)", text)  # "A" is no article
-    told = [f"{w} {_next(raw[n:])}" if w in _ORDERS else w for n, w in enumerate(raw, 1)]
+    told, after = list[str](), ""
+    for w in reversed(raw):
+        told.append(f"{w} {after}" if w in _ORDERS else w)
+        after = after if w in _SMALL else _stem(w)
+    told.reverse()
     counts = _COUNT | {"one"} if _COUNT & {*raw} else _COUNT  # else it can be a pronoun
     exact = [w for w in told if (w != "a" or letter) and (w in counts or _EXACT.search(w))]
-    if len(order := {w for w in told if w in exact or w in _SIDE}) > 1:  # "x > y", "A beats B"
+    if len(order := {*exact, *(w for w in told if w in _SIDE)}) > 1:  # "x > y", "A beats B"
         exact = ["not" if w in _NOT else w for w in told if w in order or w in _NOT]
     kinds = [
         f"opposite {_SIDE[w][0]}" if w in _SIDE else "#" if w in _COUNT or _VALUE.match(w) else ""
@@ -174,10 +178,6 @@ def _said(text: str) -> _Said:
         frozenset(kind or _stem(w) for kind, w in zip(kinds, words, strict=True)),
         tuple(w for kind, w in zip(kinds, words, strict=True) if kind),
     )
-
-
-def _next(words: Sequence[str]) -> str:
-    return next((_stem(w) for w in words if w not in _SMALL), "")
 
 
 def _claim(text: str) -> tuple[Hashable, str] | None:

@@ -15,6 +15,7 @@ from oelkit import executed, load_policy, text
 from oelkit.envs import parse_action, parse_board
 from oelkit.envs.sql import SqlEnv, query_of
 from oelkit.envs.text_env import TextEnvWrapper
+from oelkit.likeness import similar
 from oelkit.logs import read_chats
 from oelkit.model.plain import PlainModel
 from oelkit.model.served import ServedModel
@@ -92,6 +93,12 @@ def test_what_sqlite_writes_is_seen(said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Forbidden, match="file"), watched([0.0]):
         query(said)
+
+
+@pytest.mark.parametrize("piece", ["7 word ", "from "])
+def test_nor_does_the_likeness_of_items(piece):
+    with watched([0.0]):  # with the square of the words it takes over 20 s
+        assert similar([piece * 30_000, piece * 29_000]) == [[0, 1]]
 
 
 def test_nor_does_the_copy_of_a_notebook():
