@@ -588,7 +588,7 @@ def watched(longest: list[float], writes: bool = False) -> Any:
         raise Forbidden(slow if number == signal.SIGPROF else "wrote to a file")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGXFSZ)}
-    room, opened = resource.getrlimit(resource.RLIMIT_FSIZE), os.listdir("/dev/fd")
+    room, opened = resource.getrlimit(resource.RLIMIT_FSIZE), {*os.listdir("/dev/fd")}
     began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
     if not writes:
@@ -603,8 +603,8 @@ def watched(longest: list[float], writes: bool = False) -> Any:
         for number, handler in before.items():
             signal.signal(number, handler)
         longest[0] = max(longest[0], time.process_time() - began)
-    if os.listdir("/dev/fd") != opened:
-        raise Forbidden("left a file open, or closed one")
+    if not {*os.listdir("/dev/fd")} <= opened:
+        raise Forbidden("left a file open")
 
 
 def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None], dict[str, Any]]:
