@@ -112,7 +112,7 @@ def html_page(notebook: Any) -> str:
             text = re.sub(r"^\[!\[Open in Colab\].*\n+", "", cell.source)
             cell.source = text.replace("](../", "](../../../")
     html, _ = HTMLExporter().from_notebook_node(page)
-    return re.sub(r'<script src="https?:[^>]*>\s*</script>', "", html)
+    return re.sub(r'<script src="https?:[^<>]*>\s*</script>', "", html)
 
 
 def unrun(cell: Any) -> bool:
