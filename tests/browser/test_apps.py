@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from oelkit.records import read_jsonl
@@ -68,6 +69,10 @@ def test_a_server_goes_with_its_command_and_without_a_word_of_what_is_still_star
     app = subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **said)
     try:
         assert answers(port, True)
+        of = psutil.Process(app.pid).children(recursive=True)
+        at = [c.laddr for one in of for c in one.net_connections() if c.status == "LISTEN"]
+        assert port in {address.port for address in at}
+        assert {address.ip for address in at} == {"127.0.0.1"}, "no other machine reaches them"
         app.terminate()
         assert app.wait(60) == 143 and answers(port, False)
         said = app.stdout.read()
