@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -64,10 +65,11 @@ def off(one, two):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(folder):
+def test_two_processes_learn_what_one_learns(folder, monkeypatch):
     """States are divided unevenly (3 and 2), some are in the retention share, batches are small."""
-    command = ["train.py", "one", "states.jsonl", TEXT, "1"]
-    subprocess.run([sys.executable, *command], cwd=folder, check=True, timeout=900)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py", "one", "states.jsonl", TEXT, "1"])
+    run_path("train.py")
     done = launched("train.py", "two", "states.jsonl", TEXT, "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert off(folder / "one", folder / "two") < 1e-5

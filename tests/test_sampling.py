@@ -20,11 +20,11 @@ LENGTH = {"brief": SimpleNamespace(max_new_tokens=3)}
 @pytest.mark.slow
 def test_greedy_replies_do_not_depend_on_the_batch(tiny):
     shake(tiny)
-    prompts = some_prompts(64)
+    prompts = some_prompts(32)
     alone = [generate(tiny, [p], max_new_tokens=40, temperature=0)[0] for p in prompts]
     sevens = [
         r
-        for i in range(0, 64, 7)
+        for i in range(0, 32, 7)
         for r in generate(tiny, prompts[i : i + 7], max_new_tokens=40, temperature=0)
     ]
     assert generate(tiny, prompts, max_new_tokens=40, temperature=0) == alone == sevens
@@ -155,13 +155,26 @@ def turns_of(games, shared=300):
         yield [begin + sum(p[:turn], []) + p[4] for p in parts[turn // 3 :]]  # two go home
 
 
-@pytest.mark.parametrize("shared", [0, 300])
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("long"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module", params=[0, 300])
+def played(long_model, request):
+    """Return turns of five games as prompts and replies by hand; all share a beginning, or not."""
+    tiny = load_policy(long_model)
+    shake(tiny)
+    turns = [[*prompts, prompts[0]] for prompts in turns_of(5, request.param)]
+    return [[(p, greedy_by_hand(tiny, p, 20)) for p in turn] for turn in turns]
+
+
 @pytest.mark.parametrize("room", [None, 150_000])
-def test_keys_and_values_are_kept_from_turn_to_turn(tmp_path, shared, room, monkeypatch):
+def test_keys_and_values_are_kept_from_turn_to_turn(long_model, played, room, monkeypatch):
     """Replies equal those of whole forward passes, also with ended games and equal prompts. Fewer
     tokens are read; if room is short, some are read again.
     """
-    tiny = load_policy(make_model(tmp_path, max_position_embeddings=1024))
+    tiny = load_policy(long_model)
     shake(tiny)
     read, forward = [], tiny.base_lm.base_model.forward
     monkeypatch.setattr(
@@ -172,12 +185,10 @@ def test_keys_and_values_are_kept_from_turn_to_turn(tmp_path, shared, room, monk
     tokens = {}
     for keep in (Kept(room), Kept(0)):
         read.clear()
-        for prompts in turns_of(5, shared):
-            prompts = [*prompts, prompts[0]]
+        for turn in played:
+            prompts, by_hand = zip(*turn, strict=True)
             got = generate(tiny, prompts, max_new_tokens=20, temperature=0, kept=keep)
-            ids, before = [r.ids for r in got], list(read)
-            assert ids == [greedy_by_hand(tiny, p, 20) for p in prompts]
-            read[:] = before
+            assert tuple(r.ids for r in got) == by_hand
         tokens[keep.keeps] = sum(read)
         held = [x.nbytes for row in keep.rows for pair in row.kv for x in pair]
         assert bool(held) is keep.keeps and (room is None or sum(held) <= room)
