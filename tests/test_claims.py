@@ -188,7 +188,7 @@ def test_an_adapter_made_anew_knows_nothing_of_the_rounds_before(
     micro_folder, tmp_path, monkeypatch
 ):
     anew = run_path(str(MICRO / "rounds.py"))["Anew"]
-    less = {"extract_games": 8, "state_games": 4, "num_draws": 2, "max_new_tokens": 16}
+    less = {"extract_games": 4, "state_games": 2, "num_draws": 2, "max_new_tokens": 16}
     settings = Settings(**less, steps=1, batch_size=4, eval_maps=2, run_ablations=False)
     policy = load_policy(micro_folder)
     untrained, at_start = policy.trainable()[1].clone(), []

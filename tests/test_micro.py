@@ -209,16 +209,16 @@ def test_on_descent_it_reads_notes_and_has_no_shortcut(micro):
     world, first, second = "oelkit/DescentUnseen-v0", "TMRB", "FCWL"
     assert list(envs.make(world).roles(1)) == list(first)
 
-    def rate(text: str, levels: int, maps=32, **kwargs):
+    def rate(text: str, levels: int, maps=64, **kwargs):
         kwargs |= {"levels": levels}
         return evaluate(micro, world, SEEDS[:maps], text, adapter=None, env_kwargs=kwargs)
 
     guess = 1 / 12
-    base, one = rate("", 1), rate(notes(first), 1)
+    base, one = rate("", 1), rate(notes(first), 1, maps=32)
     assert base.low <= guess and one.low > 0.8
-    half, two = rate(notes(first), 2), rate(f"{notes(first)}\n{notes(second)}", 2)
+    half, two = rate(notes(first), 2), rate(f"{notes(first)}\n{notes(second)}", 2, maps=32)
     assert half.low <= guess and two.low > 0.7
-    assert rate(notes(first), 1, maps=64, letters="RMTB").high < guess
+    assert rate(notes(first), 1, letters="RMTB").high < guess
 
 
 @pytest.mark.parametrize("folder, questions", [(MICRO, 256), (LAKES, 192)], ids=["micro", "lakes"])
