@@ -516,9 +516,11 @@ def test_towers_of_pictures_get_no_adapter(tmp_path):
     )
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    policy = load_policy(tmp_path / "m")
-    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
-    assert names and not [n for n in names if "vision" in n or "projector" in n]
+    for more in (["q_proj"], r".*\.q_proj", None):
+        policy = load_policy(tmp_path / "m", lora={"exclude_modules": more})
+        names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+        assert names and not [n for n in names if "vision" in n or "projector" in n]
+        assert any("q_proj" in n for n in names) is (more is None)
     shake(policy)
     policy.save_adapter(tmp_path / "a")
     model = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "m")

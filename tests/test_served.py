@@ -1,11 +1,13 @@
 """A model behind a server plays and writes as it does locally: a real server, over HTTP."""
 
 import pytest
-from helpers import shake
+from helpers import TOOLS, shake
+from openai.types.chat import ChatCompletion
 from serve_micro import serve
 
 from oelkit import ServedModel, evaluate, extract, load_policy, rollout
 from oelkit.config import Sampling
+from oelkit.envs.sql import called_query
 
 WORLD, GREEDY = "oelkit/FrozenLake3x3-v0", {"temperature": 0, "max_new_tokens": 24}
 
@@ -86,6 +88,33 @@ def test_a_busy_server_is_asked_again_and_a_request_that_fails_is_the_error_of_i
             pytest.raises(RuntimeError, match="2 of 2 games ended in an error"),
         ):
             rollout(served, WORLD, range(2), texts[1], **GREEDY)
+
+
+def test_calls_of_tools_go_to_the_server_and_come_back_in_its_own_form(micro, monkeypatch):
+    called = {"name": "query", "arguments": '{"sql": "SELECT 1"}'}
+    answers = [{"content": None, "tool_calls": [{"id": "x", "function": called}]}]
+    answers += [{"content": [{"type": "text", "text": "hi"}]}, None, "<html>"]
+
+    def create(messages, **how):
+        sent.append(messages)
+        said = answers[len(sent) - 1]
+        choice = {"index": 0, "finish_reason": "stop", "message": said}
+        return said if isinstance(said, str) else ChatCompletion.construct(choices=[choice])
+
+    with serve(micro) as server:
+        served, sent = connect(server, concurrency=1), []
+        monkeypatch.setattr(served.tokenizer, "chat_template", TOOLS)
+        monkeypatch.setattr(served.client.chat.completions, "create", create)
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call] * 2}]
+        asked += [{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}]
+        with pytest.warns(UserWarning, match="2 of 4 requests failed.* holds no reply"):
+            replies = served.generate([served.encode(asked)] * 4, Sampling(), seed=0)
+    calls, *back = sent[0][1]["tool_calls"], *sent[0][2:]
+    assert [c["function"]["arguments"] for c in calls] == ['{"x": 1}'] * 2
+    assert [c["id"] for c in calls] == [m["tool_call_id"] for m in back] == ["call_1_0", "call_1_1"]
+    assert called_query(replies[0].text) == "SELECT 1" and replies[1].text == "hi"
+    assert [bool(r.error) for r in replies] == [False, False, True, True]
 
 
 def test_an_adapter_is_handed_over_by_a_name(micro, tmp_path):

@@ -227,6 +227,12 @@ def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
             ["user", "assistant", "user"],
             "leaves earlier turns out",
         ),
+        (
+            "{{ messages[0].content }}"
+            + LLAMA.replace("in messages", "in messages if m.role != 'system'"),
+            ["system", "user", "assistant", "system", "user"],
+            "shows no later system messages",
+        ),
     ],
 )
 def test_what_a_template_leaves_out_in_silence_is_refused(tmp_path, template, roles, message):

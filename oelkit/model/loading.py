@@ -130,8 +130,8 @@ def load_policy(
     packed = four_bits(empty, dtype) if nf4 else None
     base = _load_base(name, source, revision, config, device, dtype, packed)
     prompts = str(notes(Path(source)).get("prompts", "paper"))
-    if adapter is None and lora_settings.exclude_modules is None:
-        lora_settings.exclude_modules = no_adapter(base)
+    if adapter is None:
+        lora_settings.exclude_modules = no_adapter(base, lora_settings.exclude_modules)
     model = attach(base, lora_settings, name, f"{adapter}: its LoRA" if adapter else "lora=")
     if adapter is None:
         warn_of_names(model, (lora or {}).get("target_modules"), name)

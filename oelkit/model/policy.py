@@ -134,10 +134,12 @@ class Policy(Shown, Adapters):
         tools = tools_of(messages)
         prompt = self._render(messages, tools)
         uncalled = [{k: m[k] for k in m if k != "tool_calls" or not m[k]} for m in messages]
+        late = [m for i, m in enumerate(messages) if not i or m["role"] != "system"]
         without = {  # templates silently drop what they do not know
             "tools": (messages, None),
             "tool calls": (uncalled, tools),
             "tool results": ([m for m in messages if m["role"] != "tool"], tools),
+            "later system messages": (late, tools),
         }
         for what, rest in without.items():
             if rest != (messages, tools) and self._try(*rest) == prompt:
@@ -194,8 +196,9 @@ class Policy(Shown, Adapters):
         if "strftime_now" in template:  # the macro hides the function of the same name
             today = date.fromisoformat(self.date)
             filled = "".join(f"|replace('{c}', '{today.strftime(c)}')" for c in DATE_CODES.split())
-            macro = f"{{% macro strftime_now(format) %}}{{{{ format{filled} }}}}{{% endmacro +%}}"
-            template = macro + template
+            template = (
+                f"{{% macro strftime_now(f) %}}{{{{ f{filled} }}}}{{% endmacro +%}}{template}"
+            )
         options["chat_template"] = template
         if tools:
             options["tools"] = tools
@@ -282,10 +285,8 @@ class Policy(Shown, Adapters):
             raise ValueError(f"{self.name}: its hidden states {what}; {todo}")
         off = (whole[: len(half)] - half).norm(dim=-1) > 0.05 * half.norm(dim=-1)
         if off.float().mean() > 0.5:  # in 16 bits a few tokens can take another expert
-            raise ValueError(
-                f"{self.name}: not a causal language model: its hidden states depend on later "
-                "tokens"
-            )
+            told = "its hidden states depend on later tokens"
+            raise ValueError(f"{self.name}: not a causal language model: {told}")
 
     @cached_property
     def head(self) -> Head:

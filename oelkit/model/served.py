@@ -15,8 +15,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import Sampling
-from ..messages import Templated, plain, thinking, tools_of
-from ..text import THOUGHTS
+from ..messages import Templated, json_text, plain, thinking, tools_of
+from ..records import Message
+from ..text import THOUGHTS, content_text
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
@@ -100,7 +101,7 @@ class ServedModel(Templated):
             ValueError: the chat template rejects messages.
         """
         prompt, messages = _Prompt(super().encode(messages)), plain(messages)
-        prompt.sent = {"messages": [{k: m[k] for k in m if k != "tools"} for m in messages]}
+        prompt.sent = {"messages": _as_sent(messages)}
         if tools := tools_of(messages):
             prompt.sent["tools"] = tools
         return prompt
@@ -127,15 +128,48 @@ class ServedModel(Templated):
         try:
             answer = self.client.chat.completions.create(model=self.model, **prompt.sent, **how)
             choice = answer.choices[0]
-        except (self.errors, LookupError, TypeError) as error:  # a server can send no choice
+            said = choice.message.model_dump(warnings=False)
+            text = content_text(said.get("content")) + _written(said.get("tool_calls"))
+        except self.errors as error:
             return Reply([], "", False, error)
-        text, said = choice.message.content or "", choice.message.model_dump()
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # as of a web page
+            return Reply([], "", False, ValueError(f"the answer holds no reply ({error})"))
         thought = said.get("reasoning_content", said.get("reasoning"))  # servers name it either way
         if thought is not None:
             begin = self._begun or THOUGHTS[0][0]
             text = f"{begin}{thought}{dict(THOUGHTS)[begin]}{text}"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return Reply(ids, self.reply_text(text), choice.finish_reason == "length")
+
+
+def _as_sent(messages: Sequence[Message]) -> list[Message]:
+    """Return messages in OpenAI's form: a call has an id and its arguments as JSON text, and a
+    tool's result has the id of its call."""
+    sent, ids = list[Message](), list[str]()
+    for n, m in enumerate(messages):
+        m = {k: m[k] for k in m if k != "tools"}
+        if calls := m.get("tool_calls"):
+            ids = [call.get("id") or f"call_{n}_{i}" for i, call in enumerate(calls)]
+            functions = [dict(call["function"]) for call in calls]
+            for function in functions:
+                if not isinstance(function.get("arguments"), str):
+                    function["arguments"] = json_text(function.get("arguments", {}))
+            parts = zip(ids, functions, strict=True)
+            m["tool_calls"] = [{"id": a, "type": "function", "function": b} for a, b in parts]
+        elif m["role"] == "tool" and ids:
+            first = ids.pop(0)
+            m.setdefault("tool_call_id", first)
+        sent.append(m)
+    return sent
+
+
+def _written(calls: Any) -> str:
+    """Return the calls in a server's answer as a model writes them."""
+    said = [(json_text(c["function"]["name"]), c["function"]["arguments"]) for c in calls or []]
+    return "".join(
+        f'\n<tool_call>\n{{"name": {name}, "arguments": {given or "{}"}}}\n</tool_call>'
+        for name, given in said
+    ).lstrip()
 
 
 class _Prompt(list[int]):

@@ -10,8 +10,9 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 
-def no_adapter(base: PreTrainedModel) -> str | None:
-    """Return a pattern of linear layers that get no adapter; None if all can have one.
+def no_adapter(base: PreTrainedModel, more: Any = None) -> Any:
+    """Return a pattern of linear layers that get no adapter, `more` among them, which is a pattern
+    or names as in PEFT's `exclude_modules`. If all others can have one, `more` is returned.
 
     These are towers for images or sound, through which text does not pass; matrices that Mamba's
     kernels read without calling their layer, so that an adapter would have no effect; layers that
@@ -28,7 +29,12 @@ def no_adapter(base: PreTrainedModel) -> str | None:
     read += [n for n in linear if not _is_product(modules[n])]
     read += _renamed(base, linear)
     patterns = {re.sub(r"\.\d+\.", ".[0-9]+.", name).replace(".", r"\.") for name in out + read}
-    return "|".join(sorted(patterns)) or None
+    if not patterns:
+        return more
+    if more:
+        own = more if isinstance(more, str) else rf"(.*\.)?({'|'.join(map(re.escape, more))})"
+        patterns.add(f"(?:{own})")
+    return "|".join(sorted(patterns))
 
 
 def _renamed(base: PreTrainedModel, layers: list[str]) -> list[str]:
