@@ -190,7 +190,7 @@ def test_8_bit_adamw_learns_as_adamw_does(found):
     for eight in (True, False):
         policy = load_policy("micro", device=DEVICE, quantize=None)
         shake(policy, "teacher")
-        options = {"max_new_tokens": 8, "lr": 1e-3, "batch_size": 8}
+        options = {"max_new_tokens": 8, "lr": 1e-3, "batch_size": 16}
         t = training.prepare(policy, found, [TEXT], None, None, 0, options)
         if not eight:
             t.optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3, weight_decay=0.0)
