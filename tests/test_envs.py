@@ -5,6 +5,7 @@ import json
 import random
 import warnings
 from collections import deque
+from dataclasses import replace
 from functools import cache
 
 import gymnasium as gym
@@ -49,6 +50,27 @@ def play(replies, layout=LAKE, world="oelkit/FrozenLake-v0", **kwargs):
     env = make(world, **kwargs)
     env.reset(seed=0, options={"layout": layout})
     return [env.step(reply) for reply in replies], env
+
+
+@pytest.mark.parametrize(
+    "world, layout",
+    [
+        ("FrozenLake", "x"),
+        ("FrozenLake", ROOM),
+        ("FrozenLake", ()),
+        ("FrozenLake", replace(LAKE, start=-1)),
+        ("FrozenLake", replace(LAKE, goals=(9,))),
+        ("FrozenLake", replace(LAKE, holes=(0,))),
+        ("Sokoban", LAKE),
+        ("Sokoban", replace(ROOM, player=0)),
+        ("Sokoban", replace(ROOM, player=12)),
+        ("Sokoban", replace(ROOM, boxes=())),
+        ("Sokoban", replace(ROOM, walls=ROOM.walls - {0})),
+    ],
+)
+def test_a_layout_that_no_game_can_begin_with_is_refused(world, layout):
+    with pytest.raises(ValueError, match="must be a |on different cells|walls all around"):
+        make(f"oelkit/{world}-v0").reset(options={"layout": layout})
 
 
 def of(steps, key):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+from ..given import whole
 from ..records import Outcome
 from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES, neighbours
 from .frozen_lake import Layout
@@ -103,13 +104,13 @@ class DescentEnv(TextEnv):
         letters: str = DESCENT_LETTERS,
         **kwargs: Any,
     ):
-        if levels < 1:
+        if whole("levels", levels) < 1:
             raise ValueError(f"levels must be at least 1, got {levels}")
-        if turns < 1:
+        if whole("turns", turns) < 1:
             raise ValueError(f"turns must be at least 1, got {turns}")
         if "max_turns" in kwargs:
             raise ValueError("Descent has turns per board: use turns=, not max_turns=")
-        if not 3 <= size <= 26:
+        if not 3 <= whole("size", size) <= 26:
             raise ValueError(f"size must be 3 to 26, got {size}")
         need = levels * len(DESCENT_ROLES)
         if need > len(letters):
@@ -152,18 +153,18 @@ class DescentEnv(TextEnv):
             apart(0, i) + apart(i, j) < self.turns for i, j in permutations(range(1, 5), 2)
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """See TextEnv; a layout in the options is a DescentLayout with one board per level."""
-        layout = (options or {}).get("layout")
-        if layout is not None and not isinstance(layout, DescentLayout):
-            raise ValueError(f"the layout of a Descent must be a DescentLayout, not {layout!r:.80}")
-        if layout is not None and len(layout.boards) != self.levels:
+    def _check_layout(self, layout: Any) -> None:
+        boards: Any = layout.boards if isinstance(layout, DescentLayout) else (None,)
+        if not all(isinstance(board, DescentBoard) for board in boards):
             raise ValueError(
-                f"the layout has {len(layout.boards)} boards, but this world {self.levels} levels"
+                "the layout of a Descent must be a DescentLayout of DescentBoards, not "
+                f"{layout!r:.80}"
             )
-        for level, board in enumerate(layout.boards if layout else (), 1):
+        if len(boards) != self.levels:
+            raise ValueError(
+                f"the layout has {len(boards)} boards, but this world {self.levels} levels"
+            )
+        for level, board in enumerate(boards, 1):
             if board.size != self.size or len({board.start, *board.letters}) != 5:
                 raise ValueError(
                     f"the board of level {level} must be {self.size}x{self.size}, with start and "
@@ -174,6 +175,11 @@ class DescentEnv(TextEnv):
                     f"the board of level {level} has a letter that cannot be reached, or two that "
                     f"cannot be reached one after the other in {self.turns} turns: {board}"
                 )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """See TextEnv; a layout in the options is a DescentLayout with one board per level."""
         observation, info = super().reset(seed=seed, options=options)
         return observation, info | {"level": self.level + 1}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv as Dynamics
 
+from ..given import whole
 from ..records import Outcome
 from .board import ACTIONS, LAKE_SYMBOLS, neighbours
 from .text_env import TextEnv
@@ -101,7 +102,7 @@ class FrozenLakeEnv(TextEnv):
         **kwargs: Any,
     ):
         super().__init__(split, **kwargs)
-        if not 2 <= size <= 26:
+        if not 2 <= whole("size", size) <= 26:
             raise ValueError(f"size must be 2 to 26, got {size}")
         if corners not in (False, True, "random"):
             raise ValueError(f"corners must be False, True or 'random', got {corners!r}")
@@ -143,6 +144,14 @@ class FrozenLakeEnv(TextEnv):
         path = layout.shortest_path()
         fits = path is not None and self.min_moves <= len(path) <= self.max_turns
         return layout if fits else None
+
+    def _check_layout(self, layout: Any) -> None:
+        if not isinstance(layout, Layout):
+            raise ValueError(f"the layout of a Frozen Lake must be a Layout, not {layout!r:.80}")
+        cells = [layout.start, *layout.goals, *layout.holes, *layout.decoys]
+        if not set(cells) <= set(range(layout.size**2)) or len(set(cells)) < len(cells):
+            what = f"from 0 to {layout.size**2 - 1}: {layout}"
+            raise ValueError(f"start, goals, holes and decoys must be on different cells {what}")
 
     def _start(self) -> None:
         names = {"hole": "H", "goal": "G", "decoy": "F", "player": "S", "free": "F"}

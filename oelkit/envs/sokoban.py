@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..given import whole
 from ..records import Outcome
 from .board import ACTIONS, SOKOBAN_SYMBOLS, STEPS
 from .text_env import TextEnv
@@ -143,7 +144,7 @@ class SokobanEnv(TextEnv):
 
     def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
         super().__init__(split, **kwargs)
-        if boxes not in (1, 2, 3) or not 5 <= size <= 12:
+        if boxes not in (1, 2, 3) or not 5 <= whole("size", size) <= 12:
             raise ValueError(
                 f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}"
             )
@@ -151,6 +152,20 @@ class SokobanEnv(TextEnv):
 
     def _draw(self, seed: int | None) -> Room:
         return draw_room(self.np_random, self.size, self.boxes)
+
+    def _check_layout(self, layout: Any) -> None:
+        if not isinstance(layout, Room):
+            raise ValueError(f"the layout of a Sokoban must be a Room, not {layout!r:.80}")
+        n = layout.size
+        inside = {r * n + c for r in range(1, n - 1) for c in range(1, n - 1)} - set(layout.walls)
+        things, targets = [layout.player, *layout.boxes], layout.targets
+        border = set(range(n * n)) - set(layout.walls) <= inside
+        apart = len(set(things)) == len(things) == len(set(targets)) + 1
+        if not (border and apart and {*things, *targets} <= inside):
+            raise ValueError(
+                "a room needs walls all around, and in it, apart from each other, the player and "
+                f"as many boxes as targets: {layout}"
+            )
 
     def _start(self) -> None:
         self.position = (self.layout.player, self.layout.boxes)

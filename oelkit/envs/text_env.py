@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
+from ..given import whole
 from ..records import Outcome
 from .board import ACTIONS, BOARDS, CHARSET, label, parse_action, render_board
 
@@ -55,7 +56,7 @@ class TextEnv(gym.Env[str, str]):
     ):
         if split not in (None, "train", "unseen"):
             raise ValueError(f"split must be 'train', 'unseen' or None, got {split!r}")
-        if max_turns < 1:
+        if whole("max_turns", max_turns) < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         for name, given, known in (("symbols", symbols, self.SYMBOLS), ("moves", moves, ACTIONS)):
             if unknown := set(given or {}) - set(known):
@@ -99,6 +100,10 @@ class TextEnv(gym.Env[str, str]):
         """Draw a layout (with `unseen`) or None from `self.np_random`, just seeded with `seed`."""
         raise NotImplementedError
 
+    def _check_layout(self, layout: Any) -> None:
+        """Raise ValueError for a layout, from a caller, that this world cannot play."""
+        raise NotImplementedError
+
     def _start(self) -> None:
         """Put the game at the start of `self.layout`."""
         raise NotImplementedError
@@ -140,7 +145,9 @@ class TextEnv(gym.Env[str, str]):
         options = options or {}
         if unknown := set(options) - {"layout"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}: there is only 'layout'")
-        self.layout = options.get("layout") or self._draw_split(seed)
+        if (layout := options.get("layout")) is not None:
+            self._check_layout(layout)
+        self.layout = self._draw_split(seed) if layout is None else layout
         self._start()
         self.turn, self._warned, self._outcome = 0, False, None
         return self._text(), {"action": None, "feedback": "", "outcome": None}
