@@ -363,6 +363,15 @@ def test_no_items_at_all_says_what_to_do_and_a_person_may_do_it(settings, tmp_pa
     assert len(by_hand(start(tmp_path / "run", settings)).run_all()["rounds"]) == 1
 
 
+def test_what_left_no_text_is_named(settings, tmp_path):
+    run = by_hand(start(tmp_path / "run", replace(settings, budget_tokens=2)))
+    with pytest.raises(ValueError, match="no item fits into budget_tokens=2; start a run with mor"):
+        run.experiences(1)
+    (run.round_folder(1) / "experience.md").write_text("")
+    with pytest.raises(ValueError, match=r"experience\.md, put there by hand, has no text"):
+        run.experiences(1)
+
+
 def test_an_experience_written_by_hand(settings, tmp_path):
     run = start(tmp_path / "run", settings)
     run.curate(1)

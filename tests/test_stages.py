@@ -478,6 +478,13 @@ def test_another_prompt_file_is_seen(small, policy, tmp_path):
     stale = {s.stage: s.why for s in stages.status(tmp_path / "run") if s.state == "stale"}
     assert said.endswith(stale["rollout"]) and {"collect", "distill", "base"} <= set(stale)
     assert changed.status() == stages.status(tmp_path / "run")
+    path.write_text(source.replace('extract = "', 'extract = "Now: ', 1))
+    now = Run(tmp_path / "run", mine, policy, progress=False)
+    said = {s.stage: s.why for s in now.status() if s.state == "stale"}
+    assert not said, "a person's items are kept"
+    prompts = [now.stages.slice(1, stage)["prompt_set"] for stage in ("extract", "rollout")]
+    assert "extract" in prompts[0] and not {"extract", "turn", "previous"} & set(prompts[1])
+    path.write_text(source.replace('act = "', 'act = "Now: ', 1))
     changed.run_all(redo=True)
     assert {s.state for s in stages.status(tmp_path / "run")} == {"done"}
 

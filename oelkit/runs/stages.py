@@ -149,7 +149,7 @@ class Stages:
     def slice(self, k: int, stage: str) -> dict[str, Any]:
         """Return what a stage depends on: settings, prompt texts and the starting round."""
         mine = {name: getattr(self.settings, name) for name in TABLE[stage].settings}
-        mine |= {"prompt_set": self.prompts} if TABLE[stage].prompts else {}
+        mine |= {"prompt_set": table.read_by(stage, self.prompts)} if TABLE[stage].prompts else {}
         mine |= {"start": self.start(k)} if k else {}
         if stage == "metrics":
             mine["chain"] = [self.start(j) for j in (*self._rounds, self._rounds[-1] + 1)]
@@ -231,7 +231,9 @@ class Stages:
             return f"it started from {was}, but should start from {is_} (chain.json or the gate)"
         for name in (n for n in now if n in then and then[n] != now[n]):
             if name == "prompt_set":
-                texts = [key for key in now[name] if now[name][key] != then[name].get(key)]
+                was = then[name] if isinstance(then[name], dict) else {}
+                if not (texts := [key for key, text in now[name].items() if text != was.get(key)]):
+                    continue  # older manifests have all texts of the set
                 return f"the prompt set {now[name]['name']!r} has changed ({', '.join(texts)})"
             if name == "chain":
                 return table.moved(then[name], now[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ..config import DistillConfig, EvalConfig, ExtractConfig, ModelConfig
 
@@ -83,6 +84,15 @@ ARMS = ("forward_kl", "sft", "raw")
 BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # a person can provide their files
 
 
+def read_by(stage: str, prompts: dict[str, Any]) -> dict[str, Any]:
+    """Return those texts of a prompt set that a stage reads."""
+    asks, game = {"extract", "previous"}, {"turn"}
+    if stage == "extract":
+        return {name: prompts.get(name) for name in ("name", "max_new_tokens", *asks, *game)}
+    unread = asks if stage == "raw" else asks | game
+    return {name: text for name, text in prompts.items() if name not in unread}
+
+
 def first_few(names: list[str]) -> str:
     """Join names for a sentence; of more than four, show three and count the rest."""
     return ", ".join(names if len(names) < 5 else [*names[:3], f"{len(names) - 3} more"])
@@ -95,6 +105,7 @@ def weights(k: int) -> str:
 
 def moved(then: list[int], now: list[int]) -> str:
     """Return a sentence about the first round whose starting round changed."""
+    then = then if isinstance(then, list) else []  # it comes from a file
     for k, (was, start) in enumerate(zip(then, now, strict=False), 1):
         if was != start:
             return f"round {k} should start from {weights(start)}"

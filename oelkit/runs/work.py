@@ -210,19 +210,24 @@ def known_texts(run: RunContext, k: int) -> list[str]:
     folder = run.folder / f"round_{k}"
     if texts := [text for text in read_texts(run, folder / "experience.md") if text]:
         return texts
-    files = f"{str(folder / 'items.jsonl')!r}, {str(folder / 'curation.jsonl')!r}"
-    how = f"add your own with key i in `oelkit curate {run.folder.name}`, or in Python with "
-    how += f"Curation.open({files}).add(TEXT)"
-    if items := read_jsonl(folder / "items.jsonl", ExperienceItem):
+    said, s = f"nothing to distill in round {k}:", run.settings
+    if run.stages.by_hand(k, "curate"):
+        path = folder / "experience.md"
+        raise ValueError(f"{said} {path}, put there by hand, has no text; write one, or delete it")
+    paths = folder / "items.jsonl", folder / "curation.jsonl"
+    items, counts = read_jsonl(paths[0], ExperienceItem), run.stages.manifest(k, "extract") or {}
+    written = 0 if items else counts.get("counts", {}).get("items", 0)
+    if written or Curation.open(*paths).kept():
         raise ValueError(
-            f"nothing to distill in round {k}: all {len(items)} items were rejected; restore some, "
-            f"or {how}"
+            f"{said} no item fits into budget_tokens={s.budget_tokens}; start a run with more"
         )
-    s = run.settings
+    how = f"add your own with key i in `oelkit curate {run.folder.name}`, or in Python with "
+    how += f"Curation.open({str(paths[0])!r}, {str(paths[1])!r}).add(TEXT)"
+    if items:
+        raise ValueError(f"{said} all {len(items)} items were rejected; restore some, or {how}")
     raise ValueError(
-        f"nothing to distill in round {k}: {run.policy.name} wrote no item about {s.extract_games} "
-        f"games (draws: {s.num_draws}); start a run with more games or a higher temperature, or "
-        f"{how}"
+        f"{said} {run.policy.name} wrote no item about {s.extract_games} games (draws: "
+        f"{s.num_draws}); start a run with more games or a higher temperature, or {how}"
     )
 
 
