@@ -372,6 +372,17 @@ def test_what_left_no_text_is_named(settings, tmp_path):
         run.experiences(1)
 
 
+def test_an_item_of_a_draw_that_the_run_has_not_is_not_lost(settings, tmp_path):
+    run = by_hand(start(tmp_path / "run", settings))
+    path = run.round_folder(1) / "items.jsonl"
+    first, last = read_jsonl(path, ExperienceItem)
+    write_jsonl(path, [first, replace(last, draw=7)])
+    with pytest.raises(ValueError, match=r"items\.jsonl: item 'i1' is of draw 7, .* draws 0 to 1"):
+        run.curate(1)
+    Curation.open(path, path.with_name("curation.jsonl")).accept("i1")
+    assert all("G is the goal." in text for text in run.curate(1))
+
+
 def test_an_experience_written_by_hand(settings, tmp_path):
     run = start(tmp_path / "run", settings)
     run.curate(1)

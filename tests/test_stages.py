@@ -426,6 +426,19 @@ def test_a_changed_setting_is_named_and_reaches_what_depends_on_it(run, policy):
     assert "base: the gate was on and no longer is" in whys(gate="off")
 
 
+def test_a_manifest_of_another_form_stops_no_status(run):
+    for stage, settings in (
+        ("evaluate", {}),
+        ("evaluate", {"start": [1]}),
+        ("metrics", {"chain": 3}),
+    ):
+        at = run.stages.manifest_path(2 if stage == "evaluate" else 0, stage)
+        manifest = json.loads(before := at.read_text())
+        at.write_text(json.dumps(manifest | {"settings": settings}))
+        assert states(run)[0, "metrics"] == "stale"
+        at.write_text(before)
+
+
 def test_a_round_beyond_those_of_the_run_is_one_of_them(run, policy):
     run.rollout(3)
     assert Run.open(run.folder, policy).settings.rounds == 3

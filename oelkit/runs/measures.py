@@ -176,7 +176,7 @@ def round_metrics(run: RunContext, k: int) -> dict[str, Any]:
 
 def _seconds(run: RunContext, k: int, names: Sequence[str]) -> dict[str, float]:
     manifests = {name: run.stages.manifest(k, name) for name in names}
-    return {name: manifest["seconds"] for name, manifest in manifests.items() if manifest}
+    return {name: made.get("seconds", 0) for name, made in manifests.items() if made}
 
 
 def run_arm(arm: str, run: RunContext, _: int, folder: Path) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class Stages:
         """The first setting or file that changed since the stage was done, as a sentence."""
         then, now = manifest["settings"], self.slice(k, stage)
         if then.get("start") != now.get("start"):
-            was, is_ = (table.weights(x["start"]) for x in (then, now))
+            was, is_ = (table.weights(x.get("start", 0)) for x in (then, now))
             return f"it started from {was}, but should start from {is_} (chain.json or the gate)"
         for name in (n for n in now if n in then and then[n] != now[n]):
             if name == "prompt_set":

@@ -27,7 +27,7 @@ from ..records import (
     write_jsonl,
     write_text,
 )
-from ..statements import items_for_draw
+from ..statements import for_every_draw, items_for_draw
 from ..steps import distillation, extraction, rollouts
 from ..text import by_draw, join_experience, parse_items, truncate_to_budget, well_formed
 from .context import RunContext
@@ -110,6 +110,12 @@ def curate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     inputs = {log: sha256(run.folder / log)}
     # a line that a person adds meanwhile is not hashed, so the stage becomes stale
     kept = Curation.open(*paths).kept()
+    if lost := [i for i in kept if not (for_every_draw(i) or 0 <= i.draw < s.num_draws)]:
+        raise ValueError(
+            f"{paths[0]}: item {lost[0].id!r} is of draw {lost[0].draw}, but this run has draws 0 "
+            f"to {s.num_draws - 1}, so no text would have it; correct its draw, or accept it for "
+            f"every draw with key a in `oelkit curate {run.folder.name}`"
+        )
     texts = [join_experience(old, items_for_draw(kept, d, old)) for d, old in enumerate(before)]
     cut = [truncate_to_budget(text, s.budget_tokens, run.policy.tokenizer) for text in texts]
     write_text(folder / "experience.md", as_draws(cut))
