@@ -26,7 +26,7 @@ from .records import AnyPath, BadLine, Fields, Message, Outcome, RecordError, Tr
 from .records import from_dict as record_of
 from .redaction import Hook, redacted
 from .redaction import redact as without_secrets
-from .rows import library
+from .rows import from_plain, library
 from .text import counted, well_formed
 
 FORMATS = ("messages", "sharegpt", "records")
@@ -101,7 +101,9 @@ def read_chats(
             if path and isinstance(row, bytes):
                 row = _parsed(row)
             elif isinstance(row, dict) and (arrow or not path):
-                row = _as_json(row, without_nulls=arrow)
+                own = "turns" in row
+                row = _as_json(row, without_nulls=arrow and not own)
+                row = from_plain(row) if arrow and own else row
             found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from .messages import content_or_json, json_text
 from .prompts import PromptSet, with_experience
-from .records import Fields, Message, State, to_dict, write_text
+from .records import Fields, Message, State, Trajectory, Turn, to_dict, write_text
 from .text import content_text, well_formed
 
+_FIELDS = {f.name for kind in (Trajectory, Turn) for f in fields(kind)}
 _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
 
 
@@ -48,6 +51,24 @@ def _plain(value: Any) -> Any:
     return {
         well_formed(k): json_text(v) if isinstance(v, dict) else _plain(v) for k, v in value.items()
     }
+
+
+def from_plain(value: Any) -> Any:
+    """Return a row of `plain_rows`, such as Parquet holds it, as the trajectory's own fields."""
+    if isinstance(value, list):
+        return [from_plain(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    message = "role" in value
+    own, starts = (_MESSAGE, "[{") if message else (_FIELDS, "{")
+    row: Fields = {}
+    for name, v in value.items():
+        if name not in own and isinstance(v, str) and v[:1] in starts:
+            with suppress(ValueError):  # else it was text before
+                v = json.loads(v)
+        if v is not None or (name in own and not message):  # else only other rows have it
+            row[name] = v if name not in own else from_plain(v)
+    return row
 
 
 def training_rows(

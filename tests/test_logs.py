@@ -26,6 +26,7 @@ from oelkit.records import (
     write_text,
 )
 from oelkit.redaction import redact
+from oelkit.rows import write_rows
 from oelkit.runs.files import locked
 
 TOOL = {"type": "function", "function": {"name": "find_order", "parameters": {"type": "object"}}}
@@ -196,6 +197,14 @@ def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
         assert games[0].extra == {"log": {"at": "2026-01-02 00:00:00"}}
     with pytest.raises(ValueError, match="split of the data set: train"):
         read_chats(DatasetDict({"train": data}))
+
+
+def test_our_own_records_come_back_from_parquet_and_data_sets(tmp_path):
+    pytest.importorskip("datasets")
+    chats = read_chats([CHAT, {**chat("a", "b"), "note": "{no JSON"}, {**chat("c", "d"), "n": [1]}])
+    for name in ("own.parquet", "own"):
+        write_rows(tmp_path / name, chats)
+        assert read_chats(tmp_path / name) == chats
 
 
 BAD = {
