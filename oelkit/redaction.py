@@ -42,7 +42,7 @@ _PATTERNS = {
     rf"[2-9]\d\d[.{_GAP}]\d{{4}}(?![\w-])",
 }
 # at the start of a word, behind _ or in camelCase
-_LABEL = r"(?:(?<![^\W_])|(?-i:(?<=[a-z])(?=[A-Z])))"
+_LABEL = r"(?=[aspt])(?:(?<![^\W_])|(?-i:(?<=[a-z])(?=[A-Z])))"
 _LABEL += (
     r"(?:(?:api|access|secret|private)[_-]?key|secret|token|password|passwd|passphrase|passwort)"
 )
