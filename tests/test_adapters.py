@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from oelkit import distill
+from oelkit import distill, export
 from oelkit.model import lora
 from oelkit.model.loading import load_policy
 from oelkit.model.plain import merge_adapter
@@ -170,6 +170,20 @@ def test_weights_of_the_base_in_a_folder_may_be_the_tied_ones(tiny_model, tmp_pa
     trained.save_pretrained(tmp_path, save_embedding_layers=True)
     policy = load_policy(tiny_model, adapter=tmp_path)
     torch.testing.assert_close(said(policy.model), said(trained), rtol=1e-4, atol=1e-4)
+
+
+def test_nulls_in_a_config_are_what_peft_takes_them_for_and_a_base_must_be_named(
+    tiny_model, tmp_path
+):
+    trained = trained_with_peft(tiny_model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    given = json.loads(path.read_text()) | dict.fromkeys(["bias", "use_dora", "lora_bias"])
+    given["init_lora_weights"] = given["base_model_name_or_path"] = None
+    path.write_text(json.dumps(given))
+    policy = load_policy(tiny_model, adapter=tmp_path)
+    torch.testing.assert_close(said(policy.model), said(trained), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="does not say which model it belongs to"):
+        export(tmp_path, "merged")
 
 
 def test_an_adapter_whose_training_diverged_is_refused(tiny_model, tmp_path):

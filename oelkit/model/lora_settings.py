@@ -27,7 +27,8 @@ SILENT += ["revision", "inference_mode", "megatron_core", "runtime_config", "qal
 SILENT += ["fan_in_fan_out", "lora_dropout", "init_lora_weights", "eva_config"]
 OURS = "task_type", "peft_type", "runtime_config"  # the same for everything that oelkit trains
 SWITCHES = "use_rslora", "use_dora", "lora_bias"
-MAY_BE_NULL = *PATTERNS, "lora_dropout"  # other programs write null for these
+# other programs write null for these, which PEFT takes for false or nothing
+MAY_BE_NULL = *PATTERNS, *SWITCHES, "lora_dropout", "bias"
 STARTS = True, "gaussian"  # B = 0: the untrained student is the base
 OFF_BASE = "pissa", "olora"  # subtract the initial B A from the base's weights
 TRAINED = False, "eva", "orthogonal", "mica"  # a trained one is plain A and B on the base
@@ -72,6 +73,9 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
         ValueError: a setting is not supported; the message names it.
     """
     default = LoraConfig()
+    given = {k: v for k, v in given.items() if v is not None or k not in MAY_BE_NULL}
+    if "init_lora_weights" in given and given["init_lora_weights"] is None:
+        given["init_lora_weights"] = False
     for key, value in given.items():
         known = key in (*SHAPE, *WHERE, *SILENT)
         if not known and value and value != getattr(default, key, None):
@@ -88,7 +92,6 @@ def lora_config(given: dict[str, Any], what: str, starts: tuple[Any, ...] = STAR
     if start in OFF_BASE and given.get("use_dora"):
         raise ValueError(f"{what} has both use_dora and init_lora_weights={start!r}; take one")
     taken = {k: v for k, v in given.items() if hasattr(default, k) and k not in OURS}
-    taken = {k: v for k, v in taken.items() if v is not None or k not in MAY_BE_NULL}
     _check_values(vars(default) | taken, what)
     try:
         return LoraConfig(**{**taken, "task_type": "CAUSAL_LM"})

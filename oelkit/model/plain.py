@@ -19,7 +19,7 @@ from .base import context_length
 from .loading import load_policy
 from .lora import seeded
 from .sampling import Reply
-from .source import model_folder
+from .source import clear_errors, model_folder
 
 ROWS = 32  # replies sampled at once
 
@@ -66,7 +66,8 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
 def add_tokenizer(model: str, folder: Path) -> str:
     """Write a base's tokenizer and chat template into a folder; return where the base is."""
     source = model_folder(model)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+    with clear_errors(model):
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 

@@ -106,7 +106,12 @@ def _write(
     from ..model.source import model_folder, notes
 
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8-sig"))
-    own = notes(adapter).get("base") or str(config.get("base_model_name_or_path"))
+    own = notes(adapter).get("base") or config.get("base_model_name_or_path")
+    if not stages and not isinstance(own, str):
+        raise ValueError(
+            f"{adapter}: it does not say which model it belongs to; write its folder or hub id as "
+            "base_model_name_or_path into the adapter_config.json"
+        )
     model = stages.settings.model if stages else own
     if to == "peft":
         for file in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
