@@ -234,7 +234,7 @@ def _call(call: Any, where: str) -> Fields:
     function: Any = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
-    given: Any = function.get("arguments") or {}
+    given: Any = function.get("arguments", function.get("parameters")) or {}
     arguments = _json(given, where) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
         raise ValueError(f"{where}: the arguments of a tool call are not an object")

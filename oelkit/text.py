@@ -53,7 +53,8 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _NOTHING_NEW = re.compile(
-    r"\W{0,9}(?:there is |i learned |it teaches )?(?:nothing new|none|n/a|no new \w{1,20})\W{0,9}",
+    r"\W{0,9}(?:there is |i learned |it teaches )?(?:nothing new|none|n/a|no new \w{1,20})"
+    r"(?: to (?:add|learn|note|report|say))?(?: (?:here|from this \w{1,20}))?\W{0,9}",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-+*•>#]+|\d{1,3}[.)])\s+")

@@ -147,6 +147,8 @@ def test_a_query_can_read_and_nothing_else(query):
 
 def test_the_query_is_the_last_fenced_block_or_all_that_is_said():
     assert query_of("```sql\nSELECT 1\n``` or\n```SELECT 2```") == "SELECT 2"
+    for named in ("postgresql\n", "sqlite3 \r\n", "\n", "sql "):
+        assert query_of(f"```{named}SELECT\n1\n```") == "SELECT\n1" == query_of("```SELECT\n1```")
     assert query_of(" select 1\nFROM ware\n") == "select 1\nFROM ware"
     assert query_of("I would SELECT 1") is None and query_of("Selected.") is None
     assert query_of("```sql\nSELECT 1") is None and query_of("SELECT 1 ```") is None

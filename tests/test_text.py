@@ -29,6 +29,7 @@ BOTH = [  # replies that both parsers read the same way
     (f"{MARKER}   \n\n", []),
     (f"{MARKER} {A}\n{MARKER}", [A]),
     ("Nothing new.", []),
+    ("- EXPERIENCE ITEM: There is nothing new to learn from this conversation.", []),
     ("", []),
     (
         f"{MARKER} a move written [left] costs 1.\n{MARKER} 2 * 3 * 4",

@@ -156,7 +156,9 @@ def query_of(reply: str) -> str | None:
     if "```" not in reply:
         return reply.strip() if re.match(r"\s*(?:select|with)\b", reply, re.I) else None
     blocks = reply.split("```")[1:-1:2]
-    text = re.sub(r"\A(?:sqlite|sql)\b", "", blocks[-1].strip(), flags=re.I) if blocks else ""
+    # what a fence begins with is the name of a language
+    named = r"\A(?!select\b|with\b)[\w+-]+[ \t]*\r?\n|\A(?:sqlite|sql)\b"
+    text = re.sub(named, "", blocks[-1], flags=re.I) if blocks else ""
     return text.strip() or None
 
 
