@@ -101,9 +101,7 @@ def read_chats(
             if path and isinstance(row, bytes):
                 row = _parsed(row)
             elif isinstance(row, dict) and (arrow or not path):
-                own = "turns" in row
-                row = _as_json(row, without_nulls=arrow and not own)
-                row = from_plain(row) if arrow and own else row
+                row = _as_json(row, arrow)
             found, counted = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:
@@ -189,22 +187,25 @@ def _parsed(line: bytes) -> Any:
         raise ValueError(not_json(error)) from error
 
 
-def _as_json(row: Fields, without_nulls: bool) -> Fields:
+def _as_json(row: Fields, arrow: bool) -> Fields:
     """Return a row as JSON would hold it: arrays as lists, dates and other values as text.
 
-    without_nulls: drop null fields, because in Arrow an object has the fields of all rows' objects.
+    arrow: drop null fields, because there an object has the fields of all rows' objects.
     """
+    own = "turns" in row  # oelkit's records
 
     def told(value: Any) -> Any:
         return value.tolist() if hasattr(value, "tolist") else str(value)
 
     def given(found: Fields) -> Fields:
-        return {k: v for k, v in found.items() if v is not None or not without_nulls}
+        kept = ("content", "value") if arrow and not own else found
+        return {k: v for k, v in found.items() if v is not None or k in kept}
 
     try:
-        return json.loads(json.dumps(row, default=told), object_hook=given)
+        read = json.loads(json.dumps(row, default=told), object_hook=given)
     except TypeError as error:
         raise ValueError(f"has a field that is not named by a text: {error}") from error
+    return from_plain(read) if arrow and own else read
 
 
 def _format(row: Any) -> str:

@@ -79,7 +79,7 @@ def message(raw: Any, place: int) -> Message:
         raise ValueError(f"{where}: {error}") from None
     if len(text) > MAX_TEXT:
         raise ValueError(f"{where} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
-    if said in ("function_call", "tool_call"):
+    if str(said).lower() in ("function_call", "tool_call"):
         calls = _json(text, where)
         text, given = "", {"tool_calls": calls if isinstance(calls, list) else [calls]}
     if isinstance(call := given.get("function_call"), dict):  # OpenAI's older form

@@ -192,6 +192,7 @@ def test_parquet_datasets_lists_and_rows_are_the_same(tmp_path):
     calls = [{"name": "f", "arguments": {name: 1}} for name in "xy"]
     rows = [{"messages": [user("q"), {"role": "assistant", "tool_calls": [c]}]} for c in calls]
     rows[0]["at"] = datetime(2026, 1, 2)
+    rows[1]["messages"].append({"role": "tool", "content": None})
     data = Dataset.from_list(rows)
     data.to_parquet(tmp_path / "calls.parquet")
     for source in (tmp_path / "calls.parquet", data, rows):  # Arrow gives both calls x and y
