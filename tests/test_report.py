@@ -133,6 +133,9 @@ def test_unfinished_run_and_damaged_records(tmp_path):
     (run / "base.json").write_text('{"shown": [{"schema": 1, "id": 3, "seed": 3}]}')
     with pytest.raises(ValueError, match=r"base.json.*is damaged.*field 'id'"):
         write_report(run)
+    (run / "metrics.jsonl").write_text("x\n")
+    with pytest.raises(ValueError, match=r"^\S+metrics\.jsonl, line 1: not JSON"):
+        write_report(run)
     assert (run / "report.html").read_bytes() == before
     (run / "metrics.json").unlink()
     with pytest.raises(FileNotFoundError, match="loop --run demo --resume"):

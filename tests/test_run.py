@@ -383,6 +383,15 @@ def test_an_item_of_a_draw_that_the_run_has_not_is_not_lost(settings, tmp_path):
     assert all("G is the goal." in text for text in run.curate(1))
 
 
+def test_a_draw_that_a_person_left_out_is_told_before_the_training(settings, tmp_path):
+    run = start(tmp_path / "run", settings)
+    run.curate(1)
+    (run.round_folder(1) / "experience.md").write_text("## Draw 0\nNever step on H.\n")
+    with pytest.raises(ValueError, match=r"has 1 headings .* but round 2 continues with 2 draws"):
+        run.distill(1)
+    assert not (run.folder / "metrics.jsonl").exists()
+
+
 def test_an_experience_written_by_hand(settings, tmp_path):
     run = start(tmp_path / "run", settings)
     run.curate(1)

@@ -146,6 +146,8 @@ def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     source = run.folder / f"round_{k}"
     text = given.text_file(source / "experience.md")  # a person can edit it during the training
     states, texts = read_jsonl(source / "states.jsonl", State), known_texts(run, k)
+    if run.settings.carry_experience and k < run.settings.rounds:
+        _one_per_draw(run, k, k + 1)  # the next round would fail, hours later
     seed = train(run, k, f"round {k}", states, texts, run.settings.loss, checkpoint(folder))
     run.policy.save_adapter(folder / "adapter")
     write_text(folder / "adapter/experience.md", text)
@@ -259,8 +261,13 @@ def known_before(run: RunContext, k: int) -> list[str]:
     draws, carry = run.settings.num_draws, run.settings.carry_experience
     if not (start := run.stages.start(k) if carry else 0):
         return [""] * draws
+    return _one_per_draw(run, start, k)
+
+
+def _one_per_draw(run: RunContext, start: int, k: int) -> list[str]:
+    """The text of each draw of round `start`, which round k continues."""
     texts = read_texts(run, path := run.folder / f"round_{start}/experience.md")
-    if len(texts) != draws:
+    if len(texts) != (draws := run.settings.num_draws):
         raise ValueError(
             f"{path} has {len(texts)} headings `## Draw N`, but round {k} continues with {draws} "
             "draws: give each draw its heading, and leave its text empty if it should know nothing"

@@ -63,6 +63,8 @@ def damage_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, TemplateError, RecordError) as error:
+        if getattr(error, "bad", None):  # lines of a file that the error names
+            raise
         what = "metrics.json, base.json or run.json is damaged, or from another version"
         raise ValueError(f"{folder}: its {what} ({error!r})") from error
 

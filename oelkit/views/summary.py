@@ -26,7 +26,7 @@ def episodes_text(metrics: dict) -> str:
     """
     row = metrics["rounds"][0]["pass_rate"]["base"]
     held_out = "held-out " if unseen(metrics) else ""
-    maps = f"{map_count(row):,} {held_out}maps"
+    maps = counted(map_count(row), f"{held_out}map")
     return maps if map_count(row) == row["n"] else f"{row['n']:,} episodes on {maps}"
 
 
