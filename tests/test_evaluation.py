@@ -90,6 +90,11 @@ def test_episodes_on_one_map_do_not_count_as_maps():
         assert (same.low, same.high) == wilson_interval(32 * passed, 32)
 
 
+def test_many_games_on_one_map_say_nothing_about_others():
+    report = played([1, 0] * 5, [0] * 10)
+    assert (report.low, report.high) == wilson_interval(0, 1)
+
+
 def test_a_map_given_twice_is_two_samples_of_one_map():
     report = played([1, 1, 0, 0], [5, 5, 6, 6])
     assert (report.maps, report.samples_per_map) == (2, 2)

@@ -261,6 +261,9 @@ def test_a_single_map_shows_no_difference():
             passes = "1" * won + "0" * (n - won)
             rows.append({"low": low, "high": high, "n": n, "maps": n, "passes": passes})
         assert compare(*rows)[0] == sign
+    more = [row | {"n": 60, "maps": 1} for row in (rows[0] | {"passes": "1" * 20}, rows[1])]
+    intervals = [{"low": 0.2, "high": 1.0}, {"low": 0.0, "high": 0.8}]
+    assert compare(*(a | b for a, b in zip(more, intervals, strict=True)))[0] == 0
 
 
 def test_nothing_passes_in_context():

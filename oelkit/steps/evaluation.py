@@ -90,7 +90,8 @@ def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
 
     If each map was played once, the interval is Wilson's. Games on one map are alike, so with
     several games per map both maps and samples are resampled (the pigeonhole bootstrap, see
-    `stats.paired_bootstrap`). If all or none succeeded, it is Wilson's for the number of maps.
+    `stats.paired_bootstrap`). If all or none succeeded, or if there is only one map, it is Wilson's
+    for the number of maps.
 
     Raises:
         ValueError: there are no games, or maps were not played equally often.
@@ -103,7 +104,7 @@ def report_of(trajectories: Sequence[Trajectory]) -> EvalReport:
     cut = sum(turn.truncated for turn in turns) / max(1, len(turns))
     low, high = wilson_interval(round(rate * maps), maps)
     report = EvalReport(rate, low, high, n, maps, samples, tokens, cut, games)
-    if samples > 1 and 0 < rate < 1:
+    if samples > 1 and maps > 1 and 0 < rate < 1:
         _, low, high = paired_bootstrap(np.zeros((samples, maps)), report.passes_by_sample)
         return replace(report, low=low, high=high)
     return report

@@ -49,7 +49,7 @@ def compare(row: dict, other: dict) -> tuple[int, str]:
     if ours is not None and theirs is not None and ours.shape == theirs.shape:
         difference = paired_bootstrap(theirs, ours)
         sign = (difference[1] > 0) - (difference[2] < 0)
-        if difference[1] < difference[2]:  # else all maps differ alike, even a single one
+        if np.ptp((ours - theirs).mean(0)):  # else all maps differ alike, such as a single one
             return sign, f"{points_text(difference)}, paired by map"
     sign = (row["low"] > other["high"]) - (row["high"] < other["low"])
     return sign, "the intervals do not overlap" if sign else "the intervals overlap"
