@@ -350,7 +350,10 @@ def test_logs_of_other_items_are_kept_each_under_its_own_name(small, policy, tmp
         log_of(run).add("Walls cost a turn.")
         logs.append((folder / "curation.jsonl").read_bytes())
         (folder / "items.jsonl").unlink()
-        run.extract(1)
+        with pytest.warns(
+            UserWarning, match=r"curation.jsonl is about other .* kept as curation.o"
+        ):
+            run.extract(1)
         by_hand(run)
     names = ("curation.old.jsonl", "curation.old-2.jsonl", "curation.old-3.jsonl")
     assert [(folder / name).read_bytes() for name in names] == logs
@@ -361,6 +364,17 @@ def test_items_that_come_out_the_same_keep_their_log(run):
     log = run.folder / "round_2/curation.jsonl"
     run.redo()
     assert not list(log.parent.glob("curation.old*")) and set(states(run).values()) == {"done"}
+
+
+def test_decisions_before_the_first_text_stay_with_items_that_come_out_the_same(
+    small, policy, tmp_path
+):
+    run = Run(tmp_path / "run", small, policy, progress=False)
+    run.extract(1)
+    log_of(run).add("Walls cost a turn.")
+    run.settings = replace(run.settings, show_previous=False)  # with no item, nothing changes
+    run.redo()
+    assert all("Walls" in text for text in run.curate(1))
 
 
 def test_damaged_lines_of_metrics_are_kept_aside(small, policy, tmp_path):
@@ -698,7 +712,7 @@ def test_what_the_gate_says_is_a_line_of_progress_else_a_warning(
         warnings.simplefilter("always")
         run.evaluate(1)
     warned = [str(w.message) for w in caught if "lost it" in str(w.message)]
-    assert warned == ([] if progress else ["round 1 lost it"])
+    assert warned == ([] if progress else ["gate: round 1 lost it"])
     assert ("gate: round 1 lost it\n" in capsys.readouterr().out) == progress
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,13 @@ class RunContext:
         """Return the scores of the OOD probe, or None if the model has no probe.jsonl."""
         path = Path(self.policy.source) / "probe.jsonl"
         return probe(self.policy, path, adapter=adapter) if path.is_file() else None
+
+    def tell(self, text: str) -> None:
+        """Say what a person should know: a line of progress if there is any, else a warning."""
+        if self.progress:
+            print(text, flush=True)  # in notebooks a warning looks like a failure
+        else:
+            warnings.warn(text, stacklevel=3)
 
     def check_ours(self) -> None:
         """Refuse to write if the folder was deleted; it may belong to another run by now.

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -125,12 +126,12 @@ def move(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def keep_aside(path: Path) -> None:
+def keep_aside(path: Path) -> Path:
     """Rename NAME.EXT to NAME.old.EXT, or to NAME.old-2.EXT and so on if that is taken."""
-    for n in range(1, 10_000):
-        old = path.with_name(f"{path.stem}.old{f'-{n}' * (n > 1)}{path.suffix}")
-        if not old.exists():
-            return move(path, old)
+    names = (f"{path.stem}.old{f'-{n}' * (n > 1)}{path.suffix}" for n in count(1))
+    old = next(old for name in names if not (old := path.with_name(name)).exists())
+    move(path, old)
+    return old
 
 
 def commit(partial: Path, root: Path, place: str, ours: dict, manifest: dict, at: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -55,10 +54,7 @@ def evaluate(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
             before |= {"ood": before["ood"]["consolidated"]}
         metrics |= {"validation": now["validation"], "gate": gate.judge(k, start, before, now)}
         if lost := metrics["gate"]["lost"]:
-            if run.progress:
-                print(f"gate: {lost}", flush=True)  # in notebooks a warning looks like a failure
-            else:
-                warnings.warn(lost, stacklevel=2)
+            run.tell(f"gate: {lost}")
     write_json(folder / "metrics.json", metrics)
     return {}
 

@@ -92,10 +92,14 @@ def extract(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
         progress=run.progress,
     )
     write_jsonl(items, found)
-    log, curated = run.folder / f"round_{k}/curation.jsonl", run.stages.manifest(k, "curate")
-    of = curated and curated["inputs"].get(f"round_{k}/items.jsonl")
+    log, there = run.folder / f"round_{k}/curation.jsonl", f"round_{k}/items.jsonl"
+    curated = run.stages.manifest(k, "curate") or {"inputs": {}}
+    of = sha256(run.folder / there) or curated["inputs"].get(there)
     if log.exists() and of != sha256(items):  # it belongs to other items
-        keep_aside(log)
+        lines = log.read_bytes().splitlines()
+        kept = keep_aside(log)
+        if not all(b'"author": "auto"' in line for line in lines):  # a person's decisions
+            run.tell(f"{log} is about other items than the new ones: it is kept as {kept.name}")
     return {"seeds": {"sampling": s.seed * 100 + k}, "counts": dict(counts)}
 
 
