@@ -204,8 +204,7 @@ class Driver(RunContext):
         except KeyboardInterrupt as stop:
             name = StageStatus(k, stage, "missing").name
             where = f" ({stop})" if str(stop) else ""
-            more = f" --rounds {k}" * (k > self.settings.rounds)  # called for, but not set
-            more += " --run-ablations" * (stage in ARMS and not self.settings.run_ablations)
+            more = " --run-ablations" * (stage in ARMS and not self.settings.run_ablations)
             raise KeyboardInterrupt(
                 f"stopped in {name}{where}; resume with `oelkit loop --run {self.folder.name} "
                 f"--resume{more}`"
