@@ -336,7 +336,9 @@ def test_texts_that_a_program_hands_in_stay_too(small, policy, tmp_path):
     path.write_text("a person's")
     with pytest.raises(ValueError, match="1 texts for 2 draws"):
         run.write_experience(1, ["a"])
-    assert path.read_text() == "a person's"
+    with pytest.raises(ValueError, match="round=0: need 1 or more"):
+        run.write_experience(0, ["a", "b"])
+    assert path.read_text() == "a person's" and not (run.folder / "round_0").exists()
     run.write_experience(1, ["a", "b"])
     run.write_experience(1, ["a", "b"])
     assert [p.read_text() for p in path.parent.glob("experience.old*")] == ["a person's"]
@@ -510,7 +512,9 @@ def test_another_prompt_file_is_seen(small, policy, tmp_path):
     said = {s.stage: s.why for s in now.status() if s.state == "stale"}
     assert not said, "a person's items are kept"
     prompts = [now.stages.slice(1, stage)["prompt_set"] for stage in ("extract", "rollout")]
-    assert "extract" in prompts[0] and not {"extract", "turn", "previous"} & set(prompts[1])
+    assert "extract" in prompts[0] and not {"extract", "turn", "previous", "experience"} & set(
+        prompts[1]
+    )
     path.write_text(source.replace('act = "', 'act = "Now: ', 1))
     changed.run_all(redo=True)
     assert {s.state for s in stages.status(tmp_path / "run")} == {"done"}

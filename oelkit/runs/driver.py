@@ -78,7 +78,7 @@ class Driver(RunContext):
         text, draws = work.as_draws(texts := given.texts("texts", texts)), self.settings.num_draws
         if len(texts) != draws:
             raise ValueError(f"{len(texts)} texts for {draws} draws: give each draw its text")
-        path = self.round_folder(k) / "experience.md"
+        path = self.round_folder(given.count("round", k)) / "experience.md"
         if self.stages.by_hand(k, "curate") and given.text_file(path) != text:
             files.keep_aside(path)
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)

@@ -65,11 +65,11 @@ class Run(Driver, Shown):
         self.on_step = on_step
         given.one("settings", settings, Settings, ', such as Settings.of("tiny")')
         if policy is not None:
-            given.a_policy(policy, adapters=True)
+            given.a_policy(policy)
         thinking = policy and policy.enable_thinking
-        model: dict[str, Any] = {}
-        if policy:  # run.json says what a later process has to load
-            model = {"model": policy.name, "lora_rank": policy.model.peft_config["student"].r}
+        model: dict[str, Any] = {"model": policy.name} if policy else {}
+        if policy and hasattr(policy, "trainable"):  # a later process has to load the same
+            model["lora_rank"] = policy.model.peft_config["student"].r
         model |= {} if thinking is None else {"enable_thinking": thinking}
         self.settings = settings = given.settings("settings", Settings, settings, model)
         check_ranges(asdict(settings))

@@ -90,6 +90,7 @@ def read_by(stage: str, prompts: dict[str, Any]) -> dict[str, Any]:
     if stage == "extract":
         return {name: prompts.get(name) for name in ("name", "max_new_tokens", *asks, *game)}
     unread = asks if stage == "raw" else asks | game
+    unread |= {"experience"} if stage in ("rollout", "base") else set()
     return {name: text for name, text in prompts.items() if name not in unread}
 
 
