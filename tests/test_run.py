@@ -4,6 +4,7 @@ stopped.
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -547,3 +548,14 @@ def test_the_loss_and_other_options_reach_the_training(settings, tmp_path, monke
         "batch_size": 4,
     }
     assert len(seen["texts"]) == 2 and math.isclose(seen["seed"], 1)
+
+
+def test_a_model_that_was_replaced_does_not_continue_a_run(tiny_model, settings, tmp_path):
+    """Without an adapter yet, nothing else would tell: half of the games would be another's."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = replace(settings, model=str(model))
+    Run(tmp_path / "run", settings, progress=False).rollout(1)
+    other = make_model(tmp_path / "other", seed=1)
+    shutil.copy(other / "model.safetensors", model)
+    with pytest.raises(ValueError, match="weights of .* are other ones than when this run began"):
+        Run.open(tmp_path / "run")

@@ -209,6 +209,8 @@ def test_an_editors_server_waits_for_no_torch(tmp_path, monkeypatch, capsys):
     done, tries = [], []
 
     class Server:
+        stdout, returncode = (), 0
+
         def __init__(self, *_, **__):
             self.wait = lambda *_: done.append("wait") or 0
             self.terminate, self.kill = (partial(done.append, x) for x in ("terminate", "kill"))

@@ -143,9 +143,8 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
     """
     theirs, ours = adapter_config(folder), model.peft_config["student"]
     base = f"another base model ({theirs.base_model_name_or_path})"
-    marks, own = notes(folder), base_marks(model)
-    mark = marks.get("base_embedding")
-    if any(own[k] and marks.get(k) and not _alike(marks[k], own[k], off) for k, off in OFF.items()):
+    mark = (marks := notes(folder)).get("base_embedding")
+    if not same_base(marks, model):
         raise ValueError(
             f"{folder}: this adapter was trained on {base}, not on {name}; load it with that one"
         )
@@ -267,6 +266,14 @@ def base_marks(model: Any) -> dict[str, list[float]]:
     inner = torch.empty(0) if is_packed(weight) else weight.detach().reshape(-1)
     some = inner[:: max(1, len(inner) // 64)].float().tolist()
     return {"base_embedding": fingerprint(model), "base_layer": some}
+
+
+def same_base(marks: Any, model: Any) -> bool:
+    """Whether what a file keeps of `base_marks` can be of this model's base."""
+    own = base_marks(model)
+    marks = marks if isinstance(marks, dict) else {}
+    both = [(marks[k], own[k], off) for k, off in OFF.items() if own[k] and marks.get(k)]
+    return all(_alike(*pair) for pair in both)
 
 
 def fingerprint(model: Any) -> list[float]:

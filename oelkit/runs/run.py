@@ -23,6 +23,7 @@ from typing import Any
 from .. import envs, given
 from ..config import ModelConfig
 from ..model.loading import policy_from_config
+from ..model.lora import base_marks, same_base
 from ..model.policy import Policy
 from ..prompts import PromptSet
 from ..records import ExperienceItem, State, Trajectory, read_jsonl
@@ -68,7 +69,7 @@ class Run(Driver, Shown):
             given.a_policy(policy)
         thinking = policy and policy.enable_thinking
         model: dict[str, Any] = {"model": policy.name} if policy else {}
-        if policy and hasattr(policy, "trainable"):  # a later process has to load the same
+        if policy and _trains(policy):  # a later process has to load the same
             model["lora_rank"] = policy.model.peft_config["student"].r
         model |= {} if thinking is None else {"enable_thinking": thinking}
         self.settings = settings = given.settings("settings", Settings, settings, model)
@@ -101,7 +102,10 @@ class Run(Driver, Shown):
         if (self.folder / "run.json").exists():  # another process was faster
             self._compare_settings()
             return
-        files.write_json(self.folder / "run.json", self.record() | {"versions": versions()})
+        about: dict[str, Any] = {"versions": versions()}
+        if _trains(self.policy):
+            about["base"] = base_marks(self.policy.model)
+        files.write_json(self.folder / "run.json", self.record() | about)
 
     @classmethod
     def open(
@@ -143,6 +147,12 @@ class Run(Driver, Shown):
     def _load_policy(self, policy: Policy | None) -> None:
         self.policy = policy or policy_from_config(self.settings)
         self.prompts = self._read_prompts()
+        then = (files.read_object(self.folder / "run.json") or {}).get("base")
+        if then and _trains(self.policy) and not same_base(then, self.policy.model):
+            raise ValueError(
+                f"{self.folder}: the weights of {self.policy.name} are other ones than when this "
+                "run began; restore them, or choose another name for the run"
+            )
 
     def _read_prompts(self) -> PromptSet:
         name = self.settings.prompt_set or self.policy.default_prompt_set
@@ -246,3 +256,7 @@ def run_loop(
 ) -> dict[str, Any]:
     """Start or resume the whole loop in a folder and return its metrics.json."""
     return Run(folder, settings, policy, progress=progress, on_step=on_step).run_all(redo)
+
+
+def _trains(policy: Policy) -> bool:  # else it is a served or an exported model
+    return hasattr(policy, "trainable")

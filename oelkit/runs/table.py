@@ -86,11 +86,12 @@ BY_HAND = ("rollout", "extract", "curate", "collect", "distill")  # a person can
 
 def read_by(stage: str, prompts: dict[str, Any]) -> dict[str, Any]:
     """Return those texts of a prompt set that a stage reads."""
-    asks, game = {"extract", "previous"}, {"turn"}
     if stage == "extract":
-        return {name: prompts.get(name) for name in ("name", "max_new_tokens", *asks, *game)}
-    unread = asks if stage == "raw" else asks | game
-    unread |= {"experience"} if stage in ("rollout", "base") else set()
+        wanted = ("name", "max_new_tokens", "extract", "previous", "turn")
+        return {name: prompts.get(name) for name in wanted}
+    unread = ["extract", "previous"]
+    unread += [] if stage == "raw" else ["turn"]
+    unread += ["experience"] if stage in ("rollout", "base") else []
     return {name: text for name, text in prompts.items() if name not in unread}
 
 
