@@ -67,12 +67,8 @@ class Run(Driver, Shown):
         given.one("settings", settings, Settings, ', such as Settings.of("tiny")')
         if policy is not None:
             given.a_policy(policy)
-        thinking = policy and policy.enable_thinking
-        model: dict[str, Any] = {"model": policy.name} if policy else {}
-        if policy and _trains(policy):  # a later process has to load the same
-            model["lora_rank"] = policy.model.peft_config["student"].r
-        model |= {} if thinking is None else {"enable_thinking": thinking}
-        self.settings = settings = given.settings("settings", Settings, settings, model)
+        loaded = _as_loaded(policy) if policy else {}
+        self.settings = settings = given.settings("settings", Settings, settings, loaded)
         check_ranges(asdict(settings))
         for world in {settings.env, envs.held_out(settings.env)}:
             envs.check(world)  # an unknown world fails before the model is loaded
@@ -102,10 +98,9 @@ class Run(Driver, Shown):
         if (self.folder / "run.json").exists():  # another process was faster
             self._compare_settings()
             return
-        about: dict[str, Any] = {"versions": versions()}
-        if _trains(self.policy):
-            about["base"] = base_marks(self.policy.model)
-        files.write_json(self.folder / "run.json", self.record() | about)
+        marks = {"base": base_marks(self.policy.model)} if _trains(self.policy) else {}
+        about = self.record() | {"versions": versions(), **marks}
+        files.write_json(self.folder / "run.json", about)
 
     @classmethod
     def open(
@@ -256,6 +251,16 @@ def run_loop(
 ) -> dict[str, Any]:
     """Start or resume the whole loop in a folder and return its metrics.json."""
     return Run(folder, settings, policy, progress=progress, on_step=on_step).run_all(redo)
+
+
+def _as_loaded(policy: Policy) -> dict[str, Any]:
+    """The settings with which a later process loads the same model."""
+    settings: dict[str, Any] = {"model": policy.name}
+    if _trains(policy):
+        settings["lora_rank"] = policy.model.peft_config["student"].r
+    if policy.enable_thinking is not None:
+        settings["enable_thinking"] = policy.enable_thinking
+    return settings
 
 
 def _trains(policy: Policy) -> bool:  # else it is a served or an exported model
