@@ -53,7 +53,7 @@ from oelkit.records import (
 from oelkit.runs.settings import run_folder
 from oelkit.runs.stages import FORM, status
 
-LIMIT = 10  # CPU seconds per input, against hangs; the longest recorded takes a sixth of this
+LIMIT = 10  # CPU seconds per input, against hangs; the longest recorded takes a fifth of this
 SCRATCH = Path(tempfile.mkdtemp(prefix="oelkit-fuzz-"))
 
 # -- inputs
