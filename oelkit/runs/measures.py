@@ -82,11 +82,11 @@ def _row(report: evaluation.EvalReport) -> dict[str, Any]:
 
 def _levels(games: Sequence[Trajectory]) -> list[float]:
     """Share of games that passed each board, in worlds with one board below another."""
-    reached = [[turn.extra.get("level", 0) for turn in game.turns] for game in games if game.turns]
-    for levels in reached:  # a world of one's own can mean something else by a level
+    reached = [[turn.extra.get("level", 0) for turn in game.turns] for game in games]
+    for levels in filter(None, reached):  # a world of one's own can mean something else by a level
         if levels[0] != 1 or any(b - a not in (0, 1) for a, b in pairwise(levels)):
             return []
-    ends = [max((t.extra["level"] for t in game.turns), default=0) for game in games]
+    ends = [max(levels, default=0) for levels in reached]
     won = [game.outcome is Outcome.SUCCESS for game in games]
     return [
         sum(w or end > level for w, end in zip(won, ends, strict=True)) / len(games)
