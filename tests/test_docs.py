@@ -1,7 +1,7 @@
 """Pages: a short front page, readable tables, working links, names that exist.
 
-Code in README and guides is run as printed, with smaller numbers for large parts. All command lines
-in them must parse.
+Code and commands in README and guides are run as printed, with smaller numbers for large parts. The
+command lines of all pages must parse.
 """
 
 import ast
@@ -11,6 +11,8 @@ import inspect
 import json
 import re
 import shlex
+import shutil
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -19,11 +21,11 @@ from urllib.parse import unquote
 
 import gymnasium
 import pytest
-from helpers import load_script
+from helpers import load_script, with_short_probe
 from serve_micro import serve
 
 from oelkit import Run, Settings, load_policy, rollout
-from oelkit.__main__ import parser
+from oelkit.__main__ import main, parser
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "docs/site/index.md"  # is at the root of the site
@@ -161,6 +163,8 @@ SMALLER = {
     # a model of a million parameters cannot judge single replies
     "experience_text(items)": '(experience_text(items) or "- EXPERIENCE ITEM: G is the goal.")',
 }
+FEW = {"rounds": 1, "extract_games": 2, "state_games": 2, "num_draws": 1, "eval_maps": 2}
+FEW |= {"steps": 1, "batch_size": 2}
 # These need what is not here: TRL (`test_rows.py` trains with it where it is installed), LiteLLM,
 # and a log of llama.cpp's server (`test_capture.py` tests both blocks).
 ELSEWHERE = ("SDFTTrainer", "litellm", "llama.log")
@@ -185,6 +189,12 @@ def play_new_worlds(known, model):
         assert all(game.turns and "error" not in game.extra for game in games), games
 
 
+def make_demo(folder, model):
+    """Make the small finished run that pages call demo."""
+    demo = Settings.of("tiny", model=str(model), run_ablations=False, gate="off", **FEW)
+    Run(folder, demo, progress=False).run_all()
+
+
 @pytest.fixture
 def pages_server(micro_folder):
     """Serve the embedded model under the names that the pages give to servers."""
@@ -203,10 +213,7 @@ def test_python_blocks_run_one_after_the_other(
     lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
     (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
     if any('"runs/demo"' in block for block in blocks):  # the run of the page
-        less = {"rounds": 1, "extract_games": 2, "state_games": 2, "num_draws": 1, "eval_maps": 2}
-        less |= {"steps": 1, "batch_size": 2, "run_ablations": False, "gate": "off"}
-        demo = Settings.of("tiny", model=str(micro_folder), **less)
-        Run(tmp_path / "runs/demo", demo, progress=False).run_all()
+        make_demo(tmp_path / "runs/demo", micro_folder)
     names, shipped = {}, set(gymnasium.registry)
     try:
         for block in blocks:
@@ -266,6 +273,96 @@ def command_lines(text):
         found = re.match(r" *(?:python -m )?oelkit +(.*?)(?:  +#.*)?$", line)
         if found and "..." not in found[1] and "COMMAND" not in found[1]:
             yield shlex.split(found[1])
+
+
+# Marked substitutions in commands: the embedded model, what a name stands for, smaller numbers.
+NAMED = {
+    "FOLDER_OR_HUB_ID": "MODEL",
+    "Qwen/Qwen2.5-1.5B-Instruct": "MODEL",
+    "smollm2-135m": "MODEL",
+    "FILE": "chats.jsonl",
+    "RUN": "first",
+    "NAME": "first",
+}
+LESS = {
+    "loop": "--rounds 1 --extract-games 8 --state-games 2 --num-draws 1 --max-new-tokens 32 "
+    "--eval-maps 2 --steps 1 --batch-size 2 --gate off --no-run-ablations",
+    "extract": "--max-new-tokens 8",
+    "distill": "--steps 1 --batch-size 2",
+    "ifeval": "--limit 1 --max-new-tokens 8",
+    "estimate": "--max-new-tokens 8",
+}
+# demo takes a minute (`test_start.py`), and the views run until they are stopped
+# (`browser/test_apps.py`)
+TRIED_ELSEWHERE = ("demo", "curate", "view")
+# What a page says of its command, other than that it succeeds.
+ENDS = {
+    "status mine": (3, "imported logs but no loop yet"),
+    "loop --run first --resume --steps 16": (1, "the setting steps was 1 and is 16"),
+}
+
+
+@pytest.fixture(scope="module")
+def desk(micro_folder, tmp_path_factory):
+    """A folder with all that the commands of a page are given."""
+    folder = tmp_path_factory.mktemp("desk")
+    one = folder / "runs/demo/round_1"
+    make_demo(folder / "runs/demo", with_short_probe(micro_folder, folder / "micro"))
+    for name in ("first", "second", "mine"):
+        shutil.copytree(folder / "runs/demo", folder / "runs" / name)
+    shutil.copytree(one / "adapter", folder / "my_adapter")
+    for name in ("trajectories.jsonl", "states.jsonl"):
+        shutil.copy(one / name, folder)
+    shutil.copy(ROOT / "data/sample/items.jsonl", folder)
+    shutil.copy(ROOT / "tests/data/ifeval.jsonl", folder / "input_data.jsonl")
+    lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
+    (folder / "chats.jsonl").write_text("".join(lines), "utf-8")
+    world = python_blocks((ROOT / "docs/worlds.md").read_text("utf-8"))[0]
+    (folder / "doors.py").write_text(world, "utf-8")
+    return folder
+
+
+def made_by(words):
+    """Return the file or folder that a command makes, which is not there before."""
+    if words[0] in ("loop", "import"):
+        return Path("runs", words[words.index("--run") + 1] if "--run" in words else "demo")
+    return Path({"extract": "items.jsonl", "distill": "my_adapter"}.get(words[0], "nothing"))
+
+
+def commands_to_run(page):
+    lines = dict.fromkeys(map(tuple, command_lines(page.read_text("utf-8"))))
+    whole = [line for line in lines if len(line) > 1 or line[0] == "doctor"]
+    return [line for line in whole if line[0] not in TRIED_ELSEWHERE and line[-1] != "--help"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [*filter(commands_to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_commands_run_as_printed(page, desk, tmp_path, monkeypatch, capsys):
+    shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shipped = set(gymnasium.registry)
+    try:
+        for i, line in enumerate(commands_to_run(page)):
+            before = Path(f"before-{i}")
+            words = [NAMED.get(word, word) for word in line]
+            begins = words[0] != "loop" or "--scale" in words
+            made = made_by(words)
+            if begins and made.exists():
+                made.rename(before)
+            given = [str(desk / "micro") if word == "MODEL" else word for word in words]
+            given += LESS.get(words[0], "").split() if begins else []
+            ended, said = main(given), "".join(capsys.readouterr())
+            status, told = ENDS.get(" ".join(words), (0, ""))
+            assert ended == status and told in said, (words, said)
+            if words[0] == "extract":  # a model of a million parameters finds nothing in chats
+                before.replace(made)
+    finally:
+        sys.modules.pop("doors", None)
+        for world in set(gymnasium.registry) - shipped:  # as above
+            gymnasium.registry.pop(world)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
