@@ -25,14 +25,15 @@ from .operations import (
     Op,
     Operation,
     apply,
+    as_read,
     fold,
     read_log,
     undo_and_redo,
 )
 from .records import AnyPath, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
-from .statements import Statement, items_for_draw, said_once, statements
+from .statements import Statement, by_wording, items_for_draw, said_once, statements
 from .tables import Brief, Shown, frame
-from .text import experience_text, one_line, over_budget, word_diff, wording
+from .text import experience_text, one_line, over_budget, word_diff
 
 Ids = str | Sequence[str]
 
@@ -130,10 +131,8 @@ class Curation(Shown):
         pending). By default `text` joins their texts, without repeating the same words.
         """
         if text is None:
-            texts: dict[tuple[str, ...], str] = {}
-            for id in _ids(ids):
-                texts.setdefault(wording(self.item(id).text), self.item(id).text)
-            text = " ".join(texts.values())
+            groups = by_wording(self.item(id) for id in _ids(ids)).values()
+            text = " ".join(group[0].text for group in groups)
         return self._do(Op.MERGE, ids, reason, author, texts=(text,))[0]
 
     def split(
@@ -193,7 +192,8 @@ class Curation(Shown):
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         author = self.author if author is None else author
         line = Operation(n, op.value, author, time, reason, ids, before, tuple(new), **fields)
-        # an operation that cannot be done fails here, before a byte is written
+        # one that no log could give back, or that cannot be done, fails before a byte is written
+        line = as_read(line)
         done, undone = undo_and_redo([line], self._done, self._undone)
         state = self._state
         if op != Op.EXPLAIN:

@@ -1,9 +1,10 @@
 """Export a curation as a table and import its changes: JSON Lines, or CSV for a spreadsheet.
 
 Export writes the current view, one row per item. Import compares rows by id and does what differs
-(text, status) as operations; a row without an id adds an item of your own, and one without a status
-keeps it. No CSV cell is a formula, also where a spreadsheet splits at semicolons or tabs: text that
-it would execute gets a ' in front, which import removes.
+(text, status) as operations; a row without an id adds an item of your own, accepted unless its
+status says otherwise, and a row without a status keeps it. No CSV cell is a formula, also where a
+spreadsheet splits at semicolons or tabs: text that it would execute gets a ' in front, which import
+removes.
 """
 
 from __future__ import annotations
@@ -70,10 +71,9 @@ def bring_in(curation: Curation, text: str) -> int:
     before = len(curation.log)
     decided: dict[str, list[str]] = {}
     for row in rows:
-        if not row.get("id"):
-            curation.add(row["text"], (), row.get("why") or "")
-        elif (status := _status(row)) and status != curation.item(row["id"]).status:
-            decided.setdefault(status, []).append(row["id"])
+        id = row.get("id") or curation.add(row["text"], (), row.get("why") or "")
+        if (status := _status(row)) and status != curation.item(id).status:
+            decided.setdefault(status, []).append(id)
     for status, ids in decided.items():  # one undo step per status
         getattr(curation, _DECISIONS[status])(ids, "imported")
     for row in (row for row in rows if row.get("id")):

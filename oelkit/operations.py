@@ -6,13 +6,14 @@ writes files; `curation` does.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from .records import Evidence, ExperienceItem, Fields, RecordError, read_jsonl
+from .records import Evidence, ExperienceItem, Fields, RecordError, from_dict, read_jsonl, to_line
 from .text import one_line
 
 
@@ -107,6 +108,11 @@ def read_log(path: Path) -> list[Operation]:
         lines = ", ".join(str(line) for line, _, _ in e.bad)
         warnings.warn(f"{path}: line {lines} was cut off by a crash and is left out", stacklevel=4)
         return e.records
+
+
+def as_read(op: Operation) -> Operation:
+    """Return an operation as a log gives it back; ValueError names a field of a wrong type."""
+    return from_dict(Operation, json.loads(to_line(op)))
 
 
 def start(items: Iterable[ExperienceItem]) -> State:

@@ -180,8 +180,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return None if value is None and NoneType in args else _value(value, args[0], where)
     if kind in (list, tuple):
         values = enumerate(_expect(value, list, where, "a list"))
-        checked = [_value(v, args[0], f"{where}[{i}]") for i, v in values]
-        return tuple(checked) if kind is tuple else checked
+        return cast(Any, kind)(_value(v, args[0], f"{where}[{i}]") for i, v in values)
     if is_dataclass(kind):
         return from_dict(kind, value, where)
     if kind is Outcome and isinstance(value, str):
@@ -204,7 +203,8 @@ def _scalar(value: Any) -> Any:
     return value.item()  # NumPy and PyTorch scalars in metrics
 
 
-def _line(record: Any) -> str:
+def to_line(record: Any) -> str:
+    """Return a record or dict as its line on disk."""
     return json.dumps(to_dict(record), ensure_ascii=False, default=_scalar) + "\n"
 
 
@@ -265,7 +265,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_jsonl(path: AnyPath, records: Iterable[Any]) -> None:
     """Write records or dicts, one per line, as `write_text` does."""
-    write_text(path, map(_line, records))
+    write_text(path, map(to_line, records))
 
 
 def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None) -> int:
@@ -274,7 +274,7 @@ def append_jsonl(path: AnyPath, record: Any, *, expected_size: int | None = None
     If the file does not have `expected_size` (bytes, as last seen), raise ConflictError and write
     nothing. A failed write is undone. A last line without its newline is ended first.
     """
-    path, line = Path(path), _line(record).encode("utf-8", _ESCAPE)
+    path, line = Path(path), to_line(record).encode("utf-8", _ESCAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
     # unbuffered: a buffer would write its remainder on close, after a failure was undone
     with placed(path), open(path, "a+b", buffering=0) as f:

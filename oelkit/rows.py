@@ -15,10 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from .messages import content_or_json, json_text
+from .messages import content_or_json, json_text, plain
 from .prompts import PromptSet, with_experience
-from .records import Fields, Message, State, Trajectory, Turn, to_dict, write_text
-from .text import content_text, well_formed
+from .records import Fields, State, Trajectory, Turn, to_dict, write_text
+from .text import well_formed
 
 _FIELDS = {f.name for kind in (Trajectory, Turn) for f in fields(kind)}
 _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
@@ -100,11 +100,11 @@ def training_rows(
     rows: list[Fields] = []
     for i, state in enumerate(states):
         try:
-            messages = [_said(m) for m in state.prompt]
+            messages = [{"role": m["role"], "content": m["content"]} for m in plain(state.prompt)]
         except ValueError as error:
             raise ValueError(f"state {state.id!r}: {error}") from error
         tools = any(m.get("tools") or m.get("tool_calls") for m in state.prompt)
-        if tools or messages[-1]["role"] != "user":
+        if tools or not messages or messages[-1]["role"] != "user":
             continue
         text, last = texts[i % len(texts)], messages[-1:]
         if to == "trl":
@@ -119,10 +119,6 @@ def training_rows(
             raise ValueError(f"{what}: {to} takes none of them")
         warnings.warn(f"{what}: left out, because {to} does not take them", stacklevel=2)
     return rows
-
-
-def _said(message: Message) -> Message:
-    return {"role": message["role"], "content": content_text(message.get("content"))}
 
 
 def library(name: str, path: Path) -> Any:

@@ -92,7 +92,10 @@ def items_for_draw(items: Iterable[Item], draw: int, known: str = "") -> list[It
 
 def read_worth(path: str | Path) -> dict[str, tuple[float, float, float]]:
     """Read (worth, low, high) by item text from a file of `leave_one_out`; {} if it is missing."""
-    return worth_of(read_jsonl(path) if Path(path).exists() else [])
+    try:
+        return worth_of(read_jsonl(path) if Path(path).exists() else [])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of `leave_one_out` ({error!r})") from error
 
 
 def worth_of(rows: Iterable[Fields]) -> dict[str, tuple[float, float, float]]:

@@ -16,7 +16,7 @@ Brief = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # a line, names of c
 
 def visible(text: str) -> str:
     """Escape what a terminal would obey: control characters, and those that change direction."""
-    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
     return re.sub(hidden, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -140,6 +140,14 @@ def test_split_add_restore_move():
         (lambda c: c.add(""), "empty"),
         (lambda c: c.experience(10), "tokenizer"),
         (lambda c: c.item("nope"), "nope"),
+        # a log with one of these could not be read again
+        (lambda c: c.accept("i0", None), "field 'reason': expected str"),
+        (lambda c: c.reject("i0", author=5), "field 'author': expected str"),
+        (lambda c: c.accept("i0", every_draw=1), "field 'every_draw': expected bool"),
+        (lambda c: c.edit("i0", None), r"field 'texts\[0\]': expected str"),
+        (lambda c: c.move("i0", 1.0), "field 'to': expected int"),
+        (lambda c: c.add("own", [("t0", 1)]), r"field 'evidence\[0\]': expected an object"),
+        (lambda c: c.add("own", [Evidence("t0", "1")]), r"'evidence\[0\].turn': expected int"),
     ],
 )
 def test_a_wrong_call_is_one_clear_error_and_changes_nothing(log, call, message):

@@ -85,11 +85,12 @@ def test_decisions_edits_and_new_rows_are_operations():
     out = io.StringIO()
     table = csv.DictWriter(out, rows[0])
     table.writeheader()
-    table.writerows([*rows, {"text": "Think first."}])
-    assert bring_in(c, out.getvalue()) == 4
+    table.writerows([*rows, {"text": "Think first."}, {"text": "Perhaps.", "status": "skipped"}])
+    assert bring_in(c, out.getvalue()) == 6
     assert c.item("i0").text == "H is always a hole." and c.item("i0").status == "accepted"
     assert c.history("i0")[-1].reason == "clearer"
-    assert c.item("i6").status == "rejected" and c.items[-1].text == "Think first."
+    assert c.item("i6").status == "rejected" and c.items[-2].text == "Think first."
+    assert [i.status for i in c.items[-2:]] == ["accepted", "skipped"]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,10 @@ def test_states_that_a_trainer_does_not_take_are_counted_or_refused():
     assert json.loads(plain_rows([seen])[0]["prompt"][0]["content"]) == picture
     with pytest.raises(ValueError, match="state 'p': .* kind 'image_url', not text"):
         training_rows([good, seen], "text", prompts)
+    with pytest.raises(ValueError, match="state 'r': a message has no role"):
+        training_rows([good, State("r", "t", 4, [{"content": "Where ?"}])], "text", prompts)
+    with pytest.warns(UserWarning, match="1 of 2 states"):
+        assert training_rows([good, State("empty", "t", 5, [])], "text", prompts) == [row]
     with pytest.raises(ValueError, match="2 of 2 states .*: ms-swift takes none"):
         training_rows(bad, "text", prompts, "ms-swift")
     with pytest.raises(ValueError, match="0 texts: use trl or ms-swift"):

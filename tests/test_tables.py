@@ -19,6 +19,7 @@ from oelkit.records import (
     write_jsonl,
 )
 from oelkit.steps.evaluation import report_of
+from oelkit.tables import visible
 
 EVIL = "<script>alert(1)</script> $x_1$"
 TURN = Turn("board", [], EVIL, "left", EVIL, 1, 3, False)
@@ -48,6 +49,12 @@ def test_a_line_and_a_small_escaped_table(thing, line):
     assert len(html) < 4000 and "<script" not in html and html.count("<tr>") <= 12
     half = replace(GAMES[0], id="\ud83d", turns=(replace(TURN, reply="\ud83d"),))
     assert (repr(half) + half._repr_html_()).encode()  # Jupyter cannot send half an emoji
+
+
+def test_nothing_that_a_terminal_obeys_is_printed():
+    said = "a\x1b[31m\r\u061c\u200e\u200f\u2028\u202e\u2066"
+    assert visible(said) == r"a\x1b[31m\r\u061c\u200e\u200f\u2028\u202e\u2066"
+    assert visible(kept := "a line\n\tof كتاب, семь and 🙂") == kept
 
 
 def test_a_policy_is_a_line(tiny):

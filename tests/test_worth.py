@@ -6,7 +6,7 @@ import pytest
 from helpers import shake
 
 from oelkit import Curation, evaluate, leave_one_out, load_policy
-from oelkit.records import ExperienceItem, read_jsonl
+from oelkit.records import ExperienceItem, read_jsonl, write_jsonl
 from oelkit.statements import read_worth
 from oelkit.steps import worth
 from oelkit.views.widgets import experience_editor
@@ -73,6 +73,13 @@ def test_what_comes_with_the_sample_is_of_its_items():
     rows = read_jsonl("data/sample/worth.jsonl")
     assert {row["text"] for row in rows} == there and len({row["key"] for row in rows}) == 1
     assert all(row["low"] <= row["worth"] <= row["high"] and row["maps"] == 128 for row in rows)
+
+
+@pytest.mark.parametrize("row", [{"text": "x"}, {"text": [], "worth": 1, "low": 0, "high": 1}])
+def test_a_file_of_something_else_is_named(tmp_path, row):
+    write_jsonl(tmp_path / "worth.jsonl", [row])
+    with pytest.raises(ValueError, match="worth.jsonl: not a file of `leave_one_out`"):
+        read_worth(tmp_path / "worth.jsonl")
 
 
 def test_the_editor_shows_it_as_long_as_the_text_stands():
