@@ -62,18 +62,20 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
     curation = Curation.open(*files, author="ann")
     browser = Browser(curation)
     assert browser.state["can"] == [False, False] and browser.state["reads"] == []
-    browser.do("accept", ids=["i0", "i2"], reason="seen")
+    browser.do("accept", ids=["i0", "i2"])
+    browser.do("explain", reason="seen")
     browser.do("reject", ids=["i1"])
     browser.do("skip", ids=["i1"])
     browser.do("restore", ids=["i1"])
     browser.do("edit", ids=["i2"], texts=["G is where to go."])
     assert browser.state["saved"]
     browser.do("move", ids=["i2"], texts=["i0"], to=0)
-    merged = browser.do("merge", ids=["i2", "i0"])["at"]
-    parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-8.2"
+    merged = browser.do("merge", ids=["i2", "i0"], texts=["both"])["at"]
+    parts = browser.do("split", ids=[merged], texts=["one", "two"])["at"], "split-9.2"
     own = browser.do("add", texts=["mine"])["at"]
     assert [op["op"] for op in read_jsonl(files[1])] == [
         "accept",
+        "explain",
         "reject",
         "skip",
         "restore",
@@ -83,22 +85,18 @@ def test_every_message_is_an_operation_and_the_view_follows(files):
         "split",
         "add",
     ]
-    assert (
-        curation.log[0].reason == "seen"
-        and curation.log[0].ids == ("i0", "i2")
-        and curation.log[0].author == "ann"
-    )
+    assert curation.history("i0")[0].reason == "seen"
+    assert curation.log[0].ids == ("i0", "i2") and curation.log[0].author == "ann"
     assert browser.state["order"] == [*parts, "i1", own] == [i.id for i in curation.items]
     assert browser.shown() == ["one", "two", EVIL, "mine"]
     assert browser.state["reads"] == [
         f"- EXPERIENCE ITEM: {text}" for text in ("one", "two", "mine")
     ]
-    assert [browser.do("undo", reason="no")["at"] for _ in range(3)] == [
+    assert [browser.do("undo")["at"] for _ in range(3)] == [
         None,
         merged,
         "i2",
     ]  # rows that come back
-    assert curation.log[-1].reason == "no"
     assert browser.do("redo")["at"] == merged and browser.state["can"] == [True, True]
     other = Browser(Curation.open(*files))  # another window, later
     assert (other.rows, other.state["order"]) == (
@@ -192,7 +190,7 @@ def test_near_duplicates_word_diff_and_source(files):
     assert browser.rows["i2"]["diff"][0][0] == "-"
     assert browser.do("edit", ids=["i2"], texts=["H is a Hole!"])["at"] == "i0"
     assert browser.state["order"] == ["i0", "i1"] and browser.rows["i0"]["items"] == 2
-    merged = browser.do("merge", ids=["i0"])["at"]
+    merged = curation.merge(["i0", "i2"])
     own = browser.do("add", texts=["mine"])["at"]
     assert browser.rows[merged]["text"] == "H is a hole."  # the same words, said once
     assert [browser.rows[i]["sources"] for i in (merged, own, "i1")] == [
@@ -249,7 +247,8 @@ def test_where_an_item_comes_from(files):
     assert seen == [("t0", 0)] and browser.heard[-1]["at"] == "i2"
     with pytest.raises(ValueError, match="no item has the id"):
         browser.view.show("nope")
-    browser.do("edit", ids=["i0"], texts=["x"], reason="why not")
+    browser.do("edit", ids=["i0"], texts=["x"])
+    browser.do("explain", reason="why not")
     browser.do("accept", ids=["i0"])
     browser.do("undo")
     detail = browser.do("look", ids=["i0"])["detail"]
@@ -273,7 +272,7 @@ def test_where_an_item_comes_from(files):
         }
     ]
     browser.do("edit", ids=["i2"], texts=["x"])
-    merged = browser.do("merge", ids=["i0"])["at"]
+    merged = curation.merge(["i0", "i2"])
     detail = browser.do("look", ids=[merged])["detail"]
     assert detail["parents"] == [[["i0", "i2"], "x"]]
     assert detail["evidence"][1] == {"game": "t0", "turn": 3}  # beyond the games that are loaded

@@ -173,6 +173,9 @@ def test_what_an_app_shows_of_a_run_of_a_round_and_of_a_file(tmp_path, monkeypat
     assert app.place("curate", "runs/mine", 2).parent.name == "round_2"
     assert app.place("curate", "runs/mine/round_1", None).parent.name == "round_1"
     assert app.place("curate", str(last), None) == last
+    for one in (last, last.parent):  # else it would show another round than the one asked for
+        with pytest.raises(ValueError, match="items.jsonl is a file: leave out the round"):
+            app.place("curate", str(one), 1)
     wrong = ("mine", 3), ("other", None), ("runs/mine/item.jsonl", None), ("my games.jsonl", None)
     for what, k in wrong:
         with pytest.raises(ValueError, match=r"no such file, and (no round of .*|.* holds no run)"):

@@ -145,13 +145,14 @@ def place(kind: str, what: str, round: int | None) -> Path:
     """Return the file to show: a file as given, or that of a run's given or last round."""
     name = "items.jsonl" if kind == "curate" else "trajectories.jsonl"
     path = Path(what)
-    if path.is_file():
-        return path
-    if not path.is_dir():
+    if not path.exists():
         with suppress(ValueError):  # otherwise it is no run's name but a file's
             path = run_folder(what)
-    if (path / name).is_file():  # a round's folder
-        return path / name
+    for file in (path, path / name):  # a file, or the folder of a round
+        if file.is_file():
+            if round is not None:
+                raise ValueError(f"{file} is a file: leave out the round, or name the run")
+            return file
     rounds = {p.parent.name[6:]: p for p in path.glob(f"round_*/{name}")}
     rounds = {int(k): p for k, p in rounds.items() if k.isdecimal()}  # a person can add others
     found = rounds.get(max(rounds, default=0) if round is None else round)

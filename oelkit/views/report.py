@@ -21,10 +21,10 @@ from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, w
 from ..runs.files import read_json, refuse_links
 from ..runs.settings import no_run
 from ..runs.stages import StageStatus, status
-from ..text import by_draw, outcome_text
+from ..text import by_draw, outcome_text, well_formed
 from . import plots
 from .findings import chain, findings
-from .summary import ARMS, episodes_text, headline, rate_text, unseen
+from .summary import ARMS, episodes_text, headline, rate_text, round_cells, share_text, unseen
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -52,8 +52,7 @@ def write_report(run_folder: str | Path) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     with damage_told(folder):
         page = _page(folder, metrics, run)
-    # a broken reply can hold a lone surrogate, which UTF-8 cannot encode
-    write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
+    write_text(folder / "report.html", well_formed(page))
     return folder / "report.html"
 
 
@@ -102,25 +101,18 @@ def stale(folder: Path) -> list[StageStatus]:
         return []
 
 
-def _tables(metrics: dict) -> list[list[list[Any]]]:
+def _tables(metrics: dict) -> list[list[list[str]]]:
     """A table of the rounds, and one of the other arms of round 1 if any; headers first."""
     head = ["round", "base", "in context", "consolidated", "tokens per reply", "OOD"]
     rounds = [[*head, "items kept", "seconds"]]
     for r in metrics["rounds"]:
-        passed, ood = r["pass_rate"], r["ood"]["consolidated"]
-        row = [r["round"], *(rate_text(passed[arm]) for arm in ARMS)]
-        row += [
-            f"{passed['consolidated']['reply_tokens']:.1f}",
-            f"{ood['all']:.1%}" if ood else "-",
-        ]
-        kept = f"{r['kept']} of {r['items']}" if "items" in r else "-"
-        rounds.append([*row, kept, f"{sum(r['seconds'].values()):.0f}"])
+        *row, _, seconds = round_cells(r)
+        rounds.append([*row, f"{r['kept']} of {r['items']}" if "items" in r else "-", seconds])
     arms = [["other arm of round 1", "in context", "consolidated", "OOD"]]
     measured: dict[str, dict] = metrics.get("arms") or {}
     for arm, row in measured.items():
         rates = [rate_text(row[how]) if how in row else "-" for how in ARMS[1:]]
-        ood = f"{row['ood']['all']:.1%}" if row.get("ood") else "-"
-        arms.append([plots.NAMES.get(arm, arm), *rates, ood])
+        arms.append([plots.NAMES.get(arm, arm), *rates, share_text(row.get("ood"))])
     return [rounds, arms] if arms[1:] else [rounds]
 
 

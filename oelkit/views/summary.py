@@ -51,6 +51,19 @@ def headline(metrics: dict) -> str:
     return f"{said} (rolled back: round {', '.join(back)})" if back else said
 
 
+def share_text(ood: dict | None) -> str:
+    """Format a probe's share of correct answers; "-" without a probe."""
+    return f"{ood['all']:.1%}" if ood else "-"
+
+
+def round_cells(r: dict) -> list[str]:
+    """Return a round's number, pass rates, tokens per reply, OOD, items kept and seconds."""
+    rates = [rate_text(r["pass_rate"][arm]) for arm in ARMS]
+    tokens, seconds = r["reply_tokens"]["consolidated"], sum(r["seconds"].values())
+    row = [r["round"], *rates, f"{tokens:.1f}", share_text(r["ood"]["consolidated"])]
+    return [str(cell) for cell in (*row, r.get("kept", "-"), f"{seconds:.0f}")]
+
+
 def summary(metrics: dict) -> str:
     """Return the table of a run: pass rates with intervals, tokens per reply, OOD, items, seconds.
 
@@ -59,16 +72,11 @@ def summary(metrics: dict) -> str:
     """
     if not isinstance(metrics, dict) or not metrics.get("rounds"):
         raise TypeError("metrics: expected the result of Run.run_all, or a finished metrics.json")
-    head = f"{'round':>5}" + "".join(f"  {arm.replace('_', ' '):>18}" for arm in ARMS)
-    head += f"  {'tokens':>6}  {'OOD':>9}  {'items':>5}  {'s':>5}"
-    lines = [head, "-" * len(head)]
-    for r in metrics["rounds"]:
-        ood, rates = r["ood"]["consolidated"], [rate_text(r["pass_rate"][arm]) for arm in ARMS]
-        cells = [f"{r['round']:>5}", *(f"{text:>18}" for text in rates)]
-        cells.append(f"{r['reply_tokens']['consolidated']:>6.1f}")
-        cells.append(f"{ood['all']:>9.1%}" if ood else f"{'-':>9}")
-        cells += [f"{r.get('kept', '-'):>5}", f"{sum(r['seconds'].values()):>5.0f}"]
-        lines.append("  ".join(cells))
+    arms = [arm.replace("_", " ") for arm in ARMS]
+    rows = [["round", *arms, "tokens", "OOD", "items", "s"], *map(round_cells, metrics["rounds"])]
+    widths = (5, 18, 18, 18, 6, 9, 5, 5)
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
     about = [f"{episodes_text(metrics)} of {metrics['eval_env']}"]
     if not unseen(metrics):
         about += ["held-out by their seeds only, because this world has no Unseen maps"]

@@ -16,6 +16,7 @@ from IPython.display import publish_display_data
 
 from ...envs import parse_board
 from ...envs.board import symbol_kinds
+from ...text import well_formed
 
 # an error is plain text in its element, while a live widget has child elements; widgets within
 # another widget, such as a button with only text, are excluded
@@ -49,8 +50,7 @@ class StaticFallback:
     def _repr_mimebundle_(self, **options: object) -> tuple[dict, dict]:
         bundle: Any = anywidget.AnyWidget._repr_mimebundle_  # ipywidgets 7 widgets have none
         data, metadata = bundle(self, **options)
-        # Broken model output can hold a lone surrogate, with which no notebook could be saved.
-        html = self.static_html.encode("utf-8", "replace").decode()
+        html = well_formed(self.static_html)  # or no notebook could be saved
         if InteractiveShell.initialized() and html:
             publish_display_data({"text/html": STATIC.format(html=html), "text/plain": ""})
             html = ""

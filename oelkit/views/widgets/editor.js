@@ -15,7 +15,7 @@ function render({ model, el: host }) {
   // -- operations: requested from the kernel, never done here
 
   function ask(op, more = {}) {
-    if (kernel.down() && op !== "refresh") return lost();
+    if (kernel.down()) return lost();
     keepFocus(() => failure.tell());
     const said = more.said ?? DECIDED[op];  // comes back once it is done
     if (op in DECIDED) [told, after.textContent, why.hidden] = [said, "", true];  // a reason applies to the last one
@@ -151,7 +151,7 @@ function render({ model, el: host }) {
   // -- commands: one table for buttons, keys and help
 
   const commands = editorCommands({ step, decide, write: (id = cursor) => id != null && write(id), select, move, ask, hit,
-    leave, selectAlike, search: () => search.select(), evidence: () => evidence.focus(), 
+    leave, selectAlike, search: () => search.select(), evidence: () => evidence.focus(),
     full: () => (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen?.()),
     why: () => !why.hidden && why.focus(), help: () => { help.hidden = !help.hidden; } });
   const byKey = new Map(commands.flatMap((command) => command.keys.map((key) => [key, command])));

@@ -154,20 +154,18 @@ class ExperienceEditor(LiveView):
             case "turn" if self.on_turn and to is not None:
                 self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
-                getattr(c, op)(items, reason)
+                getattr(c, op)(items)
             case "edit" | "merge" | "split" if texts:
-                return {"at": [*c.rewrite(op, items, texts, reason), items[0]][0]}
+                return {"at": [*c.rewrite(op, items, texts), items[0]][0]}
             case "move":  # right above or below the first item of another row
                 others = [i.id for i in c.items if i.id not in items]
                 first = min(others.index(id) for id in self._groups.get(texts[0], texts))
                 c.move(items, first + bool(to))
                 return {"at": items[0]}
-            case "merge":
-                return {"at": c.merge(items, None, reason)}
             case "add":
-                return {"at": c.add(texts[0], (), reason)}
+                return {"at": c.add(texts[0])}
             case "undo" | "redo":
-                was = getattr(c, op)(reason)
+                was = getattr(c, op)()
                 return {"at": next((i.id for i in c.items if i.id in was.ids + was.new), None)}
             case "explain":
                 c.explain(reason)
