@@ -145,9 +145,7 @@ class Curation(Shown):
         """Do an edit, merge or split, and accept its texts unless all it replaces was rejected.
 
         The editor does this with what a person wrote. It is one operation, so one undo is enough.
-
-        Returns:
-            The ids of the items that it made; none for an edit.
+        Return the ids of the items that it made; none for an edit.
         """
         accept = any(self.item(i).status != "rejected" for i in _ids(id))
         return self._do(Op(op), id, reason, None, texts=_ids(texts), every_draw=accept)

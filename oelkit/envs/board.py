@@ -81,7 +81,7 @@ def render_board(cells: list[list[str]], board: str) -> str:
 
 
 def parse_board(text: str) -> list[list[str]]:
-    """Return the cells of the first board in a text, in either rendering, or []."""
+    """Return the cells of the first board in a text, in either rendering; [] if none is whole."""
     rows: list[list[str]] = []
     labelled = False
     for line in text.split("\n"):
@@ -95,7 +95,7 @@ def parse_board(text: str) -> list[list[str]]:
             rows.append([cell.strip() or "." for cell in line.strip("|").split("|")])
         elif labelled or (rows and not line.startswith("+")):
             break
-    return rows
+    return rows if len({len(row) for row in rows}) == 1 else []
 
 
 def symbol_kinds(cells: list[list[str]]) -> dict[str, str]:

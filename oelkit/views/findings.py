@@ -56,11 +56,7 @@ def compare(row: dict, other: dict) -> tuple[int, str]:
 
 
 def findings(metrics: dict) -> list[Finding]:
-    """Return the findings of a run.
-
-    Args:
-        metrics: The result of `Run.run_all`, or metrics.json of the run.
-    """
+    """Return the findings of a run, from its metrics.json or the result of `Run.run_all`."""
     return [*_learning(metrics), *_rounds(metrics), *_abilities(metrics), *_arms(metrics)]
 
 

@@ -77,19 +77,17 @@ class LivePanel:
 
     @styled
     def _draw(self) -> Figure:
-        panels = [*CURVES, *(["kept"] if self._evaluate else [])]
-        figure, axes = new_figure(len(panels), (2.6 * len(panels), 2.6))
-        for axis, name in zip(axes, panels, strict=True):
-            axis.set(title=CURVES.get(name, "evaluation, 95% interval"), xlabel="step")
-            if name == "kept":
-                steps = [step for step, *_ in self.evaluations]
-                rates = [(rate, low, high) for _, rate, low, high in self.evaluations]
-                shares = [rate[0] for rate in rates]
-                axis.errorbar(steps, shares, whiskers(rates), fmt="o-", capsize=3, ms=4)
-                axis.set_ylim(-0.02, 1.02)
-            else:
-                axis.plot([row[name] for row in self.rows], marker=".", lw=1)
-                axis.set_ylim(bottom=0)
+        panels = len(CURVES) + bool(self._evaluate)
+        figure, axes = new_figure(panels, (2.6 * panels, 2.6))
+        for axis, (name, title) in zip(axes, CURVES.items(), strict=False):
+            axis.plot([row[name] for row in self.rows], marker=".", lw=1)
+            axis.set(title=title, xlabel="step")
+            axis.set_ylim(bottom=0)
+        if self._evaluate:
+            rates = [(rate, low, high) for _, rate, low, high in self.evaluations]
+            steps, shares = [e[0] for e in self.evaluations], [e[1] for e in self.evaluations]
+            axes[-1].errorbar(steps, shares, whiskers(rates), fmt="o-", capsize=3, ms=4)
+            axes[-1].set(title="evaluation, 95% interval", xlabel="step", ylim=(-0.02, 1.02))
         return figure
 
 

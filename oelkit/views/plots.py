@@ -286,7 +286,7 @@ def strip(trajectory: Trajectory, kinds: dict[str, str] | None = None) -> Figure
     for i, turn in enumerate(turns):
         left, top = 1.45 * (i % columns), 0.32 + tall * (i // columns)
         cells = parse_board(turn.observation)
-        if cells and len({len(row) for row in cells}) == 1:
+        if cells:
             box = (left + 0.06) / width, 1 - (top + 1.35) / height, 1.33 / width, 1.33 / height
             draw_board(figure.add_axes(box), cells, turn.action, kinds=kinds)
         else:

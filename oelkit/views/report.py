@@ -143,24 +143,22 @@ def _games(folder: Path, metrics: dict) -> Iterator[tuple[str, Figure, str]]:
     files = (folder / "base.json", folder / f"round_{k}/metrics.json")
     played = [(read_json(file) or {}).get("shown", []) for file in files]
     before, after = ({g["seed"]: from_dict(Trajectory, g) for g in games} for games in played)
-    both = [seed for seed in before if seed in after]
-    both.sort(key=lambda seed: after[seed].outcome is not Outcome.SUCCESS)
-    for name, game in (("before", before), ("after", after)) if both else ():
-        trained = "Before training" if name == "before" else f"After round {k}"
-        outcome = outcome_text(game[both[0]].outcome)
-        caption = f"{trained}, nothing in the prompt, map {both[0]}: {outcome}."
-        titled = replace(game[both[0]], id=name)  # an id would be clipped above a short game
+    if not (both := [seed for seed in before if seed in after]):
+        return
+    seed = min(both, key=lambda seed: after[seed].outcome is not Outcome.SUCCESS)
+    for name, when, game in (
+        ("before", "Before training", before[seed]),
+        ("after", f"After round {k}", after[seed]),
+    ):
+        caption = f"{when}, nothing in the prompt, map {seed}: {outcome_text(game.outcome)}."
+        titled = replace(game, id=name)  # an id would be clipped above a short game
         yield f"game_{name}", plots.strip(titled), caption
 
 
 def _experience(folder: Path, k: int) -> dict[str, Any]:
     """The text that the teacher of round k read, and whether the file has changed since."""
-    trained, now = (
-        given.text_file(path).strip() if path.is_file() else None
-        for path in (
-            folder / f"round_{k}" / at for at in ("adapter/experience.md", "experience.md")
-        )
-    )
+    files = (folder / f"round_{k}" / at for at in ("adapter/experience.md", "experience.md"))
+    trained, now = (given.text_file(at).strip() if at.is_file() else None for at in files)
     note = ""
     if trained is None:
         note = "This run did not keep the text read in training. This is the current experience.md."

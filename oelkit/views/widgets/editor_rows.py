@@ -41,11 +41,7 @@ def rows_of(
 ) -> tuple[dict[str, dict], dict[str, tuple[str, ...]]]:
     """Return the row and the item ids of each statement, both keyed by its first item's id.
 
-    Args:
-        curation: The curation of the items.
-        items: The items to show.
-        cut: Ids of items over the budget.
-        count: Returns the number of tokens of a text.
+    `cut` has the ids of items over the budget; `count` returns the number of tokens of a text.
     """
     said, by_id, diff = statements(items), {i.id: i for i in items}, curation.diff()
     alike, against = _likeness(tuple(s.text for s in said))

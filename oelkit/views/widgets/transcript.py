@@ -5,12 +5,12 @@ parts. Games on a board are not conversations and are shown turn by turn.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from ...messages import reply_text, written_calls
+from ...messages import content_or_json, reply_text, written_calls
 from ...records import Message, Trajectory, Turn
-from ...text import content_text
 from .base import board_of
 
 
@@ -55,12 +55,10 @@ def parts(answer: str) -> tuple[str, list[list[str]]]:
 
 def _shown(message: Message) -> dict[str, Any]:
     """A message as the page shows it."""
-    try:
-        text = content_text(message.get("content"))
-        if message.get("role") == "assistant":
+    text = content_or_json(message.get("content"))
+    if message.get("role") == "assistant":
+        with suppress(KeyError, TypeError):  # tool calls of an unknown form
             text = reply_text({**message, "content": text})
-    except (ValueError, KeyError, TypeError):  # a record of unknown form: shown as it is
-        text = json.dumps(message.get("content"), ensure_ascii=False, default=str)
     given = message.get("tools")
     tools = [json.dumps(tool, ensure_ascii=False, indent=1) for tool in given or ()]
     name = str(message.get("name") or "")
