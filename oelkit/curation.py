@@ -17,19 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import given
-from .operations import (
-    GONE,
-    MAKES,
-    CuratedItem,
-    Op,
-    Operation,
-    apply,
-    as_read,
-    fold,
-    read_log,
-    undo_and_redo,
-)
+from . import given, operations
+from .operations import GONE, MAKES, CuratedItem, Op, Operation
 from .records import AnyPath, Evidence, ExperienceItem, RecordError, append_jsonl, read_jsonl
 from .statements import Statement, by_wording, items_for_draw, said_once, statements
 from .tables import Brief, Shown, frame
@@ -57,8 +46,7 @@ class Curation(Shown):
         self.author = author
         self.log_path = given.path("log_path", log_path) if log_path is not None else None
         self._source = tuple(given.records("items", items, ExperienceItem))
-        double = [i for i, count in Counter(item.id for item in self._source).items() if count > 1]
-        if double:
+        if double := [i for i, n in Counter(item.id for item in self._source).items() if n > 1]:
             raise ValueError(
                 f"items need distinct ids; {double[0]!r} occurs more than once: extract all draws "
                 "in one call (num_draws=2), or use another round= when you extract again"
@@ -78,7 +66,7 @@ class Curation(Shown):
             there = self.log_path.exists()
             # take the size first, so that a line written while we read becomes a conflict
             self._size = self.log_path.stat().st_size if there else 0
-            self.load(read_log(self.log_path) if there else [])
+            self.load(operations.read_log(self.log_path) if there else [])
 
     def load(self, log: Sequence[Operation]) -> None:
         """Replace the state by that of these operations; the log file does not change."""
@@ -87,8 +75,8 @@ class Curation(Shown):
             what = f"{place}: an operation is missing or repeated (`n` must count 1, 2, 3 …)"
             todo = "Restore the log from a copy, or move it away to start again"
             raise RecordError(f"{what}. {todo}", log)
-        done, undone = undo_and_redo(log)
-        self._state = fold(self._source, done, f"{place}: ")
+        done, undone = operations.undo_and_redo(log)
+        self._state = operations.fold(self._source, done, f"{place}: ")
         self._log, self._done, self._undone = list(log), done, undone
 
     # -- operations
@@ -191,11 +179,13 @@ class Curation(Shown):
         author = self.author if author is None else author
         line = Operation(n, op.value, author, time, reason, ids, before, tuple(new), **fields)
         # one that no log could give back, or that cannot be done, fails before a byte is written
-        line = as_read(line)
-        done, undone = undo_and_redo([line], self._done, self._undone)
+        line = operations.as_read(line)
+        done, undone = operations.undo_and_redo([line], self._done, self._undone)
         state = self._state
-        if op != Op.EXPLAIN:
-            state = fold(self._source, done) if op == Op.UNDO else apply(state, done[-1])
+        if op == Op.UNDO:
+            state = operations.fold(self._source, done)
+        elif op != Op.EXPLAIN:
+            state = operations.apply(state, done[-1])
         if self.log_path is not None:
             self._size = append_jsonl(self.log_path, line, expected_size=self._size)
         self._log, self._done, self._undone, self._state = [*self._log, line], done, undone, state
@@ -231,9 +221,17 @@ class Curation(Shown):
 
     def history(self, id: str) -> list[Operation]:
         """Return the operations in effect that made, changed or replaced an item, with reasons."""
+        return self.histories().get(id, [])
+
+    def histories(self) -> dict[str, list[Operation]]:
+        """Return the `history` of every item that has one, by its id, in one pass over the log."""
         why = {op.to: op.reason for op in self._log if op.op == Op.EXPLAIN}
-        done = [op for op in self._done if id in op.ids or id in op.new]
-        return [replace(op, reason=why.get(op.n, op.reason)) for op in done]
+        found: dict[str, list[Operation]] = {}
+        for op in self._done:
+            op = replace(op, reason=why.get(op.n, op.reason))
+            for id in op.ids + op.new:
+                found.setdefault(id, []).append(op)
+        return found
 
     plotted = "item", "draws"
 
@@ -267,9 +265,9 @@ class Curation(Shown):
         self, budget_tokens: int | None = None, tokenizer: Any = None, draw: int | None = None
     ) -> str:
         """Return the text that the teacher reads: the kept items, one per line, within a budget."""
-        within = budget_tokens is not None
-        kept = self.within_budget(budget_tokens, tokenizer, draw)[0] if within else self.kept(draw)
-        return experience_text(kept)
+        if budget_tokens is None:
+            return experience_text(self.kept(draw))
+        return experience_text(self.within_budget(budget_tokens, tokenizer, draw)[0])
 
     def statements(self) -> list[Statement]:
         """Return the view as statements, those written by most draws first."""
@@ -290,7 +288,7 @@ class Curation(Shown):
 def replay(items: Iterable[ExperienceItem], log: AnyPath | Sequence[Operation]) -> Curation:
     """Replay a recorded session on its items. `log` (a file or its operations) is not changed."""
     curation = Curation(items)
-    curation.load(read_log(Path(log)) if isinstance(log, str | os.PathLike) else log)
+    curation.load(operations.read_log(Path(log)) if isinstance(log, str | os.PathLike) else log)
     return curation
 
 

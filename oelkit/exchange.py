@@ -16,7 +16,7 @@ import re
 
 from .curation import Curation
 from .messages import json_text
-from .operations import GONE
+from .operations import GONE, CuratedItem, Operation
 from .records import Fields, to_dict
 from .text import one_line, well_formed
 
@@ -31,7 +31,8 @@ def export(curation: Curation, format: str = "jsonl") -> str:
 
     Lone surrogates, which a file cannot hold, become U+FFFD.
     """
-    rows = [_row(curation, item.id) for item in curation.items]
+    done = curation.histories()
+    rows = [_row(item, done.get(item.id, [])) for item in curation.items]
     if format == "jsonl":
         return "".join(json_text(row) + "\n" for row in rows)
     if format != "csv":
@@ -82,9 +83,9 @@ def bring_in(curation: Curation, text: str) -> int:
     return len(curation.log) - before
 
 
-def _row(curation: Curation, id: str) -> Fields:
-    row = to_dict(curation.item(id))
-    why = [op.reason for op in curation.history(id) if op.reason]
+def _row(item: CuratedItem, history: list[Operation]) -> Fields:
+    row = to_dict(item)
+    why = [op.reason for op in history if op.reason]
     return {name: row[name] for name in COLUMNS[:-1]} | {"why": why[-1] if why else ""}
 
 

@@ -5,19 +5,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oelkit import curation
+from oelkit import operations
 from oelkit.curation import Curation, replay
+from oelkit.exchange import export
 from oelkit.records import (
     ConflictError,
     Evidence,
     ExperienceItem,
+    Outcome,
     RecordError,
+    Trajectory,
+    Turn,
     append_jsonl,
     read_jsonl,
     write_jsonl,
 )
 from oelkit.statements import statements
 from oelkit.text import experience_text
+from oelkit.views.widgets import trajectory_viewer
 
 TEXTS = [
     "H is a hole.",
@@ -568,15 +573,34 @@ def test_a_reason_may_come_after_the_decision(tmp_path):
     assert not again.can_undo and again.item("i0").status == "pending"
 
 
+def test_what_shows_all_items_reads_the_log_once(monkeypatch):
+    """Otherwise, exporting thousands of items takes longer than a page waits for its kernel."""
+    c = Curation(items())
+    c.accept(["i0", "i1"], "seen"), c.merge(["i0", "i3"]), c.explain("the same")
+    assert c.histories() == {id: c.history(id) for id in ("i0", "i1", "i3", "merge-2")}
+    assert [[op.reason for op in c.history(id)] for id in ("i0", "i2")] == [
+        ["seen", "the same"],
+        [],
+    ]
+    notes = Curation([])
+    notes.add("#tag", [Evidence("g", 0)])
+    turn = Turn("o", [], "r", "a", "f", 1, 1, False)
+    viewer = trajectory_viewer(
+        [Trajectory("g", "e", 1, "m", 1, (turn,), Outcome.SUCCESS, "f")], comments=notes
+    )
+    monkeypatch.delattr(Curation, "history")
+    assert "the same" in export(c) and viewer._noted()[0][3] == "#tag"
+
+
 def test_an_operation_looks_at_no_earlier_one(monkeypatch):
     """Otherwise, writing a log of ten thousand operations takes minutes."""
-    looked, real = [], curation.undo_and_redo
+    looked, real = [], operations.undo_and_redo
 
     def counted(log, *before):
         looked.append(len(list(log)))
         return real(log, *before)
 
-    monkeypatch.setattr(curation, "undo_and_redo", counted)
+    monkeypatch.setattr(operations, "undo_and_redo", counted)
     c = Curation(items())
     looked.clear()
     c.reject("i0"), c.accept("i1"), c.undo(), c.redo(), c.undo(), c.undo(), c.skip("i2")

@@ -87,7 +87,8 @@ def detail(
     """Return the origin of a row: its evidence, its parent items and its history."""
     items = [c.item(id) for id in ids]
     seen = list(dict.fromkeys(e for item in items for e in item.evidence))
-    history = {op.n: op for id in ids for op in c.history(id)}
+    done = c.histories()
+    history = {op.n: op for id in ids for op in done.get(id, ())}
     parents = dict[str, list[str]]()
     for parent in dict.fromkeys(parent for item in items for parent in item.parents):
         parents.setdefault(c.item(parent).text, []).append(parent)

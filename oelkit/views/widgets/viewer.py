@@ -164,11 +164,11 @@ class TrajectoryViewer(LiveView):
 
     def _noted(self) -> list[list[Any]]:
         """[game, id, turn, text, author, time] of each note that was not removed."""
-        found: list[list[Any]] = []
+        found, done = list[list[Any]](), self.comments.histories()
         for note in self.comments.items:
-            made = self.comments.history(note.id)
             for e in note.evidence if note.status == "accepted" else ():
-                about = note.id, e.turn, note.text, made[0].author, made[0].time[:16]
+                made = done[note.id][0]
+                about = note.id, e.turn, note.text, made.author, made.time[:16]
                 arm = e.extra.get("arm")
                 games = self._places.get(e.trajectory_id, ())
                 found += [[i, *about] for i in games if arm in (None, self._games[i][0])]
