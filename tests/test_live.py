@@ -1,8 +1,10 @@
 """The panel and the trackers watch a training without changing it."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -88,6 +90,19 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
     assert wandb.run.summary["round 1/loss"] == ROWS[0]["loss"]
     wandb.finish()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_trackio_writes_where_it_was_asked_to(tmp_path, monkeypatch):
+    """Whatever tracker was made before."""
+    monkeypatch.setenv("TRACKIO_DIR", "")
+    monkeypatch.delenv("TRACKIO_DIR")
+    logged = []
+    library = SimpleNamespace(init=lambda **_: None, log=lambda row: logged.append(row["at"]))
+    monkeypatch.setitem(sys.modules, "trackio", library)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: None))
+    tracker("wandb", tmp_path / "first")
+    tracker("trackio", tmp_path / "second")(ROWS[0])
+    assert os.environ["TRACKIO_DIR"] == str(tmp_path / "second") and logged == [ROWS[0]["step"]]
 
 
 @pytest.mark.slow

@@ -140,7 +140,8 @@ def tracker(name: str, folder: str | Path, run: str = "run", **options: Any) -> 
 def _log_of(
     name: str, folder: Path, run: str, options: dict[str, Any]
 ) -> Callable[[dict[str, float], int], None]:
-    os.environ.setdefault("TRACKIO_DIR", str(folder))  # read when trackio is imported
+    if name == "trackio":
+        os.environ.setdefault("TRACKIO_DIR", str(folder))  # it is read on import
     try:
         if name == "tensorboard":
             return _tensorboard(folder / run)
