@@ -69,24 +69,33 @@ def bring_in(curation: Curation, text: str) -> int:
             raise ValueError(f"row {n}: {item.id!r} is now {item.status}; export the table again")
         if "\ufffd" in row["text"] and "\ufffd" not in well_formed(item.text):
             raise ValueError(f"row {n}: a letter is lost; save the table as UTF-8 (CSV UTF-8)")
-    before = len(curation.log)
-    decided: dict[str, list[str]] = {}
+    before, done = len(curation.log), curation.histories()
+
+    def why(id: str, row: Fields) -> str:
+        said = row.get("why")
+        exported = _why(done.get(id, []))  # of an earlier operation
+        return said if said and said != exported else "imported"
+
+    decided: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         id = row.get("id") or curation.add(row["text"], (), row.get("why") or "")
         if (status := _status(row)) and status != curation.item(id).status:
-            decided.setdefault(status, []).append(id)
-    for status, ids in decided.items():  # one undo step per status
-        getattr(curation, _DECISIONS[status])(ids, "imported")
+            decided.setdefault((status, why(id, row)), []).append(id)
+    for (status, reason), ids in decided.items():  # one undo step for all with the same reason
+        getattr(curation, _DECISIONS[status])(ids, reason)
     for row in (row for row in rows if row.get("id")):
         if one_line(row["text"]) != well_formed(curation.item(row["id"]).text):
-            curation.edit(row["id"], row["text"], row.get("why") or "")
+            curation.edit(row["id"], row["text"], why(row["id"], row))
     return len(curation.log) - before
 
 
 def _row(item: CuratedItem, history: list[Operation]) -> Fields:
     row = to_dict(item)
-    why = [op.reason for op in history if op.reason]
-    return {name: row[name] for name in COLUMNS[:-1]} | {"why": why[-1] if why else ""}
+    return {name: row[name] for name in COLUMNS[:-1]} | {"why": _why(history)}
+
+
+def _why(history: list[Operation]) -> str:
+    return next((op.reason for op in reversed(history) if op.reason), "")
 
 
 def _status(row: Fields) -> str:

@@ -31,6 +31,7 @@ def test_what_is_brought_back_unchanged_does_nothing(format):
     assert bring_in(again, f"\ufeff{table}") == 2  # the same decisions elsewhere, from Excel
     assert [i.status for i in again.items] == [i.status for i in c.items]
     assert [i.text for i in again.items] == texts
+    assert [op.reason for op in again.log] == ["seen", "imported"]
 
 
 def test_no_cell_is_a_formula_and_a_text_that_looks_like_one_comes_back():
@@ -87,6 +88,7 @@ def test_decisions_edits_and_new_rows_are_operations():
     table.writeheader()
     table.writerows([*rows, {"text": "Think first."}, {"text": "Perhaps.", "status": "skipped"}])
     assert bring_in(c, out.getvalue()) == 6
+    assert [op.reason for op in c.log if op.op in ("accept", "reject")] == ["clearer", "imported"]
     assert c.item("i0").text == "H is always a hole." and c.item("i0").status == "accepted"
     assert c.history("i0")[-1].reason == "clearer"
     assert c.item("i6").status == "rejected" and c.items[-2].text == "Think first."
