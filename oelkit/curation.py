@@ -65,8 +65,9 @@ class Curation(Shown):
         if self.log_path is not None:
             there = self.log_path.exists()
             # take the size first, so that a line written while we read becomes a conflict
-            self._size = self.log_path.stat().st_size if there else 0
+            size = self.log_path.stat().st_size if there else 0
             self.load(operations.read_log(self.log_path) if there else [])
+            self._size = size  # not that of a log that cannot be read: nothing is appended to it
 
     def load(self, log: Sequence[Operation]) -> None:
         """Replace the state by that of these operations; the log file does not change."""

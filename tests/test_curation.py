@@ -346,6 +346,13 @@ def test_the_second_editor_is_told_and_nothing_is_overwritten(log):
     assert second.item("i0").status == "accepted"
     second.reject("i0")
     assert second.item("i0").status == "rejected"
+    whole = log.read_bytes()
+    log.write_bytes(damaged := whole.splitlines(keepends=True)[0] * 2)
+    with pytest.raises(RecordError, match="missing or repeated"):
+        second.reload()
+    with pytest.raises(ConflictError):  # nor is anything added to a log that cannot be read
+        second.accept("i1")
+    assert log.read_bytes() == damaged
     os.remove(log)
     with pytest.raises(ConflictError):
         second.accept("i1")

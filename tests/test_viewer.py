@@ -254,6 +254,8 @@ def test_notes_of_an_arm_are_of_that_arm(tmp_path):
     alone = trajectory_viewer([game], comments=Curation([], log))
     assert asked(alone, kind="undo")["notes"] == []
     assert "nothing to undo" in asked(alone, kind="undo")["wrong"]
+    log.write_text("[]\n")  # the page gets an answer even if the log cannot be read again
+    assert "expected an object" in asked(alone, kind="note", game=0, turn=0, texts=["x"])["wrong"]
 
 
 def test_apps_keep_notes_with_the_run_or_beside_the_file(tmp_path):

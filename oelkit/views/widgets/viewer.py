@@ -149,13 +149,15 @@ class TrajectoryViewer(LiveView):
         """Do something and send the notes, with what went wrong."""
         wrong = ""
         try:
-            for do in todo:
-                do()
-        # nothing to undo, a concurrent write, a full disk
+            try:
+                for do in todo:
+                    do()
+            except ConflictError:
+                self.comments.reload()
+                raise
+        # nothing to undo, a concurrent write, a damaged log, a full disk
         except (ValueError, RuntimeError, OSError) as error:
             wrong = str(error)
-            if isinstance(error, ConflictError):
-                self.comments.reload()
         self._send_notes(wrong)
 
     def _send_notes(self, wrong: str = "") -> None:
