@@ -77,13 +77,14 @@ def plain(text: str) -> str:
 def _bars(title: str, length: str, rows: Sequence[tuple[str, float]]) -> Any:
     from matplotlib.figure import Figure  # imported here, because it takes a second
 
-    figure = Figure(figsize=(7, 0.9 + 0.32 * max(1, len(rows))), layout="constrained")
+    height = max(1, len(rows))
+    figure = Figure(figsize=(7, 0.9 + 0.32 * height), layout="constrained")
     axis: Any = figure.subplots()
     names = [plain(_short(name, 50)) for name, _ in rows]
     bars = axis.barh(range(len(rows)), [n for _, n in rows], height=0.6, color="#0072b2")
     axis.bar_label(bars, [_short(n) for _, n in rows], padding=3)
     axis.set_yticks(range(len(rows)), names)
-    axis.set(xlabel=length, ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel=length, ylim=(height - 0.5, -0.5))
     axis.set_title(plain(_short(title, 90)), loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.12)

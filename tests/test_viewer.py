@@ -241,6 +241,24 @@ def test_messages_of_a_transcript():
     assert not board["chat"] and "before" not in board["turns"][0]
 
 
+@pytest.mark.parametrize(
+    "strange, shown",
+    [
+        ({"role": None, "content": {"a": 1}}, '{"a": 1}'),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}, "x"),
+        ({"role": "assistant", "content": "x", "tool_calls": 5}, "x"),
+        ({"role": "user", "content": "x", "tools": 5}, "x"),
+        ({"role": "user", "content": "x", "tools": {"name": "look"}}, "x"),
+    ],
+)
+def test_a_message_of_an_unknown_form_is_shown(strange, shown):
+    """Otherwise the page would wait for a stranger's game and say that the kernel has stopped."""
+    turn = Turn("o", [strange], "r", "a", "", 0, 0, False)
+    game = Trajectory("g", "log", None, "m", 0, (turn,), Outcome.UNKNOWN, "")
+    message = asked(trajectory_viewer([game]), kind="game", game=0)["turns"][0]["before"][0]
+    assert message["text"] == shown and len(message["tools"]) == ("tools" in strange)
+
+
 def test_notes_of_an_arm_are_of_that_arm(tmp_path):
     game, log = make_game(("[left]",)), tmp_path / "comments.jsonl"
     view = trajectory_viewer({"base": [game], "after": [game]}, comments=Curation([], log))

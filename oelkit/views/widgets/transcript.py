@@ -59,8 +59,9 @@ def _shown(message: Message) -> dict[str, Any]:
     if message.get("role") == "assistant":
         with suppress(KeyError, TypeError):  # tool calls of an unknown form
             text = reply_text({**message, "content": text})
-    given = message.get("tools")
-    tools = [json.dumps(tool, ensure_ascii=False, indent=1) for tool in given or ()]
+    given = message.get("tools") or []
+    given = given if isinstance(given, list) else [given]  # of an unknown form too
+    tools = [json.dumps(tool, ensure_ascii=False, indent=1) for tool in given]
     name = str(message.get("name") or "")
     return {"role": str(message.get("role", "")), "name": name, "text": text, "tools": tools}
 
