@@ -47,8 +47,6 @@ GONE = ("merged", "split")
 """Items with these statuses leave the view, but stay in the state."""
 MAKES = (Op.MERGE, Op.SPLIT, Op.ADD)
 """Operations that make one item per text."""
-BESIDE = (Op.UNDO, Op.REDO, Op.EXPLAIN)
-"""Operations that act on the log: they undo, redo or explain another operation."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def apply(state: State, op: Operation) -> State:
 
 def _checked(state: State, op: Operation) -> tuple[list[CuratedItem], list[str]]:
     """Return the items and texts of an operation; ValueError if it does not fit the state."""
-    if op.op not in set(Op) - {*BESIDE}:
+    if op.op not in set(Op) - {Op.UNDO, Op.REDO, Op.EXPLAIN}:  # those act on the log
         raise ValueError(f"unknown operation {op.op!r}")
     items, texts = len(op.ids), len(op.texts)
     fits = {

@@ -53,14 +53,10 @@ CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 def serve(kind: str, what: str, round: int | None, port: int | None, browser: bool) -> int:
-    """Serve a view at 127.0.0.1 until Ctrl+C; return Voila's exit status.
+    """Serve a view ("curate" or "view") at 127.0.0.1 until Ctrl+C; return Voila's exit status.
 
-    Args:
-        kind: "curate" or "view".
-        what: A file, or a run by name or folder.
-        round: Round of a run (None: the last one with the file to show).
-        port: None: any free port.
-        browser: Whether to open the page in the browser.
+    `what` is a file, or a run by name or folder. Without `round` it is the last one with the file
+    to show, and without `port` any free one.
 
     Raises:
         ValueError: There is nothing to show, or the port is taken. Raised before the server starts.

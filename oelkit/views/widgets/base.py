@@ -1,12 +1,11 @@
 """Shared by the views: a front end from files, and plain HTML as a fallback in saved notebooks.
 
-Model text is untrusted: it is escaped here, and only ever a text node in the browser.
+Model text is untrusted: it is escaped in HTML, and only ever a text node in the browser.
 """
 
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,3 @@ def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
     """Return what board.js draws for an observation; no cells if it holds no board."""
     cells = parse_board(observation)
     return {"cells": cells, "kinds": kinds or symbol_kinds(cells)}
-
-
-def pre(text: str) -> str:
-    """Return a text as preformatted HTML with long lines wrapped."""
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .6em"
-    return f'<pre style="{style}">{escape(text)}</pre>'

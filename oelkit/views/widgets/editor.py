@@ -16,7 +16,7 @@ from ...curation import Curation
 from ...exchange import bring_in, export
 from ...records import ConflictError, Trajectory
 from ...text import MARKER, count_tokens, counted, experience_text
-from .base import LiveView, pre, source
+from .base import LiveView, source
 from .editor_rows import detail, rows_of
 
 
@@ -87,8 +87,9 @@ class ExperienceEditor(LiveView):
             for s in self.curation.statements()
         )
         table = f"<table><tr><th>status</th><th>item</th><th>draws</th></tr>{rows}</table>"
-        reads = self.curation.experience() or "(nothing is accepted yet)"
-        return f"{table}<p>What the teacher reads:</p>{pre(reads)}"
+        reads = escape(self.curation.experience() or "(nothing is accepted yet)")
+        wrap = 'style="white-space:pre-wrap;overflow-wrap:anywhere"'
+        return f"{table}<p>What the teacher reads:</p><pre {wrap}>{reads}</pre>"
 
     def show(self, id: str) -> None:
         """Move the cursor to an item and scroll the editor into view; ValueError for an unknown id.

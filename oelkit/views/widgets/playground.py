@@ -59,7 +59,8 @@ class Playground(StaticFallback, w.VBox):
         state = self._states[int(self._state.value or 0)]
         messages = [*state.prompt[:-1], {**state.prompt[-1], "content": self._text.value}]
         try:
-            html = answers_html(self._ask(messages))
+            columns = "".join(map(_column, self._ask(messages)))
+            html = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{columns}</div>'
         except (ValueError, RuntimeError) as error:
             html = f"<p>{escape(str(error))}</p>"
         self._answers.value = html
@@ -73,13 +74,8 @@ def _last(state: State) -> str:
         raise ValueError(f"state {state.id!r}: {error}") from None
 
 
-def answers_html(answers: Sequence[Answer]) -> str:
-    """Return the answers as HTML columns; darker tokens differ more from the other two arms."""
-    columns = "".join(map(_column, answers))
-    return f'<div style="display:flex;flex-wrap:wrap;gap:1em">{columns}</div>'
-
-
 def _column(answer: Answer) -> str:
+    """An answer as HTML; darker tokens differ more from the other two arms."""
     far = answer.differences()
     spans = "".join(_token(answer, i, d) for i, d in enumerate(far))
     most = sorted(range(len(far)), key=lambda i: -far[i])[:MOST]
