@@ -38,7 +38,7 @@ def auto_curate(
     for id, against in _refuted(curation, given.texts("known", known)):
         curation.reject(id, f"contradicts: {against}", author="auto")
     writers = len({draw for item in curation.items for draw in item.draws})
-    draws = given.whole("draws", draws or writers)
+    draws = max(writers, given.count("draws", draws or 0, 0))
     groups = by_wording(curation.items)
     wrote = {words: _draws(group) for words, group in groups.items()}
     agreed = {words for words, n in wrote.items() if draws >= 3 and n >= draws / 2}

@@ -44,6 +44,17 @@ def test_signs_and_numbers_make_no_duplicates_and_no_agreement():
     assert set(statuses(three).values()) == {"accepted"}  # they agree on nothing
 
 
+def test_draws_are_at_least_those_that_wrote():
+    written = [(d, "H is a hole.") for d in range(3)] + [(3, "G is a hole.")]
+    c = auto_curate(curation(*written), draws=2)  # else three of two draws would agree
+    assert {op.reason for op in c.log if op.reason} == {
+        "written by 3 of 4 draws",
+        "written by 1 of 4 draws",
+    }
+    with pytest.raises(ValueError, match="draws=-1"):
+        auto_curate(curation(*written), draws=-1)
+
+
 def test_what_most_draws_agree_on_is_merged_and_the_rest_rejected():
     c = auto_curate(
         curation(

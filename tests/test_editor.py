@@ -351,6 +351,7 @@ def test_budget_author_export_and_import_are_messages(files):
     assert browser.view.curation.log[0].author == "Ann" == browser.state["author"]
     assert browser.do("budget", to=3)["cut"] == ["H is a hole."]
     assert "budget_tokens=-1" in browser.do("budget", to=-1)["error"]
+    assert "1e+30" in browser.do("budget", to=1e30)["error"]  # as a page sends it
     name, text = browser.do("export", texts=["csv"])["file"]
     assert name == "curation.csv"
     assert browser.do("import", texts=[text])["notice"] == "Imported: no changes"

@@ -126,8 +126,8 @@ class ExperienceEditor(LiveView):
             answer = ({"notice": said} if said else {}) | self._do(**message)
             if self.on_change and len(self.curation.log) != before:
                 self._hint = self.on_change()
-        # an empty text, a concurrent write, a full disk
-        except (ValueError, RuntimeError, OSError) as error:
+        # an empty text, a budget of 1e30, a concurrent write, a full disk
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         # the page keeps a form's text until it knows
         if message["op"] in ("edit", "merge", "split", "add"):
