@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -104,7 +104,8 @@ def plain(messages: Sequence[Message]) -> list[Message]:
     Raises:
         ValueError: one is not a message, or its content is not text.
     """
-    if isinstance(messages, str) or not all(
+    listed = isinstance(messages, Iterable) and not isinstance(messages, str)
+    if not listed or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages
     ):
         raise ValueError("a message has no role, such as user or assistant")

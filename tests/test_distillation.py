@@ -626,6 +626,17 @@ def test_a_damaged_checkpoint_is_refused_and_never_other_weights(tiny, tmp_path)
     assert same(end, weights(tiny))
 
 
+def test_what_is_no_checkpoint_is_not_replaced_by_one(tiny, tmp_path):
+    tiny.save_adapter(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="not the checkpoint of a training; name another file"):
+        train(tiny, steps=1, checkpoint=file)
+    with pytest.raises(ValueError, match="a folder; a checkpoint is a file"):
+        train(tiny, steps=1, checkpoint=tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(tiny, tmp_path):
     file = tmp_path / "training.safetensors"
     train(tiny, steps=2, checkpoint=file)

@@ -152,6 +152,7 @@ def test_a_reply_that_breaks_the_checker_is_not_followed(tiny, monkeypatch, tmp_
     "change, message",
     [
         ({"prompt": None}, "prompt 2 must have prompt, instruction_id_list and kwargs; it has"),
+        ({"instruction_id_list": [[]]}, r"prompt 2: \[\] is not an IF-Eval instruction"),
         ({"kwargs": []}, "prompt 2: instruction_id_list and kwargs must be equally long"),
         ({"kwargs": [None]}, "prompt 2: instruction_id_list and kwargs must"),
         ({"instruction_id_list": [], "kwargs": []}, "and not empty"),

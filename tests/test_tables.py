@@ -62,6 +62,10 @@ def test_a_policy_is_a_line(tiny):
     assert "architecture" in tiny._repr_html_()
 
 
+def test_a_policy_is_as_large_as_its_base():
+    assert repr(oelkit.load_policy("micro")).startswith("Policy micro: 1.14 M parameters, 0.205 M")
+
+
 def test_frames_and_figures():
     pytest.importorskip("pandas")
     report = report_of(GAMES)

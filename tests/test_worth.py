@@ -62,6 +62,15 @@ def test_it_goes_on_where_it_stopped_and_begins_again_where_something_differs(
     assert len(played) == 11
 
 
+def test_another_kind_of_file_is_not_overwritten(tiny, tmp_path):
+    path = tmp_path / "items.jsonl"
+    write_jsonl(path, [ExperienceItem("i", "H is a hole.", (), "m", 1, 0)])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"items\.jsonl: it holds something else"):
+        leave_one_out(tiny, LAKE, [1], ITEMS, path=path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("items, seeds", [([], [1]), ([""], [1]), (["x"], [])])
 def test_nothing_to_leave_out_is_an_error(tiny, items, seeds):
     with pytest.raises(ValueError, match="nothing to leave out"):

@@ -244,5 +244,5 @@ class Adapters:
             FileNotFoundError: the folder holds no adapter.
             ValueError: the adapter's type, base model or shape does not match.
         """
-        state = fitting_weights(Path(folder), self.model, self.name)
+        state = fitting_weights(given.path("folder", folder), self.model, self.name)
         set_peft_model_state_dict(self.model, state, adapter_name="student")

@@ -54,12 +54,11 @@ class Policy(Shown, Adapters):
 
     def brief(self) -> Brief:
         """Return name, size and device, and a row for each setting."""
-        size, trained = (
-            f"{sum(p.numel() for p in ps) / 1e6:.3g} M"
-            for ps in (self.base_lm.parameters(), self.trainable())
-        )
+        trained = sum(p.numel() for p in self.trainable())
+        size = self.base_lm.num_parameters() - 2 * trained  # without student and teacher
         where = f"{str(self._embedding.dtype).removeprefix('torch.')} on {self.device}"
-        line = f"Policy {self.name}: {size} parameters, {trained} of them trained, {where}"
+        line = f"Policy {self.name}: {size / 1e6:.3g} M parameters, "
+        line += f"{trained / 1e6:.3g} M more trained, {where}"
         rows = [("architecture", type(self.base_lm).__name__)]
         rows += [("context", f"{self.context_length:,} tokens"), ("source", self.source)]
         rows += [("prompt set", self.default_prompt_set), ("thinking", str(self.enable_thinking))]

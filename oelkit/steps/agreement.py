@@ -56,7 +56,9 @@ def agreement(
     if not states or not experience.strip():
         raise ValueError("nothing to compare: there are no states or no experience")
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
-    longest = prompt_set.max_new_tokens if max_new_tokens is None else max_new_tokens
+    longest = prompt_set.max_new_tokens
+    if max_new_tokens is not None:
+        longest = given.count("max_new_tokens", max_new_tokens)
     states, *_ = fitting(policy, states, [experience], prompt_set, longest)
     plain = [policy.encode(s.prompt) for s in states]
     read = [policy.encode(with_experience(prompt_set, s.prompt, experience)) for s in states]

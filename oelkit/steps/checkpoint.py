@@ -88,16 +88,20 @@ class Checkpoint:
         """Resume from the file; a missing one, or one of another training, is ignored.
 
         Raises:
-            ValueError: the file is damaged, or from a version of oelkit that wrote no checksum.
+            ValueError: the file is damaged, or not a checkpoint; it is left as it is.
         """
         t = self.training
-        if not self.path.is_file():
+        if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: a folder; a checkpoint is a file")
         try:
             tensors, header = load_tensors(self.path, ours=True)
         except ValueError as error:
-            todo = "delete it, and the training starts from the beginning"
+            todo = "delete it, and the training starts from the beginning, or name another file"
             raise ValueError(f"{error}: {todo}") from error
+        if "identity" not in header:  # such as an adapter's weights, which `save` would replace
+            raise ValueError(f"{self.path}: not the checkpoint of a training; name another file")
         if header["identity"] != self.identity:
             return
         state = json.loads(header["state"])

@@ -91,12 +91,12 @@ def distill(
         KeyboardInterrupt: Ctrl+C was pressed; raised once step and checkpoint are complete.
     """
     given.function("on_step", on_step)
+    checkpoint = checkpoint and given.path("checkpoint", checkpoint)
     training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
     warn_if_again(training)
     config, history = training.config, training.history
     policy.sync_teacher()
-    saved = checkpoint and Checkpoint(training, Path(checkpoint))
-    if saved:
+    if saved := checkpoint and Checkpoint(training, checkpoint):
         saved.restore()
     bar = Bar("distill", range(len(history), config.steps), "step", progress)
     with interrupt_deferred() as interrupted:

@@ -150,7 +150,8 @@ def evaluate(
             (`oelkit.config.Sampling`: temperature, top_p, top_k, max_new_tokens, batch_tokens).
 
     Raises:
-        ValueError: nothing to play, maps given unequally often, or an error from `rollout`.
+        ValueError: nothing to play, maps given unequally often, a sampling seed given twice, or an
+            error from `rollout`.
         TypeError: as in `rollout`.
     """
     given.a_policy(policy)
@@ -160,6 +161,10 @@ def evaluate(
         raise TypeError("seed: use sampling_seeds=(0,), with one seed per sample of a map")
     if not texts or not seeds or not sampling_seeds:
         raise ValueError("nothing to evaluate: no maps, no experience texts or no sampling seeds")
+    if len({*sampling_seeds}) < len(sampling_seeds):
+        raise ValueError(
+            f"sampling_seeds={sampling_seeds}: a seed twice gives the same games twice"
+        )
     episodes_by_sample(seeds)  # refuses before anything is played
     sampling = sampling or Sampling(top_p=0.8, top_k=20)
     games: list[Trajectory] = []
@@ -196,7 +201,8 @@ def probe(
         ValueError: no questions, a question without these keys, or one that exceeds the context.
         FileNotFoundError: there is no such file.
     """
-    rows = _questions(path)
+    given.a_policy(policy)
+    rows = _questions(given.path("path", path))
     short = 8 + max(count_tokens(row["answer"], policy.tokenizer) for row in rows)
     ids = list[list[int]]()
     for i, row in enumerate(rows, 1):
@@ -224,9 +230,8 @@ def probe(
             texts[i] = policy.answer_text(reply.text)
     right: dict[str, list[bool]] = {"all": []}
     for row, text in zip(rows, texts, strict=True):
-        correct = text.strip() == row["answer"].strip()
-        right["all"].append(correct)
-        right.setdefault(row["kind"], []).append(correct)
+        for kind in ("all", row["kind"]):
+            right.setdefault(kind, []).append(text.strip() == row["answer"].strip())
     shares = {kind: sum(right[kind]) / len(right[kind]) for kind in ["all", *sorted(right)]}
     return {**shares, "n": len(rows)}
 
@@ -239,7 +244,7 @@ def answered(replies: list[Reply]) -> list[Reply]:
     return replies
 
 
-def _questions(path: str | Path) -> list[dict[str, Any]]:
+def _questions(path: Path) -> list[dict[str, Any]]:
     """Read the questions of a probe; ValueError if there are none, or one is invalid."""
     rows = read_jsonl(path)
     if not rows:

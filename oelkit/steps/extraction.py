@@ -101,6 +101,7 @@ def extract(
     given.function("writer", writer)
     given.function("on_step", on_step)
     num_draws, seed = given.whole("num_draws", num_draws), given.whole("seed", seed)
+    round = given.whole("round", round)
     before = before * num_draws if isinstance(previous, str) else before
     if budget_tokens is not None and given.whole("budget_tokens", budget_tokens) < 0:
         raise ValueError(f"budget_tokens={budget_tokens}: need 0 or more; None is no limit")

@@ -22,9 +22,10 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..config import Sampling
+from .. import given
+from ..config import Sampling, also_takes
 from ..model.policy import Policy
-from ..model.sampling import generate
+from ..model.sampling import Reply, generate
 from ..records import read_jsonl
 from ..stats import wilson_interval
 from .evaluation import answered
@@ -56,13 +57,17 @@ class IFEvalReport:
         return out | {k: sum(r[k] for r in self.replies) / n for k in ("reply_tokens", "truncated")}
 
 
+@also_takes(Sampling)
 def ifeval(
     policy: Policy,
     dataset: str | Path = "google/IFEval",
     sampling: Sampling | None = None,
     *,
     limit: int | None = None,
-    **options: Any,
+    seed: int = 0,
+    adapter: str | None = "student",
+    progress: bool = False,
+    **changes: Any,
 ) -> IFEvalReport:
     """Sample a reply to each prompt and judge it.
 
@@ -73,7 +78,10 @@ def ifeval(
         sampling: how replies are sampled (None: T 0.7, top_p 0.8, top_k 20, and at most 1,280
             tokens, as lm-eval allows). A reply that is cut off is judged as it is.
         limit: use only the first `limit` prompts.
-        **options: of `generate` (seed, adapter, progress), including fields of the sampling.
+        seed: fixes the replies.
+        adapter: "student", "teacher" or None for the base model.
+        progress: show a progress bar.
+        **changes: fields of the sampling as keywords.
 
     Raises:
         ImportError: the extra is not installed.
@@ -81,6 +89,11 @@ def ifeval(
         ConnectionError: the hub does not provide the dataset.
         ValueError: not in IF-Eval's format. All errors are raised before the first reply.
     """
+    given.a_policy(policy)
+    limit = None if limit is None else given.whole("limit", limit)
+    sampling = sampling or Sampling(top_p=0.8, top_k=20)
+    options = given.settings("sampling", Sampling, sampling, changes).options(1280)
+    given.path("dataset", dataset)
     checkers = _checkers()
     rows = read_jsonl(_file(dataset))[:limit]
     if not rows or (limit is not None and limit < 1):
@@ -88,28 +101,33 @@ def ifeval(
     for i, row in enumerate(rows, 1):
         _check(row, f"{dataset}: prompt {i}", checkers.instructions_registry.INSTRUCTION_DICT)
     ids = [policy.encode([{"role": "user", "content": row["prompt"]}]) for row in rows]
-    options = (sampling or Sampling(top_p=0.8, top_k=20)).options(1280) | options
-    longest = options["max_new_tokens"] or 0
-    room = policy.context_length - longest
+    room = policy.context_length - options["max_new_tokens"]
     if long := next((i for i, prompt in enumerate(ids, 1) if len(prompt) > room), 0):
         raise ValueError(
-            f"{dataset}: prompt {long} has {len(ids[long - 1])} tokens, and beside a reply of "
-            f"{longest} the context has room for {room}; lower max_new_tokens, "
-            "or leave the prompt out"
+            f"{dataset}: prompt {long} has {len(ids[long - 1])} tokens, but the context has room "
+            f"for {room} beside a reply; lower max_new_tokens, or leave the prompt out"
         )
-    replies, said = [], answered(generate(policy, ids, **options))
-    for i, (row, reply) in enumerate(zip(rows, said, strict=True), 1):
-        entry = {"key": row.get("key", i), "prompt": row["prompt"]}
-        entry |= {"instructions": row["instruction_id_list"], "reply": reply.text}
-        entry |= {"reply_tokens": len(reply.ids), "truncated": reply.truncated}
-        try:
-            scores = checkers.process_results({"key": i, **row}, [policy.answer_text(reply.text)])
-        except RecursionError:  # from the JSON checker, if a reply is a thousand brackets
-            scores = {}
-        for how in ("strict", "loose"):
-            entry[how] = scores.get(f"inst_level_{how}_acc", [False] * len(row["kwargs"]))
-        replies.append(entry)
-    return IFEvalReport(replies)
+    options |= {"seed": seed, "adapter": adapter, "progress": progress}
+    said = answered(generate(policy, ids, **options))
+    return IFEvalReport(
+        [
+            _judged(checkers, {"key": i, **row}, reply, policy.answer_text(reply.text))
+            for i, (row, reply) in enumerate(zip(rows, said, strict=True), 1)
+        ]
+    )
+
+
+def _judged(checkers: ModuleType, row: dict, reply: Reply, answer: str) -> dict[str, Any]:
+    """Return a reply and, for each instruction of its prompt, whether its answer follows it."""
+    out = {"key": row["key"], "prompt": row["prompt"], "instructions": row["instruction_id_list"]}
+    out |= {"reply": reply.text, "reply_tokens": len(reply.ids), "truncated": reply.truncated}
+    try:
+        scores = checkers.process_results(row, [answer])
+    except RecursionError:  # from the JSON checker, if a reply is a thousand brackets
+        scores = {}
+    for how in ("strict", "loose"):
+        out[how] = scores.get(f"inst_level_{how}_acc", [False] * len(row["kwargs"]))
+    return out
 
 
 def _file(dataset: str | Path) -> Path:
@@ -140,19 +158,19 @@ def _check(row: dict, where: str, known: Mapping[str, type]) -> None:
         raise ValueError(
             f"{where}: instruction_id_list and kwargs must be equally long and not empty"
         )
-    for name, given in zip(names, kwargs, strict=True):
-        if name not in known:
+    for name, told in zip(names, kwargs, strict=True):
+        if not isinstance(name, str) or name not in known:
             message = f"{where}: {name!r} is not an IF-Eval instruction; choose one of "
             raise ValueError(message + ", ".join(sorted(known)))
-        given = {k: v for k, v in given.items() if v}  # the hub's rows are full of nulls
+        told = {k: v for k, v in told.items() if v}  # the hub's rows are full of nulls
         checker = known[name](name)
         try:
-            checker.build_description(**given)
+            checker.build_description(**told)
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{where}: {name} does not accept {given} ({error})") from error
+            raise ValueError(f"{where}: {name} does not accept {told} ({error})") from error
         wanted = {k for k, v in (checker.get_instruction_args() or {}).items() if v is not None}
-        if wanted - given.keys():
-            raise ValueError(f"{where}: {name} lacks {', '.join(sorted(wanted - given.keys()))}")
+        if wanted - told.keys():
+            raise ValueError(f"{where}: {name} lacks {', '.join(sorted(wanted - told.keys()))}")
 
 
 @functools.cache

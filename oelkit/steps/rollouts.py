@@ -85,10 +85,10 @@ def rollout(
         RuntimeError: every game ended in an error.
     """
     given.a_policy(policy)
-    seeds, seed = given.seeds("seeds", seeds), given.whole("seed", seed)
+    seeds, round = given.seeds("seeds", seeds), given.whole("round", round)
     if not seeds:
         raise ValueError("no games to play: seeds is empty")
-    texts = _one_each(experience, len(seeds))
+    texts, seed = _one_each(experience, len(seeds)), given.whole("seed", seed)
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     if system is not None:
         prompt_set = replace(prompt_set, system=system)

@@ -45,7 +45,7 @@ def leave_one_out(
         For each text the difference with its 95% interval, paired over the maps; above 0, it helps.
 
     Raises:
-        ValueError: no items or no maps, or an error from `evaluate`.
+        ValueError: no items or no maps, a `path` of another kind, or an error from `evaluate`.
     """
     given.a_policy(policy, adapters=True)
     path = given.path("path", path) if path else None
@@ -58,6 +58,8 @@ def leave_one_out(
     asked = repr((sorted(texts), seeds, sorted(options.items())))
     about["key"] = checksum(weights, {"asked": asked})[:16]
     rows = read_jsonl(path) if path and path.exists() else []
+    if not all("worth" in row for row in rows):
+        raise ValueError(f"{path}: it holds something else, which would be lost; name another file")
     rows = [row for row in rows if row.items() >= about.items()]
     found = worth_of(rows)
 
