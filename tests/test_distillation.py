@@ -626,6 +626,24 @@ def test_a_damaged_checkpoint_is_refused_and_never_other_weights(tiny, tmp_path)
     assert same(end, weights(tiny))
 
 
+def test_a_checkpoint_is_of_one_base_one_lora_and_one_date(tiny, tmp_path, monkeypatch):
+    def identity():
+        return module.Checkpoint(prepared(tiny), tmp_path / "t.safetensors").identity
+
+    first, lora = identity(), tiny.model.peft_config["student"]
+    inner = tiny.lora_layers[-1].get_base_layer().weight  # the embedding stays
+    for thing, name, value in (
+        (inner, "data", inner.data + 0.01),
+        (lora, "lora_alpha", lora.lora_alpha + 1),
+        (lora, "lora_dropout", 0.1),
+        (tiny, "date", "1999-12-31"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(thing, name, value)
+            assert identity() != first, name
+    assert identity() == first
+
+
 def test_what_is_no_checkpoint_is_not_replaced_by_one(tiny, tmp_path):
     tiny.save_adapter(tmp_path)
     file = tmp_path / "adapter_model.safetensors"

@@ -265,7 +265,9 @@ def base_marks(model: Any) -> dict[str, list[float]]:
     weight: Any = getattr(last.get_base_layer(), "weight", torch.empty(0))
     inner = torch.empty(0) if is_packed(weight) else weight.detach().reshape(-1)
     some = inner[:: max(1, len(inner) // 64)].float().tolist()
-    return {"base_embedding": fingerprint(model), "base_layer": some}
+    ends: Any = model.get_base_model().get_input_embeddings().weight
+    marks = ends[:: max(1, len(ends) // 16), 0].float().tolist()
+    return {"base_embedding": marks, "base_layer": some}
 
 
 def same_base(marks: Any, model: Any) -> bool:
@@ -274,12 +276,6 @@ def same_base(marks: Any, model: Any) -> bool:
     marks = marks if isinstance(marks, dict) else {}
     both = [(marks[k], own[k], off) for k, off in OFF.items() if own[k] and marks.get(k)]
     return all(_alike(*pair) for pair in both)
-
-
-def fingerprint(model: Any) -> list[float]:
-    """Return a few embedding values, which identify a base model whatever its path and dtype."""
-    weight: Any = model.get_base_model().get_input_embeddings().weight
-    return weight[:: max(1, len(weight) // 16), 0].float().tolist()
 
 
 def _alike(a: Any, b: list[float], off: tuple[float, float]) -> bool:

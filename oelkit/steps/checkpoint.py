@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..model import ranks
-from ..model.lora import fingerprint
+from ..model.lora import base_marks
+from ..model.lora_settings import SHAPE
+from ..model.policy import Policy
 from ..model.tensors import checksum, load_tensors, save_tensors
 from ..records import sync_folder, to_dict
 from .training import Training
@@ -47,6 +49,15 @@ def _changes(training: Training) -> int:
     return sum(p._version for p in training.policy.trainable())
 
 
+def identity(policy: Policy, about: Sequence[Any]) -> str:
+    """Return a checksum of a policy and of what is done with it; only the same work is resumed."""
+    weights = {str(i): p for i, p in enumerate(policy.trainable())}
+    config = policy.model.peft_config["student"]
+    lora = {key: str(getattr(config, key)) for key in (*SHAPE, "lora_dropout")}
+    said = [policy.name, base_marks(policy.model), lora, policy.enable_thinking, policy.date]
+    return checksum(weights, {"about": json.dumps([*said, *about], sort_keys=True)})
+
+
 class Checkpoint:
     """The checkpoint of a training, valid only for its states, texts, settings and weights."""
 
@@ -57,11 +68,8 @@ class Checkpoint:
         t.failed = path.with_name(f"{path.stem.lstrip('.')}{own}.failed.jsonl")
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
         about += [[to_dict(state) for state in t.states], torch.__version__]
-        about += [t.policy.name, fingerprint(t.policy.model), t.policy.enable_thinking]
-        optimizer = type(t.optimizer).__name__
-        about += [optimizer] * (optimizer != "AdamW")  # another optimiser cannot use its state
-        weights = {str(i): p for i, p in enumerate(self.student)}
-        self.identity = checksum(weights, {"about": json.dumps(about, sort_keys=True)})
+        about += [type(t.optimizer).__name__]  # another one cannot use its state
+        self.identity = identity(t.policy, about)
 
     def save(self) -> None:
         """Write the file atomically; it is on disk when this returns."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from .. import given
 from ..model.policy import Policy
-from ..model.tensors import checksum
 from ..progress import Bar
 from ..records import read_jsonl, write_jsonl
 from ..statements import worth_of
 from ..stats import paired_bootstrap
 from ..text import MARKER
+from .checkpoint import identity
 from .evaluation import evaluate
 
 Worth = tuple[float, float, float]
@@ -54,9 +54,8 @@ def leave_one_out(
     if not any(texts) or not seeds:
         raise ValueError("nothing to leave out: there are no items, or no maps")
     about = {"env": env_id, "model": policy.name, "maps": len(seeds)}
-    weights = {str(i): p for i, p in enumerate(policy.trainable())}
     asked = repr((sorted(texts), seeds, sorted(options.items())))
-    about["key"] = checksum(weights, {"asked": asked})[:16]
+    about["key"] = identity(policy, [asked])[:16]
     rows = read_jsonl(path) if path and path.exists() else []
     if not all("worth" in row for row in rows):
         raise ValueError(f"{path}: it holds something else, which would be lost; name another file")
