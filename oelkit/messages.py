@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -168,7 +169,7 @@ def wants_parts(render: Callable[[list[Message]], str]) -> bool:
 
 
 class Templated:
-    """What takes messages by a tokenizer's chat template, as Transformers alone applies it.
+    """What takes messages by a tokenizer's chat template, here as Transformers alone applies it.
 
     Args:
         name: name of the model, for errors.
@@ -181,12 +182,15 @@ class Templated:
 
     def __init__(self, name: str, tokenizer: Any, enable_thinking: bool | None = None):
         self.name, self.tokenizer, self.enable_thinking = name, tokenizer, enable_thinking
-        try:
-            self._in_parts = wants_parts(lambda messages: self._apply(messages, tokenize=False))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         asked = self.render([{"role": "user", "content": MARK}])
         self._begun, self._in_words = begun_thought(behind_mark(asked)), in_marks(asked) != asked
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        try:
+            return wants_parts(lambda messages: self._apply(messages, tokenize=False))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt ids of chat messages; ValueError if the chat template rejects them."""

@@ -17,17 +17,7 @@ import torch
 from transformers import Cache
 
 from ..config import ModelConfig
-from ..messages import (
-    MARK,
-    behind_mark,
-    in_parts,
-    plain,
-    rendered,
-    thinking,
-    tools_of,
-    unsaid,
-    wants_parts,
-)
+from ..messages import MARK, Templated, behind_mark, plain, thinking, unsaid
 from ..tables import Brief, Shown
 from ..text import MARKS, THOUGHTS, answer_text, begun_thought, in_marks
 from .adapters import Adapters
@@ -38,7 +28,7 @@ DATE_CODES = "%-d %-m %a %A %b %B %c %d %D %e %F %H %I %j %m %M %p %S %T %x %X %
 
 
 @dataclass(eq=False, repr=False)
-class Policy(Shown, Adapters):
+class Policy(Shown, Adapters, Templated):
     """A model with its tokenizer; `model` is the PeftModel with student and teacher."""
 
     tokenizer: Any
@@ -103,9 +93,8 @@ class Policy(Shown, Adapters):
 
     def _text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
         """Return what the template writes for messages; "" if it rejects them."""
-        options: dict[str, Any] = {"add_generation_prompt": opening, "tokenize": False}
         try:
-            return self._render(messages, None, **options)
+            return self.render(messages, add_generation_prompt=opening)
         except ValueError:
             return ""
 
@@ -130,18 +119,20 @@ class Policy(Shown, Adapters):
                     f"{self.name}: its chat template leaves {lost} out; take a model whose "
                     "template shows them, or write them into the user's message"
                 )
-        tools = tools_of(messages)
-        prompt = self._render(messages, tools)
-        uncalled = [{k: m[k] for k in m if k != "tool_calls" or not m[k]} for m in messages]
-        late = [m for i, m in enumerate(messages) if not i or m["role"] != "system"]
+        prompt = self.render(messages, tokenize=True)
+
+        def but(key: str) -> list[dict[str, Any]]:
+            return [{k: m[k] for k in m if k != key or not m[k]} for m in messages]
+
         without = {  # templates silently drop what they do not know
-            "tools": (messages, None),
-            "tool calls": (uncalled, tools),
-            "tool results": ([m for m in messages if m["role"] != "tool"], tools),
-            "later system messages": (late, tools),
+            "tools": but("tools"),
+            "tool calls": but("tool_calls"),
+            "tool results": [m for m in messages if m["role"] != "tool"],
+            "later system messages": messages[:1]
+            + [m for m in messages[1:] if m["role"] != "system"],
         }
         for what, rest in without.items():
-            if rest != (messages, tools) and self._try(*rest) == prompt:
+            if rest != messages and self._try(rest) == prompt:
                 raise ValueError(
                     f"{self.name}: its chat template shows no {what}; take a model whose template "
                     "does, or write them into the messages as text"
@@ -167,30 +158,17 @@ class Policy(Shown, Adapters):
             if (text := self._text(messages).lower()) and text.count(MARK) < len(messages) - 1
         }
 
-    @cached_property
-    def _in_parts(self) -> bool:
-        try:
-            return wants_parts(lambda messages: self._apply(messages, tokenize=False))
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
-
-    def _render(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict] | None, **options: Any
-    ) -> Any:
-        """Return token ids of messages; special tokens in their content are treated as text."""
-        messages = in_parts(messages) if self._in_parts else messages
-        return rendered(self.name, messages, lambda given: self._apply(given, tools, **options))
-
-    def _try(self, messages: Sequence[dict[str, Any]], tools: list[dict] | None) -> Any:
+    def _try(self, messages: Sequence[dict[str, Any]]) -> Any:
         with suppress(ValueError):  # such as of a tool's result without its call
-            return self._render(messages, tools)
+            return self.render(messages, tokenize=True)
 
     def _apply(
         self, messages: Sequence[dict[str, Any]], tools: list[dict] | None = None, **options: Any
     ) -> Any:
+        """Apply the template; special tokens in the content of messages are treated as text."""
         template = self.tokenizer.get_chat_template(tools=tools)
         options = {"add_generation_prompt": True, **thinking(self.enable_thinking), **options}
-        if options.setdefault("tokenize", True):  # older Transformers do not know this one
+        if options["tokenize"]:  # older Transformers do not know the first one
             options |= {"sanitize_control_tokens": True, "return_dict": False}
         if "strftime_now" in template:  # the macro hides the function of the same name
             today = date.fromisoformat(self.date)
