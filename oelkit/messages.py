@@ -34,7 +34,7 @@ def rendered(name: str, messages: Sequence[Message], apply: Callable[[Any], Any]
     try:
         return apply(messages)
     except (TemplateError, TypeError) as error:  # such as a template without a system role
-        if (texts := _text_arguments(messages)) != list(messages):
+        if (texts := text_arguments(messages)) != list(messages):
             return rendered(name, texts, apply)
         raise ValueError(
             f"{name}: its chat template rejects these messages ({error}); use roles that it knows, "
@@ -42,17 +42,16 @@ def rendered(name: str, messages: Sequence[Message], apply: Callable[[Any], Any]
         ) from error
 
 
-def _text_arguments(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return messages whose tool calls have their arguments as text, as DeepSeek's templates need.
-
-    Other templates need objects.
+def text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Return messages whose tool calls have their arguments as text, as servers and DeepSeek's
+    templates need. Other templates need objects.
     """
 
     def told(call: Any) -> Any:
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
+        if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
             return call
-        text = json.dumps(function["arguments"], ensure_ascii=False)
+        text = json_text(function.get("arguments", {}))
         return {**call, "function": {**function, "arguments": text}}
 
     return [

@@ -84,7 +84,8 @@ def check_stranger(folder: Path, empty: PreTrainedModel, config: LoraConfig) -> 
     """
     ranks = config.rank_pattern or {}
     said = [config.target_modules, config.exclude_modules, *ranks, *(config.alpha_pattern or {})]
-    said += _listed(config.layers_pattern)
+    layers = config.layers_pattern or []
+    said += [layers] if isinstance(layers, str) else layers
     patterns = [p for p in said if isinstance(p, str) and not re.fullmatch(r"[\w.-]*", p)]
     try:
         if patterns:
@@ -107,10 +108,6 @@ def check_stranger(folder: Path, empty: PreTrainedModel, config: LoraConfig) -> 
         raise ValueError(
             f"{folder}: its config asks for matrices of {want:,} numbers, its file has {held:,}"
         )
-
-
-def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def warn_of_names(model: Any, names: Any, name: str) -> None:

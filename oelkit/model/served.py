@@ -14,8 +14,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from .. import given
 from ..config import Sampling
-from ..messages import Templated, json_text, plain, thinking, tools_of
+from ..messages import Templated, json_text, plain, text_arguments, thinking, tools_of
 from ..records import Message
 from ..text import THOUGHTS, content_text
 from .sampling import Reply
@@ -89,9 +90,16 @@ class ServedModel(Templated):
 
         Needs vLLM, started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. The folder
         is read on the server's machine. Set `self.model` to switch to another name.
+
+        Raises:
+            ValueError: the server did not load it; the model stays as it was.
         """
-        body = {"lora_name": name, "lora_path": str(Path(folder).resolve())}
-        self.client.post("/load_lora_adapter", body=body, cast_to=object)
+        body = {"lora_name": name, "lora_path": str(given.path("folder", folder).resolve())}
+        try:
+            self.client.post("/load_lora_adapter", body=body, cast_to=object)
+        except self.errors as error:
+            told = f"the server did not load it ({error}); it must be vLLM, started for adapters"
+            raise ValueError(f"{folder}: {told}") from error
         self.model = name
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
@@ -146,16 +154,14 @@ def _as_sent(messages: Sequence[Message]) -> list[Message]:
     """Return messages in OpenAI's form: a call has an id and its arguments as JSON text, and a
     tool's result has the id of its call."""
     sent, ids = list[Message](), list[str]()
-    for n, m in enumerate(messages):
+    for n, m in enumerate(text_arguments(messages)):
         m = {k: m[k] for k in m if k != "tools"}
         if calls := m.get("tool_calls"):
             ids = [call.get("id") or f"call_{n}_{i}" for i, call in enumerate(calls)]
-            functions = [dict(call["function"]) for call in calls]
-            for function in functions:
-                if not isinstance(function.get("arguments"), str):
-                    function["arguments"] = json_text(function.get("arguments", {}))
-            parts = zip(ids, functions, strict=True)
-            m["tool_calls"] = [{"id": a, "type": "function", "function": b} for a, b in parts]
+            m["tool_calls"] = [
+                {"id": id, "type": "function", "function": call["function"]}
+                for id, call in zip(ids, calls, strict=True)
+            ]
         elif m["role"] == "tool" and ids:
             first = ids.pop(0)
             m.setdefault("tool_call_id", first)
@@ -167,8 +173,8 @@ def _written(calls: Any) -> str:
     """Return the calls in a server's answer as a model writes them."""
     said = [(json_text(c["function"]["name"]), c["function"]["arguments"]) for c in calls or []]
     return "".join(
-        f'\n<tool_call>\n{{"name": {name}, "arguments": {given or "{}"}}}\n</tool_call>'
-        for name, given in said
+        f'\n<tool_call>\n{{"name": {name}, "arguments": {arguments or "{}"}}}\n</tool_call>'
+        for name, arguments in said
     ).lstrip()
 
 
