@@ -125,9 +125,9 @@ def test_an_adapter_is_handed_over_by_a_name(micro, tmp_path):
         served = connect(server)
         base = replies(rollout(served, WORLD, range(2), **GREEDY))
         with pytest.raises(
-            ValueError, match="other: the server did not load it .*no adapter there"
+            ValueError, match="missing: the server did not load it .*no adapter there"
         ):
-            served.use_adapter(tmp_path / "other", "round-1")
+            served.use_adapter(tmp_path / "missing", "round-1")
         assert served.model == "micro"
         served.use_adapter(tmp_path / "adapter", "round-1")
         learned = replies(rollout(served, WORLD, range(2), **GREEDY))
