@@ -22,6 +22,7 @@ from oelkit.envs import (
     BOARDS,
     WORLDS,
     DescentEnv,
+    FrozenLakeEnv,
     Layout,
     Room,
     bounds,
@@ -541,6 +542,9 @@ def test_bounds_agree_with_games_that_are_played(world):
 def test_bounds_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="at least one seed"):
         bounds("oelkit/FrozenLake-v0", [])
+    with pytest.raises(TypeError, match="seeds: expected a list or range"):
+        bounds("oelkit/FrozenLake-v0", 5)
+    assert bounds("oelkit/FrozenLake-v0", np.arange(2)) == bounds("oelkit/FrozenLake-v0", [0, 1])
     long = bounds("oelkit/FrozenLake-v0", range(3), max_turns=20)  # too many plans to play all
     assert long["fixed_plan"] is long["plan"] is None and 0 < long["random"] < long["ceiling"] == 1
     assert describe(long) == f"random policy {long['random']:.1%}, ceiling 100.0%"
@@ -605,7 +609,8 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
     assert cut and info == {"action": None, "feedback": "red: shut", "outcome": Outcome.TURN_LIMIT}
     env.reset(seed=seed)
     assert env.step("[up]")[4]["outcome"] is Outcome.SUCCESS
-    found = bounds(doors, range(3))
+    env.unwrapped.bounds = (0, 1)  # its own, and none of ours
+    assert bounds(env, range(3)) == (found := bounds(doors, range(3)))
     nothing = dict.fromkeys(("random", "fixed_plan", "ceiling", "plan"))
     assert found == {**nothing, "n": 3} and not describe(found)
 
@@ -624,6 +629,23 @@ def test_a_bare_world_says_all_that_a_game_needs(doors):
     gym.register("test/Endless-v0", entry_point=Own)
     with pytest.raises(ValueError, match="max_episode_steps"):
         make("test/Endless-v0")
+
+
+def test_moves_that_are_no_list_of_words_are_told(doors, monkeypatch):
+    for moves in (0, "up", [1]):  # 0: a world's own count of moves
+        monkeypatch.setattr(Doors, "moves", moves, raising=False)
+        with pytest.raises(TypeError, match="the world's moves: expected a list of str"):
+            make(doors)
+
+
+def test_a_limit_of_turns_that_a_board_would_ignore_is_told(registry):
+    for turns in (5, 8):
+        gym.register(f"test/Lake{turns}-v0", FrozenLakeEnv, max_episode_steps=turns)
+    assert make("test/Lake5-v0").max_turns == make("oelkit/Descent1-v0", turns=5).max_turns == 5
+    with pytest.raises(ValueError, match="limit of its own, 5 turns: .* not max_episode_steps=8"):
+        make("test/Lake8-v0")
+    with pytest.raises(ValueError, match="not max_episode_steps=3"):
+        make("oelkit/Sokoban-v0", max_episode_steps=3)
 
 
 def test_a_world_that_is_made_to_be_looked_at_is_closed(doors, monkeypatch):

@@ -47,7 +47,7 @@ def test_databases_share_no_name_and_are_the_same_each_time():
         assert database().tables == database().tables
 
 
-@pytest.mark.parametrize("world", ["Sql", "SqlUnseen", "SqlOther"])
+@pytest.mark.parametrize("world", ["Sql", "SqlUnseen", "SqlOther", "SqlTools", "SqlManual"])
 def test_who_knows_the_facts_wins_and_who_guesses_plain_names_does_not(world):
     found = envs.bounds(f"oelkit/{world}-v0", range(80))
     assert (found["random"], found["plain_names"], found["ceiling"]) == (None, 0.0, 1.0)
@@ -250,7 +250,6 @@ def test_a_manual_answers_with_paragraphs_that_fit_the_question():
         facts = env.unwrapped.database.facts
         assert all(facts[name].says in feedback for name in env.unwrapped.question.facts)
     assert envs.held_out("oelkit/SqlManual-v0") == "oelkit/SqlManualUnseen-v0"
-    assert envs.bounds("oelkit/SqlManual-v0", range(20))["ceiling"] == 1.0
 
 
 LEARN = Path(__file__).parents[1] / "examples/sql/learn.py"

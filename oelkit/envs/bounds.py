@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import given
 from ..records import Outcome
 from .board import ACTIONS, DESCENT_ROLES, neighbours
 from .descent import DescentBoard, DescentEnv
@@ -74,13 +75,13 @@ def bounds(
     if isinstance(env, str):
         with closing(make(env, **env_kwargs)) as made:
             return bounds(made, seeds)
-    world, seeds = env, list(seeds)
+    world, seeds = env, given.seeds("seeds", seeds)
     if not seeds:
         raise ValueError("bounds needs at least one seed")
     found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": len(seeds)}
     if not isinstance(world, TextEnv):
         own = getattr(world.unwrapped, "bounds", None)  # a world's own scripted players
-        return found | (own(seeds) if own else {})
+        return found | (own(seeds) if callable(own) else {})
     plans = len(ACTIONS) ** world.max_turns if world.max_turns <= _MAX_PLAN_TURNS else 0
     random, ceiling, wins = 0.0, 0.0, np.zeros(plans, dtype=int)
     for seed in seeds:
@@ -128,7 +129,7 @@ def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: 
         ValueError: there are no seeds, or the world is not a Descent.
     """
     world = make(env, **env_kwargs) if isinstance(env, str) else env
-    seeds = list(seeds)
+    seeds = given.seeds("seeds", seeds)
     if not isinstance(world, DescentEnv) or not seeds:
         raise ValueError("knowledge_bounds needs a Descent and at least one seed")
     rates, levels = np.zeros(world.levels + 1), world.levels

@@ -22,7 +22,7 @@ from ..given import whole
 from ..records import Outcome
 from .board import DESCENT_LETTERS, DESCENT_PLAYER, DESCENT_ROLES, neighbours
 from .frozen_lake import Layout
-from .text_env import StepResult, TextEnv
+from .text_env import TextEnv
 
 _SAID = re.compile(r"(?:took|reached|fell into) (\w), (?:the|a) (key|goal|hole)")
 _MOVES_FROM_START = 2  # at least, to any letter: one move is not enough
@@ -84,7 +84,7 @@ class DescentEnv(TextEnv):
     """Boards one below another; see the module. `info` has the `level` of the board, from 1.
 
     The player is "@" until the key of the board is taken, then "P"; the key then leaves the board.
-    Other arguments: see TextEnv.
+    A layout is a DescentLayout with one board per level. Other arguments: see TextEnv.
 
     Args:
         levels: number of boards.
@@ -176,17 +176,8 @@ class DescentEnv(TextEnv):
                     f"cannot be reached one after the other in {self.turns} turns: {board}"
                 )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """See TextEnv; a layout in the options is a DescentLayout with one board per level."""
-        observation, info = super().reset(seed=seed, options=options)
-        return observation, info | {"level": self.level + 1}
-
-    def step(self, action: str) -> StepResult:
-        """See TextEnv; `info` also has the current level."""
-        *result, info = super().step(action)
-        return (*result, info | {"level": self.level + 1})  # type: ignore[return-value]
+    def _about(self) -> dict[str, Any]:
+        return {"level": self.level + 1}
 
     def _start(self) -> None:
         self.turn = 0

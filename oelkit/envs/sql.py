@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
@@ -211,7 +211,10 @@ class SqlEnv(gym.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Run the query of a reply; the module describes the feedback."""
-        query, rows, seen = (called_query if self.tools else query_of)(action), None, ""
+        return self._answer((called_query if self.tools else query_of)(action))
+
+    def _answer(self, query: str | None) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        rows = None
         if query is None:
             how = "call the tool query" if self.tools else "write one in a ```sql block"
             seen = f"No query found: {how}."
@@ -254,19 +257,15 @@ class SqlEnv(gym.Env[str, str]):
             return f"A colleague says: {missing.says}"
         return "All names that it needs are there." if refused else "The names are right."
 
-    def bounds(self, seeds: Iterable[int]) -> dict[str, float]:
+    def bounds(self, seeds: Sequence[int]) -> dict[str, float]:
         """Return pass rates of two scripted players: one knows every fact, one uses plain names."""
-        won = {"plain_names": 0, "ceiling": 0}
-        games = list(seeds)
-        for seed in games:
-            for name in won:
-                self.reset(seed=seed)
-                q = self.question
-                noun = q.text.split()[2] if q.text.startswith("How") else q.text.split()[5]
-                plain = f"SELECT count(*) FROM {noun.strip(',?')}"
-                query = q.gold if name == "ceiling" else plain
-                won[name] += int(self.step(f"```sql\n{query}\n```")[2])
-        return {name: n / len(games) for name, n in won.items()}
+        won = Counter(plain_names=0, ceiling=0)
+        for seed in seeds:
+            self.reset(seed=seed)
+            noun = re.findall(r"(?:How many|the first 5) (\w+)", self.question.text)[0]
+            won["plain_names"] += self._answer(f"SELECT count(*) FROM {noun}")[2]
+            won["ceiling"] += self._answer(self.question.gold)[2]
+        return {name: n / len(seeds) for name, n in won.items()}
 
 
 _KINDS = {"Sql": {}, "SqlManual": {"helper": "manual"}, "SqlTools": {"by_tool": True}}
@@ -274,11 +273,10 @@ _WORLDS = {"SqlOther": {"database": "clinic"}}
 for _kind, _how in _KINDS.items():
     _WORLDS |= {_kind: _how | {"split": "train"}, f"{_kind}Unseen": _how | {"split": "unseen"}}
 for _name, _kwargs in _WORLDS.items():
-    if f"oelkit/{_name}-v0" not in gym.registry:
-        gym.register(
-            f"oelkit/{_name}-v0",
-            entry_point="oelkit.envs.sql:SqlEnv",
-            kwargs=_kwargs,
-            max_episode_steps=3,
-            disable_env_checker=True,
-        )
+    gym.register(
+        f"oelkit/{_name}-v0",
+        entry_point="oelkit.envs.sql:SqlEnv",
+        kwargs=_kwargs,
+        max_episode_steps=3,
+        disable_env_checker=True,
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from ..given import whole
+from .. import given
 from ..records import Outcome
 from .board import ACTIONS, BOARDS, CHARSET, label, parse_action, render_board
 
@@ -56,10 +56,10 @@ class TextEnv(gym.Env[str, str]):
     ):
         if split not in (None, "train", "unseen"):
             raise ValueError(f"split must be 'train', 'unseen' or None, got {split!r}")
-        if whole("max_turns", max_turns) < 1:
+        if given.whole("max_turns", max_turns) < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
-        for name, given, known in (("symbols", symbols, self.SYMBOLS), ("moves", moves, ACTIONS)):
-            if unknown := set(given or {}) - set(known):
+        for name, chosen, known in (("symbols", symbols, self.SYMBOLS), ("moves", moves, ACTIONS)):
+            if unknown := set(chosen or {}) - set(known):
                 raise ValueError(f"unknown {name} {sorted(unknown)}: the names are {sorted(known)}")
         self.symbols = self.SYMBOLS | (symbols or {})
         self.moves = tuple((moves or {}).get(action, action) for action in ACTIONS)
@@ -122,6 +122,10 @@ class TextEnv(gym.Env[str, str]):
         """What the symbols on the board mean, for its picture."""
         return {symbol: kind for kind, symbol in self.symbols.items()}
 
+    def _about(self) -> dict[str, Any]:
+        """What else `info` says about the board that is shown."""
+        return {}
+
     def chances(self, action: str) -> list[tuple[float, Any, Outcome | None]]:
         """Return (probability, position, outcome) of each result of an action at `position`."""
         _, outcome = self._move(action)
@@ -150,7 +154,7 @@ class TextEnv(gym.Env[str, str]):
         self.layout = self._draw_split(seed) if layout is None else layout
         self._start()
         self.turn, self._warned, self._outcome = 0, False, None
-        return self._text(), {"action": None, "feedback": "", "outcome": None}
+        return self._text(), {"action": None, "feedback": "", "outcome": None} | self._about()
 
     def _draw_split(self, seed: int | None) -> Any:
         for _ in range(10_000):
@@ -186,7 +190,7 @@ class TextEnv(gym.Env[str, str]):
         info = {"action": move and self.word(move), "feedback": feedback, "outcome": outcome}
         cut = outcome is Outcome.TURN_LIMIT
         ended = outcome is not None and not cut
-        return self._text(), float(outcome is Outcome.SUCCESS), ended, cut, info
+        return self._text(), float(outcome is Outcome.SUCCESS), ended, cut, info | self._about()
 
     def _text(self) -> str:
         return render_board(self._cells(), self.board)
@@ -213,8 +217,9 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
     def __init__(self, env: gym.Env[str, str], max_turns: int):
         super().__init__(env)
         self.max_turns = max_turns
-        self.moves: tuple[str, ...] = tuple(getattr(env.unwrapped, "moves", ()))
-        self.tools: tuple[dict[str, Any], ...] = tuple(getattr(env.unwrapped, "tools", ()))
+        own = {name: getattr(env.unwrapped, name, ()) for name in ("moves", "tools")}
+        self.moves = tuple(given.records("the world's moves", own["moves"], str))
+        self.tools = tuple(given.records("the world's tools", own["tools"], dict))
 
     def reset(self, **how: Any) -> tuple[str, dict[str, Any]]:
         """Start a game; TypeError if the world returns something else."""

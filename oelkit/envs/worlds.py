@@ -42,9 +42,8 @@ for _name, _entry_point, _kwargs in (
     WORLDS[f"oelkit/{_name}-v0"] = (_entry_point, _kwargs | {"split": "train"})
     WORLDS[f"oelkit/{_name}Unseen-v0"] = (_entry_point, _kwargs | {"split": "unseen"})
 for _id, (_entry_point, _kwargs) in WORLDS.items():
-    if _id not in gym.registry:
-        bare: dict[str, Any] = {"disable_env_checker": True, "order_enforce": False}
-        gym.register(_id, _entry_point, kwargs=_kwargs, **bare)
+    bare: dict[str, Any] = {"disable_env_checker": True, "order_enforce": False}
+    gym.register(_id, _entry_point, kwargs=_kwargs, **bare)
 
 
 def held_out(env_id: str) -> str:
@@ -103,18 +102,20 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
             raise ValueError(f"{env_id!r} takes no argument {odd[1]!r}") from error
         said = f"{env_id!r} cannot be made: {type(error).__name__}: {error}"
         raise ValueError(said) from error
-    if isinstance(env.unwrapped, TextEnv):
-        env.unwrapped.board = board or env.unwrapped.board
-        return env.unwrapped
-    why, world = "", type(env.unwrapped)
-    if not (turns := env.spec and env.spec.max_episode_steps):
-        why = "has no limit of turns: register it with max_episode_steps=..."
+    turns = env.spec and env.spec.max_episode_steps
+    if isinstance(world := env.unwrapped, TextEnv):
+        world.board = board or world.board
+        if turns not in (None, world.max_turns):
+            said = f"has a limit of its own, {world.max_turns} turns: change that one in its kwargs"
+            raise ValueError(f"{env_id!r} {said}, not max_episode_steps={turns}")
+        return world
+    why = "" if turns else "has no limit of turns: register it with max_episode_steps=..."
     for what in ("action_space", "observation_space"):
         if not isinstance(space := getattr(env, what, None), gym.spaces.Text):
             has = f"its {what} is {space}" if space else f"it has no {what}"
             why = f"is not a text world: {has}; set {what} = gymnasium.spaces.Text(10_000)"
     for what in ("step", "reset"):
-        if getattr(world, what) is getattr(gym.Env, what):
+        if getattr(type(world), what) is getattr(gym.Env, what):
             why = f"has no {what}()"
     if why or not turns:
         env.close()
