@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from .given import shallow
+from .given import not_json, shallow
 from .records import Fields, Message
 from .text import MARKS, answer_text, begun_thought, content_text, in_marks, well_formed
 
@@ -80,7 +80,7 @@ def message(raw: Any, place: int) -> Message:
     if len(text) > MAX_TEXT:
         raise ValueError(f"{where} has {len(text):,} characters; the limit is {MAX_TEXT:,}")
     if str(said).lower() in ("function_call", "tool_call"):
-        calls = _json(text, where)
+        calls = _json(text, f"{where}, a tool call")
         text, given = "", {"tool_calls": calls if isinstance(calls, list) else [calls]}
     if isinstance(call := given.get("function_call"), dict):  # OpenAI's older form
         given = {"tool_calls": [call]} | given
@@ -239,9 +239,10 @@ def _call(call: Any, where: str) -> Fields:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
     given: Any = function.get("arguments", function.get("parameters")) or {}
-    arguments = _json(given, where) if isinstance(given, str) else given
+    what = f"{where}, arguments of a tool call"
+    arguments = _json(given, what) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
-        raise ValueError(f"{where}: the arguments of a tool call are not an object")
+        raise ValueError(f"{what}: not an object")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     called = {"name": function["name"], "arguments": arguments}
     return {**named, "type": "function", "function": called}
@@ -251,12 +252,12 @@ def _json(text: str, where: str) -> Any:
     try:
         return shallow(json.loads(text), 100)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: the arguments of a tool call are not JSON: {error}") from None
+        raise ValueError(f"{where}: {not_json(error)}") from None
 
 
 def tools(given: Any) -> list[Fields]:
     """Return tool definitions as templates take them; ShareGPT keeps them as a JSON string."""
-    found: Any = _json(given, "tools") if isinstance(given, str) else given
+    found: Any = _json(given, "the tools") if isinstance(given, str) else given
     if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
         raise ValueError("tools is not a list of objects")
     return [t if "function" in t else {"type": "function", "function": t} for t in found]

@@ -71,8 +71,10 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
     """
     if isinstance(value, dict):
         found: dict[Any, Any] = {}
-        for key, v in value.items():  # the names of a format are identifiers
-            told = key if str(key).isidentifier() else redacted(key, hook, counts)
+        for key, v in value.items():
+            # the names of a format are identifiers, and shorter than any secret
+            own = str(key).isidentifier() and (hook is not redact or len(key) < 15)
+            told = key if own else redacted(key, hook, counts)
             found[f"{told} ({len(found)})" if told in found else told] = redacted(
                 v, hook, counts, key
             )

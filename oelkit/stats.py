@@ -50,14 +50,15 @@ def paired_bootstrap(a: Any, b: Any) -> tuple[float, float, float]:
 
     Raises:
         ValueError: the episodes do not match, or an outcome is not a finite number.
-        TypeError: `a` or `b` is a string, such as a report's passes_string (see `outcomes`).
+        TypeError: `a` or `b` is or holds a string, such as a report's passes_string (see `outcomes`).
     """
-    if isinstance(a, str) or isinstance(b, str):
-        raise TypeError("got a string, not outcomes: convert it with stats.outcomes(passes, maps)")
     maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:
         raise ValueError("reports on different maps cannot be paired")
-    x, y = (np.atleast_2d(np.asarray(value, float)) for value in (a, b))
+    given = [np.asarray(value) for value in (a, b)]
+    if any(value.dtype.kind == "U" for value in given):  # NumPy would read "0110" as 110
+        raise TypeError("got a string, not outcomes: convert it with stats.outcomes(passes, maps)")
+    x, y = (np.atleast_2d(value.astype(float)) for value in given)
     if x.shape != y.shape or not x.size:
         shapes = f"{x.shape} and {y.shape} episodes (sampling seeds, maps)"
         raise ValueError(f"{shapes} cannot be paired")

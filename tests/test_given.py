@@ -113,6 +113,7 @@ ITEM = ExperienceItem("i", "H is a hole.", (), "m", 1, 0)
         (lambda p: memory_plan(p, float("nan")), "experience_tokens: expected a whole number"),
         (lambda p: memory_plan(p, retention="half"), "retention: expected float"),
         (lambda p: paired_bootstrap("01", "10"), r"stats.outcomes\(passes, maps\)"),
+        (lambda p: paired_bootstrap(["01"], ["10"]), r"stats.outcomes\(passes, maps\)"),
     ],
 )
 def test_a_wrong_type_is_told_in_a_sentence(tiny, tmp_path, monkeypatch, wrong, told):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -258,6 +259,11 @@ BAD = {
     "JSON": (b'{"messages": [', "not JSON"),
     "string": (b'{"messages": "a', r"not JSON: Unterminated string starting at column 14[.:]"),
     "tools": ({**chat("a", "b"), "tools": "7"}, "tools is not a list"),
+    "tools cut off": ({**chat("a", "b"), "tools": "[{"}, "the tools: not JSON: Expecting"),
+    "call cut off": (
+        {"messages": [user("Hi"), {"role": "function_call", "content": "{"}]},
+        "message 2, a tool call: not JSON: Expecting",
+    ),
     "other field": ({"messages": [{"role": "user", "text": "x"}]}, "neither content nor value: "),
 }
 
@@ -384,14 +390,16 @@ def test_a_field_that_a_tool_calls_from_is_text():
 
 
 def test_names_and_values_of_objects_are_redacted_too():
-    given = {"password": "hunter2222", "by": {"bob@example.com": 1, "al@example.com": 2}}
+    by = {"bob@example.com": 1, "al@example.com": 2, f"ghp_{'a1B2' * 9}": 3}
+    given = {"password": "hunter2222", "by": by}
     call = {"name": "send", "arguments": given}
     row = {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}]}
     chats = read_chats([row | {"log": given}])
     called = json.loads(chats[0].turns[0].action)["arguments"]
     assert called == chats[0].extra["log"]["log"]
-    assert called["password"] == "[key]" and sorted(called["by"].values()) == [1, 2]
-    assert "example.com" not in str(chats) and chats.replaced == {"key": 2, "e-mail": 4}
+    assert called["password"] == "[key]" and sorted(called["by"].values()) == [1, 2, 3]
+    assert chats.replaced == {"key": 4, "e-mail": 4}
+    assert not re.search("example.com|ghp_", str(asdict(chats[0])))
 
 
 def test_what_is_shown_of_a_bad_line_is_redacted(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def bounds(
     found: dict[str, Any] = {**dict.fromkeys(NAMES), "plan": None, "n": len(seeds)}
     if not isinstance(world, TextEnv):
         own = getattr(world.unwrapped, "bounds", None)  # a world's own scripted players
-        return found | (own(seeds) if callable(own) else {})
+        return found | cast(Any, own)(seeds) if callable(own) else found
     plans = len(ACTIONS) ** world.max_turns if world.max_turns <= _MAX_PLAN_TURNS else 0
     random, ceiling, wins = 0.0, 0.0, np.zeros(plans, dtype=int)
     for seed in seeds:
