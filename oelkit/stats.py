@@ -50,7 +50,7 @@ def paired_bootstrap(a: Any, b: Any) -> tuple[float, float, float]:
 
     Raises:
         ValueError: the episodes do not match, or an outcome is not a finite number.
-        TypeError: `a` or `b` is or holds a string, such as a report's passes_string (see `outcomes`).
+        TypeError: there are strings, such as a report's passes_string (see `outcomes`).
     """
     maps = [getattr(x, "map_seeds", None) for x in (a, b)]
     if None not in maps and maps[0] != maps[1]:

@@ -240,81 +240,14 @@ TABLE = st.one_of(
     ),
     TEXT,
 )
-SQL_WORD = st.sampled_from(
-    [
-        "SELECT",
-        "FROM",
-        "WHERE",
-        "count(*)",
-        "*",
-        "1",
-        "a.*",
-        ",",
-        "(",
-        ")",
-        "UNION",
-        "ALL",
-        "WITH",
-        "RECURSIVE",
-        "t(x)",
-        "AS",
-        "VALUES",
-        "(1)",
-        "x+1",
-        "ATTACH",
-        "DETACH",
-        "DATABASE",
-        "'/tmp/x.db'",
-        "PRAGMA",
-        "table_info",
-        "writable_schema=1",
-        "sqlite_master",
-        "INSERT",
-        "INTO",
-        "DELETE",
-        "UPDATE",
-        "SET",
-        "DROP",
-        "CREATE",
-        "TABLE",
-        "VIEW",
-        "TRIGGER",
-        "VACUUM",
-        "INTO",
-        "load_extension('x')",
-        "zeroblob(1e9)",
-        "randomblob(99999)",
-        "group_concat(1)",
-        "hex",
-        "printf('%.*c',1e9,'x')",
-        "||",
-        "LIKE",
-        "'%a%b%'",
-        "GLOB",
-        "instr",
-        "trim",
-        "LIMIT",
-        "ORDER",
-        "BY",
-        "GROUP",
-        "HAVING",
-        "DISTINCT",
-        "JOIN",
-        "CROSS",
-        "kunde",
-        "ware",
-        "auftrag",
-        "name",
-        "bez",
-        "kd",
-        ";",
-        "--",
-        "/*",
-        "?",
-        ":x",
-        "NULL",
-    ]
-)
+SQL = """
+SELECT FROM WHERE count(*) * 1 a.* , ( ) UNION ALL WITH RECURSIVE t(x) AS VALUES (1) x+1 ATTACH
+DETACH DATABASE '/tmp/x.db' PRAGMA table_info writable_schema=1 sqlite_master INSERT INTO DELETE
+UPDATE SET DROP CREATE TABLE VIEW TRIGGER VACUUM INTO load_extension('x') zeroblob(1e9)
+randomblob(99999) group_concat(1) hex printf('%.*c',1e9,'x') || LIKE '%a%b%' GLOB instr trim
+LIMIT ORDER BY GROUP HAVING DISTINCT JOIN CROSS kunde ware auftrag name bez kd ; -- /* ? :x NULL
+"""
+SQL_WORD = st.sampled_from(SQL.split())
 QUERY = st.one_of(st.lists(SQL_WORD, max_size=14).map(" ".join), TEXT)
 TEMPLATE = st.one_of(
     st.lists(PIECE, max_size=5).map("".join),
@@ -629,16 +562,8 @@ def target(name: str, inputs: int, number: int = 0) -> tuple[Callable[[], None],
 
 
 # shares in percent: fast targets get more inputs
-SHARES = {
-    "items": 22,
-    "table": 3,
-    "query": 20,
-    "actions": 10,
-    "parameter": 10,
-    "names": 10,
-    "prompt_set": 10,
-}
-SHARES |= {"chats": 5, "records": 4, "log": 4, "run": 2}
+SHARES = {"items": 22, "table": 3, "query": 20, "actions": 10, "parameter": 10, "names": 10}
+SHARES |= {"prompt_set": 10, "chats": 5, "records": 4, "log": 4, "run": 2}
 
 
 def fuzz(inputs: int, number: int, only: list[str]) -> dict[str, Any]:
