@@ -191,6 +191,7 @@ def test_bad_arguments_are_one_clear_error(kwargs, message):
         (DescentLayout((BOARD, None)), "must be a DescentLayout of DescentBoards, not"),
         (DescentLayout((BOARD, DescentBoard(3, 0, (2, 4, 6, 8)))), "level 2 must be 4x4"),
         (DescentLayout((DescentBoard(4, 5, (5, 13, 15, 8)), BOARD)), "level 1 must be 4x4"),
+        (DescentLayout((DescentBoard(4, 16, BOARD.letters), BOARD)), "level 1 must be 4x4"),
         (DescentLayout((BOARD, DescentBoard(4, 0, (1, 4, 15, 8)))), "level 2 has a letter"),
     ],
 )

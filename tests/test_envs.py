@@ -252,6 +252,7 @@ def test_boards_there_and_back_and_in_the_observation_space(world, board):
             observation, _, lost, out, _ = env.step(f"[{policy.choice(env.moves)}]")
             over = lost or out
     assert parse_board("no board here, a1 or b2") == []
+    assert parse_board("| one | two |\n| six |") == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -453,6 +454,9 @@ def test_decoys_goals_and_renamed_symbols():
         (dict(symbols={"hole": "HH"}), "one printable character"),
         (dict(holes=16), "do not fit"),
         (dict(holes=(3, 1)), "holes must be a number or a range"),
+        (dict(holes=(1, 2, 3)), "holes must be a number or a range"),
+        (dict(decoys=0.5), "decoys: expected a whole number"),
+        (dict(min_moves="3"), "min_moves: expected a whole number"),
         (dict(goals=0), "goals must be"),
         (dict(size=1), "size must be 2 to 26"),
         (dict(corners=True), "corners"),
@@ -467,6 +471,14 @@ def test_decoys_goals_and_renamed_symbols():
 def test_bad_arguments_are_one_clear_error(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make("oelkit/FrozenLake4x4-v0", **kwargs)
+    with pytest.raises(ValueError, match="boxes: expected a whole number"):
+        make("oelkit/Sokoban-v0", boxes=1.0)
+
+
+def test_numbers_can_be_numpys():
+    env, two = make("oelkit/FrozenLake4x4-v0", holes=np.int64(2)), (np.int64(2), 2)
+    again = make("oelkit/FrozenLake4x4-v0", holes=two)
+    assert env.reset(seed=1)[0] == again.reset(seed=1)[0] and len(env.layout.holes) == 2
 
 
 def test_a_world_without_layouts_says_so():

@@ -165,7 +165,8 @@ class DescentEnv(TextEnv):
                 f"the layout has {len(boards)} boards, but this world {self.levels} levels"
             )
         for level, board in enumerate(boards, 1):
-            if board.size != self.size or len({board.start, *board.letters}) != 5:
+            cells = {board.start, *board.letters} & set(range(self.size**2))
+            if board.size != self.size or len(cells) != 5:
                 raise ValueError(
                     f"the board of level {level} must be {self.size}x{self.size}, with start and "
                     f"four letters on different cells: {board}"

@@ -106,21 +106,22 @@ class FrozenLakeEnv(TextEnv):
             raise ValueError(f"size must be 2 to 26, got {size}")
         if corners not in (False, True, "random"):
             raise ValueError(f"corners must be False, True or 'random', got {corners!r}")
-        if corners is True and (split or not isinstance(holes, int) or goals != 1 or decoys != 0):
+        several = isinstance(holes, tuple | list)
+        if corners is True and (split or several or goals != 1 or decoys != 0):
             raise ValueError(
                 "corners=True needs holes as one number, goals=1, decoys=0 and split=None"
             )
         if corners == "random" and (goals != 1 or 2 * (size - 1) > self.max_turns):
             needs = f"goals=1 and, with size={size}, max_turns={2 * size - 2} or more"
             raise ValueError(f"corners='random' needs {needs}")
-        self.size, self.corners, self.slippery, self.min_moves = size, corners, slippery, min_moves
+        self.size, self.corners, self.slippery = size, corners, slippery
+        self.min_moves = whole("min_moves", min_moves)
         ranges = {"holes": holes, "goals": goals, "decoys": decoys}
-        self.counts = [(n, n) if isinstance(n, int) else tuple(n) for n in ranges.values()]
-        for name, (low, high) in zip(ranges, self.counts, strict=True):
-            if not (name == "goals") <= low <= high:
-                raise ValueError(
-                    f"{name} must be a number or a range (low, high), got {(low, high)}"
-                )
+        self.counts = [n if isinstance(n, tuple | list) else (n, n) for n in ranges.values()]
+        for name, found in zip(ranges, self.counts, strict=True):
+            ends = [whole(name, n) for n in found]
+            if len(ends) != 2 or not (name == "goals") <= ends[0] <= ends[1]:
+                raise ValueError(f"{name} must be a number or a range (low, high), got {ends}")
         if 1 + sum(high for _, high in self.counts) > size * size:
             raise ValueError(
                 f"holes={holes}, goals={goals} and decoys={decoys} do not fit on a {size}x{size} "

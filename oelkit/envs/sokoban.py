@@ -144,7 +144,7 @@ class SokobanEnv(TextEnv):
 
     def __init__(self, size: int = 6, boxes: int = 1, split: str | None = None, **kwargs: Any):
         super().__init__(split, **kwargs)
-        if boxes not in (1, 2, 3) or not 5 <= whole("size", size) <= 12:
+        if whole("boxes", boxes) not in (1, 2, 3) or not 5 <= whole("size", size) <= 12:
             raise ValueError(
                 f"boxes must be 1 to 3 and size 5 to 12, got boxes={boxes}, size={size}"
             )
