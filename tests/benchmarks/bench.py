@@ -17,10 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from arms import timed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oelkit.model.source import model_folder
@@ -29,11 +31,8 @@ HERE = Path(__file__).resolve().parent
 FIGURES = ("start", "waiting", "kl", "step", "cost", "retention", "turns", "scaling")
 PEERS = {"trl": "trl", "liger": "liger-kernel"}  # arm to package
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # as importing oelkit sets them
-STEP_TARGETS = {
-    1000: (2.0, 3 / 2),
-    4000: (5.0, 2.0),
-    7000: (10.0, 3.0),
-}  # times faster, times less memory
+# by tokens of experience: times faster, times less memory
+STEP_TARGETS = {1000: (2.0, 3 / 2), 4000: (5.0, 2.0), 7000: (10.0, 3.0)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,24 +75,15 @@ class Bench:
     def __init__(self, args: argparse.Namespace, config) -> None:
         self.args, self.config, self.failed, self.lines = args, config, False, []
         # targets apply only to the model with these sizes
-        self.judged = (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (
-            576,
-            49152,
-            30,
-        )
+        sizes = config.hidden_size, config.vocab_size, config.num_hidden_layers
+        self.judged, cuda = sizes == (576, 49152, 30), torch.cuda.is_available()
         self.about = {
             "model": Path(args.model).name,
             "sizes": _sizes(config),
             "threads": torch.get_num_threads(),
-            "machine": torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"CPU {platform.machine()}",
+            "machine": torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}",
             "gflops": _gflops(),
-            "versions": {
-                name: v
-                for name in ("oelkit", "torch", "transformers", "peft", *PEERS.values())
-                if (v := _version(name))
-            },
+            "versions": _versions("oelkit", "torch", "transformers", "peft", *PEERS.values()),
             "command": shlex.join(["python", "tests/benchmarks/bench.py", *_argv(args)]),
         }
 
@@ -179,66 +169,28 @@ class Bench:
         **more,
     ) -> None:
         """Write two lines: time and peak memory."""
-        if peer:
-            n = min(len(ours["seconds"]), len(peer["seconds"]))
-            keys = (
-                "reply_tokens",
-                "teacher_tokens",
-                "student_tokens",
-                "experience_tokens",
-                "gradient_error",
-                "first",
-                "planned",
-                "turns",
-                "prompt_tokens",
-            )
-            more |= {
-                f"{who}_{key}": found[key]
-                for who, found in (("ours", ours), ("peer", peer))
-                for key in keys
-                if key in found
-            }
-            self.line(
-                f"{what}: time",
-                "s",
-                ours["median"],
-                peer["median"],
-                peer_name,
-                n,
-                target=target,
-                ours_seconds=ours["seconds"],
-                peer_seconds=peer["seconds"],
-                **more,
-            )
-            if ours["peak"] and peer["peak"]:
-                self.line(
-                    f"{what}: peak memory",
-                    "MB",
-                    ours["peak"] / 1e6,
-                    peer["peak"] / 1e6,
-                    peer_name,
-                    n,
-                    target=memory,
-                    **more,
-                )
+        if not peer:
+            return
+        for who, found in (("ours", ours), ("peer", peer)):
+            rest = found.keys() - {"seconds", "median", "peak", "loss"}
+            more |= {f"{who}_{key}": found[key] for key in sorted(rest)}
+        n = min(len(ours["seconds"]), len(peer["seconds"]))
+        seconds = {"ours_seconds": ours["seconds"], "peer_seconds": peer["seconds"]}
+        medians, peaks = ([found[key] for found in (ours, peer)] for key in ("median", "peak"))
+        self.line(f"{what}: time", "s", *medians, peer_name, n, target=target, **seconds, **more)
+        if all(peaks):
+            megabytes = [peak / 1e6 for peak in peaks]
+            what = f"{what}: peak memory"
+            self.line(what, "MB", *megabytes, peer_name, n, target=memory, **more)
 
     def costs(
         self, what: str, ours: dict, peer: dict, peer_name: str, target: float | None = None, **more
     ) -> None:
         """Write a line on how many times as long our own step takes; a target is the most."""
-        self.line(
-            what,
-            "s",
-            ours["median"],
-            peer["median"],
-            peer_name,
-            len(ours["seconds"]),
-            target=target,
-            at_most=True,
-            ours_seconds=ours["seconds"],
-            peer_seconds=peer["seconds"],
-            **more,
-        )
+        seconds = {"ours_seconds": ours["seconds"], "peer_seconds": peer["seconds"]}
+        medians, n = (ours["median"], peer["median"]), len(ours["seconds"])
+        more |= seconds
+        self.line(what, "s", *medians, peer_name, n, target=target, at_most=True, **more)
 
     # -- figures
 
@@ -388,11 +340,13 @@ class Bench:
             )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _versions(*names: str) -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _sizes(config) -> dict[str, int]:
@@ -412,15 +366,8 @@ def _gflops() -> float:
 
     The floors are computed from it.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, seconds = torch.randn(2048, 2048, device=device), []
-    for _ in range(10):
-        began = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(seconds) / 1e9
+    a = torch.randn(2048, 2048, device="cuda" if torch.cuda.is_available() else "cpu")
+    return 2 * 2048**3 / min(timed(lambda: a @ a, 10)) / 1e9
 
 
 def _argv(args: argparse.Namespace) -> list[str]:
