@@ -270,6 +270,8 @@ def test_the_script_learns_goes_on_and_shows_what_is_there(tmp_path, monkeypatch
     learn["learn"](settings, out, chats)
     rows = read_jsonl(out)
     arms = ["base", "hand", "base", "own", "curated", "consolidated", "consolidated"]
+    command = "python examples/sql/learn.py --model micro --seed 0 --steps 1 --rounds 1"
+    assert {row["command"] for row in rows} == {f"{command} --dtype float32"}
     assert [row["arm"] for row in rows] == arms and len(chats.read_text().splitlines()) == 2
     # items without a fact are rejected
     assert rows[4]["experience"].endswith("ware, their names in bez.")

@@ -77,6 +77,7 @@ def learn(settings: Settings, arm: str, out: Path) -> None:
     run = Run(f"runs/dinner_{arm}_{settings.seed}", settings)
     name = Path(settings.model).name
     command = f"python examples/dinner/learn.py --model {name} --arm {arm} --seed {settings.seed}"
+    command += f" --dtype {settings.dtype}" * (settings.dtype != ONLINE.dtype)
     for k in range(1, settings.rounds + 1):
         mine = {"arm": arm, "seed": settings.seed, "round": k}
         if any(row.items() >= mine.items() for row in (read_jsonl(out) if out.exists() else [])):

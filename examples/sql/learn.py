@@ -37,6 +37,7 @@ SETTINGS = Settings(
     dtype="bfloat16",
     env="oelkit/Sql-v0",
     prompt_set=str(HERE / "sql.toml"),
+    rounds=2,
     extract_games=48,
     state_games=64,
     states_with_experience=True,
@@ -86,8 +87,12 @@ def learn(settings: Settings, out: Path, chats: Path | None) -> None:
     """Run all rounds with a seed, except arms with a recorded line."""
     name, seed = Path(settings.model).name, settings.seed
     how = {key: getattr(settings, key) for key in HOW}
-    changed = {key: value for key, value in how.items() if value != getattr(SETTINGS, key)}
-    named = "".join(f"_{key}_{value}" for key, value in changed.items())
+    changed = {
+        key: value
+        for key in (*HOW, "rounds", "dtype")
+        if (value := getattr(settings, key)) != getattr(SETTINGS, key)
+    }
+    named = "".join(f"_{key}_{value}" for key, value in changed.items() if key in HOW)
     run = Run(f"runs/sql_{name}_{seed}{named}", settings)
     command = f"python examples/sql/learn.py --model {name} --seed {seed}"
     command += "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
@@ -166,7 +171,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="local folder or hub id")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=SETTINGS.rounds)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default=SETTINGS.dtype)
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
