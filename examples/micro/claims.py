@@ -54,14 +54,8 @@ WORLDS = {
     "items of a world with the letters swapped": {"hole": "G", "goal": "H"},
 }
 STEPS = (2, 5, 10, 20, 40)
-TRUE = {
-    "H is a hole.",
-    "G is the goal.",
-}  # what a person who knows the rules keeps of the items written with NOISY
-NOISY = {
-    "temperature": 1.5,
-    "show_previous": False,
-}  # writes carelessly, so that some items are wrong
+NOISY = {"temperature": 1.5, "show_previous": False}  # careless: some of its items are wrong
+TRUE = {"H is a hole.", "G is the goal."}  # what a person who knows the rules keeps of them
 
 
 def maps(run: Run) -> range:
@@ -71,14 +65,8 @@ def maps(run: Run) -> range:
 
 def played(run: Run, texts: str | Sequence[str] = "") -> dict:
     """Return the student's pass rate with `texts` in context, and outcomes by map for pairing."""
-    report = evaluate(
-        run.policy,
-        run.eval_env,
-        maps(run),
-        texts,
-        prompt_set=run.prompts,
-        sampling_seeds=(run.settings.seed,),
-    )
+    how = {"prompt_set": run.prompts, "sampling_seeds": (run.settings.seed,)}
+    report = evaluate(run.policy, run.eval_env, maps(run), texts, **how)
     return report.summary() | {"passes": report.passes_string}
 
 
@@ -95,15 +83,8 @@ def written(
 ) -> list[ExperienceItem]:
     """Return the items that the student writes about games."""
     s = run.settings
-    return extract(
-        run.policy,
-        games,
-        num_draws=draws or s.num_draws,
-        budget_tokens=BUDGET,
-        prompt_set=run.prompts,
-        seed=s.seed,
-        **options,
-    )
+    how = {"num_draws": draws or s.num_draws, "budget_tokens": BUDGET, "seed": s.seed}
+    return extract(run.policy, games, prompt_set=run.prompts, **how, **options)
 
 
 def by_draw(run: Run, items: Sequence[ExperienceItem], curate: bool = True) -> list[str]:
@@ -119,11 +100,8 @@ def both(run: Run, arm: str, texts: Sequence[str]) -> Iterator[dict]:
     """Measure texts in the context of the untrained model, then consolidated."""
     run.policy.reset()
     tokens = [count_tokens(text, run.policy.tokenizer) for text in texts]
-    about = {
-        "arm": arm,
-        "tokens": sum(tokens) / len(tokens),
-        "texts": sorted(set(texts), key=texts.count)[-3:],
-    }
+    most = sorted(set(texts), key=texts.count)[-3:]
+    about = {"arm": arm, "tokens": sum(tokens) / len(tokens), "texts": most}
     yield {**about, "how": "in_context", "passed": played(run, texts)}
     if any(texts):
         learn(run, texts)
@@ -142,36 +120,23 @@ def texts(run: Run) -> Iterator[dict]:
     yield {"arm": "nothing", "how": "base", "passed": played(run), "ood": run.probe()}
     own = by_draw(run, written(run, games))
     yield from both(run, "own items", own)
-    shuffled = [random.Random(d).sample(games, len(games)) for d in range(s.num_draws)]
-    yield from both(
-        run,
-        "raw games",
-        [
-            truncate_to_budget(raw_games_text(g, run.prompts), BUDGET, policy.tokenizer)
-            for g in shuffled
-        ],
-    )
+    shuffled = (random.Random(d).sample(games, len(games)) for d in range(s.num_draws))
+    raw = [raw_games_text(g, run.prompts) for g in shuffled]
+    raw = [truncate_to_budget(text, BUDGET, policy.tokenizer) for text in raw]
+    yield from both(run, "raw games", raw)
     policy.reset()
     hot = by_draw(run, written(run, games, temperature=1.5))
     yield from both(run, "items of the same games, written at T 1.5", hot)
     policy.reset()
     learn(run, own)
     play = {"prompt_set": run.prompts, "temperature": s.temperature}
-    later = by_draw(
-        run,
-        written(run, rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play)),
-    )
+    later = rollout(policy, s.env, [t.seed + 500 for t in games], seed=s.seed, **play)
+    later = by_draw(run, written(run, later))
     yield from both(run, "items of the model after a round", later)
     for arm, symbols in WORLDS.items():
         policy.reset()
-        there = rollout(
-            policy,
-            s.env,
-            [t.seed for t in games],
-            seed=s.seed,
-            env_kwargs={"symbols": symbols},
-            **play,
-        )
+        play["env_kwargs"] = {"symbols": symbols}
+        there = rollout(policy, s.env, [t.seed for t in games], seed=s.seed, **play)
         yield from both(run, arm, by_draw(run, written(run, there)))
 
 
@@ -188,26 +153,13 @@ def steps(run: Run) -> Iterator[dict]:
         rows = [{"arm": loss, **start}]
 
         def watch(row: dict) -> None:
-            if row["step"] + 1 in STEPS:
-                rows.append(
-                    {
-                        "arm": loss,
-                        "step": row["step"] + 1,
-                        "passed": played(run),
-                        "ood": run.probe(),
-                    }
-                )
+            if (step := row["step"] + 1) in STEPS:
+                measured = {"passed": played(run), "ood": run.probe()}
+                rows.append({"arm": loss, "step": step, **measured})
 
         run.policy.reset()
-        learn(
-            run,
-            own,
-            steps=max(STEPS),
-            lr=3 * run.settings.lr,
-            retention=0.0,
-            loss=loss,
-            on_step=watch,
-        )
+        how = {"steps": max(STEPS), "lr": 3 * run.settings.lr, "retention": 0.0}
+        learn(run, own, loss=loss, on_step=watch, **how)
         yield from rows
 
 
@@ -238,15 +190,11 @@ def curation(run: Run) -> Iterator[dict]:
     items = written(run, games, **NOISY)
     raw = by_draw(run, items, curate=False)
     session = Curation(items)
-    session.accept(
-        list({(i.draw, i.text): i.id for i in reversed(items) if i.text in TRUE}.values()),
-        "true, once",
-    )
+    first = {(i.draw, i.text): i.id for i in reversed(items) if i.text in TRUE}
+    session.accept(list(first.values()), "true, once")
     curated = by_draw(run, session.kept(), curate=False)
-    rng, pairs = (
-        random.Random(run.settings.seed),
-        [(a.splitlines(), b.count("\n") + 1) for a, b in zip(raw, curated)],
-    )
+    rng = random.Random(run.settings.seed)
+    pairs = [(a.splitlines(), b.count("\n") + 1) for a, b in zip(raw, curated)]
     some = ["\n".join(rng.sample(lines, min(n, len(lines)))) for lines, n in pairs]
     yield from both(run, "as extracted", raw)
     yield from both(run, "curated by a person", curated)

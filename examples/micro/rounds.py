@@ -65,11 +65,8 @@ CAUSES = {  # one figure per cause
     "off_policy": ["default", "forward KL", "SFT"],
 }
 WRONG = f"{MARKER} G is a hole.\n{MARKER} H is the goal."
-EVERY = {
-    "3 of 10 texts wrong": 4,
-    "5 of 10 texts wrong": 2,
-    "all wrong from round 2": 1,
-}  # WRONG is every n-th text
+# WRONG is every n-th text
+EVERY = {"3 of 10 texts wrong": 4, "5 of 10 texts wrong": 2, "all wrong from round 2": 1}
 
 
 def edited(name: str, k: int, texts: list[str]) -> list[str]:
@@ -99,9 +96,8 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         kind = Anew if "anew" in name else Run
-        run = kind(
-            Path(folder) / "study", replace(VARIANTS[name], seed=seed), policy, progress=False
-        )
+        settings = replace(VARIANTS[name], seed=seed)
+        run = kind(Path(folder) / "study", settings, policy, progress=False)
         for k in range(1, run.settings.rounds + 1):
             texts = edited(name, k, run.curate(k))
             run.write_experience(k, texts)
@@ -120,13 +116,8 @@ def measure(policy, name: str, seed: int, out: Path) -> None:
                 "seconds": m["seconds"],
             }
             rows.append(row)
-            print(
-                name,
-                seed,
-                k,
-                {a: f"{m['pass_rate'][a]['pass_rate']:.1%}" for a in m["pass_rate"]},
-                flush=True,
-            )
+            shown = {arm: f"{rate['pass_rate']:.1%}" for arm, rate in m["pass_rate"].items()}
+            print(name, seed, k, shown, flush=True)
     for row in rows:  # only whole runs are recorded
         append_jsonl(out, row)
 

@@ -126,9 +126,8 @@ def measure_kl(spec: dict) -> dict:
     elif spec["arm"] == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-        fused = LigerFusedLinearJSDLoss(
-            0.0, 1.0, beta=1.0, compiled=False
-        )  # compiling needs a C compiler
+        # compiling needs a C compiler
+        fused = LigerFusedLinearJSDLoss(0.0, 1.0, beta=1.0, compiled=False)
 
         def loss(s, t):
             return fused(s, head, t, head, torch.zeros(len(s), dtype=torch.long, device=device))
@@ -168,15 +167,8 @@ def measure_step(spec: dict) -> dict:
     if spec["arm"] == "trl":
         return counts | _trl_steps(policy, spec, states, text, prompts)
     peak = _above_weights(policy.base_lm)
-    distill(
-        policy,
-        states[:1],
-        [experience(policy, 64)],
-        steps=1,
-        batch_size=1,
-        max_new_tokens=2,
-        retention=0.0,
-    )  # warm-up
+    warm_up = {"steps": 1, "batch_size": 1, "max_new_tokens": 2, "retention": 0.0}
+    distill(policy, states[:1], [experience(policy, 64)], **warm_up)
     history = distill(
         policy,
         states,
@@ -327,15 +319,11 @@ def measure_turns(spec: dict) -> dict:
 
     def padded(batch):
         width = max(map(len, batch))
-        ids = torch.tensor(
-            [[policy.pad_id] * (width - len(p)) + p for p in batch], device=policy.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device
-        )
+        ids = [[policy.pad_id] * (width - len(p)) + p for p in batch]
+        mask = [[0] * (width - len(p)) + [1] * len(p) for p in batch]
+        read = {"input_ids": ids, "attention_mask": mask}
         policy.base_lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            **{name: torch.tensor(rows, device=policy.device) for name, rows in read.items()},
             max_new_tokens=spec["reply"],
             do_sample=False,
             pad_token_id=policy.pad_id,
@@ -377,10 +365,9 @@ def measure_scaling(spec: dict) -> dict:
     """Measure a rollout, or an extraction from games played before, by the number of games."""
     policy, games = _policy(spec), spec["games"]
     options = {"max_new_tokens": spec["reply"]}
-    played = rollout(
-        policy, ENV, range(games if spec["arm"] == "extract" else 2), **options
-    )  # and warm-up
-    if spec["arm"] == "extract":
+    extracts = spec["arm"] == "extract"
+    played = rollout(policy, ENV, range(games if extracts else 2), **options)  # and warm-up
+    if extracts:
         seconds = timed(lambda: extract(policy, played, **options), spec["repeats"])
     else:
         seconds = timed(lambda: rollout(policy, ENV, range(games), **options), spec["repeats"])

@@ -33,12 +33,10 @@ def test_a_figure_from_its_processes_to_the_table(tmp_path, capsys):
     for line in lines:
         assert line["what"] in shown
         assert line["ours"] > 0 and line["peer"] > 0 and line["n"] == 1 and line["model"] == "micro"
-        assert (
-            line["ratio"] == line["peer"] / line["ours"] and line["target"] is None
-        )  # targets apply to another model
-        assert (
-            line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]
-        )  # the arms compute the same loss
+        # targets apply to another model
+        assert line["ratio"] == line["peer"] / line["ours"] and line["target"] is None
+        # the arms compute the same loss
+        assert line["peer_gradient_error"] < 1e-4 > line["ours_gradient_error"]
         assert str(Path.cwd()) not in json.dumps(line)
 
 
