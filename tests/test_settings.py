@@ -86,16 +86,10 @@ def test_every_public_name_loads_and_type_checkers_see_the_same():
     for name in oelkit.__all__:
         assert getattr(oelkit, name) is getattr(oelkit, name) is not None
         assert name in dir(oelkit)
-    tree = ast.parse(Path(oelkit.__file__).read_text("utf-8"))
-    checked = {
-        alias.name: node.module
-        for block in tree.body
-        if isinstance(block, ast.If)
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert checked == oelkit._HOME and sorted(checked) == oelkit.__all__
+    tree = ast.parse(Path(oelkit.__file__).with_suffix(".pyi").read_text("utf-8"))
+    seen = [alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert all(alias.asname == alias.name for alias in seen)  # what is exported
+    assert sorted(alias.name for alias in seen) == oelkit.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         oelkit.nothing
 
