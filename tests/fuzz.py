@@ -257,8 +257,10 @@ TEMPLATE = st.one_of(
 )
 PROMPT_SET = nearly(
     {
-        **dict.fromkeys(("intro", "experience", "act", "history", "extract"), TEMPLATE),
-        **dict.fromkeys(("turn", "previous", "board"), TEMPLATE),
+        **dict.fromkeys(("intro", "history", "turn", "previous", "board"), TEMPLATE),
+        "experience": TEMPLATE | TEMPLATE.map("{items}".__add__),
+        "act": TEMPLATE | TEMPLATE.map("{observation}".__add__),
+        "extract": TEMPLATE | TEMPLATE.map("{game}".__add__),
         "max_new_tokens": st.integers(-1, 9),
     },
     SCALAR,

@@ -193,6 +193,7 @@ def test_a_chat_template_does_not_interpret_it_either(tiny):
 
 
 GOOD = {f.name: "''" for f in fields(PromptSet)} | {"max_new_tokens": "8", "chat": "false"}
+GOOD |= {"experience": "'{items}'", "act": "'{observation}'", "extract": "'{game}'"}
 
 
 def write(path, **changes):
@@ -257,6 +258,9 @@ def test_a_set_of_ones_own(tmp_path):
         ),
         ({"act": "'{\"move\": 1}'"}, "act cannot be filled in.*twice"),
         ({"act": "'{'"}, "act cannot be filled in"),
+        ({"act": "'Move?'"}, r"act does not use \{observation\}"),
+        ({"experience": "'Notes: {{items}}'"}, r"experience does not use \{items\}"),
+        ({"extract": "'{previous}'"}, r"extract does not use \{game\}"),
         ({"turn": "'{reply.x}'"}, "turn cannot be filled in"),
         # these fail, or fill the memory, only when something is filled in
         ({"turn": "'{reply.upper}'"}, "turn cannot be filled in"),

@@ -4,6 +4,7 @@ A set is a TOML file in `oelkit/prompts/`, or your own file by path. It holds th
 `experience`, `act`, `history`, `extract`, `turn` and `previous`, the board rendering and the most
 new tokens per reply. Optional are a `system` prompt and `chat`, which makes earlier turns messages
 of their own instead of `history`. Text filled into a template is never read as a template.
+`experience` must use {items}, `act` {observation} and `extract` {game}.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..records import Fields, Message, Trajectory, Turn
 from ..text import answer_text, content_text
 
 SHIPPED = {p.stem: p for p in sorted(Path(__file__).parent.glob("*.toml"))}
+_NEEDED = {"experience": "items", "act": "observation", "extract": "game"}
 _FIELDS = {  # the fields that each template can use
     "experience": "items",
     "act": "history observation turn max_turns moves",
@@ -75,19 +77,20 @@ def load_prompt_set(name: str | Path | PromptSet) -> PromptSet:
         if type(value) is not kind:
             raise ValueError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
         if key in _FIELDS:
-            _check_template(str(value), f"{path}: {key}", _FIELDS[key])
+            _check_template(str(value), f"{path}: {key}", _FIELDS[key], _NEEDED.get(key))
     return PromptSet(name=str(name), **raw)
 
 
-def _check_template(template: str, what: str, names: str) -> None:
-    """Refuse a template that cannot be filled in, before a run starts.
+def _check_template(template: str, what: str, names: str, needed: str | None) -> None:
+    """Refuse a template that cannot be filled in or lacks what it is for, before a run starts.
 
     Only a name is allowed in braces. An attribute (`{items.upper}`) or a format (`{items:>9999}`)
     would fail, or fill the memory, only when the template is used.
     """
-    wrong = ""
+    wrong, used = "", set[str | None]()
     try:
         for _, name, form, conversion in Formatter().parse(template):
+            used.add(name)
             if name is not None and (form or conversion or name not in names.split()):
                 wrong = f"{{{name}}}"
     except ValueError as error:
@@ -95,6 +98,8 @@ def _check_template(template: str, what: str, names: str) -> None:
     if wrong:
         said = f"{what} cannot be filled in ({wrong}): it can use {names} in braces"
         raise ValueError(f"{said}; write any other brace twice")
+    if needed and needed not in used:
+        raise ValueError(f"{what} does not use {{{needed}}}, so the model would never read it")
 
 
 def act_messages(
