@@ -664,10 +664,7 @@ def test_a_world_that_is_made_to_be_looked_at_is_closed(doors, monkeypatch):
     closed = []
     monkeypatch.setattr(Doors, "close", lambda self: closed.append(self) or 1 / 0)
     check(doors)
-    assert len(closed) == 1
-    monkeypatch.setattr(Doors, "close", lambda self: closed.append(self))
-    bounds(doors, [1])
-    assert len(closed) == 2
+    assert bounds(doors, [1])["n"] == 1 and len(closed) == 2
     gym.register("test/NoEnd-v0", entry_point=Doors)
     with pytest.raises(ValueError, match="max_episode_steps"):
         make("test/NoEnd-v0")

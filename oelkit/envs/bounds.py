@@ -9,7 +9,6 @@ every layout. Nothing here knows of models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..records import Outcome
 from .board import ACTIONS, DESCENT_ROLES, neighbours
 from .descent import DescentBoard, DescentEnv
 from .text_env import TextEnv, TextEnvWrapper
-from .worlds import make
+from .worlds import opened
 
 NAMES = {"random": "random policy", "fixed_plan": "best fixed plan", "ceiling": "ceiling"}
 _WON, _LOST, _START = 0, 1, 2  # node numbers; other nodes are a position, warned or not
@@ -73,7 +72,7 @@ def bounds(
         ValueError: there are no seeds.
     """
     if isinstance(env, str):
-        with closing(make(env, **env_kwargs)) as made:
+        with opened(env, **env_kwargs) as made:
             return bounds(made, seeds)
     world, seeds = env, given.seeds("seeds", seeds)
     if not seeds:
@@ -128,8 +127,10 @@ def knowledge_bounds(env: str | DescentEnv, seeds: Iterable[int], **env_kwargs: 
     Raises:
         ValueError: there are no seeds, or the world is not a Descent.
     """
-    world = make(env, **env_kwargs) if isinstance(env, str) else env
-    seeds = given.seeds("seeds", seeds)
+    if isinstance(env, str):
+        with opened(env, **env_kwargs) as made:
+            return knowledge_bounds(cast(DescentEnv, made), seeds)
+    world, seeds = env, given.seeds("seeds", seeds)
     if not isinstance(world, DescentEnv) or not seeds:
         raise ValueError("knowledge_bounds needs a Descent and at least one seed")
     rates, levels = np.zeros(world.levels + 1), world.levels

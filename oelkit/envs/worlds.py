@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -118,7 +119,8 @@ def make(env_id: str, **kwargs: Any) -> TextEnv | TextEnvWrapper:
         if getattr(type(world), what) is getattr(gym.Env, what):
             why = f"has no {what}()"
     if why or not turns:
-        env.close()
+        with suppress(Exception):
+            env.close()
         raise ValueError(f"{env_id!r} {why}")
     return TextEnvWrapper(env, turns)
 
@@ -133,8 +135,18 @@ def _unknown(env_id: str) -> ValueError:
     return ValueError(f"unknown environment {env_id!r}{said}")
 
 
+@contextmanager
+def opened(env_id: str, **kwargs: Any) -> Iterator[TextEnv | TextEnvWrapper]:
+    """Make a world to look at, and close it again. The module of a module:id is imported."""
+    made = make(env_id, **kwargs)
+    try:
+        yield made
+    finally:
+        with suppress(Exception):  # a game will report it
+            made.close()
+
+
 def check(env_id: str) -> None:
-    """Raise what `make` raises; close the world again. The module of a module:id is imported."""
-    made = make(env_id)
-    with suppress(Exception):  # a game will report it
-        made.close()
+    """Raise what `make` raises."""
+    with opened(env_id):
+        pass
