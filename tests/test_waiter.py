@@ -203,10 +203,10 @@ def test_a_trial_takes_over_games_and_items_and_learns_with_another_rank(learn, 
     first.curate(1), first.collect(1)
     out = tmp_path / "waiter.jsonl"
     for changes, settings, same in (
-        (["rank=4"], small, True),
+        (["rank=4"], learn["replace"](small, lora_rank=4), True),
         (["collect=3"], learn["replace"](small, state_games=3), False),
     ):
-        learn["learn"]("own", settings, out, changes, 4 if same else 16, like=first.folder)
+        learn["learn"]("own", settings, out, changes, like=first.folder)
         folder = Path(f"runs/waiter_own_{changes[0].replace('=', '_')}/round_1")
         for name, kept in (("items", True), ("trajectories", True), ("states", same)):
             assert (

@@ -36,7 +36,6 @@ from waiter import TABLES, Waiter
 from oelkit import Run, Settings, evaluate, paired_bootstrap
 from oelkit.auto_curation import auto_curate
 from oelkit.curation import Curation
-from oelkit.model.loading import LORA
 from oelkit.records import read_jsonl, write_jsonl
 from oelkit.runs.driver import versions
 from oelkit.runs.run import HELD_OUT
@@ -81,9 +80,8 @@ def go_through(run: Run, k: int) -> None:
         curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl", author="person")
         items = curation.items
         for table in TABLES:
-            if true := [
-                item for item in items if is_true(item.text) and table in item.text.lower()
-            ]:
+            true = [x for x in items if is_true(x.text) and table in x.text.lower()]
+            if true:
                 curation.add(true[0].text, [place for item in true for place in item.evidence])
         curation.reject([item.id for item in items], reason="false, or said once for all draws")
 
@@ -127,19 +125,13 @@ def take_over(run: Run, like: Path) -> None:
 
     States are copied only if both runs collect from as many games.
     """
-    same = (
-        json.loads((like / "run.json").read_text())["settings"]["state_games"]
-        == run.settings.state_games
-    )
-    for name in (
-        "trajectories.jsonl",
-        "items.jsonl",
-        "curation.jsonl",
-        "experience.md",
-        "states.jsonl",
-    ):
+    theirs = json.loads((like / "run.json").read_text())["settings"]
+    names = ["trajectories.jsonl", "items.jsonl", "curation.jsonl", "experience.md"]
+    if theirs["state_games"] == run.settings.state_games:
+        names.append("states.jsonl")
+    for name in names:
         there, here = like / "round_1" / name, run.round_folder(1) / name
-        if there.exists() and not here.exists() and (same or name != "states.jsonl"):
+        if there.exists() and not here.exists():
             shutil.copy(there, here)
 
 
@@ -162,7 +154,6 @@ def learn(
     settings: Settings,
     out: Path,
     changes: Sequence[str] = (),
-    rank: int = LORA["r"],
     writer: str = "",
     like: Path | None = None,
 ) -> None:
@@ -180,7 +171,7 @@ def learn(
         other.curate(1)
         like = other.folder
         del other  # no need to keep two models in memory
-    run = Run(folder, replace(settings, lora_rank=rank))
+    run = Run(folder, settings)
     if like:
         take_over(run, like)
     for k in range(1, settings.rounds + 1):
@@ -208,33 +199,21 @@ def learn(
                 if step["round"] == k
             ],
         }
-        controls = {}
         if arm == "curated":
-            controls["as_written"] = as_written(run, k)
+            row["as_written"] = read(run, k, as_written(run, k))
         elif k == 1 and not like:
-            controls["as_played"] = as_played(run, k)
-        row |= {control: read(run, k, texts) for control, texts in controls.items()}
+            row["as_played"] = read(run, k, as_played(run, k))
         row |= {
             "seconds": m["seconds"],
             "command": shlex.join(["python", *sys.argv]),
             "versions": versions(),
         }
-        rows = read_jsonl(out) if out.exists() else []
-        write_jsonl(
-            out,
-            [r for r in rows if (r["arm"], r["seed"], r["round"]) != (name, settings.seed, k)]
-            + [row],
-        )
-        print(
-            name,
-            k,
-            {
-                a: f"{p['pass_rate']:.1%}"
-                for a, p in row.items()
-                if isinstance(p, dict) and "pass_rate" in p
-            },
-            f"{row['true']} of {row['items']} items are true",
-        )
+        mine = (name, settings.seed, k)
+        rows = [r for r in study_plots.recorded(out) if (r["arm"], r["seed"], r["round"]) != mine]
+        write_jsonl(out, [*rows, row])
+        played = {arm: x for arm, x in row.items() if isinstance(x, dict) and "pass_rate" in x}
+        rates = {arm: f"{x['pass_rate']:.1%}" for arm, x in played.items()}
+        print(name, k, rates, f"{row['true']} of {row['items']} items are true")
 
 
 def figure(rows: Sequence[dict], elsewhere: Sequence[dict] = ()) -> plots.Figure:
@@ -382,13 +361,13 @@ def main() -> None:
         parser.error("--model is required: a local folder or hub id")
     changed = dict(text.split("=", 1) for text in args.set)
     changed = {
-        name: value if name == "loss" else json.loads(value) for name, value in changed.items()
+        {"rank": "lora_rank"}.get(name, name): value if name == "loss" else json.loads(value)
+        for name, value in changed.items()
     }
-    rank = changed.pop("rank", LORA["r"])
     settings = replace(
         SETTINGS, model=args.model, rounds=args.rounds, seed=args.seed, dtype=args.dtype, **changed
     )
-    learn(args.arm, settings, args.out, args.set, rank, args.writer, args.like)
+    learn(args.arm, settings, args.out, args.set, args.writer, args.like)
 
 
 if __name__ == "__main__":
