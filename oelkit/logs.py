@@ -102,17 +102,17 @@ def read_chats(
                 row = _parsed(row)
             elif isinstance(row, dict) and (arrow or not path):
                 row = _as_json(row, arrow)
-            found, counted = _format(shallow(row, 100)), Counter[str]()
+            found, replaced = _format(shallow(row, 100)), Counter[str]()
             kind = kind or found
             if found != kind:
                 raise ValueError(f"is in the format {found}, the others are {kind}")
-            game = _trajectory(redacted(row, redact, counted), kind, f"{stem}-{line}", ids)
+            game = _trajectory(redacted(row, redact, replaced), kind, f"{stem}-{line}", ids)
         except (ValueError, RecursionError) as error:
             said = well_formed(without_secrets(str(error)))
             bad.append((line, getattr(error, "name", None), said))
             continue
         ids.add(game.id)
-        counts += counted
+        counts += replaced
         chats.append(game)
     chats.format, chats.bad, chats.replaced = kind or "", bad, dict(counts)
     _complain(where, chats, on_bad)

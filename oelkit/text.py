@@ -213,10 +213,10 @@ def content_text(content: Any) -> str:
         raise ValueError(f"a message's content is a {type(content).__name__}, not text")
     texts: list[str] = []
     for part in cast(list[Any], content):
-        text = part.get("text") if hasattr(part, "get") else part
-        said = part.get("type", "text") if hasattr(part, "get") else "text"
-        if not (isinstance(text, str) and said in (None, "text", "input_text", "output_text")):
-            kind = part.get("type", "none") if hasattr(part, "get") else type(part).__name__
+        part = part if hasattr(part, "get") else {"text": part}
+        text, kind = part.get("text"), part.get("type")
+        if not isinstance(text, str) or kind not in (None, "text", "input_text", "output_text"):
+            kind = kind or type(text).__name__
             raise ValueError(f"a message's content has a part of the kind {kind!r}, not text")
         texts.append(text)
     return "".join(texts)
