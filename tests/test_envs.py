@@ -475,6 +475,12 @@ def test_bad_arguments_are_one_clear_error(kwargs, message):
         make("oelkit/Sokoban-v0", boxes=1.0)
 
 
+def test_too_many_holes_between_the_corners_are_told():
+    env = make("oelkit/FrozenLake-v0", holes=7)
+    with pytest.raises(ValueError, match="no solvable 3x3 layout with 7 holes: ask for fewer"):
+        env.reset(seed=0)
+
+
 def test_numbers_can_be_numpys():
     env, two = make("oelkit/FrozenLake4x4-v0", holes=np.int64(2)), (np.int64(2), 2)
     again = make("oelkit/FrozenLake4x4-v0", holes=two)
