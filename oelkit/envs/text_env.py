@@ -217,9 +217,9 @@ class TextEnvWrapper(gym.Wrapper[str, str, str, str]):
     def __init__(self, env: gym.Env[str, str], max_turns: int):
         super().__init__(env)
         self.max_turns = max_turns
-        own = {name: getattr(env.unwrapped, name, ()) for name in ("moves", "tools")}
-        self.moves = tuple(given.records("the world's moves", own["moves"], str))
-        self.tools = tuple(given.records("the world's tools", own["tools"], dict))
+        world = env.unwrapped
+        self.moves = tuple(given.records("the world's moves", getattr(world, "moves", ()), str))
+        self.tools = tuple(given.records("the world's tools", getattr(world, "tools", ()), dict))
 
     def reset(self, **how: Any) -> tuple[str, dict[str, Any]]:
         """Start a game; TypeError if the world returns something else."""
