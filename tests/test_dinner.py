@@ -68,6 +68,7 @@ def test_an_arm_runs_goes_on_and_is_drawn(micro_folder, tmp_path, monkeypatch):
     learn["learn"](settings, "online", out)
     rows = read_jsonl(out)
     assert [row["round"] for row in rows] == [1, 2] and "base" in rows[0]
+    assert all(row["command"].endswith("--seed 0 --dtype float32") for row in rows)
     assert all(len(row["consolidated"]["courses"]) == 4 for row in rows)
     learn["learn"](settings, "online", out)
     assert read_jsonl(out) == rows  # nothing is measured twice
