@@ -491,7 +491,7 @@ def test_a_world_without_layouts_says_so():
     env = make("oelkit/FrozenLake4x4-v0", min_moves=6)
     with pytest.raises(ValueError, match="no layout found.*min_moves or more max_turns"):
         env.reset(seed=0)
-    with pytest.raises(ValueError, match="fit"):
+    with pytest.raises(ValueError, match="no solvable 3x3 layout with 7 holes"):
         paper_layout(0, holes=7)
     with pytest.raises(ValueError, match="boxes"):
         make("oelkit/Sokoban-v0", boxes=4)
