@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,16 @@ def test_token_logprobs_where_head_and_hidden_states_differ_in_dtype(tiny_model)
     policy.head = Head(policy.head.weight.float())
     for a, b in zip(same, token_logprobs(policy, PROMPTS, REPLIES), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.1)
+
+
+def test_sixteen_bits_on_a_cpu_without_them_are_told_to_be_slow(tiny_model, monkeypatch):
+    monkeypatch.setattr(loading, "ONE_THREAD_PARAMS", 0)
+    for has, slow in (("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda has=has: has)
+        with warnings.catch_warnings(record=True) as told:
+            load_policy(tiny_model, dtype="bfloat16")
+            load_policy(tiny_model, dtype="float32")
+        assert ["bfloat16 several times slower" in str(w.message) for w in told] == [True] * slow
 
 
 def test_reply_hidden_times_head_is_the_logits_and_padding_does_not_matter(tiny):

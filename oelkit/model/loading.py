@@ -31,7 +31,7 @@ from .. import given
 from ..config import ModelConfig
 from . import ranks
 from .attention import repeat_key_heads
-from .base import cache_argument, check_weights
+from .base import cache_argument, check_weights, warn_of_slow
 from .lora import attach, check_stranger, warn_of_names
 from .lora_settings import adapter_config, lora_config, plain_lora
 from .policy import Policy
@@ -126,6 +126,8 @@ def load_policy(
     if quantize == "auto":
         quantize = "nf4" if device.type == "cuda" and not small else None
     dtype = _pick_dtype(dtype, device, exact=small and quantize is None)
+    if device.type == "cpu" and empty.num_parameters() >= ONE_THREAD_PARAMS:
+        warn_of_slow(dtype, name)
     nf4 = quantize == "nf4" and not quantised_with(config)
     packed = four_bits(empty, dtype) if nf4 else None
     base = _load_base(name, source, revision, config, device, dtype, packed)
