@@ -187,10 +187,7 @@ def _select(root: Path, names: Iterable[str]) -> list[Path]:
 def _output_folder(root: Path, run: str) -> Path:
     folder = run_folder(run, root / "runs") / "notebooks"
     refuse_links(folder.parent)
-    try:
-        try_to_write(folder)
-    except OSError as error:
-        raise NotebookError(f"cannot write to the run folder {folder}: {error.strerror}") from error
+    try_to_write(folder)
     return folder
 
 

@@ -772,7 +772,7 @@ def test_unwritable_run_folder(call, place, settings):
     (place / "runs").write_text("a file where a folder should be")
     refused(
         call("loop", "--model", settings.model, "--run", "first"),
-        "cannot write the run folder",
+        "cannot write to the run folder",
         "runs/first",
     )
 

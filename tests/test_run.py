@@ -400,10 +400,11 @@ def test_an_experience_written_by_hand(settings, tmp_path):
     assert run.experiences(1) == ["Never step on H.\nReach G."] * 2
 
 
-def test_rounds_count_from_1(settings, tmp_path):
+def test_a_round_that_no_run_has_is_refused_at_once(settings, tmp_path):
     run = start(tmp_path / "run", settings)
-    with pytest.raises(ValueError, match="round 0: rounds count from 1"):
-        run.rollout(0)
+    for k in (0, 1000):  # not after 999 rounds, with a run.json that cannot be read again
+        with pytest.raises(ValueError, match=f"round {k}: a round must be 1 to 999"):
+            run.rollout(k)
     assert not list((tmp_path / "run").glob("*.jsonl"))
 
 
@@ -508,7 +509,7 @@ def test_run_names_and_folders_that_cannot_be(settings, tmp_path):
         Run(tmp_path / "a b", settings)
     (tmp_path / "file").write_text("not a folder")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ValueError, match=f"cannot write the run folder {folder}"):
+        with pytest.raises(ValueError, match=f"cannot write to the run folder {folder}"):
             Run(folder, settings)
     assert (tmp_path / "file").read_text() == "not a folder"
 

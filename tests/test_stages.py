@@ -635,11 +635,16 @@ def test_of_two_that_start_a_run_the_second_must_want_the_same(small, policy, tm
     class Slow(Run):
         def _load_policy(self, given):
             super()._load_policy(given)
-            Run(tmp_path / "run", replace(small, seed=7), policy, progress=False)
+            Run(tmp_path / "run", replace(small, **changed), policy, progress=False)
 
+    changed = {"seed": 7, "rounds": 3, "gate": "stop"}
     with pytest.raises(ValueError, match="seed was 7, is 0"):
         Slow(tmp_path / "run", small, policy, progress=False)
     assert files.read_json(tmp_path / "run/run.json")["settings"]["seed"] == 7
+    shutil.rmtree(tmp_path / "run")
+    del changed["seed"]
+    joined = Slow(tmp_path / "run", replace(small, gate=None), policy, progress=False).settings
+    assert (joined.rounds, joined.gate) == (3, "stop")  # those of the first
 
 
 # -- gate

@@ -10,15 +10,17 @@ import venv
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from helpers import make_metrics
 from transformers import AutoTokenizer
 
 from oelkit import __main__ as cli
 from oelkit.given import did_you_mean
 from oelkit.model.known import KNOWN
 from oelkit.project import shipped
-from oelkit.records import Trajectory, read_jsonl
+from oelkit.records import Trajectory, read_jsonl, write_text
 from oelkit.views import app
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +120,21 @@ def test_what_init_leaves_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine/my_adapter/adapter_config.json").exists()
     (tmp_path / "mine/world.py").write_text("mine")
     assert "already exists and differs" in said(capsys, "init", "mine")[2]
+
+
+def test_neither_what_a_model_wrote_nor_a_log_steers_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    metrics = make_metrics()
+    metrics["rounds"][0]["pass_rate"]["base"]["maps"] = 64
+    write_text("runs/first/round_1/experience.md", "- EXPERIENCE ITEM: \x1b[31mred")
+    monkeypatch.setattr("oelkit.runs.run.Run", lambda *_: SimpleNamespace(run_all=lambda: metrics))
+    status, out, _ = said(capsys, "demo")
+    assert status == 0 and "\\x1b[31mred" in out and "\x1b" not in out
+    write_text("log.jsonl", '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant",')
+    with open("log.jsonl", "a") as log:
+        log.write(' "content": "!"}]}\n{"\\u001b[31mred": 1}\n')
+    status, out, _ = said(capsys, "import", "log.jsonl", "--run", "mine", "--bad", "skip")
+    assert status == 0 and "\\x1b[31mred" in out and "\x1b" not in out
 
 
 def files_below(*folders):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -22,7 +21,7 @@ from ..runs.settings import (
     only_logs,
     run_folder,
 )
-from ..runs.stages import Stages, StaleRunError, stages_of
+from ..runs.stages import StaleRunError, stages_of, stale
 from ..runs.table import weights
 from ..tables import visible
 from .start import TREE, lay_out
@@ -99,8 +98,6 @@ def report(args: Namespace) -> None:
 
 
 def _tell_stale(folder: Path) -> None:
-    from ..views.report import stale
-
     if old := stale(folder):
         warnings.warn(str(StaleRunError(folder, old)), stacklevel=3)
 
@@ -157,18 +154,18 @@ def status(args: Namespace) -> int:
 
 def promote(args: Namespace) -> None:
     """Make the round after K start from round K."""
-    _decide(args, lambda stages: args.round)
+    _decide(args, keep=True)
 
 
 def rollback(args: Namespace) -> None:
     """Make the round after K start where round K started."""
-    _decide(args, lambda stages: stages.start(args.round))
+    _decide(args, keep=False)
 
 
-def _decide(args: Namespace, start: Callable[[Stages], int]) -> None:
+def _decide(args: Namespace, keep: bool) -> None:
     stages = stages_of(folder := folder_of(args.run))
     with locked(folder):
-        stages.decide(args.round, first := start(stages))
+        first = stages.decide(args.round, keep)
     print(f"round {args.round + 1} starts from {weights(first)}")
     print(f"to see what this makes stale: oelkit status {quote(args.run)}")
 
@@ -217,5 +214,5 @@ def import_chats(args: Namespace) -> None:
     with locked(folder.parent):
         for path, records in zip(paths, (chats, states(chats))):
             write_jsonl(path, records)
-    print(chats, *(f"written: {path}" for path in paths), sep="\n")
+    print(visible(str(chats)), *(f"written: {path}" for path in paths), sep="\n")
     print("continue with:", extract_logs(folder))

@@ -14,6 +14,7 @@ from typing import Any
 from ..project import shipped
 from ..runs.files import read_experience
 from ..runs.settings import Settings, run_folder
+from ..tables import visible
 from ..text import parse_items
 
 # files that the notebooks read, by path in a clone; the model is not copied
@@ -65,8 +66,7 @@ def demo(args: Namespace) -> None:
     print("A small model plays a game without knowing its rules. It writes down what it learned,")
     print("is trained until it no longer needs that text, and plays maps that it has never seen.\n")
     metrics = Run(folder, Settings.of("tiny", **few)).run_all()
-    text, draws = read_experience(folder / "round_1/experience.md")
-    wrote = " ".join(parse_items((draws or [text])[0]))
+    wrote = " ".join(parse_items(read_experience(folder / "round_1/experience.md")[0]))
     about = {
         "base": ("before", "untrained, nothing to read"),
         "in_context": ("in context", f"untrained, reads what it wrote: {wrote}"),
@@ -76,7 +76,8 @@ def demo(args: Namespace) -> None:
     print(f"\nGames won on {rates['base']['maps']} maps never seen (95 % intervals):")
     for arm, (name, what) in about.items():
         r = rates[arm]
-        print(f"  {name:<10} {r['pass_rate']:4.0%} [{r['low']:.0%}, {r['high']:.0%}]  {what}")
+        rate = f"{r['pass_rate']:4.0%} [{r['low']:.0%}, {r['high']:.0%}]"
+        print(f"  {name:<10} {rate}  {visible(what)}")
     picture = Path(os.path.relpath(folder)) / "figures/demo.png"
     picture.parent.mkdir(exist_ok=True)
     names = {arm: name for arm, (name, _) in about.items()}

@@ -277,8 +277,7 @@ def experience_texts(path: str | None, needed: bool = True) -> list[str]:
         draws = sorted({item.draw for item in items if item.model})  # a person's go to every draw
         texts = [experience_text(items_for_draw(items, draw)) for draw in draws or [0]]
     else:
-        head, draws = files.read_experience(path) if path else ("", [])
-        texts = draws or [head]
+        texts = files.read_experience(path) if path else []
     texts = [text for text in texts if text]
     if path and needed and not texts:
         raise ValueError(f"{path} contains no experience (no items, or all were rejected)")

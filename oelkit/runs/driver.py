@@ -22,9 +22,9 @@ from .. import given
 from ..records import write_text
 from . import files, measures, work
 from .context import RunContext
-from .settings import Settings
+from .settings import Settings, wrong
 from .stages import FORM, StageStatus, StaleRunError, read_run
-from .table import ARMS, STAGES, Node
+from .table import ARMS, FILES, STAGES, Node
 
 WORK = {
     "rollout": work.rollout,
@@ -100,8 +100,8 @@ class Driver(RunContext):
             StaleRunError: One of them is out of date and redo is False. Nothing was done.
             ValueError: There is no such round.
         """
-        if stage in STAGES and given.whole("round", k) < 1:
-            raise ValueError(f"round {k}: rounds count from 1")
+        if stage in STAGES and (said := wrong("rounds", given.whole("round", k))):
+            raise ValueError(f"round {k}: a round {said}")
         if self._writing and stage == STAGES[0]:  # once per round, not once per stage
             self._look(k)
         if self.stages.status(k, stage, self._earlier(k)).state == "done":
@@ -142,8 +142,8 @@ class Driver(RunContext):
 
     def _look(self, k: int) -> None:
         """Note the status of the rounds before k; look again only if one of their files changed."""
-        stages, old = self.stages, self._stamps
-        stamps = [stages.stamps(j) for j in range(1, k)]
+        stages, old, root = self.stages, self._stamps, self.folder
+        stamps = [[files.stamp(f"{root}/{n.format(k=j)}") for n in FILES] for j in range(1, k)]
         seen = dict(self._seen) if stamps[: len(old)] == old else {}
         for node in itertools.product(range(1, k), STAGES):
             stages.status(*node, seen)

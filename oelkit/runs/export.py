@@ -175,7 +175,9 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     return str(address)
 
 
-def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+def check_exports(
+    run: Run | str | Path, folders: str | Path | Sequence[str | Path]
+) -> list[dict[str, Any]]:
     """Let each exported folder play the held-out maps and compare it with the run.
 
     Each is loaded with plain Transformers and PEFT in a process of its own. The result is added to
@@ -183,7 +185,7 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
 
     Args:
         run: A run, or its folder.
-        folders: Folders written by `export`.
+        folders: Folders written by `export`, or one.
 
     Returns:
         A row per form, the run's own first: form, pass_rate with its interval low and high, n,
@@ -197,7 +199,7 @@ def check_exports(run: Run | str | Path, folders: Sequence[str | Path]) -> list[
     measured = read_json(stages.folder / f"round_{exported_round(stages)}/metrics.json")
     rows = [{"form": "run", **measured["pass_rate"]["consolidated"]}]
     rows[0]["ood"] = measured["ood"]["consolidated"]
-    for folder in map(Path, folders):
+    for folder in map(Path, [folders] if isinstance(folders, str | Path) else folders):
         command = [sys.executable, "-m", "oelkit.runs.replay", str(stages.folder), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -78,20 +78,16 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any] | None:
     return value
 
 
-def read_experience(path: Path | str) -> tuple[str, list[str]]:
-    """Read an experience file.
+def read_experience(path: Path | str, draws: int = 1) -> list[str]:
+    """Return the text of each draw in an experience file, in order of draw number.
 
-    Returns:
-        The text if it has no draw headings, and the text of each draw in order of draw number.
-
-    Raises:
-        ValueError: There is text above the first draw heading.
-    """
-    head, draws = by_draw(text_file(path))
-    if draws and head:
-        what = f"text before the first heading `## Draw {draws[0][0]}` belongs to no draw"
+    A text without draw headings is that of each of `draws` draws. ValueError if there is text above
+    the first heading."""
+    head, found = by_draw(text_file(path))
+    if found and head:
+        what = f"text before the first heading `## Draw {found[0][0]}` belongs to no draw"
         raise ValueError(f"{path}: {what}; move it below a heading, or delete it")
-    return head, [said for _, said in sorted(draws, key=lambda draw: int(draw[0]))]
+    return [said for _, said in sorted(found, key=lambda one: int(one[0]))] or [head] * draws
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,10 +96,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Create a folder and, for a moment, a file in it; OSError if that is impossible."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ".try", "")
-    (folder / ".try").unlink(missing_ok=True)  # another process may be trying, too
+    """Create a run folder and, for a moment, a file in it; ValueError if that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ".try", "")
+        (folder / ".try").unlink(missing_ok=True)  # another process may be trying, too
+    except OSError as error:
+        raise ValueError(f"cannot write to the run folder {folder}: {error.strerror}") from error
 
 
 def append_bytes(path: Path, data: bytes) -> None:

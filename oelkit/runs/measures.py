@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import envs
 from ..curation import Curation
-from ..records import Outcome, State, Trajectory, read_jsonl, to_dict
+from ..records import ExperienceItem, Outcome, State, Trajectory, read_jsonl, to_dict
 from ..steps import evaluation, rollouts
 from . import gate, work
 from .context import RunContext
@@ -161,9 +161,9 @@ def round_metrics(run: RunContext, k: int) -> dict[str, Any]:
     row = read_json(folder / "metrics.json")
     row.pop("shown", None)
     if (folder / "items.jsonl").exists():
-        curation = Curation.open(folder / "items.jsonl", folder / "curation.jsonl")
-        items = len(read_jsonl(folder / "items.jsonl"))
-        row |= {"items": items, "kept": len(curation.kept())}
+        items = read_jsonl(folder / "items.jsonl", ExperienceItem)
+        kept = Curation(items, folder / "curation.jsonl").kept()
+        row |= {"items": len(items), "kept": len(kept)}
     row["extraction"] = (run.stages.manifest(k, "extract") or {}).get("counts")
     for kind in ("reply_tokens", "truncated"):
         row[kind] = {name: rate[kind] for name, rate in row["pass_rate"].items()}

@@ -27,7 +27,6 @@ from ..model.lora import base_marks, same_base
 from ..model.policy import Policy
 from ..prompts import PromptSet
 from ..records import ExperienceItem, State, Trajectory, read_jsonl
-from ..tables import Brief, Shown
 from . import files, measures, work
 from .context import HELD_OUT as HELD_OUT
 from .driver import Driver, versions
@@ -41,7 +40,7 @@ _LATER = ("rounds", "run_ablations", "gate")  # settings that can differ when a 
 _ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # every stage depends on these
 
 
-class Run(Driver, Shown):
+class Run(Driver, SavedRun):
     """A run folder, its settings and its policy; the methods are the stages of a round."""
 
     def __init__(
@@ -67,40 +66,30 @@ class Run(Driver, Shown):
         given.one("settings", settings, Settings, ', such as Settings.of("tiny")')
         if policy is not None:
             given.a_policy(policy)
-        loaded = _as_loaded(policy) if policy else {}
-        self.settings = settings = given.settings("settings", Settings, settings, loaded)
+            settings = replace(settings, **_as_loaded(policy))
+        self.settings = settings
         check_ranges(asdict(settings))
         for world in {settings.env, envs.held_out(settings.env)}:
             envs.check(world)  # an unknown world fails before the model is loaded
-        if (self.folder / "run.json").exists():
+        there, record = self.folder.exists(), self.folder / "run.json"
+        if record.exists():
             files.refuse_links(self.folder)
-            theirs = self._compare_settings()
-            # a notebook that needs only round 1 must not drop the others, and one that does not
-            # set the gate must not reset it
-            rounds, judge = max(settings.rounds, theirs["rounds"]), settings.gate or theirs["gate"]
-            self.settings = replace(settings, rounds=rounds, gate=judge)
+            self._join()
             self._load_policy(policy)
             return
-        self.settings = replace(settings, gate=settings.gate or "warn")
-        there = self.folder.exists()
-        try:
-            files.try_to_write(self.folder)
-        except OSError as error:  # fail before the model is loaded
-            raise ValueError(
-                f"cannot write the run folder {self.folder}: {error.strerror}"
-            ) from error
+        files.try_to_write(self.folder)  # or fail before the model is loaded
         try:
             self._load_policy(policy)
         except BaseException:
             if not there and not any(self.folder.iterdir()):  # a misspelt model leaves no run
                 self.folder.rmdir()
             raise
-        if (self.folder / "run.json").exists():  # another process was faster
-            self._compare_settings()
+        if record.exists():  # another process was faster
+            self._join()
             return
+        self.settings = replace(settings, gate=settings.gate or "warn")
         marks = {"base": base_marks(self.policy.model)} if _trains(self.policy) else {}
-        about = self.record() | {"versions": versions(), **marks}
-        files.write_json(self.folder / "run.json", about)
+        files.write_json(record, self.record() | {"versions": versions(), **marks})
 
     @classmethod
     def open(
@@ -133,12 +122,6 @@ class Run(Driver, Shown):
         run.prompts = run._read_prompts()
         return run
 
-    plotted = SavedRun.plotted
-
-    def brief(self) -> Brief:
-        """See `SavedRun.brief`."""
-        return SavedRun(self.folder).brief()
-
     def _load_policy(self, policy: Policy | None) -> None:
         self.policy = policy or policy_from_config(self.settings)
         self.prompts = self._read_prompts()
@@ -153,8 +136,11 @@ class Run(Driver, Shown):
         name = self.settings.prompt_set or self.policy.default_prompt_set
         return read_prompts(name, self.settings)
 
-    def _compare_settings(self) -> dict[str, Any]:
-        theirs = asdict(SavedRun(self.folder).settings)
+    def _join(self) -> None:
+        """Keep the rounds and the gate of the run in the folder, unless more or another is asked;
+        ValueError if other settings differ."""
+        saved = SavedRun(self.folder).settings
+        theirs = asdict(saved)
         ours = {k: v for k, v in asdict(self.settings).items() if k not in _LATER}
         differ = {k: v for k, v in ours.items() if theirs[k] != v}
         if differ:
@@ -166,33 +152,35 @@ class Run(Driver, Shown):
                 f"{self.folder} holds a run with other settings ({told}): choose another name, or "
                 f"open it as it is: {call}){changed}"
             )
-        return theirs
+        # a notebook that needs only round 1 must not drop the others
+        rounds, gate = max(self.settings.rounds, saved.rounds), self.settings.gate or saved.gate
+        self.settings = replace(self.settings, rounds=rounds, gate=gate)
 
     # -- folders, seeds, weights
 
     def promote(self, k: int) -> None:
         """Let round k+1 start from round k, whatever the gate found."""
-        self._decide(k, lambda: k)
+        self._decide(k, keep=True)
 
     def rollback(self, k: int) -> None:
         """Let round k+1 start where round k started; the files of round k stay."""
-        self._decide(k, lambda: self.stages.start(k))
+        self._decide(k, keep=False)
 
-    def _decide(self, k: int, start: Callable[[], int]) -> None:
+    def _decide(self, k: int, keep: bool) -> None:
         with self._locked():
-            self.stages.decide(given.whole("round", k), start())
+            self.stages.decide(given.whole("round", k), keep)
 
     # -- the stages of round k; each first does the missing stages before it
 
     def rollout(self, k: int) -> list[Trajectory]:
         """Play the games that experience is extracted from, without experience."""
         self.ensure(k, "rollout")
-        return read_jsonl(self.folder / f"round_{k}/trajectories.jsonl", Trajectory)
+        return self.trajectories(k)
 
     def extract(self, k: int) -> list[ExperienceItem]:
         """Let the policy write down what the games teach, `num_draws` times."""
         self.ensure(k, "extract")
-        return read_jsonl(self.folder / f"round_{k}/items.jsonl", ExperienceItem)
+        return self.items(k)
 
     def curate(self, k: int) -> list[str]:
         """Decide on what no person has (see `auto_curate`), write what the teacher reads, and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ..records import AnyPath, ExperienceItem, Trajectory, read_jsonl
 from ..tables import Brief, Shown
 from .files import read_json
 from .settings import Settings
-from .stages import read_run, status
+from .stages import read_run, stale
 from .table import first_few
 
 
@@ -50,9 +49,8 @@ class SavedRun(Shown):
         steps = " -> ".join(f"{row[1]:g}%" for row in rows)
         line = f"Run {self.folder.name}: {self.settings.model} in {self.settings.env}, "
         line += f"{steps} passed" if rows else "nothing measured yet"
-        with suppress(ValueError):  # a damaged file: `status` says so
-            old = [s.name for s in status(self.folder) if s.state == "stale"]
-            line += f"; out of date: {first_few(old)}" if old else ""
+        old = [stage.name for stage in stale(self.folder)]
+        line += f"; out of date: {first_few(old)}" if old else ""
         return line, ("model", "passed, %", "interval", "games"), rows
 
 

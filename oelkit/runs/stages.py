@@ -14,9 +14,9 @@ from typing import Any
 
 from ..prompts import PromptSet, load_prompt_set
 from . import table
-from .files import read_object, sha256, stamp, write_json
+from .files import read_object, sha256, write_json
 from .settings import Settings, check_settings, no_run
-from .table import ARMS, BY_HAND, FILES, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
+from .table import ARMS, BY_HAND, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # format of the run folder; 1 had no manifests
 
@@ -58,10 +58,7 @@ class Stages:
 
     def __init__(self, folder: Path, settings: Settings, prompts: dict[str, Any]):
         self.folder, self.settings, self.prompts = folder, settings, prompts
-
-    @property
-    def _rounds(self) -> range:
-        return range(1, self.settings.rounds + 1)
+        self._rounds = range(1, settings.rounds + 1)
 
     def start(self, k: int) -> int:
         """Return the round whose adapter round k starts from; 0 is the untrained model.
@@ -89,11 +86,14 @@ class Stages:
                 raise ValueError(f"{path}: round {k!r} cannot start from {start!r}; correct it")
         return said
 
-    def decide(self, k: int, start: int) -> None:
-        """Record that round k+1 starts from round `start`; the caller must hold the run's lock."""
+    def decide(self, k: int, keep: bool) -> int:
+        """Record that round k+1 starts from round k (keep) or from where round k did, and return
+        that. The caller must hold the run's lock."""
         if not (self.folder / f"round_{k}/adapter").is_dir():
             raise ValueError(f"round {k} is not trained yet: nothing to decide on")
+        start = k if keep else self.start(k)
         write_json(self.folder / "chain.json", {"start": self._chain() | {str(k + 1): start}})
+        return start
 
     def lost(self, k: int) -> str:
         """Return what the gate found against round k, as a sentence; "" if nothing."""
@@ -172,10 +172,6 @@ class Stages:
     def hashes(self, k: int, stage: str) -> dict[str, str | None]:
         """Return name and current hash of each input file."""
         return {name: sha256(self.folder / name) for name in self.reads(k, stage)}
-
-    def stamps(self, k: int) -> list[tuple[int, ...] | None]:
-        """Return stamps that differ once a file of round k changes; opens none of them."""
-        return [stamp(f"{self.folder}/{name.format(k=k)}") for name in FILES]
 
     def by_hand(self, k: int, stage: str) -> bool:
         """Whether the stage's file exists but is not what the stage wrote."""
@@ -281,12 +277,16 @@ def status(folder: str | Path) -> list[StageStatus]:
     return stages_of(folder).statuses()
 
 
-def stages_of(folder: str | Path) -> Stages:
-    """Return the current stages of a run folder; needs no model.
+def stale(folder: str | Path) -> list[StageStatus]:
+    """Return the stages that are out of date; a damaged or an older run cannot tell, so none."""
+    with suppress(ValueError):
+        return [one for one in status(folder) if one.state == "stale"]
+    return []
 
-    Raises:
-        ValueError: There is no run, or it is in an older format.
-    """
+
+def stages_of(folder: str | Path) -> Stages:
+    """Return the current stages of a run folder, without its model; ValueError if there is no run,
+    or one in an older format."""
     record = read_run(folder := Path(folder))
     settings, prompts = Settings(**record["settings"]), record["prompts"]
     with suppress(ValueError):  # the prompt set is gone or on another machine: use the recorded one

@@ -245,8 +245,7 @@ def known_texts(run: RunContext, k: int) -> list[str]:
 
 def read_texts(run: RunContext, path: Path) -> list[str]:
     """Return the text of each draw in an experience.md; a person's file can lack headings."""
-    head, draws = read_experience(path)
-    return draws or [head] * run.settings.num_draws
+    return read_experience(path, run.settings.num_draws)
 
 
 def as_draws(texts: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from .. import given
 from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, write_text
 from ..runs.files import read_json, refuse_links
 from ..runs.settings import no_run
-from ..runs.stages import StageStatus, status
+from ..runs.stages import stale
 from ..text import by_draw, outcome_text, well_formed
 from . import plots
 from .findings import chain, findings
@@ -91,14 +91,6 @@ def _template() -> Any:
     loader = FileSystemLoader(Path(__file__).parent)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     return Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
-
-
-def stale(folder: Path) -> list[StageStatus]:
-    """Return the stages that are out of date; a run in an older format cannot tell."""
-    try:
-        return [one for one in status(folder) if one.state == "stale"]
-    except ValueError:
-        return []
 
 
 def _tables(metrics: dict) -> list[list[list[str]]]:
