@@ -116,7 +116,8 @@ class Beside:
         self.options = "--run", run, "--timeout", str(timeout)
         self.child: subprocess.Popen[str] | None = None
         self.relay, self.said, self.stopping, self.alone = Thread(), "", False, False
-        self.begun, self.before, self.status = list[str](), dict[str, Any](), 0
+        self.begun: dict[str, Any] = {}  # notebook: stamp of its status before
+        self.status = 0
 
     def __enter__(self) -> None:
         # the embedded model's matrix products are too small to split: one thread per kernel
@@ -141,8 +142,7 @@ class Beside:
         given = {k: v for k, v in self.given.items() if k in known}
         texts = [f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in given.items()]
         command = [sys.executable, "-c", COMMAND, "notebooks", *names, *self.options]
-        self.before |= {n: self._mark(n) for n in names}
-        self.begun += names
+        self.begun |= {n: self._mark(n) for n in names}
         self.child = subprocess.Popen(
             [*command, *(word for text in texts for word in ("-p", text))],
             cwd=self.root,
@@ -167,7 +167,7 @@ class Beside:
 
     def results(self) -> list[NotebookResult]:
         """Return the results of the notebooks that were started."""
-        new = [name for name in self.begun if self._mark(name) != self.before[name]]
+        new = [name for name, before in self.begun.items() if self._mark(name) != before]
         files = [self.folder / f"{name}.status.json" for name in new]
         found = [NotebookResult(**json.loads(file.read_text("utf-8"))) for file in files]
         left = [name for name in self.begun if name not in new]

@@ -34,6 +34,7 @@ from .executed import (
 )
 from .kernels import engine, kernel_manager
 from .project import find_root
+from .records import write_text
 from .runs.files import refuse_links, stamp, try_to_write
 from .runs.settings import run_folder
 
@@ -178,6 +179,7 @@ def _select(root: Path, names: Iterable[str]) -> list[Path]:
     known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     if not known:
         raise NotebookError(f"no notebooks in {root}: copy them with oelkit notebooks --copy .")
+    names = [names] if isinstance(names, str) else names
     wanted = [Path(name).name.removesuffix(".ipynb") for name in names] or list(known)
     for name in (name for name in wanted if name not in known):
         raise NotebookError(f"unknown notebook {name!r}; there are: {', '.join(known)}")
@@ -209,25 +211,20 @@ def _execute(path: Path, parameters: dict, folder: Path, timeout: float, cwd: Pa
             at, reason = left[0], "the notebook exits here, before its end"
         if reason:
             mark_failure(cells, at, reason)
-            _write(failed, nbformat.writes(notebook), partial)
+            write_text(failed, nbformat.writes(notebook))
             number = at + 1 - any("injected-parameters" in tags(c) for c in cells[:at])
             where = f"{path.stem} failed in cell {number} ({first_line(cells[at].source)[:60]!r})"
             kind: Any = KeyboardInterrupt if reason == INTERRUPTED else NotebookError
             error = kind(f"{where}: {reason}; the failed notebook is {failed}")
             error.cell = number
             raise error
-        _write(final.with_suffix(".html"), html_page(notebook), partial)
-        _write(final, nbformat.writes(notebook), partial)
+        write_text(final.with_suffix(".html"), html_page(notebook))
+        write_text(final, nbformat.writes(notebook))
         if old and stamp(failed) == old:  # from an earlier batch, not from one running now
             failed.unlink()
     finally:
         partial.unlink(missing_ok=True)
     return final
-
-
-def _write(path: Path, text: str, partial: Path) -> None:
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _run_cells(path: Path, to: Path, parameters: dict, timeout: float, cwd: Path) -> tuple:

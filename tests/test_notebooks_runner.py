@@ -557,6 +557,7 @@ def test_refuses_bad_input_before_anything_runs(root):
     write(root, "01_a", "open('ran', 'w')")
     write(root, "02_b", "1", parameters="other = 1")
     fails(root, "unknown notebook '03_c'; there are: 01_a, 02_b", ["01_a", "03_c"])
+    fails(root, "unknown notebook '03_c'", "03_c")  # and not its first letter
     fails(root, "unknown parameter 'stpes': 01_a, 02_b know only: .*steps", parameters={"stpes": 1})
     fails(root, "unknown parameter 'other'", ["01_a"], parameters={"other": 2})
     fails(root, "other='two' must be of the kind int", parameters={"other": "two"})

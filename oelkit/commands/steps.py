@@ -29,6 +29,7 @@ from ..records import (
 )
 from ..rows import training_rows, write_rows
 from ..runs import files
+from ..runs.saved import SavedRun
 from ..runs.settings import Settings
 from ..runs.stages import stages_of
 from ..statements import items_for_draw
@@ -245,19 +246,17 @@ def data(args: Namespace) -> None:
     """Write trajectories, items or training sets of a run for other programs."""
     if Path(args.out).exists() and not args.force:
         raise ValueError(f"{args.out} already exists: choose another file, or use --force")
-    stages, rows = stages_of(folder := folder_of(args.run)), []
-    rounds = [args.round] if args.round is not None else range(1, stages.settings.rounds + 1)
-    for k in rounds:
-        at = folder / f"round_{k}"
+    run, rows = SavedRun(folder_of(args.run)), []
+    for k in [args.round] if args.round is not None else range(1, run.settings.rounds + 1):
         if args.what == "trajectories":
-            rows += read_jsonl(at / "trajectories.jsonl", Trajectory)
+            rows += run.trajectories(k)
         elif args.what == "items":
-            curation = Curation.open(at / "items.jsonl", at / "curation.jsonl")
-            rows += curation.kept()
+            rows += run.curation(k).kept()
         else:
-            states, texts = read_jsonl(at / "states.jsonl", State), at / "experience.md"
-            prompts = PromptSet(**stages.prompts)
-            rows += training_rows(states, experience_texts(str(texts)), prompts, to=args.what)
+            at, prompts = run.folder / f"round_{k}", PromptSet(**stages_of(run.folder).prompts)
+            states = read_jsonl(at / "states.jsonl", State)
+            texts = experience_texts(str(at / "experience.md"))
+            rows += training_rows(states, texts, prompts, to=args.what)
     write_rows(args.out, rows)
     print(f"{len(rows):,} rows ({args.what})")
 

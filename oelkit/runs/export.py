@@ -14,25 +14,27 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import given
 from ..records import write_text
 from ..stats import outcomes, paired_bootstrap
 from . import card
 from .files import locked, read_json, remove, write_json
+from .saved import SavedRun
 from .settings import is_adapter
 from .stages import Stages, stages_of
-
-if TYPE_CHECKING:
-    from .run import Run
 
 FORMS = ("peft", "merged", "gguf")
 CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's
 
 
 def export(
-    run: Run | str | Path, to: str = "peft", out: str | Path | None = None, *, private: bool = False
+    run: SavedRun | str | Path,
+    to: str = "peft",
+    out: str | Path | None = None,
+    *,
+    private: bool = False,
 ) -> Path:
     """Export the model of the run's last round, taking rollbacks into account.
 
@@ -114,9 +116,9 @@ def _write(
         )
     model = stages.settings.model if stages else own
     if to == "peft":
-        for file in ("adapter_model.safetensors", "adapter_config.json", "oelkit.json"):
-            if file != "oelkit.json" or (adapter / file).exists():  # PEFT's own folders lack it
-                shutil.copy(adapter / file, folder)
+        shutil.copy(adapter / "adapter_model.safetensors", folder)
+        if (adapter / "oelkit.json").exists():  # PEFT's own folders lack it
+            shutil.copy(adapter / "oelkit.json", folder)
         # PEFT loads the base model by this name and does not know "micro"
         config["base_model_name_or_path"] = add_tokenizer(model, folder)
         write_json(folder / "adapter_config.json", config)
@@ -176,7 +178,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
 
 
 def check_exports(
-    run: Run | str | Path, folders: str | Path | Sequence[str | Path]
+    run: SavedRun | str | Path, folders: str | Path | Sequence[str | Path]
 ) -> list[dict[str, Any]]:
     """Let each exported folder play the held-out maps and compare it with the run.
 
