@@ -20,20 +20,20 @@ _MANY = 10**9
 
 def add_setting(group: Any, field: Field, command: str) -> None:
     """Add the flag of a field of Settings; the parsed arguments have it only if it is given."""
-    kinds = [kind for kind in get_args(KINDS[field.name]) if kind is not type(None)]
-    kinds = [word for kind in kinds for word in get_args(kind) or (kind,)]  # Literal or None
-    literal = kinds and not isinstance(kinds[0], type)
-    kind = str if literal else kinds[0] if kinds else KINDS[field.name]
-    none, say = type(None) in get_args(KINDS[field.name]), partial(wrong, field.name)
+    kind, say = KINDS[field.name], partial(wrong, field.name)
+    if none := type(None) in get_args(kind):  # X | None
+        kind = get_args(kind)[0]
     if (command, field.name) == ("play", "temperature"):  # 0: greedy, invalid in training
         say = partial(outside, low=0.0, high=RANGES["temperature"][1])
     elif command in STEPS and field.name == "seed":  # no other run's maps to avoid
         say = partial(outside, low=-(10**12), high=10**12)
-    how: dict[str, Any] = {"type": _checked(kind, say, none), "metavar": kind.__name__.upper()}
-    if literal:
-        how = {"choices": kinds}
+    how: dict[str, Any]
+    if choices := get_args(kind):  # of a Literal
+        how = {"choices": choices}
     elif kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
+    else:
+        how = {"type": _checked(kind, say, none), "metavar": kind.__name__.upper()}
     default = SCALES["tiny"].get(field.name, field.default)
     own = f"; {EMBEDDED[field.name]} for the embedded model" if field.name in EMBEDDED else ""
     said = f"default: {'none' if default is None else default}{own}"

@@ -212,15 +212,15 @@ def _start(args: Namespace) -> tuple[Settings, list[str]]:
 
     if args.command != "distill" and os.environ.get("LOCAL_RANK", "0") != "0":
         raise ValueError(f"{args.command} runs in one process: start it without accelerate launch")
-    paths = [path for path in (args.out, getattr(args, "replies", None)) if path]
-    if len({Path(path).resolve() for path in paths}) < len(paths):
+    paths = [Path(path) for path in (args.out, getattr(args, "replies", None)) if path]
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"{args.out}: --out and --replies need a file each")
     for path in paths:
-        if Path(path).exists() and not args.force:
+        if path.exists() and not args.force:
             raise ValueError(f"{path} already exists: choose another file, or use --force")
-        (parent := Path(path).parent).mkdir(parents=True, exist_ok=True)
-        fits = Path.is_dir if args.command == "distill" else Path.is_file
-        if not os.access(parent, os.W_OK) or (Path(path).exists() and not fits(Path(path))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fits = path.is_dir() if args.command == "distill" else path.is_file()
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not fits):
             raise ValueError(f"{path} cannot be written: choose another path")
     settings = settings_of(args)
     envs.check(settings.env)  # also imports the module of a "module:id"
