@@ -3,6 +3,7 @@ content, padding, and games that outgrow the context.
 """
 
 import json
+import re
 
 import gymnasium as gym
 import pytest
@@ -114,6 +115,24 @@ def test_thoughts_are_no_answers(begin, end):
     assert thought_text(f"{begin}a{end}[left]{begin}[up]? or") == "a\n\n[up]? or"
     assert answer_text(f"{begin}a{end}\n<answer>[left]\n</answer>\n") == "[left]"
     assert answer_text(" [left] ") == " [left] "
+
+
+@pytest.mark.parametrize("where", ["argument", "tool"])
+def test_a_special_token_as_the_name_of_a_field_is_refused(tmp_path, where):
+    """Transformers makes tokens in values harmless, but a template writes names as they are."""
+    policy = policy_with(tmp_path, TOOLS)
+    end, name = policy.tokenizer.eos_token, {"argument": "city", "tool": "town"}
+
+    def prompt(**names):
+        call = {"function": {"name": "look", "arguments": {names["argument"]: [{"deep": "x"}]}}}
+        fields = {"type": "object", "properties": {names["tool"]: {"type": "string"}}}
+        tool = {"type": "function", "function": {"name": "look", "parameters": fields}}
+        said = {"role": "assistant", "content": end, "tool_calls": [call]}
+        return [{**ASK[0], "tools": [tool]}, said, {"role": "tool", "content": end}, *ASK]
+
+    assert policy.encode(prompt(**name)).count(policy.tokenizer.eos_token_id) == 4  # the turns'
+    with pytest.raises(ValueError, match=f"named 'a{re.escape(end)}b'.*special token"):
+        policy.encode(prompt(**{**name, where: f"a{end}b"}))
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -6,7 +6,7 @@ the head that the losses work on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -119,6 +119,13 @@ class Policy(Shown, Adapters, Templated):
                     f"{self.name}: its chat template leaves {lost} out; take a model whose "
                     "template shows them, or write them into the user's message"
                 )
+        # a template writes names of fields as they are, where content is made harmless
+        for name in _names([[m.get("tools"), m.get("tool_calls")] for m in messages]):
+            if token := next((token for token in self._special if token in name), None):
+                raise ValueError(
+                    f"{self.name}: a tool's field is named {name!r}, which contains the special "
+                    f"token {token}; rename the field"
+                )
         prompt = self.render(messages, tokenize=True)
 
         def but(key: str) -> list[dict[str, Any]]:
@@ -143,6 +150,10 @@ class Policy(Shown, Adapters, Templated):
                 f"{len(self._embedding)}; take the tokenizer that belongs to the model"
             )
         return prompt
+
+    @cached_property
+    def _special(self) -> list[str]:
+        return [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
 
     @cached_property
     def _left_out(self) -> dict[str, str]:
@@ -274,3 +285,12 @@ class Policy(Shown, Adapters, Templated):
         """
         with self.eval_mode():  # no dropout in the trial
             return head_of(self.base_lm, self.name)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Yield the names of all fields in a JSON value."""
+    if isinstance(value, dict):
+        yield from value
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, dict | list):
+            yield from _names(part)
