@@ -76,7 +76,7 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         add("--port", type=port, metavar="N", help="port of 127.0.0.1 (default: a free one)")
         text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
-    if name in ("status", "promote", "rollback", "report", "export", "data"):
+    if name in ("loop", "status", "promote", "rollback", "report", "export", "data"):
         more = ", or an adapter's folder" if name == "export" else ""
         _add_run(add, "RUN", f"a name in runs/, or a path{more}")
     if name in ("promote", "rollback"):
@@ -99,7 +99,7 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "keep e-mail addresses, phone numbers and keys as they are"
         add("--no-redact", action="store_true", help=text)
         add("--force", action="store_true", help="overwrite the logs of the run")
-    if name in ("loop", "import"):
+    if name == "import":
         _add_run(add, "RUN", "run folder runs/RUN")
     if name == "notebooks":
         add("--run", default="demo", metavar="RUN", help="run folder runs/RUN (default: demo)")

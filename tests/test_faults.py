@@ -92,8 +92,8 @@ def test_ctrl_c_in_the_middle_of_every_stage_loses_nothing(small, tmp_path, monk
                 run.run_all()
             except KeyboardInterrupt as stop:
                 found = re.fullmatch(
-                    r"stopped in (\w+)( of round 1)?( \(.*\))?; resume with `oelkit loop --run run "
-                    "--resume`",
+                    r"stopped in (\w+)( of round 1)?( \(.*\))?; resume with "
+                    r"`oelkit loop --run \S+/run --resume`",
                     str(stop),
                 )
                 assert found, stop

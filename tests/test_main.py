@@ -777,22 +777,23 @@ def test_unwritable_run_folder(call, place, settings):
     )
 
 
-def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch):
+@pytest.mark.parametrize("run, typed", [("first", "first"), ("my runs/first", "'my runs/first'")])
+def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch, run, typed):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # Ctrl-C before there is a run
         patch.setattr("oelkit.runs.run.policy_from_config", stop)
-        started = call("loop", "--run", "first", *flags(settings))
+        started = call("loop", "--run", run, *flags(settings))
     assert started == (130, "", "interrupted\n")
     monkeypatch.setitem(WORK, "rollout", stop)  # while it plays
-    status, out, err = call("loop", "--run", "first", *flags(settings))
+    status, out, err = call("loop", "--run", run, *flags(settings))
     monkeypatch.setattr("oelkit.runs.run.Run.open", stop)  # or while the model is loaded
-    assert call("loop", "--run", "first", "--resume")[2].startswith("interrupted; resume with")
+    assert call("loop", "--run", run, "--resume")[2].startswith("interrupted; resume with")
     assert (status, out, err) == (
         130,
         "round 1: rollout\n",
-        "stopped in rollout of round 1; resume with `oelkit loop --run first --resume`\n",
+        f"stopped in rollout of round 1; resume with `oelkit loop --run {typed} --resume`\n",
     )
 
 

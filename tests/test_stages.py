@@ -136,7 +136,7 @@ def test_an_edit_after_training_is_refused_in_a_sentence_and_nothing_is_written(
             match="curate of round 1: round_1/curation.jsonl has changed since; 8 more in run",
         ) as caught:
             ask()
-        assert f"`oelkit loop --run {run.folder.name} --redo`" in str(caught.value)
+        assert f"`oelkit loop --run {run.folder} --redo`" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert "; out of date: curate of round 1, distill of round 1, " in repr(run)
     assert len(run.rollout(1)) == 2 and len(run.collect(1)) > 2  # unaffected stages are read
@@ -938,7 +938,9 @@ def test_the_editor_of_a_run_says_what_an_edit_makes_out_of_date(run):
     editor._handle_custom_msg({"op": "hello"}, [])
     assert said[-1]["hint"] == ""
     editor._handle_custom_msg({"op": "edit", "ids": said[-1]["order"][:1], "texts": ["New."]}, [])
-    assert said[-1]["hint"].endswith("out of date; redo it with: oelkit loop --run run --redo")
+    assert said[-1]["hint"].endswith(
+        f"out of date; redo it with: oelkit loop --run {run.folder} --redo"
+    )
 
 
 class FilesRun(driver.Driver):

@@ -15,6 +15,7 @@ from ..runs.files import locked, read_json
 from ..runs.settings import (
     SCALES,
     Settings,
+    as_argument,
     extract_logs,
     is_adapter,
     no_run,
@@ -54,7 +55,7 @@ def notebooks(args: Namespace) -> None:
 
 def loop(args: Namespace) -> None:
     """Run all steps in rounds, with a table and a report at the end."""
-    folder = run_folder(args.run)
+    folder = _place(args.run)
     there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
     if there and not goes_on:
         raise ValueError(
@@ -69,7 +70,7 @@ def loop(args: Namespace) -> None:
         if args.track:
             from ..views.live import tracker
 
-            on_step = tracker(args.track, folder / "track", args.run)
+            on_step = tracker(args.track, folder / "track", folder.name)
         if there:
             run = Run.open(folder, **(SCALES[args.scale] if args.scale else {}) | _given(args))
         else:
@@ -78,7 +79,7 @@ def loop(args: Namespace) -> None:
         run.run_all(args.redo)
     except KeyboardInterrupt as stop:
         begun = (folder / "run.json").exists()  # otherwise the same command starts it
-        resume = f"; resume with `oelkit loop --run {args.run} --resume`" if begun else ""
+        resume = f"; resume with `oelkit loop --run {quote(args.run)} --resume`" if begun else ""
         raise KeyboardInterrupt(str(stop) or f"interrupted{resume}") from None
     report(args)
 
@@ -112,7 +113,8 @@ def compare(args: Namespace) -> None:
         folder = folder_of(name)
         if not (folder / "metrics.json").is_file():
             raise ValueError(
-                f"{folder} is not finished: resume with `oelkit loop --run {folder.name} --resume`"
+                f"{folder} is not finished: resume with `oelkit loop --run {as_argument(folder)} "
+                "--resume`"
             )
         if name in runs:
             raise ValueError(f"{name} is named twice")

@@ -22,7 +22,7 @@ from .. import given
 from ..records import write_text
 from . import files, measures, work
 from .context import RunContext
-from .settings import Settings, wrong
+from .settings import Settings, as_argument, wrong
 from .stages import FORM, StageStatus, StaleRunError, read_run
 from .table import ARMS, FILES, STAGES, Node
 
@@ -206,8 +206,8 @@ class Driver(RunContext):
             where = f" ({stop})" if str(stop) else ""
             more = " --run-ablations" * (stage in ARMS and not self.settings.run_ablations)
             raise KeyboardInterrupt(
-                f"stopped in {name}{where}; resume with `oelkit loop --run {self.folder.name} "
-                f"--resume{more}`"
+                f"stopped in {name}{where}; resume with `oelkit loop "
+                f"--run {as_argument(self.folder)} --resume{more}`"
             ) from None
         finally:
             if self.ours():

@@ -22,7 +22,7 @@ from ..stats import outcomes, paired_bootstrap
 from . import card
 from .files import locked, read_json, remove, write_json
 from .saved import SavedRun
-from .settings import is_adapter
+from .settings import as_argument, is_adapter
 from .stages import Stages, stages_of
 
 FORMS = ("peft", "merged", "gguf")
@@ -93,10 +93,10 @@ def exported_round(stages: Stages) -> int:
     for stage in ("distill", "evaluate"):
         status = stages.status(k, stage)
         if status.state != "done":
-            name = stages.folder.name
+            run = as_argument(stages.folder)
             raise ValueError(
                 f"{stages.folder}: {status.name} is {status.state} ({status.why}); finish the run "
-                f"first: oelkit loop --run {name} --resume --redo"
+                f"first: oelkit loop --run {run} --resume --redo"
             )
     return k
 

@@ -231,6 +231,13 @@ def run_folder(name: str, root: Path | None = None) -> Path:
     return (root or find_root() / "runs") / name
 
 
+def as_argument(folder: Path) -> str:
+    """Return what commands take for a run: its name in runs/, or its path, for a shell."""
+    if folder.resolve().parent == (find_root() / "runs").resolve():
+        return folder.name
+    return quote(str(folder) if len(folder.parts) > 1 else f"./{folder}")
+
+
 def no_run(folder: Path) -> str:
     """Return the message that a folder holds no run.
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..prompts import PromptSet, load_prompt_set
 from . import table
 from .files import read_object, sha256, write_json
-from .settings import Settings, check_settings, no_run
+from .settings import Settings, as_argument, check_settings, no_run
 from .table import ARMS, BY_HAND, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # format of the run folder; 1 had no manifests
@@ -48,7 +48,7 @@ class StaleRunError(ValueError):
         more = f"; {len(stale) - 1} more in run.status()" if len(stale) > 1 else ""
         super().__init__(
             f"{folder} is out of date ({first.name}: {first.why}{more}): redo this with `oelkit "
-            f"loop --run {folder.name} --redo` (run.redo(), or redo=True), or undo the change"
+            f"loop --run {as_argument(folder)} --redo` (run.redo(), or redo=True), or undo that"
         )
         self.stale = stale
 

@@ -24,7 +24,7 @@ from ..messages import Templated
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import file_stamp, read_json, refuse_outside
-from ..runs.settings import check_settings, no_run, run_folder
+from ..runs.settings import as_argument, check_settings, no_run, run_folder
 from ..runs.stages import status
 from ..startup import skip_slow_imports
 from ..statements import read_worth
@@ -236,7 +236,9 @@ def _out_of_date(run: Path) -> str:
         return str(error)
     if not stale:
         return ""
-    return f"{stale[0].name} is out of date; redo it with: oelkit loop --run {run.name} --redo"
+    return (
+        f"{stale[0].name} is out of date; redo it with: oelkit loop --run {as_argument(run)} --redo"
+    )
 
 
 def viewer(path: Path) -> Any:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from .. import given
 from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, write_text
 from ..runs.files import read_json, refuse_links
-from ..runs.settings import no_run
+from ..runs.settings import as_argument, no_run
 from ..runs.stages import stale
 from ..text import by_draw, outcome_text, well_formed
 from . import plots
@@ -43,7 +43,7 @@ def write_report(run_folder: str | Path) -> Path:
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no finished run (no metrics.json): resume with "
-            f"`oelkit loop --run {folder.name} --resume`"
+            f"`oelkit loop --run {as_argument(folder)} --resume`"
         )
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
     if isinstance(metrics, dict):  # the folder can have been renamed or copied since
@@ -74,6 +74,7 @@ def _page(folder: Path, metrics: dict, run: dict) -> str:
         metrics=metrics,
         about=[f"{name} {value}" for name, value in known.items() if value is not None],
         stale=stale(folder),
+        run=as_argument(folder),
         headline=headline(metrics),
         findings=findings(metrics),
         chain=chain(metrics),
