@@ -578,11 +578,11 @@ def test_ctrl_c_in_what_the_settings_leave_out_names_the_command_that_resumes_it
 
     for stage in ("rollout", "forward_kl"):
         monkeypatch.setitem(driver.WORK, stage, press)
-    with pytest.raises(KeyboardInterrupt, match=r"of round 3; .*--run run --resume`$"):
+    with pytest.raises(KeyboardInterrupt, match=r"of round 3; .*--run \S+/run --resume`$"):
         run.rollout(3)
     assert Run.open(run.folder).settings.rounds == 3
     with pytest.raises(
-        KeyboardInterrupt, match="in forward_kl; .*--run run --resume --run-ablations`$"
+        KeyboardInterrupt, match="in forward_kl; .*--run \S+/run --resume --run-ablations`$"
     ):
         run.ablations()
 
