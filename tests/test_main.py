@@ -302,6 +302,8 @@ def test_an_interrupted_extract_goes_on_after_its_replies(call, place, settings,
     write_jsonl("games.jsonl", [replace(make_game(), id=f"g{i}") for i in range(4)])
     line = ["extract", "--model", settings.model, "--trajectories", "games.jsonl"]
     line += ["--prompt-set", "brief", "--seed", "1", "--out", "x.jsonl"]
+    wrong = ["brif" if word == "brief" else word for word in line]
+    refused(call(*wrong, "--model", "no/model"), "no prompt set 'brif'")  # before the model
     assert call(*line)[::2] == (130, "interrupted; the same command continues there\n")
     assert not Path("x.jsonl").exists()
     (place / "again").touch()
@@ -809,6 +811,8 @@ def test_the_notebooks_are_laid_out_with_all_that_they_read(call, place):
     assert "python 'my own'/learn.py\n" in call("init", "my own")[1]
     (place / "mine/notebooks/00_tour.ipynb").write_text("my work")
     refused(call("notebooks", "--copy", "mine"), "00_tour.ipynb already exists and differs")
+    for more in (["01_rollout"], ["-p", "seed=1"]):  # they would be left out silently
+        refused(call("notebooks", *more, "--copy", "mine"), "leave out names and -p")
 
 
 def test_runs_go_to_the_working_directory_or_beside_the_notebooks_above_it(place, monkeypatch):

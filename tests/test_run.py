@@ -481,7 +481,7 @@ def test_without_carry_a_round_stands_on_its_own_items(settings, tmp_path):
     "changes, message",
     [
         ({"env": "oelkit/Nowhere-v0"}, "unknown environment 'oelkit/Nowhere-v0'"),
-        ({"prompt_set": "none"}, "no prompt set 'none'"),
+        ({"prompt_set": "none", "model": "no/model"}, "no prompt set 'none'"),  # before the model
         ({"seed": 900}, "seed is 900: must be 0 to 899"),
         ({"extract_games": 0}, "extract_games is 0"),
         ({"state_games": 5001}, "state_games is 5001"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
@@ -100,6 +101,13 @@ def test_three_tries_and_hints_alone_where_asked():
     assert info["outcome"] is Outcome.TURN_LIMIT
     env.reset(seed=1)
     assert "colleague" not in env.step(asked("SELECT 1"))[-1]["feedback"]
+
+
+def test_a_closed_world_has_closed_its_database():
+    world = envs.make("oelkit/Sql-v0")
+    world.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        world.unwrapped.connection.execute("SELECT 1")
 
 
 def test_order_counts_only_where_it_is_asked_for():

@@ -41,6 +41,8 @@ def notebooks(args: Namespace) -> None:
     """Execute notebooks on one run, two at a time where possible; stop at the first error."""
     from ..notebooks import NotebookError, run_notebooks
 
+    if args.copy and (args.names or args.parameter):
+        raise NotebookError("--copy copies all notebooks as they are: leave out names and -p")
     if args.copy:
         return lay_out(TREE, Path(), Path(args.copy), "open them: cd {} && jupyter lab")
     parameters: dict[str, str] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import DistillConfig, part
 from ..curation import Curation, replay
-from ..prompts import PromptSet
+from ..prompts import PromptSet, load_prompt_set
 from ..records import (
     ExperienceItem,
     RecordError,
@@ -232,6 +232,8 @@ def _load(args: Namespace, settings: Settings) -> tuple[Policy, dict[str, Any]]:
     """Load the policy and return it with the options of all steps. Slow, so called last."""
     from ..model.loading import policy_from_config
 
+    if settings.prompt_set:
+        load_prompt_set(settings.prompt_set)  # or fail before the model is loaded
     options = {"prompt_set": settings.prompt_set, "seed": settings.seed, "progress": True}
     return policy_from_config(settings, adapter=args.adapter), options
 

@@ -257,6 +257,10 @@ class SqlEnv(gym.Env[str, str]):
             return f"A colleague says: {missing.says}"
         return "All names that it needs are there." if refused else "The names are right."
 
+    def close(self) -> None:
+        """Close the database; the world cannot be played again."""
+        self.connection.close()
+
     def bounds(self, seeds: Sequence[int]) -> dict[str, float]:
         """Return pass rates of two scripted players: one knows every fact, one uses plain names."""
         won = Counter(plain_names=0, ceiling=0)

@@ -25,7 +25,7 @@ from ..config import ModelConfig
 from ..model.loading import policy_from_config
 from ..model.lora import base_marks, same_base
 from ..model.policy import Policy
-from ..prompts import PromptSet
+from ..prompts import PromptSet, load_prompt_set
 from ..records import ExperienceItem, State, Trajectory, read_jsonl
 from . import files, measures, work
 from .context import HELD_OUT as HELD_OUT
@@ -71,6 +71,8 @@ class Run(Driver, SavedRun):
         check_ranges(asdict(settings))
         for world in {settings.env, envs.held_out(settings.env)}:
             envs.check(world)  # an unknown world fails before the model is loaded
+        if settings.prompt_set:
+            load_prompt_set(settings.prompt_set)  # and so does an unknown prompt set
         there, record = self.folder.exists(), self.folder / "run.json"
         if record.exists():
             files.refuse_links(self.folder)
@@ -109,6 +111,8 @@ class Run(Driver, SavedRun):
         """
         theirs = asdict(saved := SavedRun(folder).settings)
         check_settings(theirs | changes)
+        if changes.get("prompt_set"):
+            load_prompt_set(changes["prompt_set"])  # or fail before the model is loaded
         changes["gate"] = changes.get("gate") or saved.gate  # none: keep the run's own
         for name, value in changes.items():
             less = name in ("rounds", "run_ablations") and value < theirs[name]
