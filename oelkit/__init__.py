@@ -22,7 +22,7 @@ if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
 __version__ = "0.1.0"
 with open(os.path.join(__path__[0], "__init__.pyi"), encoding="utf-8") as _names:
     _HOME = {n: home for home, n in re.findall(r"^from \.(\S+) import (\w+)", _names.read(), re.M)}
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
