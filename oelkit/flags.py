@@ -77,7 +77,9 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("loop", "status", "promote", "rollback", "report", "export", "data"):
-        more = ", or an adapter's folder" if name == "export" else ""
+        more = {"export": ", or an adapter's folder", "loop": " with --resume or --redo"}.get(
+            name, ""
+        )
         _add_run(add, "RUN", f"a name in runs/, or a path{more}")
     if name in ("promote", "rollback"):
         add("round", type=_ROUND, metavar="K", help="a trained round")

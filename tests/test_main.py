@@ -779,17 +779,21 @@ def test_unwritable_run_folder(call, place, settings):
     )
 
 
-@pytest.mark.parametrize("run, typed", [("first", "first"), ("my runs/first", "'my runs/first'")])
+@pytest.mark.parametrize(
+    "run, typed", [("runs/first", "first"), ("my runs/first", "'my runs/first'")]
+)
 def test_interrupt_says_how_to_go_on(call, place, settings, monkeypatch, run, typed):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # Ctrl-C before there is a run
         patch.setattr("oelkit.runs.run.policy_from_config", stop)
-        started = call("loop", "--run", run, *flags(settings))
+        started = call("loop", "--run", "first", *flags(settings))
     assert started == (130, "", "interrupted\n")
     monkeypatch.setitem(WORK, "rollout", stop)  # while it plays
-    status, out, err = call("loop", "--run", run, *flags(settings))
+    assert call("loop", "--run", "first", *flags(settings))[0] == 130
+    (place / "runs").rename(place / Path(run).parent)
+    status, out, err = call("loop", "--run", run, "--resume")
     monkeypatch.setattr("oelkit.runs.run.Run.open", stop)  # or while the model is loaded
     assert call("loop", "--run", run, "--resume")[2].startswith("interrupted; resume with")
     assert (status, out, err) == (

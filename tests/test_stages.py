@@ -582,7 +582,7 @@ def test_ctrl_c_in_what_the_settings_leave_out_names_the_command_that_resumes_it
         run.rollout(3)
     assert Run.open(run.folder).settings.rounds == 3
     with pytest.raises(
-        KeyboardInterrupt, match="in forward_kl; .*--run \S+/run --resume --run-ablations`$"
+        KeyboardInterrupt, match=r"in forward_kl; .*--run \S+/run --resume --run-ablations`$"
     ):
         run.ablations()
 

@@ -57,8 +57,9 @@ def notebooks(args: Namespace) -> None:
 
 def loop(args: Namespace) -> None:
     """Run all steps in rounds, with a table and a report at the end."""
-    folder = _place(args.run)
-    there, goes_on = (folder / "run.json").exists(), args.resume or args.redo
+    goes_on = args.resume or args.redo
+    folder = _place(args.run) if goes_on else run_folder(args.run)  # begins in runs/
+    there = (folder / "run.json").exists()
     if there and not goes_on:
         raise ValueError(
             f"{folder} already holds a run: continue it with --resume, or choose another --run NAME"
