@@ -77,10 +77,8 @@ def add_own(one: argparse.ArgumentParser, name: str) -> None:
         text = "open the page in the browser"
         add("--browser", action=argparse.BooleanOptionalAction, default=True, help=text)
     if name in ("loop", "status", "promote", "rollback", "report", "export", "data"):
-        more = {"export": ", or an adapter's folder", "loop": " with --resume or --redo"}.get(
-            name, ""
-        )
-        _add_run(add, "RUN", f"a name in runs/, or a path{more}")
+        more = {"export": ", or an adapter's folder", "loop": " with --resume or --redo"}
+        _add_run(add, "RUN", f"a name in runs/, or a path{more.get(name, '')}")
     if name in ("promote", "rollback"):
         add("round", type=_ROUND, metavar="K", help="a trained round")
     if name == "compare":

@@ -6,9 +6,10 @@
     python examples/dinner/learn.py --draw data/results  # and their figure
 
 Online: three rounds, each from the previous round's model. Offline: one round from the untrained
-model, with the games, states and steps of all three. Writes a run folder per arm and seed to runs/,
-and one JSON line per arm, seed and round to data/results/dinner.jsonl. Needs `oelkit` installed, or
-PYTHONPATH=."""
+model, with the games, states and steps of all three. Arm reverse_kl: online as the paper trains,
+without first steps of forward KL and with states played without experience. Writes a run folder per
+arm and seed to runs/, and one JSON line per arm, seed and round to data/results/dinner.jsonl. Needs
+`oelkit` installed, or PYTHONPATH=."""
 
 from __future__ import annotations
 
@@ -31,22 +32,30 @@ from oelkit.views import plots
 
 HERE = Path(__file__).parent
 ONLINE = Settings(
-    dtype="bfloat16",
     env="dinner:dinner/Dinner-v0",
     prompt_set=str(HERE / "dinner.toml"),
     rounds=3,
     extract_games=24,
     state_games=96,
+    states_with_experience=True,
     num_draws=2,
-    steps=40,
-    batch_size=16,
+    steps=20,
+    off_policy_steps=10,
+    batch_size=8,
     lr=3e-4,
     run_ablations=False,
     gate="off",
 )
-BUDGET = {name: 3 * getattr(ONLINE, name) for name in ("extract_games", "state_games", "steps")}
+GROWS = ("extract_games", "state_games", "steps", "off_policy_steps")
+BUDGET = {name: 3 * getattr(ONLINE, name) for name in GROWS}
 SERVED = [f"{k} course{'s' * (k > 1)}" for k in range(1, len(COURSES) + 1)]
-ARMS = {"online": ONLINE, "offline": replace(ONLINE, rounds=1, **BUDGET)}
+ARMS = {
+    "online": ONLINE,
+    "offline": replace(ONLINE, rounds=1, **BUDGET),
+    "reverse_kl": replace(
+        ONLINE, states_with_experience=False, steps=40, off_policy_steps=0, batch_size=16
+    ),
+}
 
 
 def served(games: Sequence[Trajectory]) -> list[int]:
@@ -113,7 +122,7 @@ def table(rows: Sequence[dict]) -> str:
     """Return a Markdown table with a line per arm, seed and round."""
     head = ["arm", "seed", "round", "true items", *SERVED, "all in context", "gain over last round"]
     lines, before = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"], {}
-    for row in sorted(rows, key=lambda row: (row["arm"] != "online", row["seed"], row["round"])):
+    for row in sorted(rows, key=lambda row: ([*ARMS].index(row["arm"]), row["seed"], row["round"])):
         key = row["arm"], row["seed"]
         now = [c == str(len(COURSES)) for c in row["consolidated"]["courses"]]
         cells = [*map(str, (*key, row["round"])), f"{row['true']} of {row['items']}"]
