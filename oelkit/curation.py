@@ -229,7 +229,7 @@ class Curation(Shown):
         why = {op.to: op.reason for op in self._log if op.op == Op.EXPLAIN}
         found: dict[str, list[Operation]] = {}
         for op in self._done:
-            op = replace(op, reason=why.get(op.n, op.reason))
+            op = replace(op, reason=why[op.n]) if op.n in why else op
             for id in op.ids + op.new:
                 found.setdefault(id, []).append(op)
         return found

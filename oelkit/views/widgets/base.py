@@ -65,7 +65,6 @@ class LiveView(StaticFallback, anywidget.AnyWidget):
 
 
 def board_of(observation: str, kinds: dict[str, str] | None = None) -> dict:
-    """Return what board.js draws for an observation; no cells if it holds no rectangular board."""
+    """Return what board.js draws for an observation; no cells if it holds no board."""
     cells = parse_board(observation)
-    cells = cells if len({len(row) for row in cells}) == 1 else []
     return {"cells": cells, "kinds": kinds or symbol_kinds(cells)}
