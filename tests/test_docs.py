@@ -195,6 +195,22 @@ def make_demo(folder, model):
     Run(folder, demo, progress=False).run_all()
 
 
+def some_chats(folder):
+    """Write the chats.jsonl that pages name."""
+    lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
+    (folder / "chats.jsonl").write_text("".join(lines), "utf-8")
+
+
+@pytest.fixture
+def own_worlds():
+    """Forget a page's own worlds after the test: they would be suggested to later ones."""
+    shipped = set(gymnasium.registry)
+    yield
+    sys.modules.pop("doors", None)
+    for world in set(gymnasium.registry) - shipped:
+        gymnasium.registry.pop(world)
+
+
 @pytest.fixture
 def pages_server(micro_folder):
     """Serve the embedded model under the names that the pages give to servers."""
@@ -204,27 +220,23 @@ def pages_server(micro_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_worlds")
 @pytest.mark.parametrize("page", [*filter(to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_run_one_after_the_other(
     page, micro_folder, pages_server, tmp_path, monkeypatch
 ):
     blocks = to_run(page)
     monkeypatch.chdir(tmp_path)
-    lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
-    (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
+    some_chats(tmp_path)
     if any('"runs/demo"' in block for block in blocks):  # the run of the page
         make_demo(tmp_path / "runs/demo", micro_folder)
-    names, shipped = {}, set(gymnasium.registry)
-    try:
-        for block in blocks:
-            known = set(gymnasium.registry)
-            code = smaller(block, micro_folder)
-            code = code.replace("http://localhost:8000/v1", pages_server.url)
-            exec(compile(code, f"{page.name}", "exec"), names)
-            play_new_worlds(known, micro_folder)
-    finally:  # a page's own worlds would be suggested to later tests
-        for world in set(gymnasium.registry) - shipped:
-            gymnasium.registry.pop(world)
+    names = {}
+    for block in blocks:
+        known = set(gymnasium.registry)
+        code = smaller(block, micro_folder)
+        code = code.replace("http://localhost:8000/v1", pages_server.url)
+        exec(compile(code, f"{page.name}", "exec"), names)
+        play_new_worlds(known, micro_folder)
     if "my_adapter" in "".join(blocks):
         assert (tmp_path / "my_adapter/adapter_model.safetensors").exists()
 
@@ -315,8 +327,7 @@ def desk(micro_folder, tmp_path_factory):
         shutil.copy(one / name, folder)
     shutil.copy(ROOT / "data/sample/items.jsonl", folder)
     shutil.copy(ROOT / "tests/data/ifeval.jsonl", folder / "input_data.jsonl")
-    lines = (ROOT / "data/logs/lake_chats.jsonl").read_text("utf-8").splitlines(True)[:10]
-    (folder / "chats.jsonl").write_text("".join(lines), "utf-8")
+    some_chats(folder)
     world = python_blocks((ROOT / "docs/worlds.md").read_text("utf-8"))[0]
     (folder / "doors.py").write_text(world, "utf-8")
     return folder
@@ -336,6 +347,7 @@ def commands_to_run(page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_worlds")
 @pytest.mark.parametrize(
     "page", [*filter(commands_to_run, GUIDES)], ids=lambda p: str(p.relative_to(ROOT))
 )
@@ -343,26 +355,20 @@ def test_commands_run_as_printed(page, desk, tmp_path, monkeypatch, capsys):
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    shipped = set(gymnasium.registry)
-    try:
-        for i, line in enumerate(commands_to_run(page)):
-            before = Path(f"before-{i}")
-            words = [NAMED.get(word, word) for word in line]
-            begins = words[0] != "loop" or "--scale" in words
-            made = made_by(words)
-            if begins and made.exists():
-                made.rename(before)
-            given = [str(desk / "micro") if word == "MODEL" else word for word in words]
-            given += LESS.get(words[0], "").split() if begins else []
-            ended, said = main(given), "".join(capsys.readouterr())
-            status, told = ENDS.get(" ".join(words), (0, ""))
-            assert ended == status and told in said, (words, said)
-            if words[0] == "extract":  # a model of a million parameters finds nothing in chats
-                before.replace(made)
-    finally:
-        sys.modules.pop("doors", None)
-        for world in set(gymnasium.registry) - shipped:  # as above
-            gymnasium.registry.pop(world)
+    for i, line in enumerate(commands_to_run(page)):
+        before = Path(f"before-{i}")
+        words = [NAMED.get(word, word) for word in line]
+        begins = words[0] != "loop" or "--scale" in words
+        made = made_by(words)
+        if begins and made.exists():
+            made.rename(before)
+        given = [str(desk / "micro") if word == "MODEL" else word for word in words]
+        given += LESS.get(words[0], "").split() if begins else []
+        ended, said = main(given), "".join(capsys.readouterr())
+        status, told = ENDS.get(" ".join(words), (0, ""))
+        assert ended == status and told in said, (words, said)
+        if words[0] == "extract":  # a model of a million parameters finds nothing in chats
+            before.replace(made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
