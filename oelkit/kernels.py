@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from asyncio import ensure_future
+from tempfile import TemporaryFile
 from typing import Any, cast
 
 from .executed import settled
@@ -73,11 +75,15 @@ def engine() -> str:
 
         def execute(self, **options: Any) -> Any:
             self.on_cell_executed = self.check  # if it ended before its kernel did
-            try:
-                return super().execute(**options)
-            except DeadKernelError:
-                self.check()
-                raise
+            with TemporaryFile("w+", errors="replace") as said:
+                try:
+                    return super().execute(stderr=said, **options)
+                except RuntimeError as error:
+                    if isinstance(error, DeadKernelError):
+                        self.check()
+                    said.seek(0)  # of no use at the end of a good kernel: ZeroMQ may abort there
+                    sys.stderr.write(said.read())
+                    raise
 
     class Engine(NBClientEngine):
         @classmethod
