@@ -38,7 +38,6 @@ def engine() -> str:
     """Return the name of a papermill engine that ends a notebook once a cell shows over MOST.
 
     Otherwise a cell that prints without end fills memory and disk until its time-out."""
-    from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -78,9 +77,8 @@ def engine() -> str:
             with TemporaryFile("w+", errors="replace") as said:
                 try:
                     return super().execute(stderr=said, **options)
-                except RuntimeError as error:
-                    if isinstance(error, DeadKernelError):
-                        self.check()
+                except RuntimeError:  # such as a DeadKernelError
+                    self.check()
                     said.seek(0)  # of no use at the end of a good kernel: ZeroMQ may abort there
                     sys.stderr.write(said.read())
                     raise

@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[1]
 # The method itself: the modules to read to understand it, including the parts they were split into.
 CORE = (
     "records prompts model.policy model.adapters model.scoring model.sampling model.head "
-    "model.losses steps.rollouts steps.extraction steps.distillation steps.training "
-    "steps.checkpoint steps.evaluation"
+    "model.losses steps.rollouts steps.extraction steps.distillation steps.teacher "
+    "steps.training steps.checkpoint steps.evaluation"
 )
 
 

@@ -20,6 +20,7 @@ from oelkit.model.scoring import reply_hidden, token_logprobs
 from oelkit.prompts import act_messages, load_prompt_set, with_experience
 from oelkit.records import State, read_jsonl
 from oelkit.steps import distillation as module
+from oelkit.steps import teacher as teaching
 from oelkit.steps.distillation import distill
 from oelkit.steps.training import prepare
 
@@ -156,7 +157,7 @@ def test_micro_batches_give_the_same_gradient(tiny, loss):
     replies, found = generate(tiny, students, max_new_tokens=5), []
     for batch_tokens in (1, 200, 100_000):
         training = prepared(tiny, batch_tokens, loss=loss)
-        told = module._score(training, teachers, replies, [(None, list(range(6)))])
+        told = teaching.hidden_states(training, teachers, replies, [(None, list(range(6)))])
         value = module._backward(training, students, replies, None if loss == "sft" else told)
         found.append((value, [p.grad.clone() for p in tiny.trainable()]))
         for p in tiny.trainable():
@@ -243,14 +244,16 @@ def test_several_texts_are_drawn_by_sample(tiny, calls):
 def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, monkeypatch):
     facts = "left one is a hole", "right one is the goal"
     long = [f"- EXPERIENCE ITEM: the {fact}. " * 7 for fact in facts]
-    built, used, real = [], [], module.SharedPrefix
+    built, used, real = [], [], teaching.SharedPrefix
 
     def spy(policy, prompts, replies, prefix=None):
         used.append(prefix and len(prefix.ids))
         return reply_hidden(policy, prompts, replies, prefix)
 
-    monkeypatch.setattr(module, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args))
-    monkeypatch.setattr(module, "reply_hidden", spy)
+    monkeypatch.setattr(
+        teaching, "SharedPrefix", lambda *args: built.append(args[1]) or real(*args)
+    )
+    monkeypatch.setattr(teaching, "reply_hidden", spy)
 
     def once():
         tiny.reset()
@@ -260,7 +263,7 @@ def test_a_long_experience_is_computed_once_a_round_and_changes_nothing(tiny, mo
 
     (rows, end), shared = once(), [n for n in used if n]
     assert len(built) == 2 and shared and min(shared) > 256
-    monkeypatch.setattr(module, "min_shared_prefix", lambda policy: 10_000)
+    monkeypatch.setattr(teaching, "min_shared_prefix", lambda policy: 10_000)
     used.clear()
     again, other = once()
     torch.testing.assert_close(rows, again, rtol=1e-4, atol=1e-6)
@@ -286,8 +289,8 @@ def test_token_ids_are_never_tokenised_again(tiny, calls, monkeypatch):
             or real(policy, prompts, replies, *rest)
         )
 
-    for name in ("reply_hidden", "packed_hidden"):  # the teacher's, the student's
-        monkeypatch.setattr(module, name, spy(getattr(module, name)))
+    for where, name in ((teaching, "reply_hidden"), (module, "packed_hidden")):
+        monkeypatch.setattr(where, name, spy(getattr(where, name)))
     train(tiny, STATES, batch_size=6, max_new_tokens=24, temperature=1.5)
     prompts, _, replies = calls[0]
     student = set(zip(map(tuple, prompts), (tuple(r.ids) for r in replies)))
@@ -465,7 +468,7 @@ def test_float16_learns_the_gradient_of_float32(long_model, monkeypatch, replies
         shake(policy, "teacher", size=0.005)
         training = prepared(policy, 4096, batch_size=replies, max_new_tokens=1024)
         students = [policy.encode(s.prompt) for s in STATES[:4]]
-        told = told or module._score(training, students, answers, [(None, [0, 1, 2, 3])])
+        told = told or teaching.hidden_states(training, students, answers, [(None, [0, 1, 2, 3])])
         module._backward(training, students, answers, [x.to(policy.head.weight) for x in told])
         training.scaler.unscale_(training.optimizer)
         grads.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))
@@ -566,7 +569,7 @@ def test_out_of_memory_says_what_to_lower_and_leaves_the_student(
 
     told = f"step 0: {what} ran out of memory: lower {lower}"
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=told):
-        patch.setattr(module, where, full)
+        patch.setattr(teaching if where == "reply_hidden" else module, where, full)
         train(tiny)
     assert same(before, weights(tiny)) and not tiny.model.training
     assert train(tiny)[0]["loss"] > 0  # and goes on

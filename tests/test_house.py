@@ -34,6 +34,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LIBRARIES = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 MAY_KNOW = {
     "oelkit.steps.distillation": {"torch"},
+    "oelkit.steps.teacher": {"torch"},
     "oelkit.steps.training": {"torch", "bitsandbytes"},
     "oelkit.steps.checkpoint": {"torch", "safetensors"},
 }

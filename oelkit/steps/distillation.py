@@ -7,7 +7,7 @@ the student's LoRA adapter learns (arXiv 2602.12275; 2603.16856, section 3). No 
 reward are needed.
 
 Teacher prompts with the same experience text begin alike, and the teacher is frozen: this prefix is
-computed once per round and text (`prefix`). The student's is read once per batch (`packing`).
+computed once per round and text (`teacher`). The student's is read once per batch (`packing`).
 
 Departures from the paper: a LoRA adapter is trained instead of all weights, with a larger
 learning rate, and the loss uses the full vocabulary by default (top_k=256 is the paper's).
@@ -17,7 +17,6 @@ student hardly learns what it never says; `off_policy_steps` of forward KL can c
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -34,17 +33,15 @@ from ..model.lora import seeded
 from ..model.memory import checkpointed
 from ..model.packing import packed_batches, packed_hidden
 from ..model.policy import Policy
-from ..model.prefix import SharedPrefix, can_share, min_shared_prefix
 from ..model.sampling import Reply, generate
-from ..model.scoring import reply_hidden, token_batches
 from ..progress import Bar
-from ..prompts import PromptSet, with_experience
+from ..prompts import PromptSet
 from ..records import State
+from . import teacher
 from .checkpoint import Checkpoint, interrupt_deferred, remember, warn_if_again
 from .training import ON_POLICY, Training, oom_hint, prepare, update, warn_of
 
 CHECKPOINT_EVERY = 5  # steps
-PREFIX_STATES = 16  # states whose prompts determine the prefix
 
 
 # why: nine, because a caller has states, texts and settings, and a run drives it with the rest
@@ -152,8 +149,8 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
     with oom_hint(f"step {step}: training", batch_tokens=t.plan.batch_tokens):
         teacher_hidden = None
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
-            groups = _group_by_prefix(t, texts, teacher_ids)
-            teacher_hidden = _score(t, teacher_ids, replies, groups)
+            groups = teacher.group_by_prefix(t, texts, teacher_ids)
+            teacher_hidden = teacher.hidden_states(t, teacher_ids, replies, groups)
         checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
         with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
             loss, entropy = _backward(t, student_ids, replies, teacher_hidden)
@@ -184,76 +181,13 @@ def _draw(
     batch = [t.states[i] for i in t.pending[:size]]
     del t.pending[:size]
     texts = [t.rng.choice(t.experiences) for _ in batch]
-    teacher_ids = [_teacher_ids(t, state, text) for state, text in zip(batch, texts, strict=True)]
+    teacher_ids = [teacher.prompt_ids(t, *pair) for pair in zip(batch, texts, strict=True)]
     student_ids = [t.policy.encode(state.prompt) for state in batch]
     # spread over the steps, so that small batches keep to the share too
     retained = int(share * size * (step + 1) + 1e-9) - int(share * size * step + 1e-9)
     for i in t.rng.sample(range(size), retained):
         student_ids[i] = teacher_ids[i]
     return batch, texts, student_ids, teacher_ids
-
-
-def _teacher_ids(t: Training, state: State, text: str) -> list[int]:
-    """Return the ids of the teacher's prompt: a state behind an experience text."""
-    return t.policy.encode(with_experience(t.prompt_set, state.prompt, text))
-
-
-def _group_by_prefix(
-    t: Training, texts: list[str], teacher_ids: list[list[int]]
-) -> list[tuple[str | None, list[int]]]:
-    """Group rows by the text whose prefix their teacher prompts share; the rest under None."""
-    groups: dict[str | None, list[int]] = {}
-    for i, (text, ids) in enumerate(zip(texts, teacher_ids, strict=True)):
-        begin = _beginning(t, text)
-        fits = begin and len(ids) > len(begin) and ids[: len(begin)] == begin
-        groups.setdefault(text if fits else None, []).append(i)
-    # texts with a kept prefix come first, before others replace it
-    return sorted(groups.items(), key=lambda group: group[0] not in t.prefixes)
-
-
-def _beginning(t: Training, text: str) -> list[int]:
-    """Return the prefix of prompts with this text, from the first states; [] if it is too short.
-
-    It does not depend on the batch, so that a resumed training computes the same.
-    """
-    if text not in t.beginnings:
-        prompts = [_teacher_ids(t, state, text) for state in t.states[:PREFIX_STATES]]
-        shared = min(len(os.path.commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
-        worth = shared >= min_shared_prefix(t.policy) and can_share(t.policy)
-        t.beginnings[text] = prompts[0][:shared] if worth else []
-    return t.beginnings[text]
-
-
-def _prefix(t: Training, text: str) -> SharedPrefix:
-    """Return the prefix on the device; main memory keeps as many as the plan allows."""
-    prefix = t.prefixes.pop(text, None)
-    while len(t.prefixes) >= t.plan.kept_texts:
-        del t.prefixes[next(iter(t.prefixes))]
-    t.prefixes[text] = prefix or SharedPrefix(t.policy, t.beginnings[text]).to("cpu")
-    return t.prefixes[text].to(t.policy.device)
-
-
-@torch.no_grad()
-def _score(
-    t: Training,
-    teacher_ids: list[list[int]],
-    replies: list[Reply],
-    groups: list[tuple[str | None, list[int]]],
-) -> list[torch.Tensor]:
-    """Return the teacher's hidden states [reply tokens, D] for each reply."""
-    hidden_of: dict[int, torch.Tensor] = {}
-    with t.policy.adapter("teacher", merge=True), t.policy.eval_mode():
-        for text, group in groups:
-            prefix = _prefix(t, text) if text else None
-            skip = len(prefix.ids) if prefix else 0
-            lengths = [len(teacher_ids[i]) - skip + len(replies[i].ids) for i in group]
-            for batch in token_batches(lengths, t.plan.scored_tokens):
-                rows = [group[i] for i in batch]
-                ids = [replies[i].ids for i in rows]
-                hidden = reply_hidden(t.policy, [teacher_ids[i] for i in rows], ids, prefix)
-                hidden_of |= zip(rows, hidden.split([len(y) for y in ids]), strict=True)
-            del prefix  # before the next one is moved to the device
-    return [hidden_of[i] for i in range(len(replies))]
 
 
 def _backward(
@@ -270,10 +204,10 @@ def _backward(
         per_token = [1 / len(y) / t.config.batch_size for y in ids for _ in y]
         weights = torch.tensor(per_token, device=policy.device)
         sampled = torch.tensor([token for y in ids for token in y], device=policy.device)
-        teacher = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
+        taught = torch.cat([teacher_hidden[i] for i in rows]) if teacher_hidden else None
         with policy.adapter("student"), policy.train_mode():
             hidden = packed_hidden(policy, [student_ids[i] for i in rows], ids, shared)
-            value = _loss(hidden, teacher, sampled, head, weights, t.config)
+            value = _loss(hidden, taught, sampled, head, weights, t.config)
             t.scaler.scale(value).backward()
         total += value.item()
         spread = losses.entropy(hidden.detach(), head, temperature=t.config.temperature)
@@ -283,7 +217,7 @@ def _backward(
 
 def _loss(
     hidden: torch.Tensor,
-    teacher: torch.Tensor | None,
+    taught: torch.Tensor | None,
     sampled: torch.Tensor,
     head: losses.Head,
     weights: torch.Tensor,
@@ -291,10 +225,10 @@ def _loss(
 ) -> torch.Tensor:
     """Return the configured loss, summed over reply tokens with the weights (scalar)."""
     common = {"temperature": config.temperature, "clip": config.clip, "weights": weights}
-    if teacher is None:
+    if taught is None:
         return losses.cross_entropy(hidden, sampled, head, **common)
     if config.loss == "sampled_kl":
-        return losses.sampled_kl(hidden, teacher, sampled, head, **common)
+        return losses.sampled_kl(hidden, taught, sampled, head, **common)
     kinds = {"reverse_kl": losses.reverse_kl, "jsd": losses.jsd, "forward_kl": losses.forward_kl}
     options = {**common, "top_k": config.top_k, "tail": config.tail}
-    return kinds[config.loss](hidden, teacher, head, **options)
+    return kinds[config.loss](hidden, taught, head, **options)
