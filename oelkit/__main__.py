@@ -77,7 +77,7 @@ COMMANDS = {  # function, whose docstring is the help; example; settings that it
     "distill": (
         steps.distill,
         "distill --trajectories games.jsonl --experience items.jsonl --out adapter",
-        (ModelConfig, DistillConfig, "seed"),
+        (ModelConfig, DistillConfig, "rehearsal seed"),
     ),
     "evaluate": (
         steps.evaluate,

@@ -78,7 +78,10 @@ class DistillConfig:
     steps: int = option(20, "optimiser steps per round")
     batch_size: int = option(32, "states per step")
     lr: float = option(1e-4, "learning rate of the adapter")
-    warmup: int = option(5, "steps of linear warm-up; then the rate is constant")
+    warmup: int = option(5, "steps of linear warm-up")
+    lr_schedule: Literal["constant", "linear"] = option(
+        "constant", "the rate after warm-up: constant, or falling linearly to 0"
+    )
     weight_decay: float = option(
         0.0, "of AdamW: each step shrinks the adapter by lr times this, towards the base model"
     )

@@ -54,7 +54,7 @@ def calls(monkeypatch):
     return spy_on_generate(monkeypatch, module)
 
 
-def reference(policy, students, teachers, replies, loss, top_k, temperature):
+def reference(policy, students, teachers, replies, loss, top_k, temperature, frozen="teacher"):
     """Return loss and LoRA gradients by definition.
 
     In float64, one sample at a time, from full logits with plain autograd.
@@ -71,7 +71,7 @@ def reference(policy, students, teachers, replies, loss, top_k, temperature):
             return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
         with torch.no_grad():
-            t = logprobs("teacher", teacher)
+            t = logprobs(frozen, teacher)
         s = logprobs("student", student)
         if loss in ("sft", "sampled_kl"):
             own, ids = s, torch.tensor(reply)[:, None]
@@ -136,6 +136,41 @@ def test_a_whole_step_equals_float64_autograd(tiny_model, calls, loss, top_k, te
     # Adam's first step is lr against the sign of the gradient
     for old, new, g in zip(before, policy.trainable(), grads, strict=True):
         assert torch.allclose(new, old - 1e-3 * g / (g.abs() + 1e-8), atol=1e-6)
+
+
+def test_rehearsal_adds_the_kl_to_the_untrained_model_on_the_students_answers(tiny_model, calls):
+    def ask(i):
+        return State(f"r{i}", "t", i, [{"role": "user", "content": f"Count to {i}{i}."}])
+
+    def trained(**options):
+        policy, grads = load_policy(tiny_model), []
+        shake(policy)
+        kept = {"on_step": lambda row: grads.extend(p.grad.clone() for p in policy.trainable())}
+        (row,) = train(policy, loss="forward_kl", **kept, **options)
+        return row, [g * max(1.0, row["grad_norm"] + 1e-6) for g in grads], policy  # not clipped
+
+    (row, without, _), (told, grads, policy) = trained(), trained(rehearsal=[*map(ask, range(4))])
+    assert told["loss"] == row["loss"] and "rehearsal_loss" not in row
+    asked, options, replies = calls[-1]  # after the teacher's answers to the states
+    assert len(asked) == 3 and options["adapter"] == "student"
+    assert {*map(tuple, asked)} <= {tuple(policy.encode(ask(i).prompt)) for i in range(4)}
+    exact, said = load_policy(tiny_model), [reply.ids for reply in replies]
+    shake(exact)
+    how = ("reverse_kl", None, 1.0, None)
+    value, wanted = reference(exact, asked, asked, said, *how)
+    assert told["rehearsal_loss"] == pytest.approx(value, rel=1e-4) and value > 0
+    for a, b, w in zip(grads, without, wanted, strict=True):  # three prompts, six states
+        torch.testing.assert_close((a - b).double(), w / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_rehearsed_fits_the_context_and_is_the_policys_own(tiny):
+    long = State("long", "t", 0, [{"role": "user", "content": "x" * 5000}])
+    short = State("short", "t", 0, [{"role": "user", "content": "x"}])
+    with pytest.warns(UserWarning, match="1 of 2 states are left out: state 'long' has"):
+        (row,) = train(tiny, rehearsal=[long, short])
+    assert row["rehearsal_loss"] == pytest.approx(0, abs=1e-5)  # an untrained student
+    with pytest.raises(TypeError, match="rehearsal: expected a list of State records"):
+        train(tiny, rehearsal="prompts.jsonl")
 
 
 def prepared(policy, batch_tokens=100_000, **changes):
@@ -334,6 +369,14 @@ def test_the_first_steps_can_be_off_policy(tiny, calls, loss):
 def test_warmup_then_constant(tiny):
     rows = train(tiny, steps=4, batch_size=2, lr=1e-3, warmup=2, max_new_tokens=2)
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+def test_a_linear_schedule_falls_to_nothing(tiny):
+    options = {"lr": 1e-3, "warmup": 1, "lr_schedule": "linear"}
+    rows = train(tiny, steps=4, batch_size=2, max_new_tokens=2, **options)
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 / 2, 1e-3, 2e-3 / 3, 1e-3 / 3])
+    with pytest.raises(ValueError, match="lr_schedule"):
+        train(tiny, lr_schedule="cosine")
 
 
 def test_weight_decay_takes_its_share_of_the_adapter_at_each_step(tiny):
@@ -579,6 +622,7 @@ def test_out_of_memory_says_what_to_lower_and_leaves_the_student(
 def test_a_training_that_was_stopped_goes_on_with_the_same_bytes(tiny, tmp_path, monkeypatch, stop):
     monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
     options = {"steps": 7, "batch_size": 4, "retention": 0.3, "experiences": [TEXT, "TEXT-B"]}
+    options |= {"rehearsal": STATES[:3], "lr_schedule": "linear"}
     tiny.reset()
     rows, end = train(tiny, **options), weights(tiny)
     tiny.reset()

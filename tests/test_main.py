@@ -513,6 +513,11 @@ def test_steps_on_files(call, place, settings, monkeypatch):
         Path(f"{name}/adapter_model.safetensors").read_bytes() for name in ("adapter", "again")
     ]
     assert weights[0] == weights[1]
+    write_jsonl("general.jsonl", [State("s", "t", 0, [{"role": "user", "content": "Count."}])])
+    assert call(*line[:-1], "third", "--rehearsal", "general.jsonl")[0] == 0
+    assert Path("third/adapter_model.safetensors").read_bytes() != weights[0]
+    wrong = call(*line[:-1], "fourth", "--rehearsal", "gneral.jsonl")
+    refused(wrong, "gneral.jsonl: No such file")
     assert (
         status == 0 and "loss" in out and (place / "adapter" / "adapter_model.safetensors").exists()
     ), err

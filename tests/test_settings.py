@@ -24,7 +24,7 @@ def test_settings_are_those_of_the_steps_and_of_the_loop():
         mine = {f.name: f.default for f in fields(config)}
         assert mine == {f.name: f.default for f in fields(Settings) if f.name in mine}
         assert part(config, Settings(seed=3)) == config()
-    assert sum(len(fields(config)) for config in PARTS) + 9 == len(names) == len(set(names))
+    assert sum(len(fields(config)) for config in PARTS) + 10 == len(names) == len(set(names))
     assert all(f.metadata["help"] for config in (*PARTS, Sampling) for f in fields(config))
     assert part(DistillConfig, Settings.of("tiny", steps=7)) == DistillConfig(
         lr=5e-4, warmup=0, steps=7

@@ -16,12 +16,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from helpers import by_hand
+from helpers import ROOT, by_hand
 
 from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
-from oelkit.records import ExperienceItem, Trajectory, from_dict, read_jsonl, write_jsonl
+from oelkit.records import ExperienceItem, State, Trajectory, from_dict, read_jsonl, write_jsonl
 from oelkit.runs import driver, files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.settings import Settings
@@ -518,6 +518,41 @@ def test_another_prompt_file_is_seen(small, policy, tmp_path):
     path.write_text(source.replace('act = "', 'act = "Now: ', 1))
     changed.run_all(redo=True)
     assert {s.state for s in stages.status(tmp_path / "run")} == {"done"}
+
+
+def test_a_run_rehearses_its_own_copy_of_the_prompts(small, policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        State(f"r{i}", "t", 0, [{"role": "user", "content": f"Count to {i}."}]) for i in (3, 4)
+    ]
+    mine = replace(small, rehearsal="general.jsonl", rounds=1, run_ablations=True)
+    with pytest.raises(FileNotFoundError, match=r"general\.jsonl"):
+        Run(tmp_path / "run", mine, policy)
+    write_jsonl("general.jsonl", [])
+    with pytest.raises(ValueError, match=r"general\.jsonl: no prompts in it to rehearse"):
+        Run(tmp_path / "run", mine, policy)
+    assert not (tmp_path / "run").exists()
+    write_jsonl("general.jsonl", asked)
+    run = by_hand(Run(tmp_path / "run", mine, policy, progress=False))
+    (tmp_path / "general.jsonl").unlink()
+    run.run_all()
+    assert all("rehearsal_loss" in row for row in read_jsonl(run.folder / "metrics.jsonl"))
+    copy = run.folder / "rehearsal.jsonl"
+    assert read_jsonl(copy, State) == asked
+    with pytest.raises(ValueError, match="other settings: rehearsal was 'general.jsonl', is None"):
+        Run.open(run.folder, rehearsal=None)
+    assert {s.state for s in stages.status(run.folder)} == {"done"}
+    write_jsonl(copy, asked[:1])
+    said = {s.stage: s.why for s in stages.status(run.folder) if s.state == "stale"}
+    assert said["distill"] == said["sft"] == "rehearsal.jsonl has changed since"
+    assert not {"rollout", "extract", "collect", "base"} & {*said}
+
+
+def test_prompts_to_rehearse_come_with_a_model_too(micro_folder):
+    beside = SimpleNamespace(source=str(micro_folder))
+    asked = work.read_rehearsal(Settings(rehearsal="rehearsal.jsonl"), beside)
+    probe = [row["messages"] for row in read_jsonl(ROOT / "data/micro/probe.jsonl")]
+    assert len(asked) == 256 and not [state for state in asked if state.prompt in probe]
 
 
 def test_a_run_of_an_older_form_is_told_apart(tmp_path, small, policy):

@@ -35,7 +35,7 @@ from oelkit.envs import ACTIONS, DescentBoard, DescentEnv, DescentLayout, Layout
 from oelkit.envs.board import DESCENT_LETTERS, DESCENT_ROLES, STEPS, label, neighbours, render_board
 from oelkit.envs.descent import facts as facts_said
 from oelkit.prompts import act_messages, extract_messages, load_prompt_set, with_experience
-from oelkit.records import Outcome, Trajectory, Turn, write_jsonl
+from oelkit.records import Outcome, State, Trajectory, Turn, write_jsonl
 from oelkit.text import MARKER
 
 BRIEF = load_prompt_set("brief")
@@ -534,7 +534,7 @@ DESCENT_TASKS = {"descent": descent_task, "descent extract": descent_extract_tas
 TASKS = LAKE_TASKS | DESCENT_TASKS
 
 
-def probe(seed: int, n: int = 64, descents: bool = False) -> list[dict]:
+def probe(seed: int | str, n: int = 64, descents: bool = False) -> list[dict]:
     """Return questions about other letters' worlds, extraction there, and chat.
 
     They show what a student has not forgotten.
@@ -560,6 +560,14 @@ def probe(seed: int, n: int = 64, descents: bool = False) -> list[dict]:
                     }
                 )
     return rows
+
+
+def rehearsal(questions: list[dict]) -> list[State]:
+    """Return prompts of the same kinds, none of them in the probe, which training can rehearse."""
+    asked = [row["messages"] for row in questions]
+    rows = [row["messages"] for row in probe("rehearsal", descents=True)]
+    rows = [messages for messages in rows if messages not in asked]
+    return [State(f"rehearsal-{i}", "rehearsal", 0, messages) for i, messages in enumerate(rows)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -845,6 +853,8 @@ def save(model, tokenizer, folder: Path, questions: list[dict]) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_jsonl(folder / "probe.jsonl", questions)
+    if any(row["kind"] == "other descents" for row in questions):
+        write_jsonl(folder / "rehearsal.jsonl", rehearsal(questions))
     (folder / "oelkit.json").write_text(json.dumps({"prompts": "brief"}) + "\n")
 
 

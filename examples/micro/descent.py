@@ -43,6 +43,7 @@ ARMS = {
         steps=ROUNDS * ONLINE.steps,
     ),
     "weight decay": replace(ONLINE, weight_decay=40.0),
+    "rehearsal": replace(ONLINE, rehearsal="rehearsal.jsonl", lr=1e-3, lr_schedule="linear"),
     "forward KL": replace(ONLINE, loss="forward_kl"),
     "SFT": replace(ONLINE, loss="sft"),
     "states without experience": replace(ONLINE, states_with_experience=False),
@@ -135,7 +136,7 @@ def table(rows: list[dict]) -> str:
         cells.append(spread([row["ood"] for row in last]))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     base = spread([row["ood_base"] for row in rows])
-    said = [gains(rows, arm) for arm in ("online", "weight decay")]
+    said = [gains(rows, arm) for arm in ("online", "weight decay", "rehearsal")]
     return "\n".join([*lines, "", f"OOD of the untrained model: {base}.", *filter(None, said)])
 
 

@@ -111,7 +111,7 @@ class _Resumed:
 def distill(args: Namespace) -> None:
     """Train an adapter that no longer needs the experience; no environment, no reward."""
     from ..model import ranks
-    from ..runs.work import as_draws
+    from ..runs.work import as_draws, read_rehearsal
     from ..steps.distillation import distill
     from ..steps.rollouts import states
     from ..steps.training import warn_of_chats
@@ -122,6 +122,7 @@ def distill(args: Namespace) -> None:
     else:
         prompts = states(read_jsonl(args.trajectories, Trajectory))
     policy, options = _load(args, s)
+    options["rehearsal"] = read_rehearsal(s, policy)
     warn_of_chats(policy, [state.prompt for state in prompts])
     if first := ranks.rank() == 0:
         print(_told(args.experience, texts, policy), flush=True)

@@ -102,6 +102,7 @@ def estimate(
     seconds["metrics"] = last.seconds["metrics"]
     seconds["trial"] = sum(sum(t.seconds.values()) for t in trials)
     trained = trainings * s.steps * s.batch_size * last.step_tokens
+    trained *= 1.5 if s.rehearsal else 1
     longest = min(s.budget_tokens or policy.context_length, policy.context_length)
     memory = memory_plan(
         policy,

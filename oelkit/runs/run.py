@@ -26,7 +26,7 @@ from ..model.loading import policy_from_config
 from ..model.lora import base_marks, same_base
 from ..model.policy import Policy
 from ..prompts import PromptSet, load_prompt_set
-from ..records import ExperienceItem, State, Trajectory, read_jsonl
+from ..records import ExperienceItem, State, Trajectory, read_jsonl, write_jsonl
 from . import files, measures, work
 from .context import HELD_OUT as HELD_OUT
 from .driver import Driver, versions
@@ -34,10 +34,11 @@ from .estimate import Estimate, estimate
 from .saved import SavedRun
 from .settings import Settings, check_ranges, check_settings, run_folder
 from .stages import read_prompts
-from .table import ARMS
+from .table import ARMS, REHEARSAL
 
 _LATER = ("rounds", "run_ablations", "gate")  # settings that can differ when a run is opened
-_ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed")  # every stage depends on these
+# a run keeps these: every stage depends on them, or the run has its own copy of the file
+_ALWAYS = (*(f.name for f in fields(ModelConfig)), "env", "seed", "rehearsal")
 
 
 class Run(Driver, SavedRun):
@@ -82,6 +83,7 @@ class Run(Driver, SavedRun):
         files.try_to_write(self.folder)  # or fail before the model is loaded
         try:
             self._load_policy(policy)
+            rehearsal = work.read_rehearsal(settings, self.policy)
         except BaseException:
             if not there and not any(self.folder.iterdir()):  # a misspelt model leaves no run
                 self.folder.rmdir()
@@ -90,6 +92,8 @@ class Run(Driver, SavedRun):
             self._join()
             return
         self.settings = replace(settings, gate=settings.gate or "warn")
+        if rehearsal:
+            write_jsonl(self.folder / REHEARSAL, rehearsal)
         marks = {"base": base_marks(self.policy.model)} if _trains(self.policy) else {}
         files.write_json(record, self.record() | {"versions": versions(), **marks})
 

@@ -43,6 +43,11 @@ class Settings(EvalConfig, DistillConfig, ExtractConfig, ModelConfig):
     carry_experience: bool = option(
         True, "start a round's experience with that of the round it starts from"
     )
+    rehearsal: str | None = option(
+        None,
+        "file of prompts, like states.jsonl, on which training holds the student to the untrained "
+        "model; here or in the model's folder; none: no rehearsal",
+    )
     run_ablations: bool = option(
         True, "after the last round, also run the off-policy, SFT and raw-games arms"
     )

@@ -16,7 +16,7 @@ from ..prompts import PromptSet, load_prompt_set
 from . import table
 from .files import read_object, sha256, write_json
 from .settings import Settings, as_argument, check_settings, no_run
-from .table import ARMS, BY_HAND, KNOWN, READ, READY, STAGES, STARTED, TABLE, Node
+from .table import ARMS, BY_HAND, KNOWN, READ, READY, REHEARSAL, STAGES, STARTED, TABLE, Node
 
 FORM = 2  # format of the run folder; 1 had no manifests
 
@@ -125,6 +125,7 @@ class Stages:
             KNOWN: s == 0 or not settings.carry_experience,
             "round_{s}/metrics.json": s == 0 or settings.gate == "off",
             READY: stage == "collect" and not settings.states_with_experience,
+            REHEARSAL: not settings.rehearsal,
         }
         names = [name.format(k=k, s=s) for name in TABLE[stage].reads if not unread.get(name)]
         if k and stage == "evaluate" and self.by_hand(k, "distill"):  # no text beside it
@@ -158,8 +159,6 @@ class Stages:
         if mine.get("start") and KNOWN in TABLE[stage].reads:
             mine["carry_experience"] = self.settings.carry_experience
         return mine
-
-    # -- what is there
 
     def manifest_path(self, k: int, stage: str) -> Path:
         """Return the path of a stage's manifest."""

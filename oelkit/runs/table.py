@@ -15,7 +15,7 @@ _MODEL, _EXTRACT, _TRAIN, _EVAL = (
 _PLAY = (*_MODEL, "env", "seed", "temperature")
 _MEASURE = (*_MODEL, *_EVAL, "env", "seed")
 STARTED, KNOWN = f"round_{{s}}/{WEIGHTS}", "round_{s}/experience.md"
-READY = "round_{k}/experience.md"
+READY, REHEARSAL = "round_{k}/experience.md", "rehearsal.jsonl"
 _TRAINED, READ = f"round_{{k}}/{WEIGHTS}", "round_{k}/adapter/experience.md"
 _ADAPTER = ("round_{k}/adapter/adapter_config.json", "round_{k}/adapter/oelkit.json", READ)
 
@@ -52,7 +52,7 @@ TABLE = {
     ),
     "distill": Stage(
         _TRAINED,
-        (STARTED, READY, "round_{k}/states.jsonl"),
+        (STARTED, READY, "round_{k}/states.jsonl", REHEARSAL),
         (*_MODEL, *_TRAIN, "seed"),
         beside=_ADAPTER,
     ),
@@ -71,13 +71,13 @@ TABLE |= {  # stages of the whole run, as round 0
     "base": Stage("base.json", (), _MEASURE),
     "raw": Stage(
         "ablations/raw.json",
-        ("round_1/trajectories.jsonl", "round_1/states.jsonl"),
+        ("round_1/trajectories.jsonl", "round_1/states.jsonl", REHEARSAL),
         (*_ARM, "num_draws"),
     ),
     "metrics": Stage("metrics.json", (), ("rounds", "env"), False),
 }
 for _arm in ("forward_kl", "sft"):
-    _reads = ("round_1/experience.md", "round_1/states.jsonl")
+    _reads = ("round_1/experience.md", "round_1/states.jsonl", REHEARSAL)
     TABLE[_arm] = Stage(f"ablations/{_arm}.json", _reads, _ARM)
 Node = tuple[int, str]  # round and stage
 ARMS = ("forward_kl", "sft", "raw")

@@ -16,6 +16,7 @@ from .. import given
 from ..auto_curation import auto_curate
 from ..config import DistillConfig, part
 from ..curation import Curation, replay
+from ..model.policy import Policy
 from ..records import (
     ExperienceItem,
     RecordError,
@@ -32,6 +33,8 @@ from ..steps import distillation, extraction, rollouts
 from ..text import by_draw, join_experience, parse_items, truncate_to_budget, well_formed
 from .context import RunContext
 from .files import append_bytes, keep_aside, read_experience, read_json, sha256, stamp, write_json
+from .settings import Settings
+from .table import REHEARSAL
 
 
 def rollout(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
@@ -158,6 +161,19 @@ def distill(run: RunContext, k: int, folder: Path) -> dict[str, Any]:
     return {"seeds": {"training": seed}}
 
 
+def read_rehearsal(settings: Settings, policy: Policy) -> list[State]:
+    """Return the prompts that training rehearses, from a file here or in the model's folder;
+    ValueError if it has none.
+    """
+    if not settings.rehearsal:
+        return []
+    beside = Path(policy.source, settings.rehearsal)
+    path = beside if beside.is_file() else Path(settings.rehearsal)
+    if states := read_jsonl(path, State):
+        return states
+    raise ValueError(f"{path}: no prompts in it to rehearse")
+
+
 def checkpoint(folder: Path) -> Path:
     """Return the training checkpoint path of a stage that works in `folder`."""
     return folder.with_suffix(".checkpoint")
@@ -193,6 +209,7 @@ def train(
         states,
         texts,
         replace(part(DistillConfig, s), loss=loss),
+        rehearsal=read_jsonl(run.folder / REHEARSAL, State) if s.rehearsal else (),
         prompt_set=run.prompts,
         seed=seed,
         checkpoint=checkpoint,

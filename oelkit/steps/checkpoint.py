@@ -67,7 +67,7 @@ class Checkpoint:
         own = f".{ranks.rank()}" if ranks.rank() else ""
         t.failed = path.with_name(f"{path.stem.lstrip('.')}{own}.failed.jsonl")
         about = [asdict(t.config), asdict(t.prompt_set), t.seed, list(t.experiences)]
-        about += [[to_dict(state) for state in t.states], torch.__version__]
+        about += [[to_dict(state) for state in [*t.states, *t.rehearsal]], torch.__version__]
         about += [type(t.optimizer).__name__]  # another one cannot use its state
         self.identity = identity(t.policy, about)
 

@@ -44,7 +44,7 @@ from .training import ON_POLICY, Training, oom_hint, prepare, update, warn_of
 CHECKPOINT_EVERY = 5  # steps
 
 
-# why: nine, because a caller has states, texts and settings, and a run drives it with the rest
+# why: ten, because a caller has states, texts and settings, and a run drives it with the rest
 @also_takes(DistillConfig)
 def distill(
     policy: Policy,
@@ -52,6 +52,7 @@ def distill(
     experiences: str | Sequence[str],
     config: DistillConfig | None = None,
     *,
+    rehearsal: Sequence[State] = (),
     prompt_set: str | PromptSet | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -67,6 +68,8 @@ def distill(
             long or that the chat template rejects are left out, and a warning counts them.
         experiences: one text, or K texts from which each sample draws one.
         config: settings of the training.
+        rehearsal: general prompts, from which each step draws half as many as states. The student
+            is held to the untrained model on its own answers to them, so that it forgets less.
         prompt_set: places the experience in the prompt (None: the policy's own).
         seed: fixes batches, texts and replies.
         checkpoint: a file, saved every few steps and on Ctrl+C, from which the same call resumes
@@ -79,7 +82,8 @@ def distill(
     Returns:
         One row per step: step, loss (nats per token), entropy (nats, of the student), replies,
         reply_tokens (per reply), truncated (share of them), grad_norm (before clipping to 1),
-        skipped (a gradient overflowed in float16, nothing was learned), lr, seconds.
+        skipped (a gradient overflowed in float16, nothing was learned), lr, seconds, and with
+        `rehearsal` its own loss, rehearsal_loss (nats per token).
 
     Raises:
         ValueError: no states or no experience left, or invalid settings.
@@ -89,7 +93,7 @@ def distill(
     """
     given.function("on_step", on_step)
     checkpoint = checkpoint and given.path("checkpoint", checkpoint)
-    training = prepare(policy, states, experiences, config, prompt_set, seed, changes)
+    training = prepare(policy, states, experiences, config, prompt_set, seed, changes, rehearsal)
     warn_if_again(training)
     config, history = training.config, training.history
     policy.sync_teacher()
@@ -128,36 +132,32 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
     # the student answers (on-policy) or the teacher (off-policy); ids are never decoded on the way
     on_policy = c.loss in ON_POLICY
     prompts, adapter = (student_ids, "student") if on_policy else (teacher_ids, "teacher")
-    longest = c.max_new_tokens or t.prompt_set.max_new_tokens
-    with oom_hint(f"step {step}: sampling", max_new_tokens=longest, batch_size=c.batch_size):
-        replies = generate(
-            policy,
-            prompts,
-            adapter=adapter,
-            seed=t.seed * 100_003 + step,
-            max_new_tokens=longest,
-            temperature=c.temperature,
-        )
+    replies = _sample(t, step, prompts, adapter)
+    kept = _rehearse(t, step) if t.rehearsal else ()
     counts = [sum(len(r.ids) for r in replies), sum(r.truncated for r in replies)]
     mine = slice(ranks.rank(), None, ranks.count())
     batch, texts, replies = batch[mine], texts[mine], replies[mine]
     student_ids, teacher_ids = student_ids[mine], teacher_ids[mine]
 
     for group in t.optimizer.param_groups:
-        group["lr"] = c.lr * min(1.0, (step + 1) / (c.warmup + 1))
+        group["lr"] = _rate(c, step)
     t.optimizer.zero_grad(set_to_none=True)  # gradients left by an interrupted call must not count
     with oom_hint(f"step {step}: training", batch_tokens=t.plan.batch_tokens):
         teacher_hidden = None
         if c.loss != "sft":  # the teacher's forward is finished before the student's begins
             groups = teacher.group_by_prefix(t, texts, teacher_ids)
             teacher_hidden = teacher.hidden_states(t, teacher_ids, replies, groups)
+        parts = [(t, student_ids, replies, teacher_hidden)]
+        if kept:
+            untrained = teacher.hidden_states(t, *kept, [(None, [*range(len(kept[0]))])], None)
+            parts.append((replace(t, config=replace(c, loss="reverse_kl")), *kept, untrained))
         checkpoints = checkpointed(policy) if t.plan.gradient_checkpointing else nullcontext()
         with checkpoints, seeded(t.seed * 100_003 + step, policy.device):  # LoRA's dropout
-            loss, entropy = _backward(t, student_ids, replies, teacher_hidden)
+            sums = [_backward(*part) for part in parts]
         ranks.add_gradients(policy.trainable())
-        loss, entropy = ranks.total([loss, entropy], policy.device)
+        (loss, entropy), *held = [ranks.total([*one], policy.device) for one in sums]
     grad_norm, skipped = update(t, step, loss, zip(batch, texts, student_ids, teacher_ids, replies))
-    return {
+    row = {
         "step": step,
         "loss": loss,
         "entropy": entropy,
@@ -169,6 +169,43 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
         "skipped": skipped,
         "seconds": time.perf_counter() - began,
     }
+    if held:
+        row["rehearsal_loss"] = held[0][0] * c.batch_size / _rehearsed(c)
+    return row
+
+
+def _rate(c: DistillConfig, step: int) -> float:
+    """Return the learning rate of a step."""
+    falling = (c.steps - step) / max(1, c.steps - c.warmup) if c.lr_schedule == "linear" else 1.0
+    return c.lr * min(1.0, (step + 1) / (c.warmup + 1), falling)
+
+
+def _sample(t: Training, step: int, prompts: list[list[int]], adapter: str) -> list[Reply]:
+    """Return a reply to each prompt."""
+    c, longest = t.config, t.config.max_new_tokens or t.prompt_set.max_new_tokens
+    with oom_hint(f"step {step}: sampling", max_new_tokens=longest, batch_size=c.batch_size):
+        return generate(
+            t.policy,
+            prompts,
+            adapter=adapter,
+            seed=t.seed * 100_003 + step,
+            max_new_tokens=longest,
+            temperature=c.temperature,
+        )
+
+
+def _rehearsed(config: DistillConfig) -> int:
+    """Return how many prompts a step rehearses; no process may have none."""
+    return max(ranks.count(), config.batch_size // 2)
+
+
+def _rehearse(t: Training, step: int) -> tuple[list[list[int]], list[Reply]]:
+    """Draw prompts of the rehearsal and let the student answer; return this process's share."""
+    states = t.rng.choices(t.rehearsal, k=_rehearsed(t.config))
+    prompts = [t.policy.encode(state.prompt) for state in states]
+    replies = _sample(t, step, prompts, "student")
+    mine = slice(ranks.rank(), None, ranks.count())
+    return prompts[mine], replies[mine]
 
 
 def _draw(

@@ -65,10 +65,11 @@ def hidden_states(
     teacher_ids: list[list[int]],
     replies: list[Reply],
     groups: list[tuple[str | None, list[int]]],
+    adapter: str | None = "teacher",
 ) -> list[torch.Tensor]:
-    """Return the teacher's hidden states [reply tokens, D] for each reply."""
+    """Return the hidden states [reply tokens, D] for each reply, of the teacher or another."""
     hidden_of: dict[int, torch.Tensor] = {}
-    with t.policy.adapter("teacher", merge=True), t.policy.eval_mode():
+    with t.policy.adapter(adapter, merge=True), t.policy.eval_mode():
         for text, group in groups:
             prefix = _prefix(t, text) if text else None
             skip = len(prefix.ids) if prefix else 0

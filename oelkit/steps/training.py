@@ -49,6 +49,7 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     beginnings: dict[str, list[int]] = field(default_factory=dict)  # of prompts, by experience text
     prefixes: dict[str, SharedPrefix] = field(default_factory=dict)  # their KV, last used last
+    rehearsal: Sequence[State] = ()
     failed: Path | None = None  # where to save a batch whose loss is not finite
 
 
@@ -60,23 +61,26 @@ def prepare(
     prompt_set: str | PromptSet | None,
     seed: int,
     changes: dict[str, Any],
+    rehearsal: Sequence[State] = (),
 ) -> Training:
     """Check everything before the first step, and assemble the training."""
     given.a_policy(policy, adapters=True)
     c, seed = given.settings("config", DistillConfig, config, changes), given.whole("seed", seed)
     states = given.records("states", states, State, " (oelkit.states makes them from trajectories)")
+    rehearsal = given.records("rehearsal", rehearsal, State)
     texts = [text for text in given.texts("experiences", experiences) if text.strip()]
     if not states:
         raise ValueError("nothing to distill on: there are no states")
     if not texts:
-        raise ValueError(
-            "nothing to distill: no experience is left (no items were extracted, or all were "
-            "rejected)"
-        )
+        left = "no experience is left (no items were extracted, or all were rejected)"
+        raise ValueError(f"nothing to distill: {left}")
     _check(c)
     prompt_set = load_prompt_set(prompt_set or policy.default_prompt_set)
     longest = c.max_new_tokens or prompt_set.max_new_tokens
     states, plain, added = fitting(policy, states, texts, prompt_set, longest)
+    if rehearsal:
+        rehearsal, most, _ = fitting(policy, rehearsal, [""], prompt_set, longest)
+        plain = max(plain, most)
     told = [
         s.id
         for s in states
@@ -103,8 +107,8 @@ def prepare(
     if not plan.fits:
         warnings.warn(f"{policy.name}: memory will probably run out.\n{plan}", stacklevel=3)
     optimizer, scaler = _adamw(policy, c), _scaler(policy, c.batch_size * longest)
-    rng = random.Random(seed)
-    return Training(policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler, rng)
+    parts = policy, states, texts, c, prompt_set, seed, plan, optimizer, scaler
+    return Training(*parts, random.Random(seed), rehearsal=rehearsal)
 
 
 def _check(c: DistillConfig) -> None:
