@@ -63,5 +63,5 @@ def test_a_state_that_cannot_be_asked_is_left_out(tiny):
 
 
 def test_two_unfinished_thoughts_do_not_agree(tiny, monkeypatch):
-    monkeypatch.setattr(type(tiny), "answer_text", lambda self, reply: "")
+    monkeypatch.setattr(type(tiny), "answer_text", lambda *_: "")
     assert agreement(tiny, [board(0), board(1)], TEXT, max_new_tokens=2)["agreement"] == 0

@@ -304,7 +304,7 @@ def test_games_of_one_id_are_an_error_before_the_first_reply(tiny, script):
 def test_a_writers_text_is_not_read_as_the_thought_that_the_policys_template_begins(
     tiny, monkeypatch
 ):
-    monkeypatch.setattr(type(tiny), "answer_text", lambda self, reply: "")
+    monkeypatch.setattr(type(tiny), "answer_text", lambda *_: "")
     items = extract(tiny, games(1), writer=lambda asked: "- EXPERIENCE ITEM: K opens.")
     assert [item.text for item in items] == ["K opens."]
 

@@ -20,7 +20,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 # A module imports from its own layer and from those below it.
 LAYERS = (
-    "records text stats config messages redaction given project startup progress likeness tables",
+    "records text stats config messages templates redaction given project startup progress "
+    "likeness tables",
     "envs prompts operations statements curation auto_curation exchange logs rows",
     "model",
     "steps",

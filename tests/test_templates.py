@@ -151,7 +151,7 @@ def test_a_thought_is_told_from_the_answer_by_its_tokens(tmp_path, begin, end, s
         assert answer_text(whole) == "[left]" == policy.answer_text(whole)
         assert answer_text(policy.reply_text(before, ids(f"{reply}[up]? or"))) == ""
     plain = PlainModel(tmp_path, str(tmp_path), "paper")
-    assert plain.answer_text(plain._reply(ids(f"{begin}[up]? or")).text) == ""
+    assert plain.answer_text(plain._reply(ids(f"{begin}[up]? or"), prompt).text) == ""
     closed = prompt + ids(begin + end)
     assert answer_text(policy.reply_text(closed, ids("[left]"))) == "[left]"
 
@@ -257,6 +257,65 @@ def test_a_template_may_read_content_in_parts_alone(tmp_path, template):
 def test_what_a_template_leaves_out_in_silence_is_refused(tmp_path, template, roles, message):
     with pytest.raises(ValueError, match=message):
         policy_with(tmp_path, template).encode([{"role": r, "content": "?"} for r in roles])
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
+TALK = [
+    {"role": "system", "content": "Be brief.", "tools": [LOOK, {"function": {"name": "go"}}]},
+    {"role": "user", "content": "first"},
+    {"role": "user", "content": "second"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
+    {"role": "tool", "content": "a"},
+    {"role": "tool", "content": "b"},
+    {"role": "assistant", "content": "third"},
+    {"role": "user", "content": "fourth"},
+]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("", "", ""),
+        ("in messages", "in messages if not (tools and m.role == 'system')", "system messages out"),
+        ("in messages", "in messages[-7:]", "leaves system messages out"),
+        ("in messages", "in messages[:1] + messages[-6:]", "leaves earlier turns out"),
+        (
+            "{{ m.content }}",
+            "{% if loop.first or m.role != loop.previtem.role %}{{ m.content }}{% endif %}",
+            "leaves earlier turns out",
+        ),
+        (
+            "{{ m.content }}",
+            "{% if m.role != 'tool' or loop.previtem.role != 'tool' %}{{ m.content }}{% endif %}",
+            "shows no tool results",
+        ),
+        ("in m.tool_calls or []", "in (m.tool_calls or [])[:1]", "no more than one tool call;"),
+        ("in tools", "in tools[:1]", "shows no more than one tool;"),
+    ],
+)
+def test_a_part_that_only_some_conversations_lose_is_refused_too(tmp_path, old, new, message):
+    """Such as a system message beside tools, or the beginning of a long conversation."""
+    policy = policy_with(tmp_path, TOOLS.replace(old, new))
+    policy.encode([*TALK[1:2], *TALK[6:]])
+    if not message:
+        policy.encode(TALK)
+        return
+    with pytest.raises(ValueError, match=message):
+        policy.encode(TALK)
+
+
+def test_a_prompt_that_begins_no_thought_has_an_answer_though_others_begin_one(tmp_path):
+    """As in Nemotron, whose template closes the thought if a message says /no_think."""
+    opening = "{{ '' if '/no_think' in messages[0].content else '<think>\n' }}"
+    policy = policy_with(tmp_path, LLAMA.replace("assistant\n", f"assistant\n{opening}"))
+    plain = PlainModel(tmp_path, str(tmp_path), "paper")
+    ids = policy.tokenizer("[left]", add_special_tokens=False)["input_ids"]
+    for content, answer in (("go", ""), ("go /no_think", "[left]")):
+        prompt = policy.encode([{"role": "user", "content": content}])
+        replies = policy.reply_text(prompt, ids), plain._reply(ids, prompt).text, "[left]"
+        for model in (policy, plain):
+            assert [model.answer_text(text, prompt) for text in replies] == [answer] * 3
 
 
 def test_half_an_emoji_anywhere_in_a_message_is_a_sign_to_the_model(tmp_path):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..config import Sampling
-from ..messages import Templated, unsaid
+from ..templates import Templated, unsaid
 from .base import context_length
 from .loading import load_policy
 from .lora import seeded
@@ -123,13 +123,13 @@ class PlainModel(Templated):
                 batch = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
                 out = self.model.generate(**batch, **how)
                 new = out[:, batch["input_ids"].shape[1] :].tolist()
-                replies += [self._reply(ids) for ids in new]
+                replies += [*map(self._reply, new, prompts[start : start + ROWS])]
         return replies
 
-    def _reply(self, ids: list[int]) -> Reply:
+    def _reply(self, ids: list[int], prompt: list[int]) -> Reply:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         last = next((i for i, token in enumerate(ids) if token in ends), None)
         said = [i for i in ids[:last] if i not in self._unsaid]
-        text = self.reply_text(self.tokenizer.decode(said))
+        text = self.marked(self.tokenizer.decode(said), prompt)
         return Reply(ids if last is None else ids[: last + 1], text, last is None)

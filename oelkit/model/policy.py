@@ -17,9 +17,10 @@ import torch
 from transformers import Cache
 
 from ..config import ModelConfig
-from ..messages import MARK, Templated, behind_mark, plain, thinking, unsaid
+from ..messages import plain
 from ..tables import Brief, Shown
-from ..text import MARKS, THOUGHTS, answer_text, begun_thought, in_marks
+from ..templates import MARK, Templated, behind_mark, thinking, unsaid
+from ..text import MARKS
 from .adapters import Adapters
 from .base import cache_argument, context_length
 from .head import Head, head_of
@@ -113,12 +114,6 @@ class Policy(Shown, Adapters, Templated):
         messages = plain(messages)
         if not messages:
             raise ValueError("the prompt has no messages")
-        for m in messages:
-            if lost := self._left_out.get(m["role"]):
-                raise ValueError(
-                    f"{self.name}: its chat template leaves {lost} out; take a model whose "
-                    "template shows them, or write them into the user's message"
-                )
         # a template writes names of fields as they are, where content is made harmless
         for name in _names([[m.get("tools"), m.get("tool_calls")] for m in messages]):
             if token := next((token for token in self._special if token in name), None):
@@ -128,22 +123,11 @@ class Policy(Shown, Adapters, Templated):
                 )
         prompt = self.render(messages, tokenize=True)
 
-        def but(key: str) -> list[dict[str, Any]]:
-            return [{k: m[k] for k in m if k != key or not m[k]} for m in messages]
-
-        without = {  # templates silently drop what they do not know
-            "tools": but("tools"),
-            "tool calls": but("tool_calls"),
-            "tool results": [m for m in messages if m["role"] != "tool"],
-            "later system messages": messages[:1]
-            + [m for m in messages[1:] if m["role"] != "system"],
-        }
-        for what, rest in without.items():
-            if rest != messages and self._try(rest) == prompt:
-                raise ValueError(
-                    f"{self.name}: its chat template shows no {what}; take a model whose template "
-                    "does, or write them into the messages as text"
-                )
+        if lost := self._left_out(messages, prompt):
+            raise ValueError(
+                f"{self.name}: its chat template {lost}; take a model whose template shows "
+                "them, or write them into the messages as text"
+            )
         if max(prompt, default=0) >= len(self._embedding):
             raise ValueError(
                 f"{self.name}: its tokenizer gives id {max(prompt)}, but the model knows "
@@ -155,19 +139,30 @@ class Policy(Shown, Adapters, Templated):
     def _special(self) -> list[str]:
         return [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
 
-    @cached_property
-    def _left_out(self) -> dict[str, str]:
-        """Roles whose messages the template silently drops, each with a description of them."""
-        asked, said = ({"role": "user", "content": text} for text in ("?", MARK))
-        probes = {
-            "system": ("system messages", [{"role": "system", "content": MARK}, asked]),
-            "assistant": ("earlier turns", [said, {"role": "assistant", "content": MARK}, asked]),
-        }
-        return {
-            role: what
-            for role, (what, messages) in probes.items()
-            if (text := self._text(messages).lower()) and text.count(MARK) < len(messages) - 1
-        }
+    def _left_out(self, messages: list[dict[str, Any]], prompt: Any) -> str:
+        """Say what the template silently drops; "" if nothing."""
+
+        def but(key: str, kept: int) -> list[dict[str, Any]]:
+            fewer = ({**m, key: m[key][:kept]} if m.get(key) else m for m in messages)
+            return [{k: m[k] for k in m if k != key or m[k]} for m in fewer]
+
+        for key, what in (("tools", "tool"), ("tool_calls", "tool call")):
+            for kept, lost in enumerate((f"{what}s", f"more than one {what}")):
+                if (rest := but(key, kept)) != messages and self._try(rest) == prompt:
+                    return f"shows no {lost}"
+        # many templates, such as Llama's, have no place for what is said beside a tool call
+        marks = [
+            f"{MARK}{i}." if m["content"] and not m.get("tool_calls") else m["content"]
+            for i, m in enumerate(messages)
+        ]
+        text = self._text([{**m, "content": x} for m, x in zip(messages, marks, strict=True)])
+        lost = [i for i, x in enumerate(marks) if MARK in x and text and x not in text.lower()]
+        if not lost:
+            return ""
+        if messages[lost[0]]["role"] == "system":
+            return "shows no later system messages" if lost[0] else "leaves system messages out"
+        results = messages[lost[0]]["role"] == "tool"
+        return "shows no tool results" if results else "leaves earlier turns out"
 
     def _try(self, messages: Sequence[dict[str, Any]]) -> Any:
         with suppress(ValueError):  # such as of a tool's result without its call
@@ -203,19 +198,8 @@ class Policy(Shown, Adapters, Templated):
             prompt: token ids of the prompt.
             ids: token ids of the reply.
         """
-        opening = self._opening
-        before = self.tokenizer.decode(list(prompt[-32 - len(opening) :])).rstrip()
-        begun = next((begin for begin, _ in THOUGHTS if before.endswith(begin)), "")
-        if opening and before.endswith(opening):
-            begun = begun_thought(opening)
         known = [i for i in ids if i not in self._unsaid]
-        text = begun + self.tokenizer.decode(known, skip_special_tokens=False)
-        return in_marks(text) if in_marks(self._asked) != self._asked else text
-
-    @property
-    def _opening(self) -> str:
-        """What the template writes after a user's message, where a reply begins."""
-        return behind_mark(self._asked).rstrip()
+        return self.marked(self.tokenizer.decode(known, skip_special_tokens=False), prompt)
 
     @cached_property
     def _asked(self) -> str:
@@ -224,17 +208,6 @@ class Policy(Shown, Adapters, Templated):
     @cached_property
     def _unsaid(self) -> set[int]:
         return unsaid(self.tokenizer, self.eos_ids)
-
-    def answer_text(self, reply: str) -> str:
-        """Return the answer in a reply to a prompt of this policy; "" if its thought never ended.
-
-        The thought can begin at the end of the prompt (Qwen3-Thinking, R1 distils).
-        """
-        return answer_text(self.reply_text(self._question, []) + reply)
-
-    @cached_property
-    def _question(self) -> list[int]:
-        return self.encode([{"role": "user", "content": "?"}])
 
     def hidden(
         self, input_ids: torch.Tensor, cache: Cache | None = None, **how: torch.Tensor

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 
 from .. import given
 from ..config import Sampling
-from ..messages import Templated, json_text, plain, text_arguments, thinking, tools_of
+from ..messages import json_text, plain
 from ..records import Message
+from ..templates import Templated, text_arguments, thinking, tools_of
 from ..text import THOUGHTS, content_text
 from .sampling import Reply
 from .source import clear_errors, model_folder
@@ -144,10 +145,10 @@ class ServedModel(Templated):
             return Reply([], "", False, ValueError(f"the answer holds no reply ({error})"))
         thought = said.get("reasoning_content", said.get("reasoning"))  # servers name it either way
         if thought is not None:
-            begin = self._begun or THOUGHTS[0][0]
+            begin = self.begun(prompt) or THOUGHTS[0][0]
             text = f"{begin}{thought}{dict(THOUGHTS)[begin]}{text}"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return Reply(ids, self.reply_text(text), choice.finish_reason == "length")
+        return Reply(ids, self.marked(text, prompt), choice.finish_reason == "length")
 
 
 def _as_sent(messages: Sequence[Message]) -> list[Message]:

@@ -72,7 +72,10 @@ def agreement(
     theirs = token_logprobs(policy, read, ids, adapter="teacher")
     kl = [float((a - b).mean()) for a, b in zip(own, theirs, strict=True)]
     answers = [
-        [policy.answer_text(reply.text).strip() for reply in replies(prompts, arm, 0)]
+        [
+            policy.answer_text(reply.text, prompt).strip()
+            for prompt, reply in zip(prompts, replies(prompts, arm, 0), strict=True)
+        ]
         for prompts, arm in ((plain, adapter), (read, "teacher"))
     ]
     same, n = sum(a == b != "" for a, b in zip(*answers, strict=True)), len(states)

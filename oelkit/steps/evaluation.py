@@ -219,7 +219,7 @@ def probe(
     options: dict[str, Any] = {"temperature": 0, "adapter": adapter, "progress": progress}
     texts, thoughts = [], []
     for i, reply in enumerate(answered(generate(policy, ids, max_new_tokens=short, **options))):
-        texts.append(policy.answer_text(reply.text))
+        texts.append(policy.answer_text(reply.text, ids[i]))
         if reply.truncated and texts[-1] != reply.text:  # a thought took tokens of the answer
             thoughts.append(i)
     if thoughts:
@@ -227,7 +227,7 @@ def probe(
         room = min(max(max_new_tokens, short), policy.context_length - max(map(len, prompts)))
         replies = answered(generate(policy, prompts, max_new_tokens=room, **options))
         for i, reply in zip(thoughts, replies, strict=True):
-            texts[i] = policy.answer_text(reply.text)
+            texts[i] = policy.answer_text(reply.text, ids[i])
     right: dict[str, list[bool]] = {"all": []}
     for row, text in zip(rows, texts, strict=True):
         for kind in ("all", row["kind"]):

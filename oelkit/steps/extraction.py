@@ -131,6 +131,7 @@ def extract(
             if writer:
                 said = (given.one("what writer gives", writer(plain(m)), str) for m in messages)
                 replies = [Reply([], text, False) for text in said]
+                prompts = [list[int]() for _ in replies]
             else:
                 prompts = [policy.encode(asked) for asked in messages]
                 longest = options["max_new_tokens"]
@@ -138,8 +139,10 @@ def extract(
                     replies = generate(policy, prompts, seed=seed * 1009 + step, **options)
             if all(reply.error for reply in replies):
                 raise RuntimeError("the model's server answered no request") from replies[0].error
-            answer_of = answer_text if writer else policy.answer_text
-            answers = [answer_of(reply.text) for reply in replies]
+            answers = [
+                policy.answer_text(reply.text, prompt) if prompt else answer_text(reply.text)
+                for prompt, reply in zip(prompts, replies, strict=True)
+            ]
             new = [_items_of(a, r.truncated, strict) for a, r in zip(answers, replies, strict=True)]
             done = [lane.add(texts, round) for lane, texts in zip(lanes, new, strict=True)]
             row = {"replies": len(new), "empty": sum(not texts for texts in new)}

@@ -111,8 +111,8 @@ def ifeval(
     said = answered(generate(policy, ids, **options))
     return IFEvalReport(
         [
-            _judged(checkers, {"key": i, **row}, reply, policy.answer_text(reply.text))
-            for i, (row, reply) in enumerate(zip(rows, said, strict=True), 1)
+            _judged(checkers, {"key": i, **row}, reply, policy.answer_text(reply.text, prompt))
+            for i, (row, reply, prompt) in enumerate(zip(rows, said, ids, strict=True), 1)
         ]
     )
 

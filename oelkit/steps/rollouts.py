@@ -118,7 +118,7 @@ def rollout(
             with oom_hint("playing", max_new_tokens=options["max_new_tokens"], games=len(asked)):
                 replies = generate(policy, [g.ids for g in asked], adapter=adapter, **draw)
             for game, reply in zip(asked, replies, strict=True):
-                game.play(reply, policy.answer_text(reply.text))
+                game.play(reply, policy.answer_text(reply.text, game.ids))
             bar.update(sum(game.outcome is not None for game in games) - bar.n)
             bar.set_postfix(won=sum(g.outcome == Outcome.SUCCESS for g in games), refresh=False)
         bar.update(len(games) - bar.n)

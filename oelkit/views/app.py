@@ -20,7 +20,6 @@ from typing import Any
 
 from ..curation import Curation
 from ..logs import read_chats
-from ..messages import Templated
 from ..prompts import PromptSet, with_experience
 from ..records import RecordError, Trajectory, read_jsonl
 from ..runs.files import file_stamp, read_json, refuse_outside
@@ -28,6 +27,7 @@ from ..runs.settings import as_argument, check_settings, no_run, run_folder
 from ..runs.stages import status
 from ..startup import skip_slow_imports
 from ..statements import read_worth
+from ..templates import Templated
 
 NOTEBOOK = Path(__file__).with_name("oelkit.ipynb")
 # the view fills the page, and is dark if the system is (Voila is always light); until it is there,
