@@ -513,6 +513,25 @@ def test_a_folder_quantised_by_a_method_that_is_not_installed(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_an_adapter_is_not_merged_into_weights_that_are_codes_on_disk(tmp_path):
+    """On a CPU Transformers makes them dense, but it stores them as codes again."""
+    folder = make_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": own}))
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if "_proj." in name]:
+        weights[name] = weights[name].to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    policy = load_policy(folder)
+    assert policy.lora_layers[0].get_base_layer().weight.dtype == torch.float32
+    policy.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="its weights are quantised"):
+        merge_adapter(str(folder), tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # -- layers that text does not use
 
 

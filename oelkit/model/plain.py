@@ -18,6 +18,7 @@ from ..templates import Templated, unsaid
 from .base import context_length
 from .loading import load_policy
 from .lora import seeded
+from .quantised import quantised_with
 from .sampling import Reply
 from .source import clear_errors, model_folder
 
@@ -37,7 +38,9 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             has parts that cannot be merged.
     """
     policy = load_policy(model, quantize=None, adapter=adapter)
-    if getattr(policy.base_lm.config, "quantization_config", None):
+    stored = AutoConfig.from_pretrained(policy.source, trust_remote_code=False)
+    # also of weights that were made dense on loading (fp8, mxfp4): they are stored as codes again
+    if quantised_with(stored):
         raise ValueError(
             f"{model}: its weights are quantised, and no adapter can be merged into them; export "
             "to peft, or name the dense model"
@@ -49,8 +52,7 @@ def merge_adapter(model: str, adapter: Path, out: Path) -> None:
             "embedding and the head), so merging would change all of them; export to peft"
         )
     config, eos = policy.base_lm.generation_config, policy.eos_ids
-    stored = AutoConfig.from_pretrained(policy.source, trust_remote_code=False).dtype
-    half = torch.float16 if stored == torch.float16 else torch.bfloat16
+    half = torch.float16 if stored.dtype == torch.float16 else torch.bfloat16
     try:
         merged = policy.model.merge_and_unload(adapter_names=["student"]).to(half)
     except RuntimeError as error:  # LoRA biases on layers that have none
