@@ -97,6 +97,18 @@ CHANGES = {
         "sliding_window": 40,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "gemma3n_text": {
+        "head_dim": 16,
+        "intermediate_size": [96] * 4,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+        "sliding_window": 40,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 264,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 8,
+        "altup_num_inputs": 2,
+    },
     "gemma4_text": {
         "head_dim": 16,
         "global_head_dim": 32,

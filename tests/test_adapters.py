@@ -7,6 +7,7 @@ import shutil
 import warnings
 from types import SimpleNamespace
 
+import families
 import pytest
 import torch
 from helpers import make_model, make_tokenizer, shake, some_prompts
@@ -344,6 +345,12 @@ FAMILIES_WITH_DROPOUT = {
     "OPT": dict(hidden_size=32, ffn_dim=32, word_embed_proj_dim=32, num_hidden_layers=2),
     "Qwen3": dict(attention_dropout=0.3),
     "Mixtral": dict(router_jitter_noise=0.5, num_local_experts=2),
+    # in configs of its parts
+    "Dbrx": dict(
+        attn_config={"kv_n_heads": 1, "attn_pdrop": 0.5, "clip_qkv": 8.0, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 2, "ffn_act_fn": {"name": "silu"}},
+        **dict(d_model=32, n_heads=2, n_layers=2, max_seq_len=512),
+    ),
 }
 
 
@@ -353,11 +360,11 @@ def test_a_student_that_is_its_teacher_has_no_loss(tmp_path, family):
 
     tokenizer = make_tokenizer()
     size = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_key_value_heads=1)
-    extra = {} if family in ("GPT2", "OPT") else {**size, "head_dim": 16}
+    extra = {**size, "head_dim": 16} if family in ("Qwen3", "Mixtral") else {}
+    if family != "Dbrx":
+        extra |= {"num_attention_heads": 2, "max_position_embeddings": 512}
     config = getattr(transformers, family + "Config")(
         vocab_size=len(tokenizer),
-        num_attention_heads=2,
-        max_position_embeddings=512,
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=2,
@@ -370,6 +377,17 @@ def test_a_student_that_is_its_teacher_has_no_loss(tmp_path, family):
     policy = load_policy(tmp_path)
     rows = distill(policy, STATES, "H is bad.", **READ)
     assert all(abs(row["loss"]) < 1e-5 for row in rows)
+
+
+def test_a_model_that_reads_a_layer_without_its_adapter_in_training(tmp_path):
+    """Gemma 3n does, to clip the layer's weights."""
+    folder = families.make_family("gemma3n_text", tmp_path)
+    policy = load_policy(folder)
+    shake(policy)
+    with torch.no_grad():
+        want = policy.hidden(IDS)
+        with policy.train_mode():
+            torch.testing.assert_close(policy.hidden(IDS), want)
 
 
 def test_an_adapters_own_dropout(tiny_model, tmp_path):

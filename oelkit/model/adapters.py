@@ -166,12 +166,15 @@ class Adapters:
 
     @contextmanager
     def train_mode(self) -> Iterator[None]:
-        """Enable LoRA's dropout and checkpointing but no router noise; restore modes afterwards."""
+        """Enable LoRA's dropout and checkpointing; restore modes afterwards.
+
+        The base does nothing else in training: no dropout, no noise in routers, and no layer read
+        without its adapter (Gemma 3n).
+        """
         with self._modes():
-            self.model.train()
-            for module in self.base_lm.modules():
-                if any("jitter" in name for name in vars(module)):
-                    module.training = False
+            for name, module in self.model.named_modules():
+                lora = isinstance(module, LoraLayer) or ".lora_" in name
+                module.training = lora or hasattr(module, "gradient_checkpointing")
             yield
 
     @contextmanager
