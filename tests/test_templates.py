@@ -4,6 +4,7 @@ content, padding, and games that outgrow the context.
 
 import json
 import re
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -376,6 +377,9 @@ def test_a_padding_id_beyond_the_embedding_is_harmless(tmp_path, pad):
     prompts = some_prompts(4)
     together = generate(policy, prompts, max_new_tokens=20, temperature=0)
     assert together == [generate(policy, [p], max_new_tokens=20, temperature=0)[0] for p in prompts]
+    if pad < 0:  # else plain Transformers cannot build the model
+        plain: Any = PlainModel(folder, str(folder), "paper")
+        assert generate(plain, prompts, max_new_tokens=20, temperature=0) == together
     with pytest.raises(ValueError, match="its tokenizer gives id"):
         policy.encode([{"role": "user", "content": "a <extra7>"}])
 

@@ -101,13 +101,12 @@ class PlainModel(Templated):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
         super().__init__(base, tokenizer, enable_thinking)
         self._unsaid = unsaid(self.tokenizer)
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         # without the folder's own penalties and cut-offs, as in training and in evaluation
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
-        pad = self.tokenizer.pad_token_id
+        some = [self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends]), 0]
+        known = range(len(self.model.get_input_embeddings().weight))
+        pad = next(i for i in some if i in known)
         self.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
         self.context_length = context_length(self.model.config, self.tokenizer)
 
@@ -121,11 +120,13 @@ class PlainModel(Templated):
         replies: list[Reply] = []
         with seeded(seed, self.model.device):
             for start in range(0, len(prompts), ROWS):
-                batch = {"input_ids": list(prompts[start : start + ROWS])}
-                batch = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
-                out = self.model.generate(**batch, **how)
-                new = out[:, batch["input_ids"].shape[1] :].tolist()
-                replies += [*map(self._reply, new, prompts[start : start + ROWS])]
+                batch = prompts[start : start + ROWS]
+                wide, pad = max(map(len, batch)), self.model.generation_config.pad_token_id
+                rows = [[pad] * (wide - len(p)) + [*p] for p in batch]
+                real = [[0] * (wide - len(p)) + [1] * len(p) for p in batch]
+                ids, mask = (torch.tensor(x, device=self.model.device) for x in (rows, real))
+                out = self.model.generate(input_ids=ids, attention_mask=mask, **how)
+                replies += [*map(self._reply, out[:, wide:].tolist(), batch)]
         return replies
 
     def _reply(self, ids: list[int], prompt: list[int]) -> Reply:
