@@ -196,6 +196,39 @@ def test_an_adapter_whose_training_diverged_is_refused(tiny_model, tmp_path):
         load_policy(tiny_model, adapter=tmp_path)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float8_e4m3fn"])
+def test_an_adapter_may_be_stored_in_any_dtype(tiny_model, tmp_path, dtype):
+    trained_with_peft(tiny_model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({k: x.to(getattr(torch, dtype)) for k, x in load_file(path).items()}, path)
+    theirs = PeftModel.from_pretrained(plain(tiny_model), tmp_path).eval()
+    policy = load_policy(tiny_model, adapter=tmp_path)
+    torch.testing.assert_close(said(policy.model), said(theirs))
+
+
+def test_an_adapter_of_experts_as_single_layers_says_how_to_convert_it(tmp_path):
+    """As Transformers 4 had them; PEFT moves them to `target_parameters` when it loads them."""
+    base, folder = families.make_family("qwen3_moe", tmp_path / "base"), tmp_path / "a"
+    folder.mkdir()
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(base)}
+    parts = {"gate_proj": (64, 48), "up_proj": (64, 48), "down_proj": (48, 64)}
+    (folder / "adapter_config.json").write_text(json.dumps(about | {"target_modules": [*parts]}))
+    tensors, config = {}, plain(base).config
+    for layer in range(config.num_hidden_layers):
+        for expert in range(config.num_experts):
+            for name, (wide, out) in parts.items():
+                key = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{name}"
+                tensors[f"{key}.lora_A.weight"] = torch.randn(4, wide) * 0.1
+                tensors[f"{key}.lora_B.weight"] = torch.randn(out, 4) * 0.1
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="its experts are single layers.* save it again"):
+        load_policy(base, adapter=folder)
+    theirs = PeftModel.from_pretrained(plain(base), folder).eval()
+    theirs.save_pretrained(tmp_path / "b")
+    policy = load_policy(base, adapter=tmp_path / "b")
+    torch.testing.assert_close(said(policy.model), said(theirs), rtol=1e-4, atol=1e-4)
+
+
 def test_adapters_of_other_bases_and_damaged_ones(tiny_model, tmp_path):
     trained_with_peft(make_model(tmp_path / "deep", num_hidden_layers=3), tmp_path / "a")
     with pytest.raises(ValueError, match="another base model"):

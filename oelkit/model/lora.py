@@ -153,6 +153,12 @@ def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tens
             stacklevel=3,
         )
     take = "give the folder to load_policy(adapter=...), which takes the adapter's own settings"
+    stored = tensor_shapes(folder / "adapter_model.safetensors")
+    if ours.target_parameters and any(re.search(r"\.experts\.\d+\.", key) for key in stored):
+        raise ValueError(
+            f"{folder}: its experts are single layers, as before Transformers 5; load it with "
+            "PEFT's PeftModel.from_pretrained, and save it again with save_pretrained"
+        )
     plain = plain_lora(theirs)
     for key in SHAPE:
         if getattr(plain, key) != getattr(ours, key):
@@ -204,7 +210,7 @@ def _adapter_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     state, _ = load_tensors(folder / "adapter_model.safetensors")
     named = model.get_base_model().named_parameters(remove_duplicate=False)  # tied ones as well
     own = {n.replace(".base_layer", ""): p for n, p in named}
-    if wrong := next((key for key, x in state.items() if not x.isfinite().all()), None):
+    if wrong := next((key for key, x in state.items() if not x.float().isfinite().all()), None):
         raise ValueError(f"{folder}: {wrong} holds numbers that are not finite; train it again")
     for key in [key for key in state if ".lora_" not in key]:
         mine = own.get(key.removeprefix("base_model.model.").replace(".base_layer", ""))
