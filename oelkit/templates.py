@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
-
 from .messages import in_parts, json_text, plain
 from .records import Fields, Message
 from .text import MARKS, THOUGHTS, answer_text, begun_thought, in_marks
@@ -20,7 +18,7 @@ def rendered(name: str, messages: Sequence[Message], apply: Callable[[Any], Any]
     """Return what `apply`, a chat template, makes of messages; ValueError if it rejects them."""
     try:
         return apply(messages)
-    except (TemplateError, TypeError) as error:  # such as a template without a system role
+    except Exception as error:  # a template can raise anything, such as on a system message
         if (texts := text_arguments(messages)) != list(messages):
             return rendered(name, texts, apply)
         raise ValueError(

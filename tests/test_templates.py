@@ -306,6 +306,17 @@ def test_a_part_that_only_some_conversations_lose_is_refused_too(tmp_path, old, 
         policy.encode(TALK)
 
 
+@pytest.mark.parametrize(
+    "fault", ["'a'.index('b')", "1 / 0", "'a' * 10 ** 400", "range(10 ** 9)", "raise_exception('')"]
+)
+def test_whatever_a_template_raises_is_a_rejection_of_these_messages(tmp_path, fault):
+    system = "{% if messages[0].role == 'system' %}{{ " + fault + " }}{% endif %}"
+    policy = policy_with(tmp_path, system + LLAMA)
+    policy.encode(ASK)
+    with pytest.raises(ValueError, match=f"{tmp_path}: its chat template rejects these messages"):
+        policy.encode([{"role": "system", "content": "?"}, *ASK])
+
+
 def test_a_prompt_that_begins_no_thought_has_an_answer_though_others_begin_one(tmp_path):
     """As in Nemotron, whose template closes the thought if a message says /no_think."""
     opening = "{{ '' if '/no_think' in messages[0].content else '<think>\n' }}"
