@@ -81,6 +81,25 @@ def test_the_template_says_what_ends_a_turn(tmp_path, template, special, ends):
         )
 
 
+@pytest.mark.parametrize(
+    "written, ends",
+    [
+        ("<|call|>", ["<|eot|>", "<|call|>"]),
+        ("</tool_call>\n", ["<|eot|>"]),  # another call can follow
+        ("</tool_call><|eot|>", ["<|eot|>"]),
+        ("", ["<|eot|>"]),
+    ],
+)
+def test_a_turn_of_tool_calls_can_have_an_end_of_its_own(tmp_path, written, ends):
+    calls = "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}"
+    template = LLAMA.replace(
+        "<|eot|>",
+        "{% if m.tool_calls %}" + calls + written + "{% endfor %}{% else %}<|eot|>{% endif %}",
+    )
+    policy = policy_with(tmp_path, template, ["<|start|>", "<|eot|>", "<|call|>", "</tool_call>"])
+    assert policy.eos_ids == sorted([2, *policy.tokenizer.convert_tokens_to_ids(ends)])
+
+
 def test_what_ends_a_turn_is_no_text_though_it_is_no_special_token(tmp_path):
     policy = policy_with(tmp_path, LLAMA, added=["<|start|>", "<|eot|>"])
     ids = policy.tokenizer("[up]<|eot|>", add_special_tokens=False)["input_ids"]

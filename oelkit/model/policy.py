@@ -75,22 +75,31 @@ class Policy(Shown, Adapters, Templated):
 
     @cached_property
     def _turn_ends(self) -> list[int]:
-        """The token that the template writes after an assistant's turn, or begins the next with.
+        """The tokens that the template writes after an assistant's turn, or begins the next with.
 
         The last turn is tried first: gpt-oss ends a thought with the token that ends earlier turns.
         """
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         added = self.tokenizer.added_tokens_decoder
+        call = {"id": "123456789", "type": "function", "function": {"name": MARK, "arguments": {}}}
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        # a call can have an end of its own, as in gpt-oss
+        last = [i for i in self._behind_mark([turns[0], called])[-1:] if i in added]
+        own = [i for i in last if added[i].special and "tool" not in added[i].content]
         for messages in (turns, [*turns, turns[0]]):
-            text = self._text(messages, False)
-            behind = behind_mark(text).lstrip() if MARK in text.lower() else ""
-            ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+            ids = self._behind_mark(messages)
             ids = [i for i in ids if i not in added or added[i].content not in MARKS]
             # there can be text in between, such as </answer>
             ends = [i for n, i in enumerate(ids) if i in added and (n == 0 or added[i].special)]
             if ends:
-                return ends[:1]
-        return []
+                return [*ends[:1], *own]
+        return own
+
+    def _behind_mark(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Return the ids of what the template writes behind the last `MARK` in messages."""
+        text = self._text(messages, False)
+        behind = behind_mark(text).strip() if MARK in text.lower() else ""
+        return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
 
     def _text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
         """Return what the template writes for messages; "" if it rejects them."""
