@@ -389,6 +389,25 @@ def test_damaged_lines_of_metrics_are_kept_aside(small, policy, tmp_path):
     assert aside == b'\xff not a line\n{"schema": 1, "ar\n'
 
 
+def test_a_stage_that_is_refused_leaves_the_run_as_it_was(run, monkeypatch):
+    def whole():
+        return tree(run.folder), sorted(p for p in run.folder.rglob("*") if p.is_dir())
+
+    before = whole()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "lost", lambda self, k: "it lost" if k == 2 else "")
+        run.settings = replace(run.settings, gate="stop")
+        with pytest.raises(ValueError, match="round 3 does not start: it lost"):
+            run.rollout(3)
+    assert run.settings.rounds == 2 and whole() == before
+    (run.folder / "run.json").unlink()
+    (run.folder / "round_1/states.jsonl").unlink()
+    before = whole()
+    with pytest.raises(ValueError, match="holds no run"):
+        run.collect(1)
+    assert whole() == before
+
+
 # -- looking at a run
 
 

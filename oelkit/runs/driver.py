@@ -170,8 +170,6 @@ class Driver(RunContext):
         return list(needs.values())
 
     def _do(self, k: int, stage: str) -> None:
-        if k > self.settings.rounds:  # run.json and the status then know of this round
-            self.settings = replace(self.settings, rounds=k)
         stages, began = self.stages, time.perf_counter()
         lost = stages.lost(k - 1) if self.settings.gate == "stop" else ""
         if lost and not stages.decided(k):
@@ -179,6 +177,9 @@ class Driver(RunContext):
                 f"round {k} does not start: {lost}. To start it from round {k - 1} anyway, call "
                 f"run.promote({k - 1}); to start it where that round started, run.rollback({k - 1})"
             )
+        if k > self.settings.rounds:  # run.json and the status then know of this round
+            self.settings = replace(self.settings, rounds=k)
+        self._note_settings()
         manifest = {"inputs": stages.hashes(k, stage), "settings": stages.slice(k, stage)}
         at = stages.manifest_path(k, stage)
         folder = at.with_name(f".{stage}.partial")
@@ -186,7 +187,6 @@ class Driver(RunContext):
             print(f"round {k}: {stage}" if k else f"run: {stage}", flush=True)
         files.remove(folder)
         folder.mkdir(parents=True)
-        self._note_settings()
         if at.exists():  # so that `sweep` keeps this try's checkpoint, whatever the clock says
             os.utime(at, (0, 0))
         try:
