@@ -408,6 +408,19 @@ def test_a_stage_that_is_refused_leaves_the_run_as_it_was(run, monkeypatch):
     assert whole() == before
 
 
+def test_a_text_that_could_not_be_written_leaves_that_of_the_run(run, monkeypatch):
+    """It then passed for one by hand: no later decision about its items had an effect."""
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(driver, "write_text", full)
+    with pytest.raises(OSError, match="disk full"):
+        run.write_experience(1, ["a", "b"])
+    (curate,) = (s for s in run.status() if (s.round, s.stage) == (1, "curate"))
+    assert (curate.state, curate.why) == ("done", "")
+
+
 # -- looking at a run
 
 

@@ -81,8 +81,8 @@ class Driver(RunContext):
         path = self.round_folder(given.count("round", k)) / "experience.md"
         if self.stages.by_hand(k, "curate") and given.text_file(path) != text:
             files.keep_aside(path)
+        write_text(path, text)  # first: without its manifest, a text of `curate` passes for theirs
         self.stages.manifest_path(k, "curate").unlink(missing_ok=True)
-        write_text(path, text)
 
     def start_stage(self, k: int, stage: str) -> None:
         """Load the weights that a stage starts from into the policy."""
