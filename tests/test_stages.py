@@ -421,6 +421,16 @@ def test_a_text_that_could_not_be_written_leaves_that_of_the_run(run, monkeypatc
     assert (curate.state, curate.why) == ("done", "")
 
 
+def test_items_that_changed_beside_a_text_by_hand_are_counted_again(run):
+    run.write_experience(1, ["mine", "mine too"])
+    run.write_experience(2, ["mine", "mine too"])
+    assert run.run_all(redo=True)["rounds"][0]["items"] == 2
+    items = run.items(1)
+    write_jsonl(run.folder / "round_1/items.jsonl", [*items, replace(items[0], id="i9")])
+    assert {node for node, state in states(run).items() if state != "done"} == {(0, "metrics")}
+    assert [run.run_all()["rounds"][0][name] for name in ("items", "kept")] == [3, 2]
+
+
 # -- looking at a run
 
 

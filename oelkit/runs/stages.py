@@ -117,8 +117,8 @@ class Stages:
         """Return the input files of a stage, by name within the run folder."""
         if stage == "metrics":
             done = [node for node in self.nodes() if node[1] in ("base", "evaluate", *ARMS)]
-            logs = [f"round_{j}/curation.jsonl" for j in self._rounds]  # for the items kept
-            return [self.writes(*node) for node in done] + logs
+            told = [f"round_{j}/{n}.jsonl" for j in self._rounds for n in ("items", "curation")]
+            return [self.writes(*node) for node in done] + told
         s, settings = self.start(k), self.settings
         unread = {
             STARTED: s == 0,
