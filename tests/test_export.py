@@ -154,6 +154,13 @@ def test_a_round_that_was_rolled_back_is_not_exported(copy):
         export(copy)
 
 
+def test_an_adapter_whose_config_is_damaged_is_named(copy):
+    path = copy / "round_1/adapter/adapter_config.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match=r"adapter_config.json: damaged"):
+        export(path.parent, "peft")
+
+
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(copy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="choose one of peft, merged, gguf"):
         export(copy, "onnx")

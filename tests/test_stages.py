@@ -382,9 +382,10 @@ def test_decisions_before_the_first_text_stay_with_items_that_come_out_the_same(
 def test_damaged_lines_of_metrics_are_kept_aside(small, policy, tmp_path):
     run = by_hand(Run(tmp_path / "run", small, policy, progress=False))
     lines = run.folder / "metrics.jsonl"
-    lines.write_bytes(b'{"schema": 1, "arm": "mine", "x": 1}\n\xff not a line\n{"schema": 1, "ar')
+    there = b'{"schema": 1, "arm": "mine"}\n{"schema": 1, "brm": "round 1"}\n'
+    lines.write_bytes(there + b'\xff not a line\n{"schema": 1, "ar')
     run.distill(1)
-    assert [row["arm"] for row in read_jsonl(lines)] == ["mine", "round 1", "round 1"]
+    assert [row.get("arm") for row in read_jsonl(lines)] == ["mine", None, "round 1", "round 1"]
     aside = lines.with_name("metrics.damaged.jsonl").read_bytes()
     assert aside == b'\xff not a line\n{"schema": 1, "ar\n'
 
@@ -429,6 +430,15 @@ def test_items_that_changed_beside_a_text_by_hand_are_counted_again(run):
     write_jsonl(run.folder / "round_1/items.jsonl", [*items, replace(items[0], id="i9")])
     assert {node for node, state in states(run).items() if state != "done"} == {(0, "metrics")}
     assert [run.run_all()["rounds"][0][name] for name in ("items", "kept")] == [3, 2]
+
+
+@pytest.mark.parametrize("field", ["versions", "prompts", "name"])
+def test_a_run_json_with_a_damaged_field_is_named(run, field):
+    """One flipped bit is enough; the card of an export and `oelkit data` ended in a traceback."""
+    path = run.folder / "run.json"
+    path.write_text(path.read_text().replace(f'"{field}"', f'"{field[:-1]}q"'))
+    with pytest.raises(ValueError, match=r"run.json: .*damaged"):
+        stages.status(run.folder)
 
 
 # -- looking at a run

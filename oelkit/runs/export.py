@@ -20,7 +20,7 @@ from .. import given
 from ..records import write_text
 from ..stats import outcomes, paired_bootstrap
 from . import card
-from .files import locked, read_json, remove, write_json
+from .files import locked, read_json, read_object, remove, write_json
 from .saved import SavedRun
 from .settings import as_argument, is_adapter
 from .stages import Stages, stages_of
@@ -107,7 +107,7 @@ def _write(
     from ..model.plain import add_tokenizer, merge_adapter
     from ..model.source import model_folder, notes
 
-    config = json.loads((adapter / "adapter_config.json").read_text("utf-8-sig"))
+    config: Any = read_object(adapter / "adapter_config.json") or {}
     own = notes(adapter).get("base") or config.get("base_model_name_or_path")
     if not stages and not isinstance(own, str):
         raise ValueError(

@@ -97,8 +97,7 @@ class Stages:
 
     def lost(self, k: int) -> str:
         """Return what the gate found against round k, as a sentence; "" if nothing."""
-        metrics = read_object(self.folder / f"round_{k}/metrics.json") or {}
-        judged = metrics.get("gate")
+        judged = (read_object(self.folder / f"round_{k}/metrics.json") or {}).get("gate")
         return str(judged.get("lost", "")) if isinstance(judged, dict) else ""
 
     def nodes(self) -> Iterator[Node]:
@@ -263,10 +262,11 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder} is a run in an older format, without manifests: `oelkit report "
             f"--run {folder.name}` and the viewer still read it; to continue, start a new run"
         )
-    read_object(path, prompts=dict)
+    read_object(path, prompts=dict, versions=dict)
     try:
         check_settings(record["settings"])
-    except ValueError as error:
+        PromptSet(**record["prompts"])
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; damaged, or from another version of oelkit") from None
     return record
 

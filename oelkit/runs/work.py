@@ -193,9 +193,9 @@ def train(
     s, lines, seed = run.settings, run.folder / "metrics.jsonl", run.settings.seed * 100 + k
     about, (left, arms), told = {"arm": arm, "round": k}, run.steps_left, []
     if arm in arms or left != stamp(lines):  # otherwise it has no steps of this arm
-        others = [row for row in _read_lines(lines) if row["arm"] != arm]
+        others = [row for row in _read_lines(lines) if row.get("arm") != arm]
         write_jsonl(lines, others)  # drop the steps of an interrupted try
-        arms = {row["arm"] for row in others}
+        arms = {row.get("arm", "") for row in others}
 
     def log(row: dict[str, Any]) -> None:
         run.check_ours()
@@ -217,7 +217,7 @@ def train(
         on_step=log,
     )
     if len(told) < len(history):  # resumed: the steps before the checkpoint were dropped above
-        others = [row for row in read_jsonl(lines) if row["arm"] != arm]
+        others = [row for row in read_jsonl(lines) if row.get("arm") != arm]
         write_jsonl(lines, [*others, *(about | row for row in history)])
     run.steps_left = stamp(lines), {*arms, arm}
     return seed
