@@ -15,10 +15,12 @@ from oelkit.model.loading import load_policy
 from oelkit.model.plain import PlainModel
 from oelkit.model.sampling import generate
 from oelkit.records import State, read_jsonl, write_text
+from oelkit.runs.export import exported_round
 from oelkit.runs.files import locked
 from oelkit.runs.run import Run
+from oelkit.runs.saved import SavedRun
 from oelkit.runs.settings import Settings
-from oelkit.runs.stages import stages_of
+from oelkit.runs.stages import Stages, stages_of
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +154,17 @@ def test_a_round_that_was_rolled_back_is_not_exported(copy):
     stages_of(copy).decide(2, keep=False)
     with pytest.raises(ValueError, match="all rounds are rolled back"):
         export(copy)
+
+
+def test_a_round_chosen_by_a_gate_that_is_out_of_date_is_not_exported(copy, monkeypatch):
+    monkeypatch.setattr(Stages, "lost", lambda self, k: "it lost" if k == 2 else "")
+    run = json.loads((copy / "run.json").read_text())
+    run["settings"]["gate"] = "rollback"
+    (copy / "run.json").write_text(json.dumps(run))
+    assert exported_round(stages_of(copy)) == 1
+    SavedRun(copy).curation(2).add("Walls cost a turn.")
+    with pytest.raises(ValueError, match="evaluate of round 2 is stale"):
+        export(copy, "peft")
 
 
 def test_an_adapter_whose_config_is_damaged_is_named(copy):

@@ -90,8 +90,11 @@ def exported_round(stages: Stages) -> int:
     k = stages.start(stages.settings.rounds + 1)
     if k == 0:
         raise ValueError(f"{stages.folder}: all rounds are rolled back; nothing to export")
-    for stage in ("distill", "evaluate"):
-        status = stages.status(k, stage)
+    last, needed = stages.settings.rounds, [(k, "distill"), (k, "evaluate")]
+    if stages.settings.gate == "rollback" and not stages.decided(last + 1):
+        needed.append((last, "evaluate"))  # what the gate found chose round k
+    for node in needed:
+        status = stages.status(*node)
         if status.state != "done":
             run = as_argument(stages.folder)
             raise ValueError(
