@@ -146,6 +146,27 @@ def test_unfinished_run_and_damaged_records(tmp_path):
         write_report(tmp_path / "demmo")
 
 
+@pytest.mark.parametrize(
+    "row, arm, name, value",
+    [
+        ("ood", "base", "n", 0),
+        ("pass_rate", "consolidated", "maps", 0),
+        ("pass_rate", "base", "pass_rate", "1%"),
+    ],
+)
+def test_a_damaged_number_is_an_error_that_names_the_run(tmp_path, row, arm, name, value):
+    """A flipped bit makes 0 of 2: the command ended in a traceback, or in NumPy's own words."""
+    metrics = make_metrics()
+    for played in metrics["rounds"]:
+        played["pass_rate"]["consolidated"] |= {"passes": "01" * 64, "maps": 128}
+        played[row][arm][name] = value
+    with (
+        pytest.raises(ValueError, match=f"^{tmp_path}: its metrics.json, .* is damaged"),
+        report.damage_told(tmp_path),
+    ):
+        print(summary(metrics), *findings(metrics))
+
+
 def missed(metrics):
     return [found.text for found in findings(metrics) if not found.came_out]
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from matplotlib.figure import Figure
 
 from .. import given
-from ..records import Outcome, RecordError, Trajectory, from_dict, read_jsonl, write_text
+from ..records import Outcome, Trajectory, from_dict, read_jsonl, write_text
 from ..runs.files import read_json, refuse_links
 from ..runs.settings import as_argument, no_run
 from ..runs.stages import stale
@@ -61,8 +61,15 @@ def damage_told(folder: Path) -> Iterator[None]:
     """Raise ValueError if a run's files lack what the report needs."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, TemplateError, RecordError) as error:
-        if getattr(error, "bad", None):  # lines of a file that the error names
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        ValueError,
+        TemplateError,
+    ) as error:
+        if str(error).startswith(str(folder)):  # it names the file
             raise
         what = "metrics.json, base.json or run.json is damaged, or from another version"
         raise ValueError(f"{folder}: its {what} ({error!r})") from error
