@@ -22,7 +22,7 @@ from oelkit.curation import Curation
 from oelkit.model.loading import load_policy
 from oelkit.prompts import load_prompt_set
 from oelkit.records import ExperienceItem, State, Trajectory, from_dict, read_jsonl, write_jsonl
-from oelkit.runs import driver, files, gate, measures, stages, table, work
+from oelkit.runs import card, driver, files, gate, measures, stages, table, work
 from oelkit.runs.run import HELD_OUT, Run
 from oelkit.runs.settings import Settings
 from oelkit.runs.stages import Stages, StaleRunError
@@ -432,13 +432,15 @@ def test_items_that_changed_beside_a_text_by_hand_are_counted_again(run):
     assert [run.run_all()["rounds"][0][name] for name in ("items", "kept")] == [3, 2]
 
 
-@pytest.mark.parametrize("field", ["versions", "prompts", "name"])
+@pytest.mark.parametrize("field", ["prompts", "name"])
 def test_a_run_json_with_a_damaged_field_is_named(run, field):
-    """One flipped bit is enough; the card of an export and `oelkit data` ended in a traceback."""
+    """One flipped bit is enough; `oelkit data` ended in a traceback."""
     path = run.folder / "run.json"
     path.write_text(path.read_text().replace(f'"{field}"', f'"{field[:-1]}q"'))
     with pytest.raises(ValueError, match=r"run.json: .*damaged"):
         stages.status(run.folder)
+    path.write_text(path.read_text().replace(f'"{field[:-1]}q"', f'"{field}"').replace("ersi", ""))
+    assert card.about(run.stages, 2, "peft")["versions"] == {}
 
 
 # -- looking at a run

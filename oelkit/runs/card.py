@@ -53,7 +53,7 @@ def about(stages: Stages, k: int, form: str) -> dict[str, Any]:
         "experience_sha256": sha256(stages.folder / f"round_{k}/adapter/experience.md"),
         "settings": asdict(stages.settings),
         "prompts": record["prompts"],
-        "versions": record["versions"],
+        "versions": record.get("versions", {}),
     }
 
 

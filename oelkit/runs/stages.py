@@ -262,10 +262,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder} is a run in an older format, without manifests: `oelkit report "
             f"--run {folder.name}` and the viewer still read it; to continue, start a new run"
         )
-    read_object(path, prompts=dict, versions=dict)
+    read_object(path, prompts=dict)
     try:
         check_settings(record["settings"])
-        PromptSet(**record["prompts"])
+        PromptSet(**dict.fromkeys(PromptSet.__dataclass_fields__) | record["prompts"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; damaged, or from another version of oelkit") from None
     return record
