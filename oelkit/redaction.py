@@ -23,19 +23,24 @@ _PATTERNS = {
     r"(?:[^-]|-(?!----)){0,10000}-----END [A-Z ]{0,30}KEY-----"
     r"|(?<![\w-])(?:gh[opsu]|github_pat|glpat|xox[abprs]|dckr_pat|shpat|whsec|GOCSPX)[-_]"
     r"[\w-]{12,300}"
-    # these also begin names, whose words are short
-    r"|(?<![\w-])(?:sk|pk|rk|hf|npm|pypi)[-_](?=[\w-]{0,100}?[^\W_]{14})[\w-]{12,300}"
+    # these also begin names, whose words are short or have no digit and no capital
+    r"|(?<![\w-])(?:sk|pk|rk|hf|npm|pypi)[-_](?=[\w-]{0,100}?[^\W_]{14})"
+    r"(?=[\w-]{0,100}?[A-Z\d])[\w-]{12,300}"
     r"|(?<!\w)(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|(?<!\w)AIza[\w-]{30,50}"
     r"|(?<!\w)eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000}"
     r"|(?<!\w)SG\.[\w-]{16,99}\.[\w-]{16,99}"
-    r"|(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{16,4000}"
+    # "basic" also precedes words
+    r"|(?i:(?<=bearer )|(?<=basic ))(?=[\w.~+/=-]{0,99}?(?:[\d=]|[a-z][A-Z]))[\w.~+/=-]{16,4000}"
     r"|(?<=://)[^\s/:@]{0,64}:[^\s/@]{1,200}(?=@)"  # name and password in an address
     # a long word of digits and letters of both cases, not an id of words and hyphens
     r"|(?<![\w/+-])(?=\w{0,40}[0-9])(?=\w{0,40}[a-z])(?=\w{0,40}[A-Z])\w{32,300}(?![\w-])",
     "e-mail": r"(?<![\w.+-])[\w.+-][\w.+'-]{0,63}(?:[@\uff20]|%40)"
     r"(?:[\w-]{1,63}\.){1,8}[^\W\d_][\w-]{0,62}",  # the last part begins with a letter
-    "phone": rf"(?<![\w+])\+\d[\d()./{_GAP}]{{5,18}}\d(?![\w-])"
-    rf"|(?<![\w./-])(?!\d\d[-/. ]\d\d[-/. ]\d)"
+    # neither a number with a sign nor a date in a diff
+    "phone": rf"(?<![\w+])\+(?!\d{{4}}-\d\d-\d\d)[1-9][\d()./{_GAP}]{{5,18}}\d(?![\w-])"
+    # nor the end of a time, nor the groups of a large number
+    rf"|(?<![\w./-])(?<!\d:)(?!(?<=\d[{_GAP}])0\d\d(?:[{_GAP}]\d\d\d)+\b)"
+    rf"(?!\d\d[-/. ]\d\d[-/. ]\d)"
     rf"(?:\(0\d{{1,5}}\)|0\d{{1,5}}[/{_GAP}])[ ]?\d[\d{_GAP}]{{3,12}}\d(?![\w-])"
     rf"|(?<![\w./-])0[1-9](?:[.{_GAP}]\d\d){{4}}(?![\w-])"  # as in France
     rf"|(?<![\w./-])(?:1[.{_GAP}])?(?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[.{_GAP}])"
@@ -46,8 +51,12 @@ _LABEL = r"(?=[aspt])(?:(?<![^\W_])|(?-i:(?<=[a-z])(?=[A-Z])))"
 _LABEL += (
     r"(?:(?:api|access|secret|private)[_-]?key|secret|token|password|passwd|passphrase|passwort)"
 )
+# not what is replaced already, nor code such as os.environ["API_KEY"]
+_NO_VALUE = r"""(?!\[(?:key|e-mail|phone)\][.:!?]{0,3}(?:[\s"',;&\\}\])]|$))"""
+_NO_VALUE += r"(?![^\W\d]{1,40}(?:\.[^\W\d]{1,40}){1,5}[(\[])"
 _LABELLED = re.compile(
     rf"({_LABEL}(?:\\?[\"']?\s{{0,3}}[:=]\s{{0,3}}\\?[\"']?|\sist?\s{{1,3}}(?=\S{{0,40}}\d)))"
+    rf"{_NO_VALUE}"
     r"[^\s\"',;&\\]{5,299}[^\s\"',;&}\])\\]",
     re.IGNORECASE,
 )

@@ -336,6 +336,11 @@ NO_SECRETS = (
     "On 2026-11-27 at 12:30 (01-02-2026), order 12345678: 1.234.567,00 EUR, version 1.2.3, "
 )
 NO_SECRETS += "FrozenLake4x4-v0-r1-m10000-s1-0/3, pk_column_name_in_table, pip install x@1.0.0."
+NO_SECRETS_EITHER = [
+    *["2026-11-27 12:30:00 12345 rows", "1 000 000 000 EUR", "+0.123456789", "+2026-11-27"],
+    *["pk_customeraddresses", "basic implementations.", "token = lexer.get_token(x)"],
+    'OpenAI(api_key=os.environ["API_KEY"])',
+]
 
 
 def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
@@ -350,6 +355,16 @@ def test_what_looks_like_a_secret_is_replaced_and_nothing_else():
     assert redact("db://admin:s3cr3t@host:1/x") == "db://[key]@host:1/x"
     assert redact('{"secret": false}') == '{"secret": false}'
     assert redact(NO_SECRETS) == NO_SECRETS
+    assert list(map(redact, NO_SECRETS_EITHER)) == NO_SECRETS_EITHER
+    assert redact("Basic dXNlcjpwYXNzd29yZA==") == "Basic [key]"
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_a_secret_behind_a_label_is_replaced_once(kind):
+    for text in SECRETS[kind]:
+        for form in ("token: {}", "password={}.", '{{"secret": "{}"}}', "({})"):
+            told = redact(form.format(text))
+            assert told == redact(told) and "]]" not in told and text not in told
 
 
 @pytest.mark.timeout(60)
