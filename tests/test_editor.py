@@ -2,6 +2,7 @@
 log, and only changes are sent back. browser/test_editor.py tests what a person sees and presses."""
 
 import json
+import re
 from unittest.mock import ANY
 
 import nbformat
@@ -137,6 +138,27 @@ def test_refusals_are_told_and_change_nothing(files):
     browser.do("reload")
     browser.do("reject", ids=["i0"])
     assert [browser.rows[i]["status"] for i in ("i0", "i1")] == ["rejected", "accepted"]
+
+
+@pytest.mark.parametrize(
+    "message, told",
+    [
+        ({}, "'message.op': is missing"),
+        ([], "message': expected an object"),
+        ({"op": "accept", "ids": "i0"}, "'message.ids': expected a list"),
+        ({"op": "accept", "ids": [["i0"]]}, r"'message.ids\[0\]': expected str"),
+        ({"op": "author", "texts": [5]}, r"'message.texts\[0\]': expected str"),
+        ({"op": "add"}, "no operation 'add' with 0 items and 0 texts"),
+        ({"op": "look"}, "no operation 'look'"),
+        ({"op": "merge", "texts": ["x"]}, "no operation 'merge' with 0 items and 1 text"),
+        ({"op": "move", "ids": ["i0"], "to": 0}, "no operation 'move' with 1 item and 0 texts"),
+        ({"op": "move", "ids": ["i0"], "texts": ["i0"], "to": 0}, "no other row has the id 'i0'"),
+    ],
+)
+def test_a_strange_message_is_refused_in_a_sentence(files, message, told):
+    browser = Browser(Curation.open(*files))
+    browser.view._handle_custom_msg(message, [])
+    assert re.search(told, browser.heard[-1]["error"]) and not files[1].exists()
 
 
 def test_budget_prompt_and_draws():

@@ -328,6 +328,8 @@ def test_strange_messages_are_ignored():
         {"kind": "show"},
     ):
         assert asked(view, **message) is None
+    games = asked(view, kind="export", games=["0", None, [], 1, 0.0, 0])["text"]
+    assert len(games.splitlines()) == 1
     with pytest.raises(ValueError, match="no trajectory"):
         trajectory_viewer([])
 

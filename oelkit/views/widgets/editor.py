@@ -7,6 +7,7 @@ cursor, selection and filter. `editor_rows` builds the rows and their evidence."
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -14,10 +15,25 @@ from typing import Any
 from ... import given
 from ...curation import Curation
 from ...exchange import bring_in, export
-from ...records import ConflictError, Trajectory
+from ...records import ConflictError, Fields, Trajectory, from_dict
 from ...text import MARKER, count_tokens, counted, experience_text
 from .base import LiveView, source
 from .editor_rows import detail, rows_of
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message of the browser; `from_dict` checks its types."""
+
+    op: str
+    ids: tuple[str, ...] = ()
+    """Of rows."""
+    texts: tuple[str, ...] = ()
+    to: int | None = None
+    reason: str = ""
+    said: str | None = None
+    """Comes back as a notice once it is done."""
+    extra: Fields = field(default_factory=Fields)
 
 
 class ExperienceEditor(LiveView):
@@ -120,29 +136,24 @@ class ExperienceEditor(LiveView):
             id = made[-1]
         return rows[id]
 
-    def _receive(self, message: dict) -> None:
-        before, said = len(self.curation.log), message.pop("said", None)
+    def _receive(self, message: Any) -> None:
+        before, asked = len(self.curation.log), _Asked("")
         try:
-            answer = ({"notice": said} if said else {}) | self._do(**message)
+            asked = from_dict(_Asked, message, "message")
+            answer = ({"notice": asked.said} if asked.said else {}) | self._do(asked)
             if self.on_change and len(self.curation.log) != before:
                 self._hint = self.on_change()
         # an empty text, a budget of 1e30, a concurrent write, a full disk
         except (ValueError, TypeError, RuntimeError, OSError) as error:
             answer = {"error": str(error), "conflict": isinstance(error, ConflictError)}
         # the page keeps a form's text until it knows
-        if message["op"] in ("edit", "merge", "split", "add"):
+        if asked.op in ("edit", "merge", "split", "add"):
             answer["saved"] = len(self.curation.log) > before
         self.refresh(**answer)
 
-    def _do(
-        self,
-        op: str,
-        ids: Sequence[str] = (),
-        texts: Sequence[str] = (),
-        to: int | None = None,
-        reason: str = "",
-    ) -> dict:
-        """Handle a browser message with row ids; "at" in the answer moves the cursor."""
+    def _do(self, asked: _Asked) -> dict:
+        """Handle a browser message; "at" in the answer moves the cursor."""
+        op, ids, texts, to = asked.op, asked.ids, asked.texts, asked.to
         c, items = self.curation, [id for row in ids for id in self._groups.get(row, (row,))]
         match op:
             case "hello":  # from a new view, which has no rows yet
@@ -150,42 +161,45 @@ class ExperienceEditor(LiveView):
                 return {"at": self._shown} if self._shown else {}
             case "refresh":  # the caller refreshes anyway
                 pass
-            case "look":
+            case "look" if ids:
                 return {"detail": detail(ids[0], items, c, self.games, whole=to is not None)}
-            case "turn" if self.on_turn and to is not None:
+            case "turn" if self.on_turn and ids and to is not None:
                 self.on_turn(ids[0], to)
             case "accept" | "reject" | "skip" | "restore":
                 getattr(c, op)(items)
-            case "edit" | "merge" | "split" if texts:
+            case "edit" | "merge" | "split" if items and texts:
                 return {"at": [*c.rewrite(op, items, texts), items[0]][0]}
-            case "move":  # right above or below the first item of another row
+            case "move" if items and texts:  # right above or below another row's first item
                 others = [i.id for i in c.items if i.id not in items]
-                first = min(others.index(id) for id in self._groups.get(texts[0], texts))
-                c.move(items, first + bool(to))
+                beside = [others.index(i) for i in self._groups.get(texts[0], texts) if i in others]
+                if not beside:
+                    raise ValueError(f"no other row has the id {texts[0]!r}")
+                c.move(items, min(beside) + bool(to))
                 return {"at": items[0]}
-            case "add":
+            case "add" if texts:
                 return {"at": c.add(texts[0])}
             case "undo" | "redo":
                 was = getattr(c, op)()
                 return {"at": next((i.id for i in c.items if i.id in was.ids + was.new), None)}
             case "explain":
-                c.explain(reason)
+                c.explain(asked.reason)
             case "draw":
                 self.draw = to
             case "budget":  # for this view only; a run uses its own setting
                 self.budget = _budget(to)
-            case "author":
+            case "author" if texts:
                 c.author = texts[0].strip() or c.author
             case "reload":
                 c.reload()
-            case "export":
+            case "export" if texts:
                 return {"file": [f"curation.{texts[0]}", export(c, texts[0])]}
-            case "import":
+            case "import" if texts:
                 n = bring_in(c, texts[0])
                 done = f"Imported {counted(n, 'operation')}"
                 return {"notice": done if n else "Imported: no changes"}
             case _:
-                raise ValueError(f"the editor knows no operation {op!r}")
+                about = f"{counted(len(items), 'item')} and {counted(len(texts), 'text')}"
+                raise ValueError(f"the editor knows no operation {op!r} with {about}")
         return {}
 
     def _now(self) -> tuple[dict[str, dict], dict[str, Any]]:

@@ -127,7 +127,8 @@ class TrajectoryViewer(LiveView):
             case {"kind": "search", "text": str(text)}:
                 self.send_json(kind="hits", text=text, hits=self._search(text))
             case {"kind": "export", "games": list(games)}:
-                lines = self._lines([i for i in games if 0 <= i < len(self._games)])
+                known = range(len(self._games))
+                lines = self._lines([i for i in games if isinstance(i, int) and i in known])
                 text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
                 self.send_json(kind="file", name="trajectories.jsonl", text=text)
             case {"kind": "item", "id": str(id)} if self._on_item:
