@@ -70,7 +70,7 @@ def read_chats(
         source: a .jsonl, .json or .parquet file, the folder of a saved data set, or rows (dicts)
             such as a Hugging Face dataset.
         format: "messages" (OpenAI), "sharegpt" or "records" (oelkit's); None: that of the first
-            line whose format is recognised. Lines in another format are bad lines.
+            good line. Lines in another format are bad lines.
         on_bad: "raise", or "skip": leave out unreadable lines, with a warning.
         redact: function from text to text, applied to every text first; None: replace nothing.
 
@@ -103,14 +103,14 @@ def read_chats(
             elif isinstance(row, dict) and (arrow or not path):
                 row = _as_json(row, arrow)
             found, replaced = _format(shallow(row, 100)), Counter[str]()
-            kind = kind or found
-            if found != kind:
+            if found != (kind or found):
                 raise ValueError(f"is in the format {found}, the others are {kind}")
-            game = _trajectory(redacted(row, redact, replaced), kind, f"{stem}-{line}", ids)
+            game = _trajectory(redacted(row, redact, replaced), found, f"{stem}-{line}", ids)
         except (ValueError, RecursionError) as error:
             said = well_formed(without_secrets(str(error)))
             bad.append((line, getattr(error, "name", None), said))
             continue
+        kind = found  # not of a bad line, or all others would be in another format
         ids.add(game.id)
         counts += replaced
         chats.append(game)

@@ -283,6 +283,13 @@ def test_bad_lines_are_named_counted_and_skipped_or_refused(tmp_path, bad):
     assert pretty(chats) == str(chats)  # as a notebook shows it
 
 
+def test_a_bad_line_does_not_set_the_format_of_the_others():
+    for bad, good in (({"messages": []}, SHAREGPT), ({"conversations": {}}, CHAT)):
+        with pytest.raises(RecordError, match="line 1: ") as error:
+            read_chats([bad, good])
+        assert len(error.value.records) == 1 and [line for line, *_ in error.value.bad] == [1]
+
+
 def test_many_bad_lines_are_all_named(tmp_path):
     path = lines(tmp_path, *[{"messages": []}] * 2, chat("a", "b"))
     with pytest.raises(RecordError, match=r"line 1: .* \(1 more bad line: 2\)"):
