@@ -2,7 +2,7 @@
 their round's experience in the formats of two trainers.
 
 A Parquet column has one type, so values whose type differs from row to row (tools and tool calls,
-fields of a world or a log) are stored as JSON text."""
+lists and objects of a world or a log) are stored as JSON text. So is text that looks like it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .messages import content_or_json, json_text, plain
+from .operations import CuratedItem
 from .prompts import PromptSet, with_experience
-from .records import Fields, State, Trajectory, Turn, to_dict, write_text
+from .records import Evidence, Fields, State, Trajectory, Turn, to_dict, write_text
 from .text import well_formed
 
-_FIELDS = {f.name for kind in (Trajectory, Turn) for f in fields(kind)}
+
+def _names(*kinds: Any) -> set[str]:
+    return {f.name for kind in kinds for f in fields(kind)}
+
+
+_FIELDS = _names(Trajectory, Turn)
+_OWN = _FIELDS | _names(State, Evidence, CuratedItem) | {"messages"}
+_JSON = ("{", "[", '"')  # how JSON text begins
 _MESSAGE = ("role", "content", "name", "tool_call_id", "reasoning_content")
 
 
@@ -48,9 +56,17 @@ def _plain(value: Any) -> Any:
         message = value | {"content": content_or_json(value.get("content"))}
         message = {k: v for k, v in message.items() if v is not None}
         return {k: _plain(v) if k in _MESSAGE else json_text(v) for k, v in message.items()}
-    return {
-        well_formed(k): json_text(v) if isinstance(v, dict) else _plain(v) for k, v in value.items()
-    }
+    return {well_formed(k): json_text(v) if _differs(k, v) else _plain(v) for k, v in value.items()}
+
+
+def _differs(name: str, value: Any) -> bool:
+    """Whether a field's type can differ from row to row, or its text would be read as JSON."""
+    if name in _OWN or not isinstance(value, str):
+        return isinstance(value, dict) or (name not in _OWN and isinstance(value, list))
+    try:
+        return value.startswith(_JSON) and json.loads(value) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def from_plain(value: Any) -> Any:
@@ -60,11 +76,11 @@ def from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     message = "role" in value
-    own, starts = (_MESSAGE, "[{") if message else (_FIELDS, "{")
+    own = _MESSAGE if message else _FIELDS
     row: Fields = {}
     for name, v in value.items():
-        if name not in own and isinstance(v, str) and v[:1] in starts:
-            with suppress(ValueError):  # else it was text before
+        if name not in own and isinstance(v, str) and v.startswith(_JSON):
+            with suppress(ValueError, RecursionError):  # else it was text before
                 v = json.loads(v)
         if v is not None or (name in own and not message):  # else only other rows have it
             row[name] = v if name not in own else from_plain(v)
@@ -135,14 +151,21 @@ def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
 
     Raises:
         ImportError: Parquet without pyarrow, or a data set without datasets.
+        ValueError: Parquet or a data set cannot hold a field.
     """
     path = Path(path)
     if path.suffix == ".jsonl":
         write_text(path, (json.dumps(x, ensure_ascii=False) + "\n" for x in _dicts(rows)))
-    elif path.suffix == ".parquet":
-        arrow, parquet = library("pyarrow", path), library("pyarrow.parquet", path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(arrow.Table.from_pylist(plain_rows(rows)), path)
-    else:
-        datasets = library("datasets", path)
-        datasets.Dataset.from_list(plain_rows(rows)).save_to_disk(str(path))
+        return
+    try:
+        if path.suffix == ".parquet":
+            arrow, parquet = library("pyarrow", path), library("pyarrow.parquet", path)
+            table = arrow.Table.from_pylist(plain_rows(rows))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parquet.write_table(table, path)
+        else:
+            datasets = library("datasets", path)
+            datasets.Dataset.from_list(plain_rows(rows)).save_to_disk(str(path))
+    except (ValueError, TypeError, OverflowError) as error:  # of Arrow
+        said = f"{path}: a field has values of different types, or a number is too large"
+        raise ValueError(f"{said} ({error}); write .jsonl instead") from error

@@ -8,6 +8,7 @@ from helpers import make_game, make_model
 
 from oelkit import __main__ as cli
 from oelkit.curation import Curation
+from oelkit.logs import read_chats
 from oelkit.prompts import load_prompt_set, with_experience
 from oelkit.records import (
     Evidence,
@@ -73,6 +74,31 @@ def test_trajectories_and_items_come_back_from_each_format(tmp_path, end):
             to_dict(from_dict(kind, row)) for row in bare
         ]
         assert marks == [to_dict(r).get("mark") for r in records]
+
+
+@pytest.mark.parametrize("end", [".parquet", ""])
+def test_what_a_world_added_comes_back_as_it_was(tmp_path, end):
+    pytest.importorskip("datasets", reason="Parquet and data sets need oelkit[logs]")
+    added = '{"a": 1}', "[1]", '"quoted"', '"G" is it', "{no JSON", [1, "a"], [{"a": 1}, {"b": {}}]
+    for extra in added:
+        game = make_game(seed=3)
+        turn = replace(game.turns[0], extra={"x": extra})
+        games = [replace(game, extra={"x": extra}, turns=(turn,))]
+        write_rows(path := tmp_path / f"{added.index(extra)}{end}", games)
+        assert read_chats(path, redact=None) == games
+    said = ExperienceItem("i", '"H"', (), "m", 1, 0)
+    assert plain_rows([said])[0]["text"] == '"H"'
+
+
+@pytest.mark.parametrize("end", [".parquet", ""])
+def test_what_a_column_cannot_hold_is_refused_in_a_sentence(tmp_path, end):
+    pytest.importorskip("datasets", reason="Parquet and data sets need oelkit[logs]")
+    game = make_game(seed=3)
+    mixed = [replace(game, extra={"x": x}) for x in (1, "a")]
+    for games in (mixed, [replace(game, seed=2**70)]):
+        with pytest.raises(ValueError, match="data.*: a field has values of .* write .jsonl"):
+            write_rows(tmp_path / f"data{end}", games)
+        assert not (tmp_path / f"data{end}").exists()
 
 
 def test_messages_with_tools_and_parts_have_one_type_for_each_column():
