@@ -81,16 +81,14 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
     if isinstance(value, dict):
         found: dict[Any, Any] = {}
         for key, v in value.items():
-            # the names of a format are identifiers, and shorter than any secret
-            own = str(key).isidentifier() and (hook is not redact or len(key) < 15)
-            told = key if own else redacted(key, hook, counts)
+            told = key if _of_format(str(key), hook) else redacted(key, hook, counts)
             found[f"{told} ({len(found)})" if told in found else told] = redacted(
                 v, hook, counts, key
             )
         return found
     if isinstance(value, list | tuple):
         return [redacted(v, hook, counts, name) for v in value]
-    if not isinstance(value, str) or (name in _NO_TEXT and value.isidentifier()):
+    if not isinstance(value, str) or (name in _NO_TEXT and _of_format(value, hook)):
         return value
     text = well_formed(value)
     if hook is None:
@@ -105,6 +103,11 @@ def redacted(value: Any, hook: Hook | None, counts: Counter[str], name: str = ""
         # for a hook with its own placeholders, count the texts it changed
         counts.update({k: n for k, n in gained.items() if n > 0} or {"text": 1})
     return new
+
+
+def _of_format(word: str, hook: Hook | None) -> bool:
+    """Whether a word can be a format's own: an identifier, and shorter than any secret."""
+    return word.isidentifier() and (hook is not redact or len(word) < 15)
 
 
 def _inside(text: str, hook: Hook, counts: Counter[str]) -> str:

@@ -406,9 +406,12 @@ def test_every_text_goes_through_the_hook_and_what_it_replaced_is_counted(tmp_pa
 
 
 def test_a_field_that_a_tool_calls_from_is_text():
+    key = f"ghp_{'a1B2' * 9}"
     call = {"name": "send", "arguments": {"from": "bob@example.com", "type": "a b@example.com"}}
+    call["arguments"]["x"] = {"type": key}
     row = {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}]}
-    assert "example.com" not in read_chats([row])[0].turns[0].reply
+    reply = read_chats([row])[0].turns[0].reply
+    assert "example.com" not in reply and key not in reply
 
 
 def test_names_and_values_of_objects_are_redacted_too():
