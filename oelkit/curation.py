@@ -72,11 +72,14 @@ class Curation(Shown):
     def load(self, log: Sequence[Operation]) -> None:
         """Replace the state by that of these operations; the log file does not change."""
         place = self.log_path or "log"
+        todo = "Restore the log from a copy, or move it away to start again"
         if [op.n for op in log] != list(range(1, len(log) + 1)):
             what = f"{place}: an operation is missing or repeated (`n` must count 1, 2, 3 …)"
-            todo = "Restore the log from a copy, or move it away to start again"
             raise RecordError(f"{what}. {todo}", log)
-        done, undone = operations.undo_and_redo(log)
+        try:
+            done, undone = operations.undo_and_redo(log)
+        except ValueError as error:
+            raise RecordError(f"{place}: {error}. {todo}", log) from None
         self._state = operations.fold(self._source, done, f"{place}: ")
         self._log, self._done, self._undone = list(log), done, undone
 

@@ -318,6 +318,9 @@ def test_damage_inside_the_log_is_an_error_not_a_crash(log):
     log.write_bytes(b"".join(lines[:-1] + [lines[-1].replace(b'"op": "add"', b'"op": "dance"')]))
     with pytest.raises(ValueError, match="operation 9 .*unknown operation 'dance'"):
         Curation(items(), log)
+    log.write_bytes(lines[0].replace(b'"op": "', b'"op": "undo", "was": "'))
+    with pytest.raises(RecordError, match=f"{log.name}: there is nothing to undo. Restore the log"):
+        Curation(items(), log)
 
 
 def test_a_log_is_never_applied_to_other_items(log):
