@@ -126,6 +126,7 @@ def add_adapter(model: Any, name: str, config: LoraConfig) -> None:
         model.add_adapter(name, config)
 
 
+# why: long, because each thing that can differ has a sentence of its own
 def fitting_weights(folder: Path, model: Any, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder if they fit the student of this model.
 
