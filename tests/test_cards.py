@@ -20,7 +20,7 @@ from oelkit.model.prefix import SharedPrefix, can_share
 from oelkit.model.sampling import Reply, generate
 from oelkit.model.scoring import reply_hidden, token_logprobs
 from oelkit.prompts import with_experience
-from oelkit.steps import distillation, training
+from oelkit.steps import distillation, teacher, training
 
 DEVICE = os.environ.get("OELKIT_TEST_DEVICE", "cpu")
 CUDA = DEVICE.startswith("cuda")
@@ -118,8 +118,8 @@ def step_gradient(policy, found, replies):
     asked = [policy.encode(state.prompt) for state in t.states]
     told = [policy.encode(with_experience(t.prompt_set, s.prompt, TEXT)) for s in t.states]
     answers = [Reply(ids, "", False) for ids in replies]
-    groups = distillation._group_by_prefix(t, [TEXT] * len(told), told)
-    hidden = distillation._score(t, told, answers, groups)
+    groups = teacher.group_by_prefix(t, [TEXT] * len(told), told)
+    hidden = teacher.hidden_states(t, told, answers, groups)
     loss, _ = distillation._backward(t, asked, answers, hidden)
     t.scaler.unscale_(t.optimizer)
     grads = torch.cat([p.grad.flatten().float().cpu() for p in policy.trainable()])

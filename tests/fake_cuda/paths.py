@@ -39,7 +39,7 @@ from oelkit.model.prefix import SharedPrefix
 from oelkit.model.sampling import Reply, generate
 from oelkit.model.scoring import token_logprobs
 from oelkit.prompts import load_prompt_set
-from oelkit.steps import distillation, training
+from oelkit.steps import distillation, teacher, training
 
 warnings.simplefilter("ignore")
 SIZE = {
@@ -144,14 +144,14 @@ def learn(t):
     shares = attention.prefix_obstacle(t.policy.base_lm) == ""
     groups = [("a text" if shares else None, [0, 1, 2])]
     with torch.no_grad():
-        teacher = distillation._score(t, PROMPTS, replies, groups)
+        told = teacher.hidden_states(t, PROMPTS, replies, groups)
     context = distillation.checkpointed(t.policy) if t.plan.gradient_checkpointing else None
     t.optimizer.zero_grad()
     packed = packed_batches(t.policy, PROMPTS, [len(p) + 3 for p in PROMPTS], 700)
     assert max(n for n, _ in packed) == (len(PROMPTS[0]) - 1 if shares else 0)
     students = PROMPTS if t.plan.gradient_checkpointing else STUDENTS
     with context or torch.enable_grad():
-        distillation._backward(t, students, replies, None if t.config.loss == "sft" else teacher)
+        distillation._backward(t, students, replies, None if t.config.loss == "sft" else told)
     for p in t.policy.trainable():
         assert p.dtype == torch.float32 and p.device.type == "cuda" and p.grad is not None
         assert p.grad.dtype == torch.float32 and p.grad.device.type == "cuda"
