@@ -266,7 +266,7 @@ def test_a_model_that_says_nothing_goes_through_every_step(tiny_model, kind):
 
 def test_memory_that_runs_out_on_a_cpu_names_the_setting(tiny, monkeypatch):
     # the message of torch's allocator without such memory
-    monkeypatch.setattr(STEPS[2], "_score", lambda *_: torch.empty(2**50))
+    monkeypatch.setattr("oelkit.steps.teacher.hidden_states", lambda *_: torch.empty(2**50))
     state = State("s", "t", 0, [{"role": "user", "content": "Which move?"}])
     with pytest.raises(RuntimeError, match="training ran out of memory: lower batch_tokens"):
         distill(tiny, [state], "- EXPERIENCE ITEM: x", steps=1, batch_size=1, max_new_tokens=3)

@@ -151,13 +151,13 @@ class Policy(Shown, Adapters, Templated):
     def _left_out(self, messages: list[dict[str, Any]], prompt: Any) -> str:
         """Say what the template silently drops; "" if nothing."""
 
-        def but(key: str, kept: int) -> list[dict[str, Any]]:
+        def but(key: str, kept: int | None) -> list[dict[str, Any]]:
             fewer = ({**m, key: m[key][:kept]} if m.get(key) else m for m in messages)
             return [{k: m[k] for k in m if k != key or m[k]} for m in fewer]
 
         for key, what in (("tools", "tool"), ("tool_calls", "tool call")):
             for kept, lost in enumerate((f"{what}s", f"more than one {what}")):
-                if (rest := but(key, kept)) != messages and self._try(rest) == prompt:
+                if (rest := but(key, kept)) != but(key, None) and self._try(rest) == prompt:
                     return f"shows no {lost}"
         # many templates, such as Llama's, have no place for what is said beside a tool call
         marks = [
