@@ -173,6 +173,7 @@ class Adapters:
         """
         with self._modes():
             for name, module in self.model.named_modules():
+                # isinstance would hide `training` from the type checker
                 lora = ".lora_" in name or issubclass(type(module), LoraLayer)
                 module.training = lora or hasattr(module, "gradient_checkpointing")
             yield

@@ -1,9 +1,9 @@
-"""A base model as loaded: context length, argument for a cache, whether all its files are used."""
+"""A base model as loaded: context length, padding, argument for a cache, unused files."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -28,6 +28,12 @@ def context_length(config: Any, tokenizer: Any) -> int:
         lengths = [part[original] for part in parts if part.get(original)]
         most = min(lengths, default=getattr(config, original, most))
     return most or tokenizer.model_max_length
+
+
+def padding_id(tokenizer: Any, ends: Sequence[int | None], known: int) -> int:
+    """Return the id to pad with; the embedding, which knows so many ids, always has it."""
+    ids = (tokenizer.pad_token_id, *ends, 0)
+    return next(i for i in ids if i is not None and 0 <= i < known)
 
 
 def check_weights(base: Any, info: Mapping[str, Any], name: str) -> None:

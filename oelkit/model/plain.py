@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from ..config import Sampling
 from ..templates import Templated, unsaid
-from .base import context_length
+from .base import context_length, padding_id
 from .loading import load_policy
 from .lora import seeded
 from .quantised import quantised_with
@@ -104,9 +104,8 @@ class PlainModel(Templated):
         # without the folder's own penalties and cut-offs, as in training and in evaluation
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
-        some = [self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends]), 0]
-        known = range(len(self.model.get_input_embeddings().weight))
-        pad = next(i for i in some if i in known)
+        some = ends if isinstance(ends, list) else [ends]
+        pad = padding_id(self.tokenizer, some, len(self.model.get_input_embeddings().weight))
         self.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
         self.context_length = context_length(self.model.config, self.tokenizer)
 

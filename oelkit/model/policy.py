@@ -22,7 +22,7 @@ from ..tables import Brief, Shown
 from ..templates import MARK, Templated, behind_mark, thinking, unsaid
 from ..text import MARKS
 from .adapters import Adapters
-from .base import cache_argument, context_length
+from .base import cache_argument, context_length, padding_id
 from .head import Head, head_of
 
 DATE_CODES = "%-d %-m %a %A %b %B %c %d %D %e %F %H %I %j %m %M %p %S %T %x %X %y %Y %Z"
@@ -111,8 +111,7 @@ class Policy(Shown, Adapters, Templated):
     @property
     def pad_id(self) -> int:
         """Token id of padding; the embedding always has it."""
-        ids = [self.tokenizer.pad_token_id, *self.eos_ids, 0]
-        return next(i for i in ids if i is not None and 0 <= i < len(self._embedding))
+        return padding_id(self.tokenizer, self.eos_ids, len(self._embedding))
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Return the prompt ids of chat messages, including the template's start of a reply.
@@ -131,7 +130,6 @@ class Policy(Shown, Adapters, Templated):
                     f"token {token}; rename the field"
                 )
         prompt = self.render(messages, tokenize=True)
-
         if lost := self._left_out(messages, prompt):
             raise ValueError(
                 f"{self.name}: its chat template {lost}; take a model whose template shows "

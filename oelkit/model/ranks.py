@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import distributed
+
+Row = TypeVar("Row")
 
 
 def join() -> torch.device | None:
@@ -27,6 +30,11 @@ def rank() -> int:
 def count() -> int:
     """Return how many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def share(rows: list[Row]) -> list[Row]:
+    """Return this process's part of the rows."""
+    return rows[rank() :: count()]
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:

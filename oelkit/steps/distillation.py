@@ -135,9 +135,8 @@ def distill_step(training: Training, step: int) -> dict[str, Any]:
     replies = _sample(t, step, prompts, adapter)
     kept = _rehearse(t, step) if t.rehearsal else ()
     counts = [sum(len(r.ids) for r in replies), sum(r.truncated for r in replies)]
-    mine = slice(ranks.rank(), None, ranks.count())
-    batch, texts, replies = batch[mine], texts[mine], replies[mine]
-    student_ids, teacher_ids = student_ids[mine], teacher_ids[mine]
+    batch, texts, replies = ranks.share(batch), ranks.share(texts), ranks.share(replies)
+    student_ids, teacher_ids = ranks.share(student_ids), ranks.share(teacher_ids)
 
     for group in t.optimizer.param_groups:
         group["lr"] = _rate(c, step)
@@ -203,9 +202,7 @@ def _rehearse(t: Training, step: int) -> tuple[list[list[int]], list[Reply]]:
     """Draw prompts of the rehearsal and let the student answer; return this process's share."""
     states = t.rng.choices(t.rehearsal, k=_rehearsed(t.config))
     prompts = [t.policy.encode(state.prompt) for state in states]
-    replies = _sample(t, step, prompts, "student")
-    mine = slice(ranks.rank(), None, ranks.count())
-    return prompts[mine], replies[mine]
+    return ranks.share(prompts), ranks.share(_sample(t, step, prompts, "student"))
 
 
 def _draw(
